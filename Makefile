@@ -1,0 +1,38 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# uv does not read pip's settings: hand pip's own find-links on, so that a local build of torch is used where there is one.
+FIND_LINKS = $(shell $(BIN)/python -m pip config get global.find-links 2>/dev/null || echo "$$PIP_FIND_LINKS")
+
+.PHONY: help setup train test test-slow check format docs clean
+
+help:  ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed  ## Make the environment in .venv
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Making the environment in $(VENV) (downloads PyTorch and friends the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: setup  ## Prepare the embedded corpus and train the default model (2-4 minutes on 2 CPU cores)
+	$(BIN)/python train.py
+
+test: setup  ## Run the tests (no network, no GPU)
+	$(BIN)/python -m pytest
+
+test-slow: setup  ## Run the tests that take minutes, too
+	$(BIN)/python -m pytest -m 'not gpu'
+
+check: setup  ## Formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup  ## Format the code and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

@@ -1,0 +1,1 @@
+"""From source text to batches of tokens, in the order in which data flows."""

@@ -1,0 +1,1 @@
+"""What leaves a run: generated text and exported models."""

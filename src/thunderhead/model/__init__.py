@@ -1,0 +1,1 @@
+"""The decoder, in plain PyTorch: no Lightning, no Hydra."""

@@ -1,0 +1,1 @@
+"""The LightningModule, the plan of a run, its callbacks and its record."""

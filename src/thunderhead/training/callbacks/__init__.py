@@ -1,0 +1,1 @@
+"""Callbacks around the run."""
