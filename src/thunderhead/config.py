@@ -1,0 +1,321 @@
+"""Compose → check against signatures → instantiate. The only module that knows Hydra.
+
+The signature is the schema: a node with `_target_` is compared with the signature of its target. Parameters without a
+default that stand before `*` are supplied by the code (`d_model`, an optimizer's `params`); all others are settings.
+"""
+
+import difflib
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+import pydantic
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.markup import escape
+
+CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+# Hydra's own keys of a node; `_partial_` is the builder's business and never stands in YAML.
+HYDRA_KEYS = {"_target_", "_convert_", "_recursive_"}
+
+
+class Problem(NamedTuple):
+    """One thing wrong with the configuration: where, and what with the nearest thing that works."""
+
+    path: str
+    message: str
+
+
+class ConfigError(Exception):
+    """The configuration is refused: every problem found, each with its config path. Ends the program with status 2."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = list(problems)
+        super().__init__("\n".join(f"{path}: {message}" if path else message for path, message in self.problems))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # joblib launchers pickle what a job raises
+        return type(self), (self.problems,)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Compose
+
+
+def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
+    """The composed configuration, as `python train.py <overrides>` has it; for tests, notebooks and tools."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return hydra.compose(config_name, overrides=list(overrides))
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Resolve every interpolation and return plain dicts and lists.
+
+    Raises:
+        ConfigError: a mandatory value (`???`) is missing, or an interpolation fails.
+
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError([Problem(key, f"needs a value: {key}=…") for key in missing])
+    try:
+        return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError([Problem(str(error.full_key or ""), str(error).splitlines()[0])]) from error
+
+
+def with_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A recorded configuration with `key=value` overrides applied; groups cannot be switched any more.
+
+    Raises:
+        ConfigError: an override names a key that the recorded configuration does not have, or a whole group.
+
+    """
+    merged, problems = OmegaConf.create(config), []
+    OmegaConf.set_struct(merged, True)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if isinstance(OmegaConf.select(merged, key), DictConfig):
+            problems.append(Problem(key, f"a resumed run keeps its recorded {key}; single values may change"))
+        elif override.is_add() or _exists(config, key):
+            OmegaConf.update(merged, key, override.value(), force_add=True)
+        else:
+            problems.append(Problem(key, _unknown(key, _leaf_paths(config))))
+    if problems:
+        raise ConfigError(problems)
+    return plain(merged)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Check
+
+
+def check(config: dict[str, Any], settings: Callable[..., Any] | None = None) -> list[Problem]:
+    """Compare every node that has a `_target_` with its target's signature.
+
+    Args:
+        config: a resolved configuration of plain containers.
+        settings: a callable whose signature describes the top-level scalars (seed, name, …).
+
+    Returns:
+        All problems, in the order of the configuration: targets that cannot be imported, unknown and missing keys,
+        keys that the code supplies itself, and values that do not fit the annotation.
+
+    """
+    problems = []
+    if settings is not None:
+        scalars = {key: value for key, value in config.items() if not isinstance(value, dict) and value is not None}
+        problems += list(_check_arguments("", settings, scalars))
+    for path, node in _nodes(config):
+        problems += list(_check_node(path, node))
+    return problems
+
+
+def _nodes(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield path, value
+        for key, child in value.items():
+            yield from _nodes(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from _nodes(child, f"{path}[{index}]")
+
+
+def _check_node(path: str, node: dict[str, Any]) -> Iterator[Problem]:
+    name = node["_target_"]
+    try:
+        target = hydra.utils.get_object(name)
+    except Exception as error:  # whatever the import of a user's module raises is the answer
+        yield Problem(f"{path}._target_", f"cannot load {name!r}: {str(error).splitlines()[0]}")
+        return
+    yield from _check_arguments(path, target, {k: v for k, v in node.items() if k not in HYDRA_KEYS})
+
+
+def _check_arguments(path: str, target: Callable[..., Any], arguments: dict[str, Any]) -> Iterator[Problem]:
+    parameters = inspect.signature(target).parameters
+    supplied = {p.name for p in parameters.values() if p.default is p.empty and p.kind is not p.KEYWORD_ONLY}
+    settable = [p.name for p in parameters.values() if p.name not in supplied and p.kind is not p.VAR_KEYWORD]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = _hints(target)
+
+    for key, value in arguments.items():
+        where = f"{path}.{key}" if path else key
+        if key in supplied:
+            yield Problem(where, "is worked out by Thunderhead and cannot be set")
+        elif key not in settable and not takes_any:
+            yield Problem(where, _unknown(key, settable, owner=getattr(target, "__name__", str(target))))
+        elif key in hints and not _contains_target(value):
+            yield from _check_value(where, value, hints[key])
+    for name in settable:
+        required = parameters[name].default is inspect.Parameter.empty
+        if required and parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL and name not in arguments:
+            where = f"{path}.{name}" if path else name
+            yield Problem(where, f"is required: {where}=…")
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (
+        NameError,
+        TypeError,
+    ):  # annotations that only a type checker can resolve: names are checked, values are not
+        return {}
+
+
+def _contains_target(value: Any) -> bool:
+    return any(True for _ in _nodes(value))
+
+
+def _check_value(where: str, value: Any, hint: Any) -> Iterator[Problem]:
+    try:
+        adapter = pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+    except pydantic.PydanticUserError:  # a BaseModel or dataclass, which takes no configuration from outside
+        adapter = pydantic.TypeAdapter(hint)
+    except Exception:  # an annotation that pydantic has no schema for cannot be checked
+        return
+    for candidate in (value, tuple(value)) if isinstance(value, list) else (value,):  # YAML has no tuples
+        try:
+            adapter.validate_python(candidate, strict=True)
+            return
+        except pydantic.ValidationError as error:
+            failed = error
+    reasons = list(dict.fromkeys(_reason(e) for e in failed.errors() if e["type"] != "is_instance_of"))
+    yield Problem(where, f"{_show(value)} is not accepted: {' or '.join(reasons) or f'should be {hint}'}")
+
+
+def _reason(error: Any) -> str:
+    message = str(error["msg"])
+    return message[0].lower() + message[1:].replace("Input should", "should")
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _unknown(key: str, known: Sequence[str], owner: str = "") -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    of = f" to {owner}" if owner else ""
+    return f"is unknown{of}" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(known))}")
+
+
+def _leaf_paths(value: Any, path: str = "") -> list[str]:
+    if not isinstance(value, dict):
+        return [path]
+    own = [path] if path else []
+    return own + [leaf for key, child in value.items() for leaf in _leaf_paths(child, f"{path}.{key}" if path else key)]
+
+
+def _exists(config: Any, path: str) -> bool:
+    for key in path.split("."):
+        if not isinstance(config, dict) or key not in config:
+            return False
+        config = config[key]
+    return True
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Instantiate
+
+
+def factory(node: dict[str, Any]) -> Callable[..., Any]:
+    """The node's target with its settings bound, still to be called with what the code supplies."""
+    return typing.cast(Callable[..., Any], hydra.utils.instantiate(node, _partial_=True, _convert_="all"))
+
+
+def build(node: dict[str, Any], **supplied: Any) -> Any:
+    """The node's target called with its settings and with `supplied`."""
+    return hydra.utils.instantiate(node, _convert_="all", **supplied)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+def invocation_overrides() -> list[str]:
+    """The overrides of this run, as typed (`attention=gqa`); empty outside of Hydra."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def output_dir() -> Path:
+    """The folder that Hydra gave this run."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def run(main: Callable[[], Any], config_name: str = "train") -> None:
+    """Call a `@hydra.main` function as a program: 0 done, 2 refused (one clear message, no traceback), 1 failed.
+
+    With HYDRA_FULL_ERROR=1 in the environment nothing is caught.
+    """
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        main()
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands every error to us
+    try:
+        main()
+    except ConfigError as error:
+        _refuse(error.problems)
+    except (HydraException, OmegaConfBaseException) as error:
+        _refuse(_composition_problems(error, config_name))
+
+
+def _refuse(problems: Sequence[Problem]) -> typing.NoReturn:
+    console = Console(stderr=True, highlight=False)
+    count = "the configuration is refused" if len(problems) == 1 else f"{len(problems)} problems, nothing was started"
+    console.print(f"[bold red]error:[/] {count}")
+    for path, message in problems:
+        # soft_wrap keeps one problem on one line when the output is read by a program
+        console.print(
+            f"  [bold]{escape(path)}[/] {escape(message)}" if path else f"  {escape(message)}", soft_wrap=True
+        )
+    console.file.flush()
+    sys.exit(2)
+
+
+def _composition_problems(error: Exception, config_name: str) -> list[Problem]:
+    """Hydra stops at the first override that it cannot apply; look at the others too, and suggest."""
+    message = "\n    ".join(line for line in str(error).strip().splitlines() if line.strip())
+    if isinstance(error.__cause__, OmegaConfBaseException) and str(error.__cause__) not in message:
+        message += "\n    " + str(error.__cause__).splitlines()[0]
+    if not isinstance(error, ConfigCompositionException) or "Could not override" not in message:
+        return [Problem("", message)]
+    overrides = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
+    groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        chosen = [o.input_line for o in parsed if o.key_or_group in groups and not o.is_sweep_override()]
+        keys = _leaf_paths(OmegaConf.to_container(compose([str(c) for c in chosen], config_name), resolve=False))
+    except Exception:  # the groups themselves do not compose: Hydra's message is the best there is
+        return [Problem("", message)]
+    known = set(keys) | groups
+    problems = []
+    for override in parsed:
+        key = override.key_or_group
+        if not (override.is_add() or override.is_force_add() or key in known or key.startswith("hydra")):
+            parent = key.rpartition(".")[0]
+            siblings = [k for k in known if k.rpartition(".")[0] == parent] or sorted(known)
+            near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5)
+            near = near or difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
+            hint = (
+                f"did you mean {near[0]}?" if near else f"{parent or 'the top level'} has {', '.join(sorted(siblings))}"
+            )
+            problems.append(Problem(key, f"is unknown; {hint}"))
+    return problems or [Problem("", message)]
+
+
+def to_yaml(config: dict[str, Any]) -> str:
+    """A resolved configuration as YAML, keys in the order of composition."""
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,231 @@
+"""What a folder of shards must hold, and the comparison with what it does hold.
+
+    <shards_dir>/<key>/manifest.json            written last
+                      /tokenizer.json
+                      /<source>/train/index.json, chunk-0-0.bin, chunk-0-1.bin …
+                      /<source>/val/…
+
+litdata keeps no checksums: flipped bytes, swapped chunks or a wrong dtype it reads without complaint. `verify` finds
+them.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from thunderhead.data.tokenizer import DTYPE, MAX_VOCAB_SIZE, Tokenizer, load_tokenizer
+
+FORMAT = 1  # raise when the same text would give other shards
+DTYPE_NAME = np.dtype(DTYPE).name
+# litdata's name for a one-dimensional numpy array, whose type it numbers by its own table.
+DATA_FORMAT = "no_header_numpy:5"  # uint16; a test compares it with what litdata writes
+SplitName = Literal["train", "val"]
+
+
+class ShardError(ValueError):
+    """The shards are not what their manifest says."""
+
+
+class MissingManifestError(ShardError):
+    """A folder of shards has no manifest.json."""
+
+
+class DamagedManifestError(ShardError):
+    """manifest.json cannot be read, or contradicts itself."""
+
+
+class ForeignTokenizerError(ShardError):
+    """The shards were made with another tokenizer than the one asked for, or the one that lies beside them."""
+
+
+class WrongDtypeError(ShardError):
+    """The index of a shard names another type of token than the manifest."""
+
+
+class DamagedIndexError(ShardError):
+    """The index of a shard is missing or was changed."""
+
+
+class MissingChunkError(ShardError):
+    """A chunk is not there."""
+
+
+class TruncatedChunkError(ShardError):
+    """A chunk has another size than when it was written."""
+
+
+class SwappedChunkError(ShardError):
+    """A chunk holds what another one should hold."""
+
+
+class DamagedChunkError(ShardError):
+    """A chunk has the right size and other bytes than were written."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A file of tokens; `bytes` is its size."""
+
+    filename: str
+    sha256: str
+    bytes: int
+    tokens: int
+    documents: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One split of one source. `bytes` counts the text, tokens include an EOS per document."""
+
+    tokens: int
+    documents: int
+    bytes: int
+    unigram_entropy: float
+    """Nats a token of a model that knows only how frequent each token of this split is."""
+    max_token_id: int
+    index_sha256: str
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """Which tokenizer made the tokens: its kind, what was asked of it, and the hash of the trained one."""
+
+    name: str
+    settings: dict[str, Any]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards holds. Made by `thunderhead.data.prepare`, never changed afterwards."""
+
+    format: int
+    key: str
+    eos_id: int
+    vocab_size: int
+    max_token_id: int
+    dtype: str
+    tokenizer: TokenizerRecord
+    split_rule: str
+    validation_fraction: float
+    sources: dict[str, dict[str, Any]]
+    """Fingerprint of each source."""
+    splits: dict[SplitName, dict[str, Shard]]
+    """By split, then source."""
+    folder: Path = field(default=Path(), compare=False)
+    """Where it lies; not part of the file."""
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Read `folder`/manifest.json.
+
+        Raises:
+            MissingManifestError: there is none.
+            DamagedManifestError: it is not a manifest of this version, or contradicts itself.
+        """
+        folder = Path(folder)
+        file = folder / "manifest.json"
+        try:
+            content = {**json.loads(file.read_bytes()), "folder": folder}
+            manifest = TypeAdapter(cls).validate_python(content)
+        except FileNotFoundError:
+            raise MissingManifestError(
+                f"{folder} has no manifest.json: no shards, or half of them; remove it to prepare anew"
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValidationError) as error:
+            reason = str(error).replace("\n", " ")
+            raise DamagedManifestError(f"{file} is damaged: {reason}") from None
+        shards = [shard for by_source in manifest.splits.values() for shard in by_source.values()]
+        if manifest.format != FORMAT:
+            raise DamagedManifestError(f"{file} has format {manifest.format}, this version reads {FORMAT}")
+        if (
+            set(manifest.splits) != {"train", "val"}
+            or any(set(by_source) != set(manifest.sources) for by_source in manifest.splits.values())
+            or any(sum(chunk.tokens for chunk in shard.chunks) != shard.tokens for shard in shards)
+            or max((shard.max_token_id for shard in shards), default=-1) != manifest.max_token_id
+            or not max(manifest.max_token_id, manifest.eos_id) < manifest.vocab_size <= MAX_VOCAB_SIZE
+        ):
+            raise DamagedManifestError(f"{file} contradicts itself; remove {folder} to prepare anew")
+        if manifest.dtype != DTYPE_NAME:
+            raise WrongDtypeError(f"{file} says dtype {manifest.dtype}, this version writes and reads {DTYPE_NAME}")
+        return manifest
+
+    def save(self, folder: Path) -> Self:
+        """Write manifest.json into `folder`, and return the manifest as one that lies there."""
+        content = asdict(self)
+        del content["folder"]
+        (folder / "manifest.json").write_text(json.dumps(content, indent=1) + "\n")
+        return type(self)(**{**self.__dict__, "folder": folder})
+
+    def load_tokenizer(self) -> Tokenizer:
+        """Load the trained tokenizer that made these shards.
+
+        Raises:
+            ForeignTokenizerError: tokenizer.json is missing or is not the one of the manifest.
+        """
+        file = self.folder / "tokenizer.json"
+        if not file.exists() or sha256_of(file) != self.tokenizer.sha256:
+            raise ForeignTokenizerError(f"{file} is not the tokenizer that made these shards (its hash differs)")
+        return load_tokenizer(self.tokenizer.name, file.read_text())
+
+    def shard_folder(self, split: SplitName, source: str) -> Path:
+        """Name the folder of one split of one source."""
+        return self.folder / source / split
+
+
+def verify(manifest: Manifest, level: Literal["full", "sizes"] = "full") -> None:
+    """Compare the files with the manifest: tokenizer, indices, and each chunk's size and (full) sha256.
+
+    Raises:
+        ShardError: one of its subclasses, naming the file.
+    """
+    manifest.load_tokenizer()
+    for split, by_source in manifest.splits.items():
+        for source, shard in by_source.items():
+            folder = manifest.shard_folder(split, source)
+            _verify_index(folder, shard)
+            for chunk in shard.chunks:
+                verify_chunk(folder, shard, chunk, level)
+
+
+def _verify_index(folder: Path, shard: Shard) -> None:
+    file = folder / "index.json"
+    if not file.exists():
+        raise DamagedIndexError(f"{file} is missing; remove {folder.parents[1]} to prepare anew")
+    try:
+        data_format = json.loads(file.read_bytes())["config"]["data_format"]
+    except (ValueError, KeyError, TypeError):
+        data_format = None
+    if data_format is not None and data_format != [DATA_FORMAT]:
+        raise WrongDtypeError(f"{file} says tokens are {data_format}, the manifest says {DTYPE_NAME} ({DATA_FORMAT})")
+    if sha256_of(file) != shard.index_sha256:
+        raise DamagedIndexError(f"{file} was changed since it was written; remove {folder.parents[1]} to prepare anew")
+
+
+def verify_chunk(folder: Path, shard: Shard, chunk: Chunk, level: Literal["full", "sizes"] = "full") -> None:
+    """Compare one chunk with the manifest; raises as `verify` does."""
+    file = folder / chunk.filename
+    if not file.exists():
+        raise MissingChunkError(f"{file} is missing; remove {folder.parents[1]} to prepare anew")
+    if level == "full":
+        digest = sha256_of(file)
+        if digest == chunk.sha256:
+            return
+        if other := [known.filename for known in shard.chunks if known.sha256 == digest]:
+            raise SwappedChunkError(f"{file} holds what {other[0]} should hold")
+    if (size := file.stat().st_size) != chunk.bytes:
+        raise TruncatedChunkError(f"{file} has {size} bytes, {chunk.bytes} were written")
+    if level == "full":
+        raise DamagedChunkError(f"{file} holds other bytes than were written (its hash differs)")
+
+
+def sha256_of(file: Path) -> str:
+    """Hash a file."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,78 @@
+"""Initial weights: which distribution, and how they come out the same on any device, sharding and model around them."""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+class ResidualProjection(nn.Linear):
+    """A linear layer whose output is added to the residual stream; `initialize` scales its weights down with depth."""
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, seed: int, std: float, n_layers: int, scale_residual: bool) -> None:
+    """Draw all parameters of `model` anew. Right after building, or after building on "meta" and `to_empty`.
+
+    - nn.Linear, nn.Embedding: normal(0, std) cut at ±3 std (GPT-2's std is 0.02; the cut as in torchtitan); biases 0.
+    - ResidualProjection: std / sqrt(2 · n_layers) if `scale_residual`, so that the variance of the residual stream does
+      not grow with depth (Radford et al. 2019, section 2.3: two branches a layer).
+    - any other module with parameters of its own: by its own `reset_parameters()`.
+
+    Every tensor has its own generator, seeded by (seed, name of the parameter), on the CPU in float32: a module added
+    elsewhere does not shift the others, and a sharded parameter gets its slice of the same full tensor.
+
+    Raises ValueError, naming the module, if a module has parameters and neither rule reaches all of them.
+    """
+    for module_name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if not own:
+            continue
+        if isinstance(module, nn.Linear | nn.Embedding):
+            scaled = scale_residual and isinstance(module, ResidualProjection)
+            weight_std = std / math.sqrt(2 * n_layers) if scaled else std
+            for name, parameter in own.items():
+                full = torch.zeros(parameter.shape, dtype=torch.float32)
+                if name == "weight":
+                    generator = torch.Generator().manual_seed(_seed_of(seed, f"{module_name}.{name}"))
+                    nn.init.trunc_normal_(full, 0.0, weight_std, -3 * weight_std, 3 * weight_std, generator)
+                _copy_in(parameter, full)
+        else:
+            _reset(module, module_name, own, seed)
+
+
+def _reset(module: nn.Module, module_name: str, own: dict[str, nn.Parameter], seed: int) -> None:
+    """Run the module's own reset_parameters on full CPU tensors and copy these in."""
+    where = f"{module_name} ({type(module).__name__})"
+    if not callable(reset := getattr(module, "reset_parameters", None)):
+        raise ValueError(f"cannot initialise {where}: it has parameters ({', '.join(own)}) and no reset_parameters()")
+    try:
+        for name, parameter in own.items():
+            setattr(module, name, nn.Parameter(torch.full(parameter.shape, math.nan)))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_seed_of(seed, module_name))
+            reset()
+        drawn = {name: getattr(module, name).detach() for name in own}
+    finally:
+        for name, parameter in own.items():
+            setattr(module, name, parameter)
+    for name, parameter in own.items():
+        if drawn[name].isnan().any():
+            raise ValueError(f"cannot initialise {where}: its reset_parameters() leaves {name!r} unset")
+        _copy_in(parameter, drawn[name])
+
+
+def _seed_of(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]) >> 1  # 63 bits: a non-negative int64
+
+
+def _copy_in(parameter: nn.Parameter, full: Tensor) -> None:
+    """Copy a full CPU tensor into a parameter; of a sharded one, into this rank's slice without communication."""
+    if isinstance(parameter, DTensor):
+        mesh = parameter.device_mesh
+        shard = distribute_tensor(full.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None)
+        parameter.to_local().copy_(shard.to_local())
+    else:
+        parameter.copy_(full)

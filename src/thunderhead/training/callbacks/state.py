@@ -1,0 +1,99 @@
+"""What a checkpoint must hold beside Lightning's own, and how it reaches the disk."""
+
+import os
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+
+class RandomState(Callback):
+    """Save and restore the random state of each rank, which Lightning does not: dropout then goes on as if never stopped.
+
+    Ranks draw from generators of their own (seed + rank) from the start of training. A run resumed on another number
+    of ranks starts these generators anew.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self._restored: list[dict[str, Any]] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed this rank, or restore what it had."""
+        if self._restored is not None and len(self._restored) == trainer.world_size:
+            _set_state(self._restored[trainer.global_rank])
+        else:
+            seed = self.seed + trainer.global_rank
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+        self._restored = None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the states of all ranks into the checkpoint."""
+        states: list[Any] = [None] * trainer.world_size
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_gather_object(states, _state())
+        else:
+            states = [_state()]
+        checkpoint["random_state"] = states
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember the states until training starts."""
+        self._restored = checkpoint.get("random_state")
+
+
+def _state() -> dict[str, Any]:
+    """States in types that a weights-only load accepts."""
+    name, keys, *rest = np.random.get_state()
+    state = {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest], "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_state(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its place and rename it: a reader finds a whole file or none, also after a crash."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Save to `path`, a file; remote paths are left to Lightning."""
+        if not _is_local(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def _is_local(path: Any) -> bool:
+    return "://" not in str(path)

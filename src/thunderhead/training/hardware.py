@@ -1,0 +1,151 @@
+"""What the machine can do: accelerator, precision, peak speed, allocator."""
+
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch.plugins import MixedPrecision
+
+LIGHTNING_PRECISION = {
+    "fp32": "32-true",
+    "bf16-mixed": "bf16-mixed",
+    "fp16-mixed": "16-mixed",
+    "bf16-true": "bf16-true",
+}
+COMPUTE_DTYPE = {
+    "fp32": torch.float32,
+    "bf16-mixed": torch.bfloat16,
+    "fp16-mixed": torch.float16,
+    "bf16-true": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """In which number format matrices are multiplied and weights are kept.
+
+    Args:
+        kind: `fp32`; `bf16-mixed` and `fp16-mixed` multiply in 16 bits and keep weights, gradients and optimizer state in
+            float32 (fp16 with loss scaling); `bf16-true` keeps everything in bfloat16; `auto` is bf16-mixed where the
+            hardware computes bfloat16 fast, else fp32.
+    """
+
+    kind: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed", "bf16-true"]
+
+    def resolve(self, accelerator: str) -> tuple[str, str]:
+        """The kind to use on `accelerator` (cpu, cuda or mps), and why."""
+        if self.kind != "auto":
+            why = "as configured"
+            if self.kind == "fp16-mixed" and accelerator == "cpu":
+                why += "; CPUs emulate float16 and are very slow in it: bf16-mixed is meant for them"
+            return self.kind, why
+        fast, why = fast_bfloat16(accelerator)
+        return ("bf16-mixed" if fast else "fp32"), f"auto: {why}"
+
+
+def fast_bfloat16(accelerator: str) -> tuple[bool, str]:
+    """Whether the hardware multiplies bfloat16 matrices faster than float32 ones, and how we know."""
+    if accelerator == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        return major >= 8, f"CUDA sm{major}{minor} {'has' if major >= 8 else 'lacks'} bfloat16 tensor cores"
+    if accelerator == "cpu":
+        flags = cpu_flags()
+        for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16"), ("bf16", "Arm BF16")):
+            if flag in flags:
+                return True, f"the CPU has {name}"
+        return False, "the CPU has neither AMX nor AVX512-BF16"
+    return False, f"no fast bfloat16 is known for {accelerator}"
+
+
+def cpu_flags() -> set[str]:
+    """Instruction-set flags as Linux reports them; empty elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return set()
+    lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))]
+    return set(lines[0].partition(":")[2].split()) if lines else set()
+
+
+def resolve_accelerator(accelerator: str) -> str:
+    """`auto`, `gpu` and the like to cpu, cuda or mps.
+
+    Raises:
+        ValueError: the machine has no such device.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if accelerator == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    wanted = ("cuda" if available["cuda"] or not available["mps"] else "mps") if accelerator == "gpu" else accelerator
+    if wanted not in available:
+        raise ValueError(f"trainer.accelerator={accelerator} is unknown: use auto, cpu, gpu, cuda or mps")
+    if not available[wanted]:
+        here = ", ".join(name for name, present in available.items() if present)
+        raise ValueError(
+            f"trainer.accelerator={accelerator}: PyTorch finds no {wanted} device here, only {here}: use trainer=auto"
+        )
+    return wanted
+
+
+def device_count(devices: Any, accelerator: str) -> int:
+    """Devices on this node that `trainer.devices` asks for: a number, `auto` or -1 (all), or a list of indices.
+
+    Raises:
+        ValueError: nothing of the kind, or more GPUs than there are.
+    """
+    present = torch.cuda.device_count() if accelerator == "cuda" else 1
+    if devices in ("auto", -1, "-1"):
+        return present
+    if isinstance(devices, list):
+        devices = len(devices)
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"trainer.devices={devices}: write a number of devices, a list of indices, or auto")
+    return devices
+
+
+def precision_plugin(kind: str, accelerator: str) -> dict[str, Any]:
+    """Trainer arguments for a resolved precision."""
+    if kind == "fp16-mixed" and accelerator == "cpu":
+        # Asked for "16-mixed" on a CPU, Lightning silently takes bfloat16; the plugin itself does what it is told.
+        return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]}
+    return {"precision": LIGHTNING_PRECISION[kind]}
+
+
+def device_name(accelerator: str) -> str:
+    """The model name of the GPU or CPU."""
+    if accelerator == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    if accelerator == "cpu" and cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        if names:
+            return f"{names[0]} ({torch.get_num_threads()} threads)"
+    return platform.processor() or platform.machine()
+
+
+def peak_flops(accelerator: str, kind: str) -> float | None:
+    """FLOP/s of one device for MFU: the published peak of a GPU (Lightning's table), a measured matmul on a CPU.
+
+    Returns:
+        None where nothing is known, so that no MFU is reported.
+    """
+    dtype = COMPUTE_DTYPE[kind]
+    if accelerator == "cuda":
+        peak = get_available_flops(torch.device("cuda"), dtype)
+        return float(peak) if peak else None
+    return measured_matmul_flops(dtype) if accelerator == "cpu" else None
+
+
+def measured_matmul_flops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
+    """FLOP/s of the best of several square matmuls on the CPU."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+        if time.perf_counter() > end:
+            return 2 * size**3 / best

@@ -1,0 +1,137 @@
+"""LanguageModel: the LightningModule that hosts the decoder, its optimizer and its schedule. Hooks only."""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from thunderhead.config import build, factory
+from thunderhead.model.decoder import Decoder
+from thunderhead.training.metrics import BitsPerByte
+from thunderhead.training.parallel import FullyShardedStrategy, shard
+
+# What a decoder is made of: groups whose nodes are factories, called by the decoder itself.
+COMPONENTS = ("attention", "position", "activation", "norm", "dropout", "block", "loss", "activation_checkpointing")
+# Groups that LanguageModel is built from, and keeps as plain hyper-parameters.
+GROUPS = ("model", *COMPONENTS, "optimizer", "scheduler", "parameter_groups", "compile")
+
+
+def build_decoder(config: dict[str, Any], vocab_size: int, eos_id: int | None) -> Decoder:
+    """The decoder that a resolved configuration describes, with weights not yet drawn.
+
+    Args:
+        config: plain containers with the groups `model` and COMPONENTS.
+        vocab_size: tokens of the tokenizer.
+        eos_id: its end-of-document token.
+
+    Raises:
+        ValueError: the components contradict each other; the message names the config paths.
+    """
+    components = {name: factory(config[name]) for name in COMPONENTS}
+    return factory(config["model"])(tokenizer_vocab_size=vocab_size, eos_id=eos_id, **components)  # type: ignore[no-any-return]
+
+
+class LanguageModel(LightningModule):
+    """Next-token prediction on batches of `(B, T+1)` token ids.
+
+    Args:
+        config: resolved, plain containers: the groups in GROUPS. Stored in checkpoints, so that
+            `LanguageModel.load_from_checkpoint(path)` needs nothing else.
+        seed: of the initial weights.
+        vocab_size: tokens of the tokenizer.
+        eos_id: end-of-document token, or None.
+        total_steps: optimizer steps of the schedule.
+        token_bytes: bytes of text behind each token id, for bits per byte; None leaves that metric out.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        *,
+        seed: int,
+        vocab_size: int,
+        eos_id: int | None,
+        total_steps: int,
+        token_bytes: list[int] | None = None,
+    ):
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.decoder: Decoder
+        self.step_loss = MeanMetric()  # over the micro-batches of one step, and over ranks
+        self.val_loss = MeanMetric()
+        self.val_bits_per_byte = BitsPerByte(token_bytes) if token_bytes is not None else None
+        self.grad_norm: Tensor | None = None
+        self.measure_step = True  # set by the metrics callback: whether the current step will be logged
+
+    def configure_model(self) -> None:
+        """Build the decoder, draw its weights and shard it. Weights depend on the seed alone, not on the strategy."""
+        if hasattr(self, "decoder"):
+            return
+        config, seed = self.hparams["config"], self.hparams["seed"]
+        sizes = {"vocab_size": self.hparams["vocab_size"], "eos_id": self.hparams["eos_id"]}
+        compilation = build(config["compile"])
+        strategy = self._trainer.strategy if self._trainer is not None else None
+        if isinstance(strategy, FullyShardedStrategy):
+            with torch.device("meta"):
+                decoder = build_decoder(config, **sizes)
+            compilation.apply(decoder)
+            shard(decoder, strategy.device_mesh, strategy.reshard_after_forward)
+            decoder.to_empty(device=strategy.root_device)
+        else:
+            decoder = build_decoder(config, **sizes)
+            compilation.apply(decoder)
+        decoder.initialize(seed)
+        self.decoder = decoder
+
+    def configure_optimizers(self) -> Any:
+        """The configured optimizer over the decoder's parameter groups, with the schedule as a factor of each peak LR."""
+        config = self.hparams["config"]
+        groups = factory(config["parameter_groups"])(self.decoder)
+        optimizer = factory(config["optimizer"])(groups)
+        factor = partial(factory(config["scheduler"]), total_steps=self.hparams["total_steps"])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def training_step(self, batch_BT1: Tensor, batch_idx: int) -> Tensor:
+        """The loss of one micro-batch; every target counts."""
+        terms = self.decoder(batch_BT1[:, :-1], batch_BT1[:, 1:])
+        if self.measure_step:
+            self.step_loss.update(terms.cross_entropy.detach())
+        return terms.loss  # type: ignore[no-any-return]
+
+    def validation_step(self, batch_BT1: Tensor, batch_idx: int) -> None:
+        """Sum up the loss over all targets of the batch."""
+        targets_BT = batch_BT1[:, 1:]
+        loss = self.decoder(batch_BT1[:, :-1], targets_BT).cross_entropy
+        self.val_loss.update(loss, weight=targets_BT.numel())
+        if self.val_bits_per_byte is not None:
+            self.val_bits_per_byte.update(loss * targets_BT.numel(), targets_BT)
+
+    def on_validation_epoch_end(self) -> None:
+        """Publish val/loss (nats a token), val/perplexity and val/bits_per_byte."""
+        loss = self.val_loss.compute()
+        values = {"val/loss": loss, "val/perplexity": torch.exp(loss)}
+        if self.val_bits_per_byte is not None:
+            values["val/bits_per_byte"] = self.val_bits_per_byte.compute()
+            self.val_bits_per_byte.reset()
+        self.val_loss.reset()
+        # The metrics callback writes them to the loggers, beside the tokens; here they are for checkpoints to monitor.
+        self.log_dict(values, logger=False, rank_zero_only=False, sync_dist=False)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the global norm (Pascanu et al. 1211.5063), which is kept for the logs; also when nothing is clipped."""
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        if gradient_clip_val or self.measure_step:
+            norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), gradient_clip_val or math.inf)
+            self.grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm

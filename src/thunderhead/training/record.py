@@ -1,0 +1,154 @@
+"""A run leaves a record: its configuration, plan, surroundings, metrics and results, as files in its folder."""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Mapping
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old one or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock colleagues out
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, indented for readers."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def surroundings() -> dict[str, Any]:
+    """Command line, machine, package versions and git state of this process."""
+    return {
+        "command": sys.argv,
+        "python": sys.version,
+        "platform": platform.platform(),
+        "packages": dict(sorted((d.metadata["Name"], d.version) for d in distributions())),
+        "git": git_state(),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and uncommitted changes of the checkout; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed_files": git("status", "--porcelain").splitlines()}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class MetricsCsv(Logger):
+    """metrics.csv: a row a logged step. Lightning's CSVLogger deletes what it finds when a run is resumed; this one goes on.
+
+    Args:
+        save_dir: the run's folder.
+    """
+
+    def __init__(self, save_dir: str):
+        super().__init__()
+        self._save_dir = save_dir
+        self._columns: list[str] = []
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self._save_dir) / "metrics.csv"
+
+    @property
+    def name(self) -> str:
+        """Nothing: the file lies in the run's folder itself."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Nothing: the file lies in the run's folder itself."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return self._save_dir
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> "MetricsCsv":
+        """Lightning's handle on a logger's inside."""
+        return self
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the record holds the configuration."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a row; a new column rewrites the file."""
+        row = {"step": step, **metrics}
+        if not self._columns and self.path.exists():
+            self._columns = list(read_rows(self.path)[0])
+        new = [name for name in row if name not in self._columns]
+        if new:
+            rows = read_rows(self.path)[1] if self.path.exists() else []
+            self._columns += new
+            write_rows(self.path, self._columns, rows)
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+
+    @rank_zero_only
+    def forget_after(self, step: int) -> None:
+        """Drop rows later than `step`, which a resumed run will write again."""
+        if self.path.exists():
+            columns, rows = read_rows(self.path)
+            write_rows(self.path, columns, [row for row in rows if int(row["step"]) <= step])
+
+
+def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a metrics.csv; a last row that was cut off by a crash is left out."""
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    columns = list(reader.fieldnames or [])
+    return columns, [row for row in rows if None not in row.values()]
+
+
+def write_rows(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
+    """Write a metrics.csv atomically."""
+    lines = [columns] + [[row.get(column, "") for column in columns] for row in rows]
+    with tempfile.SpooledTemporaryFile(mode="w+", newline="", encoding="utf-8") as buffer:
+        csv.writer(buffer, lineterminator="\n").writerows(lines)
+        buffer.seek(0)
+        write_text(path, buffer.read())
+
+
+def read_summary(run_dir: Path) -> dict[str, Any] | None:
+    """The results of a finished run, or None."""
+    path = run_dir / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else None

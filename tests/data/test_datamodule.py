@@ -1,0 +1,253 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from thunderhead.data.datamodule import MicroBatches, TokenDataModule, validation_samples
+from thunderhead.data.manifest import DamagedChunkError, Manifest
+from thunderhead.data.order import Order, blocks
+from thunderhead.data.prepare import find_manifest
+from thunderhead.data.shards import ShardReader, blocks_per_chunk
+from thunderhead.data.sources import LocalText
+from thunderhead.data.tokenizer import ByteTokenizer
+
+T = 32
+SEQUENCES_PER_STEP = 8
+Make = Callable[..., TokenDataModule]
+
+
+@pytest.fixture
+def make(corpus: Path, tmp_path: Path) -> Make:
+    """Build a data module over the corpus, with its shards prepared and checked, and a stand-in for the trainer."""
+
+    def make(rank: int = 0, world_size: int = 1, **settings: object) -> TokenDataModule:
+        defaults = {
+            "micro_batch_size": 2,
+            "sequences_per_step": SEQUENCES_PER_STEP,
+            "seed": 5,
+            "sources": {"text": LocalText(path=str(corpus))},
+            "shards_dir": str(tmp_path / "shards"),
+            "validation_fraction": 0.2,
+            "shuffle_window": 100,
+        }
+        module = TokenDataModule(ByteTokenizer(), T, **{**defaults, **settings})
+        strategy = SimpleNamespace(
+            root_device=torch.device("cpu"), distributed_sampler_kwargs={"rank": rank, "num_replicas": world_size}
+        )
+        module.trainer = SimpleNamespace(global_step=0, strategy=strategy)
+        module.prepare_data()
+        module.setup("fit")
+        return module
+
+    return make
+
+
+def take(batches: Iterator[Tensor], count: int) -> Tensor:
+    return torch.stack([next(batches) for _ in range(count)])
+
+
+def expected(manifest: Manifest, samples: range) -> Tensor:
+    """Look each sample up on its own, with an order and a reader of its own."""
+    shard = manifest.splits["train"]["text"]
+    order = Order({"text": blocks_per_chunk(shard, T)}, seed=5, window=100)
+    reader = ShardReader(manifest.shard_folder("train", "text"), shard, T)
+    return torch.stack([torch.from_numpy(reader.read(order(n).block).astype("int64")) for n in samples])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("world_size", "micro"), [(1, 1), (1, 8), (2, 2), (4, 2), (4, 1)])
+def test_a_step_has_the_same_samples_whatever_the_ranks(
+    make: Make, world_size: int, micro: int, num_workers: int
+) -> None:
+    steps, first = 3, 2
+    accumulation = SEQUENCES_PER_STEP // (world_size * micro)
+    by_rank = []
+    for rank in range(world_size):
+        module = make(rank, world_size, micro_batch_size=micro, num_workers=num_workers)
+        module.load_state_dict({"samples": first * SEQUENCES_PER_STEP})  # saved by a run of other sizes
+        batches = take(iter(module.train_dataloader()), steps * accumulation)
+        assert batches.dtype == torch.int64
+        assert batches.shape[1:] == (micro, T + 1)
+        by_rank.append(batches.unflatten(0, (steps, accumulation)))
+    found = torch.stack(by_rank, dim=2)  # step, accumulation, rank, sequence, token: the order of the samples
+    samples = range(first * SEQUENCES_PER_STEP, (first + steps) * SEQUENCES_PER_STEP)
+    assert torch.equal(found.flatten(0, 3), expected(module.manifest, samples))
+
+
+@pytest.mark.parametrize(("world_size", "micro"), [(1, 1), (1, 8), (2, 3), (4, 2), (3, 2)])
+def test_validation_reads_each_block_once_over_all_ranks(make: Make, world_size: int, micro: int) -> None:
+    settings = {"micro_batch_size": micro, "max_validation_tokens": 10**9}
+    loaders = [make(rank, world_size, **settings).val_dataloader() for rank in range(world_size)]
+    module = make(**settings)
+    n_blocks = blocks(module.manifest, "text", T, "val")
+    reader = ShardReader(module.manifest.shard_folder("val", "text"), module.manifest.splits["val"]["text"], T)
+    all_blocks = [tuple(reader.read(i).tolist()) for i in range(n_blocks)]
+    found = [tuple(row) for loader in loaders for batch in loader for row in batch.tolist()]
+    samples = validation_samples(n_blocks, 10**9, world_size)
+    assert len(found) == len(set(found)) == samples
+    assert n_blocks * 7 / 8 - world_size < samples <= n_blocks
+    assert set(found) <= set(all_blocks)
+    assert len({len(loader) for loader in loaders}) == 1
+    assert len({batch.shape for loader in loaders for batch in loader}) == 1
+    assert [batch.tolist() for batch in loaders[0]] == [batch.tolist() for batch in loaders[0]]
+
+
+def test_validation_is_spread_over_the_split_and_limited(make: Make) -> None:
+    module = make(max_validation_tokens=20 * T)
+    n_blocks = blocks(module.manifest, "text", T, "val")
+    assert n_blocks > 100
+    reader = ShardReader(module.manifest.shard_folder("val", "text"), module.manifest.splits["val"]["text"], T)
+    found = torch.cat(list(module.val_dataloader()))
+    assert len(found) == 20
+    assert torch.equal(found[10], torch.from_numpy(reader.read(n_blocks // 2).astype("int64")))
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10_000))
+def test_validation_is_the_same_for_1_2_and_4_ranks(n_blocks: int, wanted: int) -> None:
+    samples = validation_samples(n_blocks, wanted, 1)
+    assert min(n_blocks, wanted) * 7 / 8 <= samples <= min(n_blocks, wanted)
+    if min(n_blocks, wanted) >= 32:
+        assert validation_samples(n_blocks, wanted, 2) == validation_samples(n_blocks, wanted, 4) == samples
+
+
+def test_fewer_validation_blocks_than_ranks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"3 blocks .* fewer than the 4 ranks"):
+        validation_samples(3, 100, 4)
+
+
+def test_micro_batches_come_in_order() -> None:
+    ranks = [list(MicroBatches(100, 2, 3, rank, 2)) for rank in range(2)]
+    assert ranks == [[[100, 101, 102], [106, 107, 108]], [[103, 104, 105], [109, 110, 111]]]
+
+
+def test_a_micro_batch_that_does_not_divide_the_step_is_refused(make: Make) -> None:
+    with pytest.raises(ValueError, match=r"8 sequences a step are no multiple of 2 ranks × batch\.micro_size=3"):
+        make(0, 2, micro_batch_size=3).train_dataloader()
+
+
+def test_loading_leaves_the_global_random_state_alone(make: Make) -> None:
+    module = make()
+    before = torch.get_rng_state()
+    next(iter(module.train_dataloader()))
+    next(iter(module.val_dataloader()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("verify", ["full", "first_use"])
+def test_a_damaged_chunk_is_found_before_it_is_used(make: Make, verify: str) -> None:
+    module = make()
+    file = module.manifest.shard_folder("train", "text") / "chunk-0-0.bin"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    if verify == "full":
+        with pytest.raises(DamagedChunkError):
+            make(verify="full")
+    else:
+        loader = make(verify="first_use").train_dataloader()
+        with pytest.raises(DamagedChunkError):
+            next(iter(loader))
+
+
+def test_settings_that_cannot_be_are_refused(make: Make, corpus: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.path=elsewhere is used by no source"):
+        make(path="elsewhere")
+    make(path=str(corpus))
+    with pytest.raises(ValueError, match=r"data\.sources has 2 sources"):
+        make(sources={name: LocalText(path=str(corpus)) for name in "ab"})
+
+
+def test_shards_found_beforehand_are_used(make: Make, corpus: Path, tmp_path: Path) -> None:
+    manifest = make().manifest
+    settings = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.2}
+    assert find_manifest({"text": LocalText(path=str(corpus))}, ByteTokenizer(), **settings) == manifest
+    module = TokenDataModule(
+        ByteTokenizer(), T, 2, 8, 0, sources={"text": LocalText(path="gone")}, shards_dir=str(tmp_path / "shards")
+    )
+    module.manifest = manifest
+    module.prepare_data()
+    module.setup("fit")
+    assert module.manifest is manifest
+
+
+class Recorder(lightning.LightningModule):
+    """A model of one parameter that keeps the batches it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[Tensor] = []
+        self.validated: list[Tensor] = []
+
+    def training_step(self, batch: Tensor, _: int) -> Tensor:
+        self.seen.append(batch.clone())
+        return self.weight * batch.float().mean()
+
+    def validation_step(self, batch: Tensor, _: int) -> None:
+        self.validated.append(batch.clone())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(steps: int, **settings: object) -> lightning.Trainer:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    schedule = {"max_epochs": -1, "max_steps": steps, "val_check_interval": 8, "check_val_every_n_epoch": None}
+    defaults = {"accelerator": "cpu", "devices": 1, "use_distributed_sampler": False}
+    return lightning.Trainer(**{**defaults, **quiet, **schedule, **settings})
+
+
+def test_lightning_resumes_at_the_sample_after_the_last_step(make: Make, tmp_path: Path) -> None:
+    whole = Recorder()
+    module = make(micro_batch_size=2)
+    trainer(6, accumulate_grad_batches=4).fit(whole, datamodule=module)
+    assert module.samples_seen == 6 * SEQUENCES_PER_STEP
+    samples = range(6 * SEQUENCES_PER_STEP)
+    assert torch.equal(torch.cat(whole.seen), expected(module.manifest, samples))
+
+    first = Recorder()
+    interrupted = trainer(2, accumulate_grad_batches=4)
+    interrupted.fit(first, datamodule=make(micro_batch_size=2))
+    interrupted.save_checkpoint(tmp_path / "a.ckpt")
+    assert torch.load(tmp_path / "a.ckpt")["TokenDataModule"] == {"samples": 2 * SEQUENCES_PER_STEP}
+
+    second, other_size = Recorder(), make(micro_batch_size=4)
+    continued = trainer(4, accumulate_grad_batches=2)
+    continued.fit(second, datamodule=other_size, ckpt_path=tmp_path / "a.ckpt")
+    assert torch.equal(torch.cat(second.seen), expected(module.manifest, samples[2 * 8 : 4 * 8]))
+    continued.save_checkpoint(tmp_path / "b.ckpt")
+    assert torch.load(tmp_path / "b.ckpt")["TokenDataModule"] == {"samples": 4 * SEQUENCES_PER_STEP}
+
+    third = Recorder()
+    trainer(6, accumulate_grad_batches=4).fit(third, datamodule=make(micro_batch_size=2), ckpt_path=tmp_path / "b.ckpt")
+    assert torch.equal(torch.cat(third.seen), expected(module.manifest, samples[4 * 8 :]))
+
+
+def test_lightning_trains_beyond_the_first_epoch_and_validates_on_the_same_blocks(make: Make) -> None:
+    module, model = make(micro_batch_size=8, max_validation_tokens=16 * T), Recorder()
+    count = blocks(module.manifest, "text", T)
+    steps = count // 8 + 4
+    trainer(steps, val_check_interval=steps // 2, num_sanity_val_steps=0).fit(model, datamodule=module)
+    assert torch.equal(torch.cat(model.seen), expected(module.manifest, range(steps * 8)))
+    assert len(model.validated) == 4
+    assert torch.equal(torch.cat(model.validated[:2]), torch.cat(model.validated[2:]))
+
+
+def test_lightning_may_not_replace_the_sampler(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    connector = "lightning.pytorch.trainer.connectors.accelerator_connector._AcceleratorConnector.is_distributed"
+    monkeypatch.setattr(connector, property(lambda self: True))
+    kwargs = property(lambda self: {"num_replicas": 2, "rank": 0})
+    monkeypatch.setattr(lightning.Trainer, "distributed_sampler_kwargs", kwargs)
+    with pytest.raises(TypeError, match="use_distributed_sampler=False"):
+        trainer(1, use_distributed_sampler=True).fit(Recorder(), datamodule=make())

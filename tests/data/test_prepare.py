@@ -1,0 +1,276 @@
+import hashlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from thunderhead.data.manifest import ForeignTokenizerError, Manifest, MissingManifestError, verify
+from thunderhead.data.prepare import check_sources, find_manifest, is_validation, prepare
+from thunderhead.data.sources import LocalText
+from thunderhead.data.tokenizer import BpeTokenizer, ByteTokenizer
+
+MakeShards = Callable[..., Manifest]
+
+
+def digest_of(folder: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def test_the_same_text_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
+    sources = {"text": LocalText(path=str(corpus))}
+    digests = []
+    for place in ("one", "two"):
+        tokenizer = BpeTokenizer(vocab_size=300)
+        manifest = prepare(sources, tokenizer, shards_dir=tmp_path / place, validation_fraction=0.2, chunk_bytes=5000)
+        verify(manifest)
+        digests.append(digest_of(manifest.folder))
+    assert digests[0] == digests[1]
+    assert {"manifest.json", "tokenizer.json", "text/train/chunk-0-0.bin", "text/val/index.json"} <= set(digests[0])
+
+
+def test_prepared_once_and_found_again(make_shards: MakeShards, corpus: Path, tmp_path: Path) -> None:
+    manifest = make_shards()
+    before = {file: file.stat().st_mtime_ns for file in manifest.folder.rglob("*")}
+    assert make_shards() == manifest
+    assert {file: file.stat().st_mtime_ns for file in manifest.folder.rglob("*")} == before
+    settings = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.2, "chunk_bytes": 20_000}
+    sources = {"text": LocalText(path=str(corpus))}
+    assert find_manifest(sources, ByteTokenizer(), **settings) == manifest
+    # Anything that would give other shards is looked for elsewhere.
+    assert find_manifest(sources, BpeTokenizer(vocab_size=300), **settings) is None
+    assert find_manifest(sources, ByteTokenizer(), **{**settings, "validation_fraction": 0.1}) is None
+    assert find_manifest({"other": sources["text"]}, ByteTokenizer(), **settings) is None
+    (corpus / "000.txt").write_text("new")
+    assert find_manifest(sources, ByteTokenizer(), **settings) is None
+
+
+def test_looking_up_writes_nothing(corpus: Path, tmp_path: Path) -> None:
+    sources = {"text": LocalText(path=str(corpus))}
+    assert find_manifest(sources, ByteTokenizer(), shards_dir=tmp_path / "shards", validation_fraction=0.1) is None
+    assert not (tmp_path / "shards").exists()
+
+
+def test_documents_are_split_by_their_text(make_shards: MakeShards, corpus: Path) -> None:
+    (corpus / "copy.txt").write_text((corpus / "000.txt").read_text())
+    manifest = make_shards()
+    tokenizer = manifest.load_tokenizer()
+    written: dict[str, list[str]] = {}
+    for split in ("train", "val"):
+        ids = []
+        for chunk in manifest.splits[split]["text"].chunks:
+            raw = (manifest.shard_folder(split, "text") / chunk.filename).read_bytes()
+            ids += memoryview(raw)[4 * (chunk.documents + 2) :].cast("H").tolist()
+        written[split] = tokenizer.decode(ids).split("<|endoftext|>")[:-1]
+    texts = [document.text for document in LocalText(path=str(corpus)).documents()]
+    assert sorted(written["train"] + written["val"]) == sorted(texts)
+    assert not set(written["train"]) & set(written["val"])
+    assert 3 <= len(written["val"]) <= 25  # a fifth of 61, give or take
+
+
+def test_the_split_follows_the_fraction() -> None:
+    held_out = sum(is_validation(str(i), 0.1) for i in range(10_000))
+    assert 880 < held_out < 1120  # 1000 ± 4 standard deviations of 30
+    # A larger fraction holds out more, never other documents.
+    assert all(is_validation(str(i), 0.2) for i in range(1000) if is_validation(str(i), 0.1))
+
+
+def test_the_tokenizer_sees_no_validation_text(tmp_path: Path) -> None:
+    lines = [f"{i:05}" for i in range(200)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    seen: list[str] = []
+
+    class Spy(ByteTokenizer):
+        def train(self, texts):
+            seen.extend(texts)
+            return self
+
+    prepare({"a": LocalText(path=str(tmp_path))}, Spy(), shards_dir=tmp_path / "shards", validation_fraction=0.5)
+    assert seen == [line for line in lines if not is_validation(line, 0.5)]
+
+
+def test_several_sources_are_prepared_side_by_side(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text((corpus / "000.txt").read_text() * 20)
+    sources = {
+        "corpus": LocalText(path=str(corpus)),
+        "b": LocalText(path=str(tmp_path / "b.txt"), max_document_bytes=100),
+    }
+    manifest = prepare(sources, ByteTokenizer(), shards_dir=tmp_path / "shards", validation_fraction=0.3)
+    verify(manifest)
+    assert set(manifest.splits["train"]) == set(manifest.splits["val"]) == {"corpus", "b"}
+
+
+def test_too_little_text_to_split_says_what_to_change(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("only one document")
+    source = LocalText(path=str(tmp_path / "a.txt"))
+    with pytest.raises(ValueError, match=r"data\.sources\.a: .*validation split: raise data\.validation_fraction") as e:
+        prepare({"a": source}, ByteTokenizer(), shards_dir=tmp_path / "shards", validation_fraction=0.01)
+    assert "data.sources.a.max_document_bytes (now 16384)" in str(e.value)
+    with pytest.raises(ValueError, match=r"training split: lower data\.validation_fraction"):
+        prepare({"a": source}, ByteTokenizer(), shards_dir=tmp_path / "shards", validation_fraction=0.99999)
+    (tmp_path / "a.txt").write_text("\ufeff")
+    with pytest.raises(ValueError, match="there is no text in it"):
+        prepare({"a": source}, ByteTokenizer(), shards_dir=tmp_path / "shards", validation_fraction=0.1)
+    assert [name for name in os.listdir(tmp_path / "shards") if not name.endswith(".lock")] == []
+
+
+def test_what_is_wrong_with_sources_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    good = LocalText(path=str(tmp_path))
+    check_sources({"a": good}, path=str(tmp_path))
+    with pytest.raises(ValueError, match=r"data\.sources is empty"):
+        check_sources({})
+    with pytest.raises(ValueError, match=r"data\.path=other is used by no source"):
+        check_sources({"a": good}, path="other")
+    with pytest.raises(ValueError, match=r"data\.sources\.\.\./x: use letters"):
+        check_sources({"../x": good})
+    with pytest.raises(ValueError, match=r"data\.sources\.a: path=nowhere does not exist"):
+        check_sources({"a": LocalText(path="nowhere")})
+    with pytest.raises(ValueError, match=r"data\.sources\.a: path=nowhere does not exist"):
+        find_manifest({"a": LocalText(path="nowhere")}, ByteTokenizer(), shards_dir=tmp_path, validation_fraction=0.1)
+
+
+def test_a_bad_byte_late_in_a_file_leaves_nothing_behind(corpus: Path, tmp_path: Path) -> None:
+    (corpus / "zzz.txt").write_bytes(b"fine line\n" * 50_000 + b"\0")
+    for tokenizer in (ByteTokenizer(), BpeTokenizer(vocab_size=300)):
+        with pytest.raises(ValueError, match=r"data\.sources\.text: .*zzz\.txt: binary.* byte 500000"):
+            prepare(
+                {"text": LocalText(path=str(corpus))},
+                tokenizer,
+                shards_dir=tmp_path / "shards",
+                validation_fraction=0.2,
+            )
+    assert all(name.endswith(".lock") for name in os.listdir(tmp_path / "shards"))
+
+
+def test_files_that_change_meanwhile_are_noticed(corpus: Path, tmp_path: Path) -> None:
+    class Meddler(ByteTokenizer):
+        def train(self, texts):
+            (corpus / "000.txt").write_text("changed")
+            return self
+
+    with pytest.raises(ValueError, match="changed while they were read"):
+        prepare(
+            {"text": LocalText(path=str(corpus))}, Meddler(), shards_dir=tmp_path / "shards", validation_fraction=0.2
+        )
+    assert all(name.endswith(".lock") for name in os.listdir(tmp_path / "shards"))
+
+
+def test_a_foreign_folder_is_not_touched(make_shards: MakeShards) -> None:
+    folder = make_shards().folder
+    (folder / "manifest.json").rename(folder / "mine.txt")
+    before = digest_of(folder)
+    with pytest.raises(MissingManifestError, match="no manifest"):
+        make_shards()
+    assert digest_of(folder) == before
+
+    work = folder.parent / f".{folder.name}.preparing"
+    work.mkdir()
+    (work / "mine.txt").write_text("mine")
+    (folder / "mine.txt").rename(folder.parent / "manifest.json")
+    folder.rename(folder.parent / "moved")
+    with pytest.raises(ValueError, match="in the way and was not made by Thunderhead"):
+        make_shards()
+    assert (work / "mine.txt").exists()
+
+
+def test_a_manifest_of_another_tokenizer_is_refused(make_shards: MakeShards) -> None:
+    file = make_shards().folder / "manifest.json"
+    content = json.loads(file.read_text())
+    content["tokenizer"]["settings"] = {"vocab_size": 999}
+    file.write_text(json.dumps(content))
+    with pytest.raises(ForeignTokenizerError, match=r"was made with the tokenizer byte .*999"):
+        make_shards()
+
+
+PREPARE = """
+    import sys, time
+    from thunderhead.data.prepare import prepare
+    from thunderhead.data.sources import LocalText
+    from thunderhead.data.tokenizer import ByteTokenizer
+
+    class Slow(ByteTokenizer):
+        def encode_batch(self, texts):
+            print("encoding", flush=True)
+            time.sleep({seconds})
+            return super().encode_batch(texts)
+
+    prepare({{"text": LocalText(path=sys.argv[1])}}, Slow(), shards_dir=sys.argv[2], validation_fraction=0.2)
+    print("done", flush=True)
+"""
+
+
+def start(corpus: Path, shards_dir: Path, seconds: float) -> subprocess.Popen[str]:
+    code = textwrap.dedent(PREPARE.format(seconds=seconds))
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(corpus), str(shards_dir)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_kill_9_leaves_nothing_that_is_taken_for_shards(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with start(corpus, tmp_path / "shards", seconds=60) as process:
+        assert process.stdout.readline() == "encoding\n"
+        process.send_signal(signal.SIGKILL)
+    settings = {"validation_fraction": 0.2}
+    sources = {"text": LocalText(path=str(corpus))}
+    left = [name for name in os.listdir(tmp_path / "shards") if name.endswith(".preparing")]
+    assert len(left) == 1
+    assert find_manifest(sources, ByteTokenizer(), shards_dir=tmp_path / "shards", **settings) is None
+    with caplog.at_level(logging.WARNING):
+        manifest = prepare(sources, ByteTokenizer(), shards_dir=tmp_path / "shards", **settings)
+    assert "left by a preparation that was interrupted" in caplog.text
+    verify(manifest)
+    assert not (tmp_path / "shards" / left[0]).exists()
+    clean = prepare(sources, ByteTokenizer(), shards_dir=tmp_path / "clean", **settings)
+    assert digest_of(manifest.folder) == digest_of(clean.folder)
+
+
+def test_of_two_processes_one_prepares_and_the_other_waits(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with start(corpus, tmp_path / "shards", seconds=1) as process:
+        assert process.stdout.readline() == "encoding\n"
+        begun = time.monotonic()
+        with caplog.at_level(logging.WARNING):
+            manifest = prepare(
+                {"text": LocalText(path=str(corpus))},
+                ByteTokenizer(),
+                shards_dir=tmp_path / "shards",
+                validation_fraction=0.2,
+            )
+        assert process.stdout.read() == "done\n"
+    assert time.monotonic() - begun > 0.2
+    assert "waiting for it" in caplog.text
+    verify(manifest)
+
+
+def test_preparing_in_a_thread_works(make_shards: MakeShards) -> None:
+    thread = threading.Thread(target=make_shards)
+    thread.start()
+    thread.join()
+    verify(make_shards())
+
+
+def test_a_rank_of_a_distributed_run_writes_the_same_names(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 3)
+    manifest = make_shards()
+    assert manifest.splits["train"]["text"].chunks[0].filename == "chunk-0-0.bin"
+    verify(manifest)

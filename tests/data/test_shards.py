@@ -1,0 +1,83 @@
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thunderhead.data.manifest import Chunk, DamagedChunkError, Manifest, verify_chunk
+from thunderhead.data.shards import ShardReader, ShardWriter, blocks_per_chunk
+from thunderhead.data.tokenizer import Tokens
+
+MakeShards = Callable[..., Manifest]
+ChunkTokens = Callable[[Path, Chunk], Tokens]
+
+
+@pytest.mark.parametrize("context_length", [1, 7, 64, 1000])
+def test_no_target_is_lost(make_shards: MakeShards, chunk_tokens: ChunkTokens, context_length: int) -> None:
+    manifest = make_shards()
+    shard, folder = manifest.splits["train"]["text"], manifest.shard_folder("train", "text")
+    reader = ShardReader(folder, shard, context_length)
+    block = 0
+    for chunk, n_blocks in zip(shard.chunks, blocks_per_chunk(shard, context_length), strict=True):
+        tokens = chunk_tokens(folder, chunk)
+        targets = [reader.read(block + i)[1:] for i in range(n_blocks)]
+        inputs = [reader.read(block + i)[:-1] for i in range(n_blocks)]
+        used = n_blocks * context_length
+        assert len(tokens) - 1 - used < context_length
+        assert np.array_equal(np.concatenate(targets), tokens[1 : 1 + used])
+        assert np.array_equal(np.concatenate(inputs), tokens[:used])
+        block += n_blocks
+    assert block == len(reader)
+    assert reader.read(0).dtype == np.uint16
+
+
+def test_a_context_longer_than_a_chunk_gives_no_blocks(make_shards: MakeShards) -> None:
+    shard = make_shards().splits["val"]["text"]
+    longest = max(chunk.tokens for chunk in shard.chunks)
+    assert sum(blocks_per_chunk(shard, longest)) == 0
+    assert sum(blocks_per_chunk(shard, longest - 1)) >= 1
+
+
+def test_chunks_without_a_block_are_stepped_over(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "shard", vocab_size=2000, chunk_bytes=2)  # every document is a chunk
+    lengths = [50, 3, 3, 41, 10]
+    for i, length in enumerate(lengths):
+        writer.add(np.arange(length, dtype=np.uint16) + 100 * i, length)
+    shard = writer.close()
+    reader = ShardReader(tmp_path / "shard", shard, 10)
+    assert blocks_per_chunk(shard, 10) == [4, 0, 0, 4, 0]
+    assert [reader.read(i)[0] for i in range(len(reader))] == [0, 10, 20, 30, 300, 310, 320, 330]
+
+
+def test_first_use_is_verified_before_a_token_is_read(make_shards: MakeShards, flip: Callable[[Path], None]) -> None:
+    manifest = make_shards()
+    shard, folder = manifest.splits["train"]["text"], manifest.shard_folder("train", "text")
+    flip(folder / shard.chunks[1].filename)
+    reader = ShardReader(folder, shard, 64, verify_on_first_use=True)
+    first = blocks_per_chunk(shard, 64)[0]
+    reader.read(first - 1)
+    with pytest.raises(DamagedChunkError):
+        reader.read(first)
+    verify_chunk(folder, shard, shard.chunks[0])
+
+
+def test_a_reader_can_be_sent_to_another_process(make_shards: MakeShards) -> None:
+    manifest = make_shards()
+    reader = ShardReader(manifest.shard_folder("val", "text"), manifest.splits["val"]["text"], 16)
+    expected = reader.read(3)
+    assert np.array_equal(pickle.loads(pickle.dumps(reader)).read(3), expected)
+
+
+def test_a_document_larger_than_a_chunk_is_written_whole(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "shard", vocab_size=10, chunk_bytes=100)
+    writer.add(np.ones(1000, dtype=np.uint16), 1000)
+    writer.add(np.ones(5, dtype=np.uint16), 5)
+    shard = writer.close()
+    assert [chunk.tokens for chunk in shard.chunks] == [1000, 5]
+
+
+def test_only_uint16_is_written(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "shard", vocab_size=10, chunk_bytes=100)
+    with pytest.raises(AssertionError):
+        writer.add(np.ones(5, dtype=np.int64), 5)
