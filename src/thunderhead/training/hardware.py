@@ -1,5 +1,6 @@
 """What the machine can do: accelerator, precision, peak speed, allocator."""
 
+import ctypes
 import platform
 import time
 from dataclasses import dataclass
@@ -68,6 +69,21 @@ def cpu_flags() -> set[str]:
         return set()
     lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))]
     return set(lines[0].partition(":")[2].split()) if lines else set()
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep the big blocks of a training step instead of handing them to the system and back.
+
+    Each return costs page faults at the next step: 1.3-1.4 times the time of a step on CPUs (docs/decisions/0003).
+
+    Returns:
+        Whether the platform's allocator took the setting.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL("libc.so.6").mallopt
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
 
 
 def resolve_accelerator(accelerator: str) -> str:

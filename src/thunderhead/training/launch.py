@@ -15,7 +15,16 @@ from thunderhead.config import to_yaml
 
 LAUNCHED = "THUNDERHEAD_LAUNCHED"
 # Set by launchers and schedulers for the processes they start; torchrun must not inherit another launcher's.
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+RANK_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "GROUP_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 
 
 def is_rank() -> bool:

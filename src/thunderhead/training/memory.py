@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,7 @@ _log = logging.getLogger(__name__)
 
 def estimate(
     build: Callable[[], Decoder],
-    groups: Callable[[Decoder], list[dict[str, Any]]],
-    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+    optimizer: Callable[[Decoder], torch.optim.Optimizer],
     *,
     micro_batch_size: int,
     precision: str,
@@ -31,8 +29,7 @@ def estimate(
 
     Args:
         build: makes the decoder.
-        groups: sorts its parameters for the optimizer.
-        optimizer: makes the optimizer.
+        optimizer: makes the optimizer of a decoder.
         micro_batch_size: sequences of a forward pass.
         precision: a resolved kind, see `hardware.Precision`.
         shards: devices that parameters, gradients and optimizer state are divided among.
@@ -40,17 +37,17 @@ def estimate(
     Returns:
         Bytes by part; a part that could not be counted is left out.
     """
-    weights_dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    halves = 2 if precision == "bf16-true" else 1  # counted in float32
     with FakeTensorMode():
-        decoder = build().to(weights_dtype)
+        decoder = build()
         parameters = list(decoder.parameters())
         bytes_of = {"parameters": _bytes(parameters), "gradients": _bytes(parameters)}
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
-        state = _optimizer_state(optimizer(groups(decoder)))
+        state = _optimizer_state(optimizer(decoder))
         if state is not None:
             bytes_of["optimizer_state"] = state
-        bytes_of = {part: n // shards for part, n in bytes_of.items()}
+        bytes_of = {part: n // halves // shards for part, n in bytes_of.items()}
         activations = _saved_for_backward(decoder, micro_batch_size, precision)
         if activations is not None:
             bytes_of["activations"] = activations
@@ -86,12 +83,11 @@ def _saved_for_backward(decoder: Decoder, micro_batch_size: int, precision: str)
 
     tokens_BT = torch.empty(micro_batch_size, decoder.context_length, dtype=torch.int64)
     dtype = COMPUTE_DTYPE[precision]
-    mixed = precision.endswith("mixed")
     decoder.train()
     try:
         with (
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-            torch.autocast("cpu", dtype=dtype, enabled=mixed),
+            torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
         ):
             decoder(tokens_BT, tokens_BT)
     except Exception as error:  # a user's module may look at values; the plan then goes without this figure

@@ -36,6 +36,17 @@ def build_decoder(config: dict[str, Any], vocab_size: int, eos_id: int | None) -
     return factory(config["model"])(tokenizer_vocab_size=vocab_size, eos_id=eos_id, **components)  # type: ignore[no-any-return]
 
 
+def build_optimizer(config: dict[str, Any], decoder: Decoder) -> torch.optim.Optimizer:
+    """The configured optimizer over the decoder's parameter groups.
+
+    Raises:
+        ValueError: a setting is out of range, or parameter_groups.no_decay matches nothing.
+    """
+    groups = factory(config["parameter_groups"])(decoder)
+    optimizer: torch.optim.Optimizer = factory(config["optimizer"])(groups)
+    return optimizer
+
+
 class LanguageModel(LightningModule):
     """Next-token prediction on batches of `(B, T+1)` token ids.
 
@@ -91,8 +102,7 @@ class LanguageModel(LightningModule):
     def configure_optimizers(self) -> Any:
         """The configured optimizer over the decoder's parameter groups, with the schedule as a factor of each peak LR."""
         config = self.hparams["config"]
-        groups = factory(config["parameter_groups"])(self.decoder)
-        optimizer = factory(config["optimizer"])(groups)
+        optimizer = build_optimizer(config, self.decoder)
         factor = partial(factory(config["scheduler"]), total_steps=self.hparams["total_steps"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 

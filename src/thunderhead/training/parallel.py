@@ -1,6 +1,5 @@
 """The strategy group: how a run is spread over devices."""
 
-from typing import Any, Literal
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh

@@ -1,11 +1,8 @@
 """Plan before you build: every number that follows from several groups, worked out once by pure functions."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from thunderhead.config import Problem
-from thunderhead.optim.schedules import warmup_steps
 from thunderhead.types import PositiveFloat, PositiveInt
 
 BACKWARD_FLOPS = 3  # a backward pass costs twice its forward pass (Kaplan et al. 2001.08361, section 2.1)
@@ -190,48 +187,6 @@ class Plan:
 def training_flops_per_token(forward_flops_per_token: int) -> int:
     """FLOPs of forward and backward; recomputation in activation checkpointing is not counted (PaLM, appendix B)."""
     return BACKWARD_FLOPS * forward_flops_per_token
-
-
-class Schedule(NamedTuple):
-    """How a run is cut into steps."""
-
-    accumulation: int
-    tokens_per_step: int
-    steps: int
-    warmup_steps: int
-    validation_every: int
-
-
-def schedule(
-    batch: Batch,
-    budget: Budget,
-    validation: Validation,
-    warmup: float | int,
-    *,
-    context_length: int,
-    data_parallel_size: int,
-    parameters: dict[str, int],
-    flops_per_token: int,
-    epoch_tokens: int | None,
-) -> tuple[Schedule | None, list[Problem]]:
-    """Steps, warm-up and validations of a run, or all reasons why there are none."""
-    problems: list[Problem] = []
-    sizes = Sizes(parameters, flops_per_token, batch.global_tokens, epoch_tokens)
-
-    def attempt(work: Callable[[], int]) -> int:
-        try:
-            return work()
-        except ValueError as error:
-            problems.append(Problem("", str(error)))
-            return 0
-
-    accumulation = attempt(lambda: batch.accumulation(context_length, data_parallel_size))
-    steps = attempt(lambda: whole_steps(budget.total_tokens(sizes), batch.global_tokens))
-    warmup_count = attempt(lambda: warmup_steps(warmup, steps)) if steps else 0
-    validation_every = attempt(lambda: validation.steps(steps)) if steps else 0
-    if problems:
-        return None, problems
-    return Schedule(accumulation, batch.global_tokens, steps, warmup_count, validation_every), []
 
 
 def whole_steps(tokens: int, tokens_per_step: int) -> int:

@@ -32,6 +32,7 @@ class LogMetrics(Callback):
         self.throughput: float | None = None  # tokens/s between the last two log points
         self.last_loss: float | None = None
         self.training_seconds = 0.0  # without validation
+        self.tokens_timed = 0  # tokens trained on in these seconds
         self._lr = 0.0
         self._since: float | None = None
         self._steps_timed = self._step_before = 0
@@ -83,6 +84,7 @@ class LogMetrics(Callback):
             return
         self._step_before = step
         self._steps_timed += 1
+        self.tokens_timed += self.tokens_per_step
         if not self._is_logged(trainer, step):
             return
         loss = pl_module.step_loss.compute().item()  # waits for the device

@@ -37,9 +37,7 @@ class RandomState(Callback):
             torch.manual_seed(seed)
         self._restored = None
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the states of all ranks into the checkpoint."""
         states: list[Any] = [None] * trainer.world_size
         if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -1,0 +1,99 @@
+"""What a person sees on the terminal: the plan, the data, the summary."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from thunderhead.data.manifest import Manifest
+from thunderhead.training.plan import Plan
+
+_console = Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """One line."""
+    _console.print(escape(text), soft_wrap=True)
+
+
+def quantity(number: float) -> str:
+    """6.84 M, 1.2 B; exact below 10,000."""
+    if number < 10_000:
+        return f"{number:,.0f}"
+    for unit, factor in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= factor:
+            return f"{number / factor:,.3g} {unit}"
+    raise AssertionError
+
+
+def size(n_bytes: int) -> str:
+    """In MiB or GiB."""
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    return table
+
+
+def show_plan(plan: Plan) -> None:
+    """The plan as a table."""
+    table = _table("Plan")
+    parts = ", ".join(f"{part} {quantity(n)}" for part, n in plan.parameters.items() if n and part != "total")
+    table.add_row("parameters", f"{plan.parameters['total']:,}  ({parts})")
+    table.add_row("vocabulary", f"{plan.vocab_size:,} tokens; context length {plan.context_length:,}")
+    flops = f"{quantity(plan.flops_per_token)}FLOPs (forward and backward), {plan.flops:.3g} FLOPs in the run"
+    table.add_row("per token", flops)
+    ranks = f" × {plan.data_parallel_size} ranks" if plan.data_parallel_size > 1 else ""
+    table.add_row(
+        "per step",
+        f"{plan.tokens_per_step:,} tokens = {plan.context_length} tokens × {plan.micro_batch_size} sequences{ranks}"
+        f" × {plan.accumulation} accumulated",
+    )
+    table.add_row(
+        "steps", f"{plan.steps:,} ({plan.warmup_steps:,} of warm-up), validation every {plan.validation_every:,}"
+    )
+    per_parameter = plan.tokens / plan.parameters["total"]
+    table.add_row("tokens", f"{plan.tokens:,} ({per_parameter:.2g} a parameter)")
+    if plan.epochs is None:
+        table.add_row("epochs", "known once the data is prepared")
+    else:
+        table.add_row("epochs", ", ".join(f"{source} {epochs:.2f}" for source, epochs in plan.epochs.items()))
+    table.add_row("device", f"{plan.accelerator}; {'; '.join(plan.notes)}")
+    total = sum(plan.memory.values())
+    parts = ", ".join(f"{part.replace('_', ' ')} {size(n)}" for part, n in plan.memory.items())
+    table.add_row("memory", f"about {size(total)} a device ({parts})")
+    _console.print(table)
+
+
+def show_data(manifest: Manifest, plan: Plan) -> None:
+    """What the prepared data holds."""
+    for source, train in manifest.splits["train"].items():
+        held_out = manifest.splits["val"][source]
+        epochs = (plan.epochs or {}).get(source, 0)
+        say(
+            f"  {source}: {train.tokens:,} tokens to train on ({train.bytes / train.tokens:.2f} bytes a token), "
+            f"{held_out.tokens:,} held out; this run sees {epochs:.2f} epochs"
+        )
+
+
+def show_summary(summary: dict[str, Any], text: str, run_dir: Path) -> None:
+    """The results, a sample, and where to look next."""
+    table = _table("Summary")
+    unigram = summary["unigram_entropy"]
+    table.add_row("validation loss", f"[bold]{summary['val_loss']:.4f}[/] nats a token; unigram entropy {unigram:.4f}")
+    table.add_row("perplexity", f"{summary['perplexity']:.2f}")
+    table.add_row("bits per byte", f"{summary['bits_per_byte']:.4f}")
+    speed = f"{summary['tokens_per_second']:,.0f} tokens/s"
+    table.add_row("training", f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s, {speed}")
+    _console.print()
+    _console.print(table)
+    _console.print("[bold]Sample[/]")
+    _console.print(text, markup=False, soft_wrap=True)
+    _console.print()
+    _console.print(f"[cyan]run folder  [/] {escape(str(run_dir))}", soft_wrap=True)
+    _console.print("[cyan]watch       [/] tensorboard --logdir logs")
