@@ -133,7 +133,7 @@ class TokenDataModule(lightning.LightningDataModule):
         path: str | None = None,
         shards_dir: str = "data/shards",
         validation_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05,
-        max_validation_tokens: PositiveInt = 131_072,
+        max_validation_tokens: PositiveInt = 65_536,
         shuffle_window: PositiveInt = 65_536,
         num_workers: NonNegativeInt = 0,
         verify: Literal["full", "first_use"] = "full",

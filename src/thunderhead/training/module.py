@@ -103,6 +103,9 @@ class LanguageModel(LightningModule):
         """The configured optimizer over the decoder's parameter groups, with the schedule as a factor of each peak LR."""
         config = self.hparams["config"]
         optimizer = build_optimizer(config, self.decoder)
+        if hasattr(optimizer, "_step_supports_amp_scaling"):
+            # A fused optimizer would unscale fp16's gradients itself, after they should have been clipped.
+            optimizer._step_supports_amp_scaling = False
         factor = partial(factory(config["scheduler"]), total_steps=self.hparams["total_steps"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 

@@ -3,7 +3,7 @@
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from thunderhead.model.decoder import Decoder
 
@@ -37,7 +37,7 @@ def ddp(world_size: int, *, gradient_as_bucket_view: bool = True, bucket_cap_mb:
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
-    """FSDP2: parameters, gradients and optimizer state are cut into as many shards as there are devices (ZeRO, 1910.02054)."""
+    """FSDP2: parameters, gradients and optimizer state in as many shards as there are devices (ZeRO, 1910.02054)."""
 
     def __init__(self, world_size: int, reshard_after_forward: bool):
         super().__init__(data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False)
@@ -60,3 +60,5 @@ def shard(decoder: Decoder, mesh: DeviceMesh, reshard_after_forward: bool) -> No
     for block in decoder.blocks:
         fully_shard(block, mesh=mesh["data_parallel"], reshard_after_forward=reshard_after_forward)
     fully_shard(decoder, mesh=mesh["data_parallel"], reshard_after_forward=reshard_after_forward)
+    for method in ("hidden", "logits"):  # these gather the parameters, too
+        register_fsdp_forward_method(decoder, method)

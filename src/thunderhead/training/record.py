@@ -67,7 +67,7 @@ def git_state() -> dict[str, Any] | None:
 
 
 class MetricsCsv(Logger):
-    """metrics.csv: a row a logged step. Lightning's CSVLogger deletes what it finds when a run is resumed; this one goes on.
+    """metrics.csv: a row a logged step. Lightning's CSVLogger deletes what it finds on resuming; this one goes on.
 
     Args:
         save_dir: the run's folder.

@@ -54,8 +54,12 @@ def settings(
     """The top-level settings, for the check: the run's name, its seed, only plan, allocator, the run to continue."""
 
 
-def train(config: DictConfig) -> float | None:
+def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
     """Train what a composed configuration describes.
+
+    Args:
+        config: as Hydra composed it.
+        run_dir: where the record goes; None = the folder that Hydra gave this run.
 
     Returns:
         The final validation loss (nats a token), for sweepers; None after a dry run.
@@ -63,7 +67,7 @@ def train(config: DictConfig) -> float | None:
     Raises:
         ConfigError: the configuration is refused; nothing was written.
     """
-    run_dir = configuration.output_dir()
+    run_dir = run_dir or configuration.output_dir()
     try:
         resolved, resume_from = _resolve(config)
         planned = plan_run(resolved)
@@ -145,7 +149,9 @@ def plan_run(config: dict[str, Any], manifest: Manifest | None = None) -> Planne
         try:
             yield
         except (ValueError, AssertionError, TypeError) as error:
-            problems.append(Problem("", _one_line(error)))
+            problem = Problem("", _one_line(error))
+            if problem not in problems:  # a missing path is met twice
+                problems.append(problem)
 
     accelerator, n_devices, world_size = "cpu", 1, 1
     with collected():
@@ -343,7 +349,10 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path) -> dict[str, A
             raise
         if trainer.global_step < plan.steps:
             raise RuntimeError(f"training stopped at step {trainer.global_step} of {plan.steps}; see the log above")
-        trainer.validate(model, datamodule=datamodule, verbose=False)
+        if log_metrics.validated_at != trainer.global_step:
+            trainer.validate(model, datamodule=datamodule, verbose=False)
+        if trainer.checkpoint_callbacks:
+            trainer.save_checkpoint(last)
     results = {name: value.item() for name, value in trainer.callback_metrics.items()}
     with torch.autocast(
         planned.accelerator, hardware.COMPUTE_DTYPE[planned.precision], planned.precision.endswith("mixed")
@@ -416,8 +425,8 @@ def make_trainer(config: dict[str, Any], planned: Planned, run_dir: Path, log_me
 
 @contextlib.contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Lightning's remarks on things that are decided here (devices, loader workers) are noise to a user."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    """Remarks of Lightning and litdata on what is decided here (devices, loader workers) are noise to a user."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "litdata")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")

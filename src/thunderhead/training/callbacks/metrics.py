@@ -7,6 +7,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from thunderhead.training.module import LanguageModel
+from thunderhead.training.record import MetricsCsv
 
 
 class LogMetrics(Callback):
@@ -31,6 +32,7 @@ class LogMetrics(Callback):
         self.epoch_tokens = epoch_tokens
         self.throughput: float | None = None  # tokens/s between the last two log points
         self.last_loss: float | None = None
+        self.validated_at: int | None = None  # the step of the last validation
         self.training_seconds = 0.0  # without validation
         self.tokens_timed = 0  # tokens trained on in these seconds
         self._lr = 0.0
@@ -55,8 +57,11 @@ class LogMetrics(Callback):
             self._since = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; a resumed run writes what came after its checkpoint again."""
         self._step_before = trainer.global_step
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCsv):
+                logger.forget_after(trainer.global_step)
         self._start()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,6 +117,7 @@ class LogMetrics(Callback):
         """Write the row of a validation, and let the clock run again."""
         row = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         self._write(trainer, row)
+        self.validated_at = trainer.global_step
         if trainer.training:
             self._start()
 

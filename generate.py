@@ -1,0 +1,17 @@
+"""Text from a trained model: python generate.py run=logs/runs/… 'generation.prompt="def main"' (see --help)."""
+
+import hydra
+from omegaconf import DictConfig
+
+from thunderhead import config
+from thunderhead.export.from_run import generate_text
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="generate")
+def main(cfg: DictConfig) -> None:
+    """Print the prompt and its continuation."""
+    print(generate_text(cfg))
+
+
+if __name__ == "__main__":
+    config.run(main, "generate")

@@ -1,0 +1,17 @@
+"""Prepare a corpus for training: python prepare.py data=text data.path=my_folder tokenizer=byte (see --help)."""
+
+import hydra
+from omegaconf import DictConfig
+
+from thunderhead import config
+from thunderhead.training.corpus import prepare_corpus
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
+def main(cfg: DictConfig) -> None:
+    """Write the shards of the composed data and tokenizer, or find those that are there."""
+    prepare_corpus(cfg)
+
+
+if __name__ == "__main__":
+    config.run(main, "prepare")

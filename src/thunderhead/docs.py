@@ -1,0 +1,79 @@
+"""`python -m thunderhead.docs`: the README's table of groups and options, written from conf/.
+
+The table holds nothing of its own: sections come from the comments in conf/train.yaml, options from the file names, and
+what an option is from the comment at the head of its file.
+"""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from thunderhead.config import CONF_DIR
+
+README = CONF_DIR.parent / "README.md"
+BEGIN, END = "<!-- options: written by `python -m thunderhead.docs` -->", "<!-- end of options -->"
+
+
+def sections(conf_dir: Path = CONF_DIR) -> dict[str, dict[str, str | None]]:
+    """The comments in the defaults list of train.yaml, each with its groups and their default options."""
+    found: dict[str, dict[str, str | None]] = {}
+    for line in (conf_dir / "train.yaml").read_text().partition("defaults:\n")[2].splitlines():
+        if line.startswith("  # "):
+            section = found.setdefault(line.removeprefix("  # "), {})
+        elif (entry := yaml.safe_load(line)) and isinstance(entry, list) and isinstance(entry[0], dict):
+            section |= {group: default for group, default in entry[0].items() if not group.startswith("override")}
+        elif not line.strip():
+            break
+    return found
+
+
+def description(file: Path) -> str:
+    """What an option is: whole sentences of the comment at the head of its file, the first line's if it ends there."""
+    comment: list[str] = []
+    for line in file.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @package"):
+            comment.append(line.removeprefix("#").strip())
+    if not comment:
+        raise ValueError(f"{file} does not begin with a comment that says what the option is")
+    first = comment[0]
+    if first.endswith((".", ">")) or len(comment) == 1:
+        return first
+    return first[: first.rindex(". ") + 1] if ". " in first else " ".join(comment)
+
+
+def table(conf_dir: Path = CONF_DIR) -> str:
+    """All sections as Markdown, default options in bold."""
+    lines = []
+    for section, groups in sections(conf_dir).items():
+        lines += [f"<details><summary><b>{section}</b>: {', '.join(groups)}</summary>", ""]
+        lines += ["| group | option | |", "|---|---|---|"]
+        for group, default in groups.items():
+            options = sorted(file.stem for file in (conf_dir / group).glob("*.yaml"))
+            for row, option in enumerate(sorted(options, key=lambda name: (name != default, name))):
+                shown = f"**{option}**" if option == default else option
+                what = _markdown(description(conf_dir / group / f"{option}.yaml"))
+                lines.append(f"| {f'`{group}`' if row == 0 else ''} | {shown} | {what} |")
+        lines += ["", "</details>", ""]
+    return "\n".join(lines)
+
+
+def _markdown(text: str) -> str:
+    text = text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    return re.sub(r"(?<![\w/.])(\d{4}\.\d{4,5})(?![\w.]*\d)", r"[\1](https://arxiv.org/abs/\1)", text)
+
+
+def updated(readme: str) -> str:
+    """The README's text with the table made anew between its markers."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the README lacks the markers {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(updated(README.read_text()))
+    print(f"{README.name} is up to date")

@@ -1,0 +1,89 @@
+"""`python generate.py`: a run's model and tokenizer, read back from its record."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from omegaconf import DictConfig
+
+from thunderhead import config as configuration
+from thunderhead.config import ConfigError, Problem, build, factory
+from thunderhead.data.prepare import find_manifest
+from thunderhead.data.tokenizer import Tokenizer
+from thunderhead.training import hardware
+from thunderhead.training.module import GROUPS, LanguageModel
+
+
+def settings(*, run: str, checkpoint: Literal["last", "best"] = "last", accelerator: str = "auto") -> None:
+    """The top-level settings, for the check: the run's folder, which of its checkpoints, and on what to compute."""
+
+
+def generate_text(config: DictConfig) -> str:
+    """The prompt of `generation` and its continuation by the model of the run.
+
+    Raises:
+        ConfigError: the configuration is refused, or the folder holds no run that text can be made from.
+    """
+    resolved = configuration.plain(config)
+    if problems := configuration.check(resolved, settings):
+        raise ConfigError(problems)
+    try:
+        accelerator = hardware.resolve_accelerator(resolved["accelerator"])
+    except ValueError as error:
+        raise ConfigError(
+            [Problem("", str(error).replace("trainer=auto", "accelerator=auto").removeprefix("trainer."))]
+        ) from error
+    recorded, weights = read_record(Path(resolved["run"]), resolved["checkpoint"])
+    tokenizer = load_tokenizer(recorded)
+    model = load_model(recorded, weights).to("cuda:0" if accelerator == "cuda" else accelerator)
+    precision, _ = build(recorded["precision"]).resolve(accelerator)
+    with torch.autocast(accelerator, hardware.COMPUTE_DTYPE[precision], enabled=precision.endswith("mixed")):
+        text: str = factory(resolved["generation"])(model.decoder, tokenizer, model.device)
+    return text
+
+
+def read_record(folder: Path, checkpoint: str) -> tuple[dict[str, Any], Path]:
+    """The configuration of a run, and the file of one of its checkpoints.
+
+    Raises:
+        ConfigError: the folder is no run's, or the run has no such checkpoint.
+    """
+    file, weights = folder / "config.yaml", folder / "checkpoints" / f"{checkpoint}.ckpt"
+    if not file.is_file():
+        message = f"{folder} is no run folder (it has no config.yaml): give one of logs/runs/<name>/<time>"
+        raise ConfigError([Problem("run", message)])
+    recorded = yaml.safe_load(file.read_text())
+    if not isinstance(recorded, dict) or not set(GROUPS) <= set(recorded):
+        raise ConfigError([Problem("run", f"{file} is not the configuration of a training run")])
+    if not weights.is_file():
+        there = sorted(path.stem for path in weights.parent.glob("*.ckpt"))
+        has = f"it has {', '.join(there)}" if there else "it has none: it did not get that far, or had callbacks=none"
+        raise ConfigError([Problem("run", f"{folder} has no checkpoint {checkpoint!r}; {has}")])
+    return recorded, weights
+
+
+def load_tokenizer(recorded: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of the shards that a run was trained on.
+
+    Raises:
+        ConfigError: the shards are not there.
+    """
+    try:
+        data = factory(recorded["data"]).keywords  # type: ignore[attr-defined]
+        place = {name: data[name] for name in ("shards_dir", "validation_fraction")}
+        manifest = find_manifest(data["sources"], build(recorded["tokenizer"]), **place)
+        if manifest is not None:
+            return manifest.load_tokenizer()
+        message = f"the run's shards, with its tokenizer, are not in {data['shards_dir']}: prepare.py makes them again"
+    except ValueError as error:  # the text is gone or changed, or the shards are damaged
+        message = f"the run's tokenizer cannot be found: {str(error).strip().splitlines()[0]}"
+    raise ConfigError([Problem("run", message)])
+
+
+def load_model(recorded: dict[str, Any], weights: Path) -> LanguageModel:
+    """The model of a run, in float32 on the CPU; not compiled, as every new length of text would compile it again."""
+    groups = {group: recorded[group] for group in GROUPS}
+    groups["compile"] = groups["compile"] | {"scope": "none"}
+    model: LanguageModel = LanguageModel.load_from_checkpoint(weights, map_location="cpu", config=groups)
+    return model

@@ -1,0 +1,53 @@
+"""`python prepare.py`: shards of a corpus, made or found, and what is in them."""
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from thunderhead import config as configuration
+from thunderhead.config import ConfigError, Problem, build, factory
+from thunderhead.data.manifest import Manifest, verify
+from thunderhead.data.prepare import check_sources, find_manifest, prepare
+from thunderhead.training import display
+
+
+def prepare_corpus(config: DictConfig) -> Manifest:
+    """Make the shards of `data` and `tokenizer`, or find and verify those that are there, and print what they hold.
+
+    Raises:
+        ConfigError: the configuration is refused, a source cannot be read, or shards that were there are damaged.
+    """
+    resolved = configuration.plain(config)
+    if problems := configuration.check(resolved):
+        raise ConfigError(problems)
+    try:
+        tokenizer = build(resolved["tokenizer"])
+        data = factory(resolved["data"]).keywords  # type: ignore[attr-defined]
+        place = {name: data[name] for name in ("shards_dir", "validation_fraction")}
+        check_sources(data["sources"], data.get("path"))
+        manifest = find_manifest(data["sources"], tokenizer, **place)
+        if manifest is not None:
+            verify(manifest)
+            display.say("Prepared already, nothing to do (its checksums were compared and are right)")
+        else:
+            display.say(f"Preparing {', '.join(data['sources'])} with the {tokenizer.name} tokenizer")
+            manifest = prepare(data["sources"], tokenizer, **place)
+    except ValueError as error:
+        raise ConfigError([Problem("", str(error).strip().splitlines()[0])]) from error
+    _show(manifest)
+    return manifest
+
+
+def _show(manifest: Manifest) -> None:
+    table = Table(box=None, pad_edge=False, header_style="cyan")
+    for heading in ("source", "split", "documents", "tokens", "bytes a token", "unigram entropy"):
+        table.add_column(heading, justify="left" if heading in ("source", "split") else "right")
+    for split, by_source in manifest.splits.items():
+        for source, shard in by_source.items():
+            numbers = f"{shard.documents:,}", f"{shard.tokens:,}", f"{shard.bytes / shard.tokens:.2f}"
+            table.add_row(escape(source), split, *numbers, f"{shard.unigram_entropy:.3f} nats")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"[cyan]tokenizer[/]  {manifest.tokenizer.name}, {manifest.vocab_size:,} tokens")
+    console.print(f"[cyan]folder   [/]  {escape(str(manifest.folder))}", soft_wrap=True)

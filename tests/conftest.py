@@ -1,0 +1,58 @@
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny import tiny, train_here
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--regenerate", action="store_true", help="write tests/integration/golden_losses.json anew")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_threads() -> None:
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Forget what torch.compile traced before: Dynamo gives up on code that it saw in too many variants."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture(scope="session")
+def text_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of about 200 KB of text: made-up prose, the same everywhere, in 100 files."""
+    folder = tmp_path_factory.mktemp("corpus")
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdlucmfwypvbgk", k=draw.randint(1, 9))) for _ in range(500)]
+    frequency = [1 / rank for rank in range(1, len(words) + 1)]  # Zipf
+    for index in range(100):
+        lines = [" ".join(draw.choices(words, frequency, k=10)).capitalize() + "." for _ in range(45)]
+        (folder / f"{index:03}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all tests of this session prepare shards, each corpus and tokenizer once."""
+    return tmp_path_factory.mktemp("shards")
+
+
+@pytest.fixture
+def run(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., Path]:
+    """run("attention=gqa", …) trains two tiny steps in this process and returns the run's folder."""
+    count = iter(range(100))
+
+    def train(*overrides: str) -> Path:
+        run_dir = tmp_path / "runs" / str(next(count))
+        run_dir.mkdir(parents=True)
+        train_here(tiny(text_corpus, shards_dir, *overrides), run_dir)
+        return run_dir
+
+    return train

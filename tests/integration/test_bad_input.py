@@ -1,0 +1,163 @@
+"""Users' mistakes: one clear line each, exit status 2, no traceback, nothing left behind."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from thunderhead import config
+from thunderhead.config import ConfigError
+from tiny import tiny, train_here
+
+REPOSITORY = config.CONF_DIR.parent
+
+
+@pytest.fixture
+def refused(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., str]:
+    """Start a run in this process that must be refused; gives the message. No run folder may be left."""
+
+    def train(*overrides: str, shards: Path = shards_dir) -> str:
+        run_dir = tmp_path / "run"
+        run_dir.mkdir(exist_ok=True)
+        with pytest.raises(ConfigError) as caught:
+            train_here(tiny(text_corpus, shards, *overrides), run_dir)
+        assert not run_dir.exists() or not any(run_dir.rglob("*.ckpt"))
+        return str(caught.value)
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("attention.n_kv_heads=3", "attention.n_kv_heads=3 does not divide model.n_heads=4: use 1, 2 or 4"),
+        ("attention.n_kv_heads=abc", "attention.n_kv_heads: 'abc' is not accepted: should be a valid integer"),
+        (
+            "+attention.n_kvheads=2",
+            "attention.n_kvheads: is unknown to GroupedQueryAttention; did you mean n_kv_heads?",
+        ),
+        ("data.path=/no/such/folder", "path=/no/such/folder does not exist"),
+        ("scheduler.warmup=2", "scheduler.warmup=2 steps do not fit a run of 2 steps: at most 1 do"),
+        ("model.context_length=1000000", "model.context_length"),
+        ("budget.steps=0", "budget.steps: 0 is not accepted: should be greater than 0"),
+        ("data.validation_fraction=0.0", "data.validation_fraction"),
+        ("resume=/no/such/run", "resume: /no/such/run is no run folder"),
+    ],
+)
+def test_a_setting_is_refused_with_its_name(setting: str, message: str, refused: Callable[..., str]) -> None:
+    assert message in refused(setting)
+
+
+def test_a_budget_of_no_tokens(refused: Callable[..., str]) -> None:
+    assert "budget.tokens: 0 is not accepted: should be greater than 0" in refused("budget=tokens", "budget.tokens=0")
+
+
+def test_a_budget_below_one_step(refused: Callable[..., str]) -> None:
+    message = refused("budget=tokens", "budget.tokens=127")
+    assert "budget: 127 tokens are less than one step of batch.global_tokens=128" in message
+
+
+def test_a_vocabulary_too_large_for_uint16(refused: Callable[..., str]) -> None:
+    message = refused("tokenizer=bpe", "tokenizer.vocab_size=100000")
+    assert "tokenizer.vocab_size=100000 is too large for uint16 shards: use 65536 or less" in message
+
+
+def test_a_context_longer_than_all_the_text(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    for index in range(40):
+        (tmp_path / "few" / f"{index}.txt").write_text(f"only a few words, {index} of them\n")
+    message = refused(
+        f"data.path={tmp_path}/few", "model.context_length=4096", "batch.global_tokens=4096", "batch.micro_size=1",
+        "data.validation_fraction=0.3",
+    )  # fmt: skip
+    assert "too few for one block of model.context_length + 1 = 4097" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty: no file has any text"), (b"\x7fELF\x00\x00\x01\x02" * 100, "binary, not UTF-8 text")],
+    ids=["empty", "binary"],
+)
+def test_files_that_are_no_text(content: bytes, message: str, refused: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "file.txt"
+    file.write_bytes(content)
+    text = refused(f"data.path={file}")
+    assert message in text
+    assert str(file) in text
+
+
+def shards_of(run: Callable[..., Path], shards_dir: Path, copy: Path) -> Path:
+    """A copy of all shards prepared so far, to damage."""
+    run()
+    shutil.copytree(shards_dir, copy)
+    return copy
+
+
+def test_a_corrupted_chunk(
+    run: Callable[..., Path], refused: Callable[..., str], shards_dir: Path, tmp_path: Path
+) -> None:
+    copy = shards_of(run, shards_dir, tmp_path / "shards")
+    chunks = sorted(copy.rglob("*.bin"))
+    assert chunks
+    for chunk in chunks:
+        content = bytearray(chunk.read_bytes())
+        content[len(content) // 2] ^= 1
+        chunk.write_bytes(content)
+    message = refused(shards=copy)
+    assert "checksum" in message or "sha256" in message
+    assert ".bin" in message
+
+
+def test_a_manifest_of_another_tokenizer(
+    run: Callable[..., Path], refused: Callable[..., str], shards_dir: Path, tmp_path: Path
+) -> None:
+    copy = shards_of(run, shards_dir, tmp_path / "shards")
+    files = sorted(copy.rglob("tokenizer.json"))
+    assert files
+    for file in files:
+        file.write_text(file.read_text().replace("}", ', "added": 1}', 1) + " ")
+    assert "tokenizer" in refused(shards=copy)
+
+
+# --- the whole program
+
+
+@pytest.fixture
+def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def start(*overrides: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(REPOSITORY / "train.py"), *tiny(text_corpus, shards_dir, *overrides)]
+        environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("overrides", "messages"),
+    [
+        (
+            ("attention.n_kv_heads=abc", "optimizer.lr=fast", "data.path=/nowhere"),
+            ("attention.n_kv_heads", "optimizer.lr"),
+        ),
+        (("attention.n_kvheads=2",), ("attention.n_kvheads", "did you mean attention.n_kv_heads?")),
+        (("attention=foo",), ("foo", "gqa", "mha", "mla")),
+    ],
+    ids=["values", "unknown key", "unknown option"],
+)
+def test_the_program_refuses(
+    overrides: tuple[str, ...],
+    messages: tuple[str, ...],
+    program: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    ended = program(*overrides)
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert all(message in ended.stderr for message in messages), ended.stderr
+    assert not list(tmp_path.glob("logs/runs/*/*"))

@@ -1,0 +1,91 @@
+"""Every option of every group trains two steps on a CPU, or is refused with the reason."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from thunderhead.config import ConfigError
+from thunderhead.training.record import read_rows, read_summary
+from tiny import OPTIONS
+
+# Dynamo hides this warning of its own look at activations, which does not help where warnings are errors.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+NAMES = [f"{group}={option}" for group, options in OPTIONS.items() for option in options]
+NO_GPU = "^trainer.accelerator=gpu: PyTorch finds no cuda device here, only cpu: use trainer=auto$"
+NO_MPS = "^trainer.accelerator=mps: PyTorch finds no mps device here, only cpu: use trainer=auto$"
+# What this machine cannot do, and what the refusal says.
+REFUSED = {
+    **({"trainer=gpu": NO_GPU} if not torch.cuda.is_available() and not torch.backends.mps.is_available() else {}),
+    **({"trainer=mps": NO_MPS} if not torch.backends.mps.is_available() else {}),
+}
+# Settings beside the groups that only some machines or combinations can take.
+REFUSED_VALUES = {
+    "attention.logit_softcap=30.0": "^attention.logit_softcap: needs flex_attention, which trains on CUDA only",
+    "attention.backend=flex": "^attention.backend=flex: needs flex_attention, which trains on CUDA only",
+    "attention.n_kv_heads=3": "^attention.n_kv_heads=3 does not divide model.n_heads=4: use 1, 2 or 4$",
+    "activation.beta=2.0": r"^activation.beta=2 is Swish's and needs activation.nonlinearity=silu, not gelu$",
+    "model.d_model=30": "^model.n_heads=4 does not divide model.d_model=30",
+    "model.vocab_size=100": "^model.vocab_size=100 is smaller than the tokenizer's 257 tokens",
+    "block.shared_norm=true": "^block.shared_norm=true needs block.parallel_residual=true",
+    "optimizer.lr=-1.0": "lr",
+    "parameter_groups.no_decay=[nothing.*]": "^parameter_groups.no_decay",
+    "trainer.max_steps=3": "^trainer.max_steps: follows from other settings: set budget instead$",
+    "validation.every=1.5": "^validation.every=1.5: write steps as an integer, or a fraction below 1$",
+}
+
+
+@pytest.mark.parametrize("option", NAMES)
+@pytest.mark.usefixtures("fresh_compiler")
+def test_option_trains(option: str, run: Callable[..., Path]) -> None:
+    if option in REFUSED:
+        with pytest.raises(ConfigError, match=REFUSED[option]):
+            run(option)
+        return
+    folder = run(option)
+    summary = read_summary(folder)
+    assert summary is not None
+    assert summary["steps"] == 2
+    assert math.isfinite(summary["val_loss"])
+    losses = [float(row["train/loss"]) for row in read_rows(folder / "metrics.csv")[1] if row["train/loss"]]
+    assert len(losses) == 2
+
+
+@pytest.mark.parametrize("setting", REFUSED_VALUES)
+def test_value_is_refused(setting: str, run: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=REFUSED_VALUES[setting]):
+        run("activation=gelu", setting)
+    assert not (tmp_path / "runs").exists()  # no folder is left of a run that never was
+
+
+def test_a_run_leaves_its_record(run: Callable[..., Path]) -> None:
+    folder = run("callbacks=default", "logger=default", "callbacks.checkpoint.every_n_train_steps=1")
+    names = {path.name for path in folder.iterdir()}
+    files = {"config.yaml", "plan.json", "environment.json", "metrics.csv", "summary.json", "sample.txt", "checkpoints"}
+    assert files <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert {"best.ckpt", "last.ckpt"} <= {path.name for path in (folder / "checkpoints").iterdir()}
+    summary = read_summary(folder)
+    assert summary is not None
+    wanted = {
+        "val_loss",
+        "perplexity",
+        "bits_per_byte",
+        "tokens",
+        "tokens_per_second",
+        "parameters",
+        "steps",
+        "seconds",
+    }
+    assert wanted <= summary.keys()
+    assert summary["tokens"] == 2 * 128
+    assert summary["perplexity"] == pytest.approx(math.exp(summary["val_loss"]))
+
+
+def test_a_dry_run_writes_nothing(run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("dry_run=true")
+    assert not (tmp_path / "runs").exists()
+    assert "128" in capsys.readouterr().out  # tokens a step

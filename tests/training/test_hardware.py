@@ -1,0 +1,114 @@
+"""What the machine can do, on machines made up by patching torch."""
+
+import platform
+
+import pytest
+import torch
+
+from thunderhead.training import hardware
+from thunderhead.training.hardware import Precision
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch):
+    def pretend(*, cuda: int = 0, mps: bool = False, capability: tuple[int, int] = (8, 0), flags: str = "") -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(hardware, "cpu_flags", lambda: set(flags.split()))
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("asked", "cuda", "mps", "gives"),
+    [
+        ("auto", 0, False, "cpu"),
+        ("auto", 2, False, "cuda"),
+        ("auto", 0, True, "mps"),
+        ("gpu", 1, False, "cuda"),
+        ("gpu", 0, True, "mps"),
+        ("cpu", 2, False, "cpu"),
+        ("mps", 0, True, "mps"),
+    ],
+)
+def test_accelerators(machine, asked: str, cuda: int, mps: bool, gives: str) -> None:
+    machine(cuda=cuda, mps=mps)
+    assert hardware.resolve_accelerator(asked) == gives
+
+
+def test_accelerators_that_are_not_there(machine) -> None:
+    machine()
+    with pytest.raises(ValueError, match=r"^trainer.accelerator=gpu: PyTorch finds no cuda device here, only cpu"):
+        hardware.resolve_accelerator("gpu")
+    with pytest.raises(ValueError, match=r"^trainer.accelerator=mps: PyTorch finds no mps device here"):
+        hardware.resolve_accelerator("mps")
+    with pytest.raises(ValueError, match=r"^trainer.accelerator=tpu is unknown"):
+        hardware.resolve_accelerator("tpu")
+
+
+@pytest.mark.parametrize(
+    ("asked", "accelerator", "count"),
+    [(1, "cpu", 1), (2, "cpu", 2), ("auto", "cpu", 1), ("auto", "cuda", 4), (-1, "cuda", 4), ([0, 2], "cuda", 2)],
+)
+def test_device_counts(machine, asked: object, accelerator: str, count: int) -> None:
+    machine(cuda=4)
+    assert hardware.device_count(asked, accelerator) == count
+
+
+@pytest.mark.parametrize("asked", [0, -2, True, "two", 1.5, []])
+def test_device_counts_that_are_none(asked: object) -> None:
+    with pytest.raises(ValueError, match=r"^trainer.devices="):
+        hardware.device_count(asked, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "facts", "kind", "why"),
+    [
+        ("cuda", {"cuda": 1, "capability": (8, 0)}, "bf16-mixed", "sm80 has"),
+        ("cuda", {"cuda": 1, "capability": (9, 0)}, "bf16-mixed", "sm90 has"),
+        ("cuda", {"cuda": 1, "capability": (7, 5)}, "fp32", "sm75 lacks"),
+        ("cpu", {"flags": "sse amx_bf16"}, "bf16-mixed", "AMX"),
+        ("cpu", {"flags": "avx512_bf16"}, "bf16-mixed", "AVX512-BF16"),
+        ("cpu", {"flags": "sse avx2"}, "fp32", "neither"),
+        ("mps", {"mps": True}, "fp32", "mps"),
+    ],
+)
+def test_automatic_precision(machine, accelerator: str, facts: dict, kind: str, why: str) -> None:
+    machine(**facts)
+    chosen, reason = Precision(kind="auto").resolve(accelerator)
+    assert chosen == kind
+    assert reason.startswith("auto: ")
+    assert why in reason
+
+
+def test_a_configured_precision_is_kept_and_fp16_on_a_cpu_warned_of() -> None:
+    assert Precision(kind="fp32").resolve("cuda") == ("fp32", "as configured")
+    kind, why = Precision(kind="fp16-mixed").resolve("cpu")
+    assert kind == "fp16-mixed"
+    assert "very slow" in why
+
+
+def test_fp16_on_a_cpu_is_not_exchanged_for_bf16() -> None:
+    (plugin,) = hardware.precision_plugin("fp16-mixed", "cpu")["plugins"]
+    assert plugin.precision == "16-mixed"
+    assert plugin.scaler is not None
+    assert hardware.precision_plugin("bf16-mixed", "cpu") == {"precision": "bf16-mixed"}
+    assert hardware.precision_plugin("fp16-mixed", "cuda") == {"precision": "16-mixed"}
+
+
+def test_measured_matmul_speed_is_that_of_a_computer() -> None:
+    flops = hardware.measured_matmul_flops(torch.float32, size=128, seconds=0.01)
+    assert 1e7 < flops < 1e16  # a clock in wrong units would be out by 1000 at least
+    assert hardware.peak_flops("mps", "fp32") is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_other_allocators_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
+    assert hardware.keep_freed_memory() is False
+
+
+def test_the_cpu_has_a_name() -> None:
+    assert hardware.device_name("cpu")

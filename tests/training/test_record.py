@@ -1,0 +1,94 @@
+"""The files of a run: appended, rewritten and never half there."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from thunderhead.training import record
+from thunderhead.training.record import MetricsCsv, read_rows, read_summary
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return read_rows(path)[1]
+
+
+def test_rows_are_appended(tmp_path: Path) -> None:
+    logger = MetricsCsv(str(tmp_path))
+    logger.log_metrics({"loss": 3.5}, step=1)
+    logger.log_metrics({"loss": 2.5}, step=2)
+    assert logger.path.read_text() == "step,loss\n1,3.5\n2,2.5\n"
+
+
+def test_a_new_column_keeps_the_rows(tmp_path: Path) -> None:
+    logger = MetricsCsv(str(tmp_path))
+    logger.log_metrics({"loss": 3.5}, step=1)
+    logger.log_metrics({"val": 1.0}, step=2)
+    logger.log_metrics({"loss": 2.5, "val": 0.5}, step=3)
+    assert logger.path.read_text() == "step,loss,val\n1,3.5,\n2,,1.0\n3,2.5,0.5\n"
+
+
+def test_a_second_logger_goes_on(tmp_path: Path) -> None:
+    MetricsCsv(str(tmp_path)).log_metrics({"loss": 3.5}, step=1)
+    MetricsCsv(str(tmp_path)).log_metrics({"loss": 2.5, "lr": 0.1}, step=2)
+    assert rows(tmp_path / "metrics.csv") == [
+        {"step": "1", "loss": "3.5", "lr": ""},
+        {"step": "2", "loss": "2.5", "lr": "0.1"},
+    ]
+
+
+def test_forget_after(tmp_path: Path) -> None:
+    logger = MetricsCsv(str(tmp_path))
+    logger.forget_after(3)  # nothing there yet
+    for step in range(1, 6):
+        logger.log_metrics({"loss": float(step)}, step=step)
+    logger.forget_after(3)
+    logger.log_metrics({"loss": 40.0}, step=4)
+    assert [row["step"] for row in rows(logger.path)] == ["1", "2", "3", "4"]
+    assert rows(logger.path)[-1]["loss"] == "40.0"
+
+
+def test_a_row_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
+    logger = MetricsCsv(str(tmp_path))
+    logger.log_metrics({"loss": 1.0, "lr": 0.5}, step=1)
+    with logger.path.open("a") as file:
+        file.write("2,0.")  # the kill came here
+    assert [row["step"] for row in rows(logger.path)] == ["1"]
+    MetricsCsv(str(tmp_path)).forget_after(1)
+    MetricsCsv(str(tmp_path)).log_metrics({"loss": 0.9, "lr": 0.5}, step=2)
+    assert [row["loss"] for row in rows(logger.path)] == ["1.0", "0.9"]
+
+
+def test_write_text_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "new" / "file.txt"
+    record.write_text(file, "old")
+    assert file.read_text() == "old"
+    assert file.stat().st_mode & 0o777 == 0o644
+
+    def crash(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", crash)
+        with pytest.raises(OSError, match="disk full"):
+            record.write_text(file, "new")
+    assert file.read_text() == "old"
+    assert list(file.parent.iterdir()) == [file]  # no litter
+
+
+def test_json_and_summary(tmp_path: Path) -> None:
+    assert read_summary(tmp_path) is None
+    record.write_json(tmp_path / "summary.json", {"val_loss": 1.5})
+    assert read_summary(tmp_path) == {"val_loss": 1.5}
+
+
+def test_surroundings_can_be_written_as_json() -> None:
+    found = json.loads(json.dumps(record.surroundings()))
+    assert {"command", "python", "platform", "packages", "git"} <= found.keys()
+    assert "torch" in found["packages"]
+
+
+def test_no_git_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(record, "REPOSITORY", tmp_path)
+    assert record.git_state() is None
