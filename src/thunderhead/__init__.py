@@ -1,3 +1,3 @@
-"""Thunderhead: pretrain decoder-only language models with Lightning and Hydra, and find out fairly which choice helps."""
+"""Thunderhead: pretrain decoder-only language models; every design choice is an option of a config group."""
 
 __version__ = "0.1.0"

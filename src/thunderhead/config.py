@@ -66,13 +66,22 @@ def plain(config: DictConfig) -> dict[str, Any]:
         ConfigError: a mandatory value (`???`) is missing, or an interpolation fails.
 
     """
-    missing = sorted(OmegaConf.missing_keys(config))
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+    except OmegaConfBaseException:  # an interpolation that points to a missing value: the plain tree tells which
+        missing = _missing(OmegaConf.to_container(config, resolve=False))
     if missing:
         raise ConfigError([Problem(key, f"needs a value: {key}=…") for key in missing])
     try:
         return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         raise ConfigError([Problem(str(error.full_key or ""), str(error).splitlines()[0])]) from error
+
+
+def _missing(value: Any, path: str = "") -> list[str]:
+    if not isinstance(value, dict):
+        return [path] if value == "???" else []
+    return [found for key, child in value.items() for found in _missing(child, f"{path}.{key}" if path else str(key))]
 
 
 def with_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -166,7 +175,7 @@ def _check_arguments(path: str, target: Callable[..., Any], arguments: dict[str,
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    function = target.__init__ if inspect.isclass(target) else target
     try:
         return typing.get_type_hints(function, include_extras=True)
     except (

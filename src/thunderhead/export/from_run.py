@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 
 from thunderhead import config as configuration
 from thunderhead.config import ConfigError, Problem, build, factory
-from thunderhead.data.prepare import find_manifest
 from thunderhead.data.tokenizer import Tokenizer
 from thunderhead.training import hardware
 from thunderhead.training.module import GROUPS, LanguageModel
@@ -35,7 +34,7 @@ def generate_text(config: DictConfig) -> str:
             [Problem("", str(error).replace("trainer=auto", "accelerator=auto").removeprefix("trainer."))]
         ) from error
     recorded, weights = read_record(Path(resolved["run"]), resolved["checkpoint"])
-    tokenizer = load_tokenizer(recorded)
+    tokenizer = load_tokenizer(recorded, Path(resolved["run"]))
     model = load_model(recorded, weights).to("cuda:0" if accelerator == "cuda" else accelerator)
     precision, _ = build(recorded["precision"]).resolve(accelerator)
     with torch.autocast(accelerator, hardware.COMPUTE_DTYPE[precision], enabled=precision.endswith("mixed")):
@@ -63,22 +62,18 @@ def read_record(folder: Path, checkpoint: str) -> tuple[dict[str, Any], Path]:
     return recorded, weights
 
 
-def load_tokenizer(recorded: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of the shards that a run was trained on.
+def load_tokenizer(recorded: dict[str, Any], folder: Path) -> Tokenizer:
+    """The tokenizer of a run.
 
     Raises:
-        ConfigError: the shards are not there.
+        ConfigError: tokenizer.json is not in the run's folder, or is of another kind.
     """
+    file = folder / "tokenizer.json"
     try:
-        data = factory(recorded["data"]).keywords  # type: ignore[attr-defined]
-        place = {name: data[name] for name in ("shards_dir", "validation_fraction")}
-        manifest = find_manifest(data["sources"], build(recorded["tokenizer"]), **place)
-        if manifest is not None:
-            return manifest.load_tokenizer()
-        message = f"the run's shards, with its tokenizer, are not in {data['shards_dir']}: prepare.py makes them again"
-    except ValueError as error:  # the text is gone or changed, or the shards are damaged
-        message = f"the run's tokenizer cannot be found: {str(error).strip().splitlines()[0]}"
-    raise ConfigError([Problem("run", message)])
+        tokenizer: Tokenizer = factory(recorded["tokenizer"]).func.from_json(file.read_text())  # type: ignore[attr-defined]
+    except Exception as error:  # missing, damaged (each library has its own error), or of another kind
+        raise ConfigError([Problem("run", f"{file} cannot be read: {str(error).splitlines()[0]}")]) from error
+    return tokenizer
 
 
 def load_model(recorded: dict[str, Any], weights: Path) -> LanguageModel:

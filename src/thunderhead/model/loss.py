@@ -67,7 +67,7 @@ class NextTokenLoss:
             ]
             sums = torch.stack(parts).sum(dim=0)
         n_valid = (targets_N != IGNORED_TARGET).sum().clamp(min=1)
-        cross_entropy, z_loss = (sums / n_valid).unbind()
+        cross_entropy, z_loss = sums[0] / n_valid, sums[1] / n_valid  # no views of one tensor: FSDP warns of them
         return LossTerms(cross_entropy + z_loss, cross_entropy, z_loss)
 
     def tokens_per_chunk(self, n_tokens: int, n_logits: int) -> int:

@@ -30,9 +30,9 @@ class Precision:
     """In which number format matrices are multiplied and weights are kept.
 
     Args:
-        kind: `fp32`; `bf16-mixed` and `fp16-mixed` multiply in 16 bits and keep weights, gradients and optimizer state in
-            float32 (fp16 with loss scaling); `bf16-true` keeps everything in bfloat16; `auto` is bf16-mixed where the
-            hardware computes bfloat16 fast, else fp32.
+        kind: `fp32`; `bf16-mixed` and `fp16-mixed` multiply in 16 bits and keep weights, gradients and optimizer
+            state in float32 (fp16 with loss scaling); `bf16-true` keeps everything in bfloat16; `auto` is bf16-mixed
+            where the hardware computes bfloat16 fast, else fp32.
     """
 
     kind: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed", "bf16-true"]

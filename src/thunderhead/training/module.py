@@ -100,7 +100,7 @@ class LanguageModel(LightningModule):
         self.decoder = decoder
 
     def configure_optimizers(self) -> Any:
-        """The configured optimizer over the decoder's parameter groups, with the schedule as a factor of each peak LR."""
+        """The optimizer over the decoder's parameter groups, with the schedule as a factor on each peak LR."""
         config = self.hparams["config"]
         optimizer = build_optimizer(config, self.decoder)
         if hasattr(optimizer, "_step_supports_amp_scaling"):
@@ -141,7 +141,7 @@ class LanguageModel(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the global norm (Pascanu et al. 1211.5063), which is kept for the logs; also when nothing is clipped."""
+        """Clip by the global norm (Pascanu et al. 1211.5063), and keep it for the logs; also if nothing is clipped."""
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return

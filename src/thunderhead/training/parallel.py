@@ -1,6 +1,5 @@
 """The strategy group: how a run is spread over devices."""
 
-
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -28,7 +27,7 @@ def single(world_size: int) -> str:
 
 
 def ddp(world_size: int, *, gradient_as_bucket_view: bool = True, bucket_cap_mb: int = 25) -> Strategy:
-    """A replica of the model on every device; gradients are averaged while the backward pass goes on (Li et al. 2006.15704)."""
+    """A replica of the model on every device; gradients are averaged in the backward pass (Li et al. 2006.15704)."""
     return DDPStrategy(
         gradient_as_bucket_view=gradient_as_bucket_view,
         bucket_cap_mb=bucket_cap_mb,
@@ -60,5 +59,5 @@ def shard(decoder: Decoder, mesh: DeviceMesh, reshard_after_forward: bool) -> No
     for block in decoder.blocks:
         fully_shard(block, mesh=mesh["data_parallel"], reshard_after_forward=reshard_after_forward)
     fully_shard(decoder, mesh=mesh["data_parallel"], reshard_after_forward=reshard_after_forward)
-    for method in ("hidden", "logits"):  # these gather the parameters, too
-        register_fsdp_forward_method(decoder, method)
+    # Gathers the parameters, too. Not `hidden`: forward calls it, and would find the head sharded again afterwards.
+    register_fsdp_forward_method(decoder, "logits")

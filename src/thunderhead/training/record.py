@@ -13,9 +13,11 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from lightning import Trainer
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.tensorboard import SummaryWriter
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -146,6 +148,12 @@ def write_rows(path: Path, columns: list[str], rows: list[dict[str, str]]) -> No
         csv.writer(buffer, lineterminator="\n").writerows(lines)
         buffer.seek(0)
         write_text(path, buffer.read())
+
+
+def tensorboards(trainer: Trainer) -> list[SummaryWriter]:
+    """The TensorBoard writers of a trainer's loggers, for text and pictures; none on ranks other than 0."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [logger.experiment for logger in loggers] if trainer.is_global_zero else []
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from thunderhead.training.module import LanguageModel
 from thunderhead.training.record import MetricsCsv
@@ -118,7 +119,7 @@ class LogMetrics(Callback):
         row = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         self._write(trainer, row)
         self.validated_at = trainer.global_step
-        if trainer.training:
+        if trainer.state.fn == "fit":
             self._start()
 
     def _is_logged(self, trainer: Trainer, step: int) -> bool:
@@ -131,5 +132,5 @@ class LogMetrics(Callback):
         epochs = {f"epochs/{source}": tokens / n for source, n in self.epoch_tokens.items()}
         for logger in trainer.loggers:
             logger.log_metrics(counters | epochs | row, step=trainer.global_step)
-            if hasattr(logger.experiment, "add_scalar"):  # TensorBoard
+            if isinstance(logger, TensorBoardLogger):
                 logger.log_metrics({f"by_tokens/{name}": value for name, value in row.items()}, step=tokens)

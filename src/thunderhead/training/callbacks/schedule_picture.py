@@ -1,9 +1,12 @@
 """A picture of the planned learning rate, before the first step."""
 
 from collections.abc import Callable
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
+
+from thunderhead.training.record import tensorboards
 
 
 class SchedulePicture(Callback):
@@ -19,10 +22,9 @@ class SchedulePicture(Callback):
         self.schedule, self.peak_lr, self.tokens_per_step = schedule, peak_lr, tokens_per_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Send the picture to every logger that takes pictures."""
-        for logger in trainer.loggers:
-            if trainer.is_global_zero and hasattr(logger.experiment, "add_figure"):
-                logger.experiment.add_figure("schedule/lr", self.draw(trainer.max_steps), trainer.global_step)
+        """Send the picture to TensorBoard."""
+        for board in tensorboards(trainer):
+            board.add_figure("schedule/lr", self.draw(trainer.max_steps), trainer.global_step)
 
     def draw(self, total_steps: int) -> Figure:
         """The curve over all steps."""
@@ -32,8 +34,12 @@ class SchedulePicture(Callback):
         axes.plot(steps, [self.peak_lr * self.schedule(step, total_steps) for step in steps], color="#0072B2")
         axes.set(xlabel="step", ylabel="learning rate", title="Planned learning rate", ylim=(0, None))
         axes.grid(alpha=0.3)
-        tokens = axes.secondary_xaxis(
-            "top", functions=(lambda step: step * self.tokens_per_step, lambda n: n / self.tokens_per_step)
-        )
+        tokens = axes.secondary_xaxis("top", functions=(self._tokens, self._steps))
         tokens.set_xlabel("tokens")
         return figure
+
+    def _tokens(self, step: Any) -> Any:
+        return step * self.tokens_per_step
+
+    def _steps(self, tokens: Any) -> Any:
+        return tokens / self.tokens_per_step

@@ -12,11 +12,13 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 
-class RandomState(Callback):
-    """Save and restore the random state of each rank, which Lightning does not: dropout then goes on as if never stopped.
+class ExactResume(Callback):
+    """What Lightning leaves out of a checkpoint, or takes from it too literally.
 
-    Ranks draw from generators of their own (seed + rank) from the start of training. A run resumed on another number
-    of ranks starts these generators anew.
+    It saves no random state: here each rank's is saved and restored, so that dropout goes on as if never stopped.
+    Ranks draw from generators of their own (seed + rank) from the start of training; a run resumed on another number
+    of ranks starts these generators anew. And it counts micro-batches: they are counted anew from the optimizer steps,
+    so that a run may go on with another accumulation.
 
     Args:
         seed: of the run.
@@ -47,14 +49,21 @@ class RandomState(Callback):
         checkpoint["random_state"] = states
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember the states until training starts."""
+        """Remember the states until training starts, and count micro-batches anew."""
         self._restored = checkpoint.get("random_state")
+        micro_batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for scope in ("total", "current"):
+            progress[scope] |= dict.fromkeys(progress[scope], micro_batches)
 
 
 def _state() -> dict[str, Any]:
     """States in types that a weights-only load accepts."""
-    name, keys, *rest = np.random.get_state()
-    state = {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest], "torch": torch.get_rng_state()}
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    inner = numpy_state["state"]
+    numpy_state = {**numpy_state, "state": {"key": inner["key"].tolist(), "pos": int(inner["pos"])}}
+    state = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
@@ -63,8 +72,8 @@ def _state() -> dict[str, Any]:
 def _set_state(state: dict[str, Any]) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    inner = state["numpy"]["state"]
+    np.random.set_state({**state["numpy"], "state": {**inner, "key": np.array(inner["key"], dtype=np.uint32)}})
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
