@@ -10,7 +10,7 @@ from thunderhead.export.from_run import generate_text
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")
 def main(cfg: DictConfig) -> None:
     """Print the prompt and its continuation."""
-    print(generate_text(cfg))
+    print(config.job(generate_text, cfg))
 
 
 if __name__ == "__main__":

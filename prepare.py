@@ -10,7 +10,7 @@ from thunderhead.training.corpus import prepare_corpus
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
 def main(cfg: DictConfig) -> None:
     """Write the shards of the composed data and tokenizer, or find those that are there."""
-    prepare_corpus(cfg)
+    config.job(prepare_corpus, cfg)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from thunderhead.training.run import train
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Train the composed configuration and return its validation loss."""
-    return train(cfg)
+    return config.job(train, cfg)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
+Result = typing.TypeVar("Result")
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 # Hydra's own keys of a node; `_partial_` is the builder's business and never stands in YAML.
 HYDRA_KEYS = {"_target_", "_convert_", "_recursive_"}
@@ -207,8 +209,8 @@ def _check_value(where: str, value: Any, hint: Any) -> Iterator[Problem]:
 
 
 def _reason(error: Any) -> str:
-    message = str(error["msg"])
-    return message[0].lower() + message[1:].replace("Input should", "should")
+    message = str(error["msg"]).removeprefix("Input ")
+    return message[0].lower() + message[1:]
 
 
 def _show(value: Any) -> str:
@@ -242,12 +244,15 @@ def _exists(config: Any, path: str) -> bool:
 
 def factory(node: dict[str, Any]) -> Callable[..., Any]:
     """The node's target with its settings bound, still to be called with what the code supplies."""
-    return typing.cast(Callable[..., Any], hydra.utils.instantiate(node, _partial_=True, _convert_="all"))
+    try:
+        return typing.cast(Callable[..., Any], hydra.utils.instantiate(node, _partial_=True, _convert_="all"))
+    except InstantiationException as error:  # a node inside this one was refused: its own words are clearer
+        raise (error.__cause__ or error) from None
 
 
 def build(node: dict[str, Any], **supplied: Any) -> Any:
     """The node's target called with its settings and with `supplied`."""
-    return hydra.utils.instantiate(node, _convert_="all", **supplied)
+    return factory(node)(**supplied)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -264,10 +269,20 @@ def output_dir() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
+def job(function: Callable[[DictConfig], Result], config: DictConfig) -> Result:
+    """Call the function of a single run; a refusal ends the program here, before Hydra reports it as a failure."""
+    try:
+        return function(config)
+    except ConfigError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        _refuse(error.problems)
+
+
 def run(main: Callable[[], Any], config_name: str = "train") -> None:
     """Call a `@hydra.main` function as a program: 0 done, 2 refused (one clear message, no traceback), 1 failed.
 
-    With HYDRA_FULL_ERROR=1 in the environment nothing is caught.
+    With HYDRA_FULL_ERROR=1 in the environment, failures keep Hydra's own frames in the traceback.
     """
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         main()

@@ -86,5 +86,5 @@ def test_with_another_micro_batch(losses: Callable[..., list[tuple[str, str]]]) 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1\n")
-    with pytest.raises(config.ConfigError, match="has no checkpoints/last.ckpt to go on from"):
+    with pytest.raises(config.ConfigError, match=r"has no checkpoints/last\.ckpt to go on from"):
         train_here([f"resume={tmp_path}"], tmp_path / "unused")

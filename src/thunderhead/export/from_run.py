@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
 from omegaconf import DictConfig
 
@@ -37,7 +36,7 @@ def generate_text(config: DictConfig) -> str:
     tokenizer = load_tokenizer(recorded, Path(resolved["run"]))
     model = load_model(recorded, weights).to("cuda:0" if accelerator == "cuda" else accelerator)
     precision, _ = build(recorded["precision"]).resolve(accelerator)
-    with torch.autocast(accelerator, hardware.COMPUTE_DTYPE[precision], enabled=precision.endswith("mixed")):
+    with hardware.autocast(accelerator, precision):
         text: str = factory(resolved["generation"])(model.decoder, tokenizer, model.device)
     return text
 

@@ -88,7 +88,7 @@ def show_summary(summary: dict[str, Any], text: str, run_dir: Path) -> None:
     table.add_row("validation loss", f"[bold]{summary['val_loss']:.4f}[/] nats a token; unigram entropy {unigram:.4f}")
     table.add_row("perplexity", f"{summary['perplexity']:.2f}")
     table.add_row("bits per byte", f"{summary['bits_per_byte']:.4f}")
-    speed = f"{summary['tokens_per_second']:,.0f} tokens/s"
+    speed = f"{summary['tokens_per_second'] or 0:,.0f} tokens/s"
     table.add_row("training", f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s, {speed}")
     _console.print()
     _console.print(table)

@@ -25,6 +25,11 @@ COMPUTE_DTYPE = {
 }
 
 
+def autocast(accelerator: str, precision: str) -> torch.autocast:
+    """The autocast context of a precision, outside of the Trainer."""
+    return torch.autocast(accelerator, COMPUTE_DTYPE[precision], enabled=precision.endswith("mixed"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Precision:
     """In which number format matrices are multiplied and weights are kept.

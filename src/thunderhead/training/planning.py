@@ -84,6 +84,8 @@ def plan_run(config: dict[str, Any], manifest: Manifest | None = None) -> Planne
     if manifest is not None:
         with problems.collect():
             check_blocks(manifest, decoder.context_length)
+    if problems:
+        manifest = None  # whatever is wrong with it was noted; the rest of the plan can still be looked at
     plan = _derive(config, decoder, manifest, machine, problems)
     if plan is None:
         raise ConfigError(problems)
@@ -119,6 +121,8 @@ def _data(
         with problems.collect():
             manifest = find_manifest(data["sources"], tokenizer, **shard_settings(data))
     if manifest is not None:
+        with problems.collect():
+            manifest.load_tokenizer()
         return data, manifest, manifest.vocab_size, manifest.eos_id
     if tokenizer is None:
         return data, None, 2**16, 0

@@ -4,13 +4,13 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from lightning import Trainer
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from omegaconf import DictConfig
 
 from thunderhead import config as configuration
@@ -22,6 +22,7 @@ from thunderhead.training import display, hardware, launch, record
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.schedule_picture import SchedulePicture
 from thunderhead.training.callbacks.state import AtomicCheckpointIO, ExactResume
+from thunderhead.training.callbacks.stop import StopOnSignal
 from thunderhead.training.module import GROUPS, LanguageModel
 from thunderhead.training.planning import Planned, one_line, plan_run, shard_settings
 from thunderhead.types import NonNegativeInt
@@ -42,6 +43,8 @@ DERIVED = {
     "logger": "logger",
     "default_root_dir": "hydra.run.dir",
     "use_distributed_sampler": "data",
+    "enable_progress_bar": "callbacks",
+    "enable_checkpointing": "callbacks",
 }
 
 
@@ -74,6 +77,10 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
     if resume_from is not None:
         _remove_if_empty(run_dir)
         run_dir = resume_from
+        finished = record.read_summary(run_dir)
+        if finished is not None and finished["steps"] >= planned.plan.steps:
+            message = f"{run_dir} has made all its {finished['steps']:,} steps: raise the budget, as budget.steps=…"
+            raise ConfigError([Problem("resume", message)])
     if not launch.is_launched() and launch.global_rank() == 0:
         display.show_plan(planned.plan)
     if resolved["dry_run"]:
@@ -182,29 +189,31 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path) -> dict[str, A
         peak * plan.data_parallel_size if peak else None,
         {source: round(plan.tokens / epochs) for source, epochs in (plan.epochs or {}).items()},
     )
-    trainer = make_trainer(config, planned, run_dir, log_metrics)
     last = run_dir / "checkpoints" / "last.ckpt"
-    resume_from = str(last) if config.get("resume") else None
+    stop = StopOnSignal(last)
+    trainer = make_trainer(config, planned, run_dir, log_metrics, [ExactResume(config["seed"]), stop])
     with _quiet_lightning():
         try:
-            trainer.fit(model, datamodule=datamodule, ckpt_path=resume_from)
+            trainer.fit(model, datamodule=datamodule, ckpt_path=str(last) if config.get("resume") else None)
         except ValueError as error:
             if trainer.global_step == 0:  # damaged shards, a refused combination: found before the first step
                 raise ConfigError([Problem("", one_line(error))]) from error
             raise
         if trainer.global_step < plan.steps:
-            raise RuntimeError(f"training stopped at step {trainer.global_step} of {plan.steps}; see the log above")
+            where = f"stopped at step {trainer.global_step:,} of {plan.steps:,}"
+            saved = f"go on with: python train.py resume={run_dir}" if last.exists() else "no checkpoint was kept"
+            if trainer.is_global_zero:
+                display.say(f"{where}; {saved}")
+            raise SystemExit(128 + stop.received if stop.received else 1)
         if log_metrics.validated_at != trainer.global_step:
             trainer.validate(model, datamodule=datamodule, verbose=False)
         if trainer.checkpoint_callbacks:
             trainer.save_checkpoint(last)
-    results = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    with torch.autocast(
-        planned.machine.accelerator,
-        hardware.COMPUTE_DTYPE[planned.machine.precision],
-        planned.machine.precision.endswith("mixed"),
-    ):
+
+    with hardware.autocast(planned.machine.accelerator, planned.machine.precision):
         text = factory(config["generation"])(model.decoder, tokenizer, model.device)
+    results = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    seconds = log_metrics.training_seconds
     summary = {
         "val_loss": results["val/loss"],
         "perplexity": results["val/perplexity"],
@@ -214,8 +223,8 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path) -> dict[str, A
         "steps": plan.steps,
         "parameters": plan.parameters["total"],
         "flops": plan.flops,
-        "tokens_per_second": log_metrics.tokens_timed / log_metrics.training_seconds,
-        "seconds": log_metrics.training_seconds,
+        "tokens_per_second": log_metrics.tokens_timed / seconds if seconds else None,
+        "seconds": seconds,
         "precision": planned.machine.precision,
         "device": hardware.device_name(planned.machine.accelerator),
     }
@@ -236,16 +245,22 @@ def _unigram_entropy(manifest: Manifest) -> float:
     return sum(s.unigram_entropy * s.tokens for s in shards) / sum(s.tokens for s in shards)
 
 
-def make_trainer(config: dict[str, Any], planned: Planned, run_dir: Path, log_metrics: LogMetrics) -> Trainer:
+def make_trainer(
+    config: dict[str, Any],
+    planned: Planned,
+    run_dir: Path,
+    log_metrics: LogMetrics,
+    callbacks: Sequence[Callback] = (),
+) -> Trainer:
     """Lightning's Trainer with everything that follows from the plan."""
     plan = planned.plan
     loggers = [build(node, save_dir=str(run_dir)) for node in config["logger"].values()]
     schedule = factory(config["scheduler"])
-    callbacks = [
+    all_callbacks = [
         log_metrics,
-        ExactResume(config["seed"]),
         SchedulePicture(schedule, config["optimizer"]["lr"], plan.tokens_per_step),
         *(build(node) for node in config["callbacks"].values()),
+        *callbacks,
     ]
     precision = hardware.precision_plugin(planned.machine.precision, planned.machine.accelerator)
     plugins = [*precision.pop("plugins", []), AtomicCheckpointIO()]
@@ -255,7 +270,7 @@ def make_trainer(config: dict[str, Any], planned: Planned, run_dir: Path, log_me
             **precision,
             plugins=plugins,
             strategy=factory(config["strategy"])(plan.data_parallel_size),
-            callbacks=callbacks,
+            callbacks=all_callbacks,
             logger=loggers or False,
             default_root_dir=str(run_dir),
             max_steps=plan.steps,
@@ -266,6 +281,9 @@ def make_trainer(config: dict[str, Any], planned: Planned, run_dir: Path, log_me
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             enable_model_summary=False,
+            # without these, Lightning adds a bar and a checkpoint of its own
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in all_callbacks),
+            enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in all_callbacks),
         )
     return trainer
 

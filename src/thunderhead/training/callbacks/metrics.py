@@ -45,6 +45,15 @@ class LogMetrics(Callback):
         """Tokens that the optimizer steps so far were made from."""
         return trainer.global_step * self.tokens_per_step
 
+    def state_dict(self) -> dict[str, Any]:
+        """The time until a checkpoint, so that a resumed run knows how long it took in all."""
+        running = time.perf_counter() - self._since if self._since is not None else 0.0
+        return {"training_seconds": self.training_seconds + running, "tokens_timed": self.tokens_timed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.training_seconds, self.tokens_timed = state_dict["training_seconds"], state_dict["tokens_timed"]
+
     # --- the clock runs while training does ---------------------------------------------------------------------------
 
     def _start(self) -> None:
