@@ -23,10 +23,10 @@ train: setup  ## Prepare the embedded corpus and train the default model (2-4 mi
 	$(BIN)/python train.py
 
 test: setup  ## Run the tests (no network, no GPU)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 test-slow: setup  ## Run the tests that take minutes, too
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m 'not gpu'
 
 check: setup  ## Formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -40,10 +40,15 @@ DEFAULTS = {
 # What an option needs to be tiny, instead of the defaults of its group.
 INSTEAD = {
     **{f"model={size}": (f"model={size}", *DEFAULTS["model"][1:]) for size in OPTIONS["model"]},
+    "data=text": DEFAULTS["data"],
+    "batch=default": ("batch=default", *DEFAULTS["batch"]),
+    "trainer=cpu": DEFAULTS["trainer"],
+    "generation=default": ("generation=default", *DEFAULTS["generation"]),
+    "budget=steps": ("budget=steps", "budget.steps=2"),
     "budget=tokens": ("budget=tokens", "budget.tokens=256"),
     "budget=epochs": ("budget=epochs", "budget.epochs=0.001"),
     "budget=chinchilla": ("budget=chinchilla", "budget.tokens_per_parameter=0.008"),
-    "budget=flops": ("budget=flops", "budget.flops=4.0e+7"),
+    "budget=flops": ("budget=flops", "budget.flops=7.0e+7"),
     # the prose of the standard library: half a MB instead of 12
     "data=stdlib": ("data=stdlib", "data.sources.stdlib.include_code=false", *DEFAULTS["data"][1:]),
     "tokenizer=bpe": ("tokenizer=bpe", "tokenizer.vocab_size=300"),

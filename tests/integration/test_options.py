@@ -27,13 +27,13 @@ REFUSED_VALUES = {
     "attention.logit_softcap=30.0": "^attention.logit_softcap: needs flex_attention, which trains on CUDA only",
     "attention.backend=flex": "^attention.backend=flex: needs flex_attention, which trains on CUDA only",
     "attention.n_kv_heads=3": "^attention.n_kv_heads=3 does not divide model.n_heads=4: use 1, 2 or 4$",
-    "activation.beta=2.0": r"^activation.beta=2 is Swish's and needs activation.nonlinearity=silu, not gelu$",
+    "activation.beta=2.0": r"^activation.beta=2 is Swish's and needs activation.activation=silu, not gelu$",
     "model.d_model=30": "^model.n_heads=4 does not divide model.d_model=30",
     "model.vocab_size=100": "^model.vocab_size=100 is smaller than the tokenizer's 257 tokens",
     "block.shared_norm=true": "^block.shared_norm=true needs block.parallel_residual=true",
-    "optimizer.lr=-1.0": "lr",
+    "optimizer.lr=-1.0": "^optimizer: Invalid learning rate: -1.0$",
     "parameter_groups.no_decay=[nothing.*]": "^parameter_groups.no_decay",
-    "trainer.max_steps=3": "^trainer.max_steps: follows from other settings: set budget instead$",
+    "+trainer.max_steps=3": "^trainer.max_steps: follows from other settings: set budget instead$",
     "validation.every=1.5": "^validation.every=1.5: write steps as an integer, or a fraction below 1$",
 }
 

@@ -43,7 +43,10 @@ def build_optimizer(config: dict[str, Any], decoder: Decoder) -> torch.optim.Opt
         ValueError: a setting is out of range, or parameter_groups.no_decay matches nothing.
     """
     groups = factory(config["parameter_groups"])(decoder)
-    optimizer: torch.optim.Optimizer = factory(config["optimizer"])(groups)
+    try:
+        optimizer: torch.optim.Optimizer = factory(config["optimizer"])(groups)
+    except (ValueError, AssertionError) as error:  # torch's and others' own words, which do not say where
+        raise ValueError(f"optimizer: {str(error).removeprefix('optimizer.')}") from error
     return optimizer
 
 
