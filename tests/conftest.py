@@ -25,6 +25,14 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@pytest.fixture(autouse=True)
+def _no_process_group() -> Iterator[None]:
+    """A run of one process with strategy=ddp or fsdp leaves its process group to those that follow."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @pytest.fixture(scope="session")
 def text_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of about 200 KB of text: made-up prose, the same everywhere, in 100 files."""

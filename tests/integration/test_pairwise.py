@@ -1,7 +1,7 @@
 """Every option of every group beside every option of every other group: trains, or is refused by name."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import combinations
 from pathlib import Path
 
@@ -30,30 +30,45 @@ FEWER = {
 GROUPS = {group: FEWER.get(group, options) for group, options in OPTIONS.items() if group not in LEFT_OUT}
 # Pairs of options that exclude each other, and what the refusal says.
 INVALID = {
-    ("debug=fast", f"budget={budget}"): "^budget.steps: is unknown to .*Budget"
-    for budget in GROUPS["budget"]
-    if budget != "steps"
+    **{
+        ("debug=fast", f"budget={budget}"): "^budget.steps: is unknown to .*Budget"
+        for budget in GROUPS["budget"]
+        if budget != "steps"
+    },
+    ("strategy=fsdp", "compile=model"): "^compile.scope: compile=model cannot trace .* use compile=block",
 }
 
 
-def names(options: Sequence[str]) -> set[str]:
-    """group=option of the first groups."""
-    return {f"{group}={option}" for group, option in zip(GROUPS, options, strict=False)}
+def is_valid(options: Iterable[str]) -> bool:
+    return not any(set(options).issuperset(pair) for pair in INVALID)
 
 
-def is_valid(options: Sequence[str]) -> bool:
-    return not any(names(options).issuperset(pair) for pair in INVALID)
+def pairs(options: Iterable[str]) -> set[frozenset[str]]:
+    """All pairs of group=option from different groups."""
+    couples = (frozenset(couple) for couple in combinations(options, 2))
+    return {couple for couple in couples if len({option.partition("=")[0] for option in couple}) == 2}
 
 
-ROWS = [sorted(names(row)) for row in AllPairs(list(GROUPS.values()), filter_func=is_valid)]
+def covering_rows() -> list[list[str]]:
+    """Choices of one option per group that together hold every valid pair.
+
+    allpairspy forgets a few pairs when it filters; for these, the first valid row with the two options put in.
+    """
+    options = [[f"{group}={option}" for option in GROUPS[group]] for group in GROUPS]
+    rows = [list(row) for row in AllPairs(options, filter_func=is_valid)]
+    for missing in sorted(map(sorted, WANTED.difference(*map(pairs, rows)))):
+        put_in = {option.partition("=")[0]: option for option in missing}
+        candidates = [[put_in.get(option.partition("=")[0], option) for option in row] for row in rows]
+        rows.append(next(row for row in candidates if is_valid(row)))
+    return [sorted(row) for row in rows]
+
+
+WANTED = pairs(f"{group}={option}" for group in GROUPS for option in GROUPS[group]) - {frozenset(p) for p in INVALID}
+ROWS = covering_rows()
 
 
 def test_the_rows_cover_every_pair() -> None:
-    covered = {frozenset(pair) for row in ROWS for pair in combinations(row, 2)} | {frozenset(pair) for pair in INVALID}
-    options = [f"{group}={option}" for group in GROUPS for option in GROUPS[group]]
-    wanted = {frozenset(pair) for pair in combinations(options, 2)}
-    wanted = {pair for pair in wanted if len({name.partition("=")[0] for name in pair}) == 2}
-    assert wanted <= covered
+    assert set().union(*map(pairs, ROWS)) == WANTED
 
 
 @pytest.mark.parametrize("pair", INVALID, ids="+".join)
@@ -67,5 +82,5 @@ def test_an_invalid_pair_is_refused_by_name(pair: tuple[str, str], run: Callable
 def test_every_pair_trains(row: list[str], run: Callable[..., Path]) -> None:
     folder = run(*row)
     losses = [float(r["train/loss"]) for r in read_rows(folder / "metrics.csv")[1] if r["train/loss"]]
-    assert len(losses) == 2
+    assert losses
     assert all(math.isfinite(loss) for loss in losses)

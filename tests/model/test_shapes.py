@@ -83,5 +83,5 @@ def test_recipes_build_and_train_at_tiny_size(build: Callable[..., Decoder], exp
 def test_what_the_recipes_choose(compose_model: Callable[..., DictConfig]) -> None:
     palm, modern, pythia = (compose_model(f"experiment={name}") for name in ("palm", "modern", "pythia"))
     assert (palm.attention.n_kv_heads, palm.block.shared_norm, palm.norm.bias) == (1, True, False)
-    assert (modern.attention.n_kv_heads, modern.attention.qk_norm) == (0.25, True)
+    assert (modern.attention.n_kv_heads, modern.attention.qk_norm) == (0.5, True)
     assert (pythia.block.parallel_residual, pythia.block.shared_norm, pythia.position.fraction) == (True, False, 0.25)

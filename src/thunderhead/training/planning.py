@@ -79,6 +79,9 @@ def plan_run(config: dict[str, Any], manifest: Manifest | None = None) -> Planne
         what = "attention.logit_softcap" if config["attention"].get("logit_softcap") else "attention.backend=flex"
         message = f"needs flex_attention, which trains on CUDA only, and this run is on {machine.accelerator}"
         problems.note(Problem(what, f"{message}: set it to null or auto"))
+    if is_sharded(config) and config["compile"]["scope"] == "model":
+        message = "compile=model cannot trace through strategy=fsdp, which gathers each block's weights: use compile=block"
+        problems.note(Problem("compile.scope", message))
     with problems.collect():
         build_optimizer(config, decoder)
     if manifest is not None:
@@ -154,7 +157,6 @@ def _derive(
     if problems:
         return None
     sequences = batch.global_tokens // context_length
-    sharded = config["strategy"]["_target_"].endswith(".fsdp")
     return Plan(
         parameters=sizes.parameters,
         flops_per_token=flops_per_token,
@@ -179,9 +181,14 @@ def _derive(
             lambda built: build_optimizer(config, built),
             micro_batch_size=batch.micro_size,
             precision=machine.precision,
-            shards=machine.world_size if sharded else 1,
+            shards=machine.world_size if is_sharded(config) else 1,
         ),
     )
+
+
+def is_sharded(config: dict[str, Any]) -> bool:
+    """Whether each rank holds a part of every parameter."""
+    return str(config["strategy"]["_target_"]).endswith(".fsdp")
 
 
 def shard_settings(data: dict[str, Any]) -> dict[str, Any]:
