@@ -6,12 +6,12 @@ import platform
 import sysconfig
 import tokenize
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import pyarrow.parquet as pq
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from typing_extensions import override
 
 from thunderhead.data.files import (
@@ -42,8 +42,22 @@ def _ignore(_: int) -> None:
     """Take no notice of progress."""
 
 
+Weight = Annotated[float, Ge(0)]
+
+
 class Source(ABC):
-    """Text to train on. Making one is cheap and touches no file; problems are reported by `fingerprint` and `check`."""
+    """Text to train on. Making one is cheap and touches no file; problems are reported by `fingerprint` and `check`.
+
+    Args:
+        weight: share of the tokens in a mixture, relative to the other sources'; or a share for each stage of the
+            run, by the fraction of the run at which the stage begins: {0: 0.9, 0.8: 0.5}.
+        max_epochs: how often the mixture may go through the source; null: as often as its weight asks for.
+    """
+
+    def __init__(
+        self, weight: Weight | Mapping[float, Weight] = 1.0, max_epochs: Annotated[float, Gt(0)] | None = None
+    ):
+        self.weight, self.max_epochs = weight, max_epochs
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
@@ -85,7 +99,15 @@ class StandardLibrary(Source):
     _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
     _TOPICS = "pydoc_data/topics.py"
 
-    def __init__(self, *, include_code: bool, include_topics: bool):
+    def __init__(
+        self,
+        *,
+        include_code: bool,
+        include_topics: bool,
+        weight: Weight | Mapping[float, Weight] = 1.0,
+        max_epochs: Annotated[float, Gt(0)] | None = None,
+    ):
+        super().__init__(weight, max_epochs)
         if not (include_code or include_topics):
             raise ValueError("include_code and include_topics are both false: nothing to read, set one to true")
         self.include_code = include_code
@@ -159,7 +181,10 @@ class LocalText(Source):
         suffixes: Sequence[str] = SUFFIXES,
         text_field: str = "text",
         max_document_bytes: Annotated[int, Ge(64)] | None = 16384,
+        weight: Weight | Mapping[float, Weight] = 1.0,
+        max_epochs: Annotated[float, Gt(0)] | None = None,
     ):
+        super().__init__(weight, max_epochs)
         self.path = path
         self.suffixes = tuple(suffixes)
         self.text_field = text_field

@@ -80,7 +80,9 @@ def plan_run(config: dict[str, Any], manifest: Manifest | None = None) -> Planne
         message = f"needs flex_attention, which trains on CUDA only, and this run is on {machine.accelerator}"
         problems.note(Problem(what, f"{message}: set it to null or auto"))
     if is_sharded(config) and config["compile"]["scope"] == "model":
-        message = "compile=model cannot trace through strategy=fsdp, which gathers each block's weights: use compile=block"
+        message = (
+            "compile=model cannot trace through strategy=fsdp, which gathers each block's weights: use compile=block"
+        )
         problems.note(Problem("compile.scope", message))
     with problems.collect():
         build_optimizer(config, decoder)
