@@ -29,7 +29,8 @@ from thunderhead.data.prepare import prepare
 from thunderhead.training import hardware
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.module import GROUPS, LanguageModel, build_decoder, build_optimizer
-from thunderhead.training.run import Planned, make_trainer, plan_run
+from thunderhead.training.planning import Planned, plan_run, shard_settings
+from thunderhead.training.run import make_trainer
 
 WARMUP = 3  # steps at the start of a round that are not timed
 
@@ -93,7 +94,7 @@ def through_train_path(
         total_steps=plan.steps,
         token_bytes=tokenizer.token_bytes().tolist(),
     )
-    peak = hardware.peak_flops(planned.accelerator, planned.precision)
+    peak = hardware.peak_flops(planned.machine.accelerator, planned.machine.precision)
     log_metrics = LogMetrics(plan.tokens_per_step, plan.flops_per_token, peak, {"all": plan.tokens})
     stamps = Stamps(plan.accumulation, plan.steps - 1)
     with tempfile.TemporaryDirectory() as run_dir:
@@ -107,7 +108,7 @@ def bare_loop(config: dict[str, Any], planned: Planned, batches: list[torch.Tens
     """One round of a plain PyTorch loop: the seconds of its steps, and the loss of the last one."""
     plan, manifest = planned.plan, planned.manifest
     assert manifest is not None
-    device = torch.device(planned.accelerator)
+    device = torch.device(planned.machine.accelerator)
     decoder = build_decoder(config, manifest.vocab_size, manifest.eos_id).to(device)
     build(config["compile"]).apply(decoder)
     decoder.initialize(config["seed"])
@@ -115,14 +116,14 @@ def bare_loop(config: dict[str, Any], planned: Planned, batches: list[torch.Tens
     factor = factory(config["scheduler"])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, plan.steps))
     clip = config["trainer"]["gradient_clip_val"] or math.inf
-    dtype, mixed = hardware.COMPUTE_DTYPE[planned.precision], planned.precision.endswith("mixed")
+    dtype, mixed = hardware.COMPUTE_DTYPE[planned.machine.precision], planned.machine.precision.endswith("mixed")
     stamps = Stamps(1, plan.steps - 1)
     decoder.train()
     for step in range(plan.steps):
         stamps.mark()
         total = torch.zeros((), device=device)
         for batch_BT1 in batches[step * plan.accumulation : (step + 1) * plan.accumulation]:
-            with torch.autocast(planned.accelerator, dtype, enabled=mixed):
+            with torch.autocast(planned.machine.accelerator, dtype, enabled=mixed):
                 terms = decoder(batch_BT1[:, :-1], batch_BT1[:, 1:])
             (terms.loss / plan.accumulation).backward()
             total += terms.cross_entropy.detach() / plan.accumulation
@@ -148,8 +149,7 @@ def main() -> None:
     if problems := configuration.check(config):
         raise configuration.ConfigError(problems)
     data = factory(config["data"]).keywords  # type: ignore[attr-defined]
-    place = {name: data[name] for name in ("shards_dir", "validation_fraction")}
-    planned = plan_run(config, prepare(data["sources"], build(config["tokenizer"]), **place))
+    planned = plan_run(config, prepare(data["sources"], build(config["tokenizer"]), **shard_settings(data)))
     if config["keep_freed_memory"]:
         hardware.keep_freed_memory()
 
@@ -173,13 +173,13 @@ def main() -> None:
 
 
 def report(args: argparse.Namespace, planned: Planned, rounds: list[dict[str, Any]]) -> None:
-    device = hardware.device_name(planned.accelerator)
+    device = hardware.device_name(planned.machine.accelerator)
     tokens = planned.plan.tokens_per_step
     median = {side: statistics.median(s for r in rounds for s in r[side]) for side in ("bare", "thunderhead")}
     mean = {side: statistics.median(statistics.mean(r[side]) for r in rounds) for side in ("bare", "thunderhead")}
     ratios = [statistics.mean(r["thunderhead"]) / statistics.mean(r["bare"]) for r in rounds]
     print(
-        f"{device}, {planned.precision}, {args.rounds} rounds of {args.steps} steps of {tokens:,} tokens",
+        f"{device}, {planned.machine.precision}, {args.rounds} rounds of {args.steps} steps of {tokens:,} tokens",
         *args.overrides,
     )
     print(f"{'':14}{'median step':>13}{'mean step*':>13}{'tokens/s*':>12}")
@@ -193,7 +193,7 @@ def report(args: argparse.Namespace, planned: Planned, rounds: list[dict[str, An
     )
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"overhead-{hardware_slug(device)}.json"
-    settings = {"device": device, "torch": torch.__version__, "precision": planned.precision, "steps": args.steps}
+    settings = {"device": device, "torch": torch.__version__, "precision": planned.machine.precision, "steps": args.steps}
     outcome = {"overhead_of_median_step": over_median, "overhead_of_mean_step": over_mean, "ratio_by_round": ratios}
     content = settings | {"overrides": args.overrides, "tokens_per_step": tokens} | outcome | {"rounds": rounds}
     file.write_text(json.dumps(content, indent=1) + "\n")

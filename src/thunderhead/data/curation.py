@@ -22,5 +22,5 @@ class Filter(ABC):
     def keep(self, document_id: str, evidence: Any) -> str | None:
         """Decide, in the order of the documents and in one process: None to keep it, or the reason why it goes."""
 
-    def reset(self) -> None:
+    def reset(self) -> None:  # noqa: B027  # most have nothing to forget
         """Forget all documents (before a new pass, and for filters that compare documents only)."""
