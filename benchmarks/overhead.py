@@ -193,7 +193,12 @@ def report(args: argparse.Namespace, planned: Planned, rounds: list[dict[str, An
     )
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"overhead-{hardware_slug(device)}.json"
-    settings = {"device": device, "torch": torch.__version__, "precision": planned.machine.precision, "steps": args.steps}
+    settings = {
+        "device": device,
+        "torch": torch.__version__,
+        "precision": planned.machine.precision,
+        "steps": args.steps,
+    }
     outcome = {"overhead_of_median_step": over_median, "overhead_of_mean_step": over_mean, "ratio_by_round": ratios}
     content = settings | {"overrides": args.overrides, "tokens_per_step": tokens} | outcome | {"rounds": rounds}
     file.write_text(json.dumps(content, indent=1) + "\n")

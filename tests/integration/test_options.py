@@ -61,6 +61,11 @@ def test_value_is_refused(setting: str, run: Callable[..., Path], tmp_path: Path
     assert not (tmp_path / "runs").exists()  # no folder is left of a run that never was
 
 
+def test_fused_sgd_is_refused_under_loss_scaling(run: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"^optimizer\.fused: takes unset memory"):
+        run("optimizer=sgd", "optimizer.fused=true", "precision=fp16-mixed")
+
+
 def test_a_run_leaves_its_record(run: Callable[..., Path]) -> None:
     folder = run("callbacks=default", "logger=default", "callbacks.checkpoint.every_n_train_steps=1")
     names = {path.name for path in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""Runs on several devices of one machine: this process plans, and torchrun's processes train.
+"""Runs on several devices of one machine: this process plans, and processes that torchrun's agent starts train.
 
 Lightning's own launcher repeats the command line in every process, which inside a Hydra sweep would start the whole
 sweep again in each. Here the processes get the one composed configuration instead.
@@ -6,14 +6,21 @@ sweep again in each. Here the processes get the one composed configuration inste
 
 import json
 import os
-import subprocess
+import signal
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from thunderhead.config import to_yaml
 
 LAUNCHED = "THUNDERHEAD_LAUNCHED"
+SAVING_SECONDS = 600  # that processes have to end the step and save, once they are told to stop
 # Set by launchers and schedulers for the processes they start; torchrun must not inherit another launcher's.
 RANK_VARIABLES = (
     "RANK",
@@ -46,21 +53,39 @@ def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str,
     """Train `config` in `n_processes` processes of this machine, and return the run's summary.
 
     Raises:
-        SystemExit: with the processes' exit status, if they fail.
+        SystemExit: with the status of the process that failed first, or 128 + the signal that stopped them all.
     """
     folder = run_dir / "launch"
     folder.mkdir(exist_ok=True)
     (folder / "job.yaml").write_text(to_yaml(config))
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_processes)),
+    arguments = [
         *(sys.argv[0], "--config-path", str(folder.resolve()), "--config-name", "job"),
         *(f"hydra.run.dir={run_dir}", "hydra.output_subdir=null", "hydra/job_logging=stdout"),
     ]
-    environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     threads = max(1, (os.cpu_count() or 1) // n_processes)
+    environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     environment |= {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-    finished = subprocess.run(command, env=environment, check=False)
-    if finished.returncode != 0:
-        raise SystemExit(finished.returncode)
+    agent = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=n_processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        shutdown_timeout=SAVING_SECONDS,
+    )
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with patch.dict(os.environ, environment, clear=True):
+        try:
+            elastic_launch(agent, sys.executable)(*arguments)
+        except ChildFailedError as error:
+            _, failure = error.get_first_failure()
+            raise SystemExit(max(failure.exitcode, 1)) from None
+        except SignalException as stopped:  # passed on to the processes, which have saved and said so
+            raise SystemExit(128 + int(stopped.sigval)) from None
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
     return summary

@@ -84,6 +84,11 @@ def plan_run(config: dict[str, Any], manifest: Manifest | None = None) -> Planne
             "compile=model cannot trace through strategy=fsdp, which gathers each block's weights: use compile=block"
         )
         problems.note(Problem("compile.scope", message))
+    optimizer = config["optimizer"]
+    # torch 2.13
+    if optimizer["_target_"] == "torch.optim.SGD" and optimizer["fused"] and machine.precision == "fp16-mixed":
+        message = "takes unset memory for momentum if fp16's loss scaling skips the first step: set it to false"
+        problems.note(Problem("optimizer.fused", message))
     with problems.collect():
         build_optimizer(config, decoder)
     if manifest is not None:
