@@ -14,7 +14,10 @@ import boto3
 
 Fault = Callable[[str, int], str | None]
 """What happens to the k-th request (from 1) of an object: "503", "404", "403", "stall", "cut", "flip" or None."""
-SECRETS = {"AWS_ACCESS_KEY_ID": "AKIATHUNDERHEAD00001", "AWS_SECRET_ACCESS_KEY": "s3cr3t/of+thunderhead/0123456789abcdef"}
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "AKIATHUNDERHEAD00001",
+    "AWS_SECRET_ACCESS_KEY": "s3cr3t/of+thunderhead/0123456789abcdef",
+}
 
 
 class Store:

@@ -30,9 +30,7 @@ from thunderhead.types import NonNegativeInt, PositiveFloat, PositiveInt
 _log = logging.getLogger(__name__)
 
 
-def find_prepared(
-    tokenizer: Tokenizer | None, *, path: str, cache_dir: str, attempts: int, timeout: float
-) -> Manifest:
+def find_prepared(tokenizer: Tokenizer | None, *, path: str, cache_dir: str, attempts: int, timeout: float) -> Manifest:
     """Look up prepared shards; of those in object storage fetch all but the chunks, into the cache.
 
     Args:

@@ -94,7 +94,9 @@ class Remote:
     def __init__(self, url: str, *, attempts: int, timeout: float):
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES:
-            raise ValueError(f"data.path: {parts.scheme}:// is not supported; known are {', '.join(SCHEMES)}, or a folder")
+            raise ValueError(
+                f"data.path: {parts.scheme}:// is not supported; known are {', '.join(SCHEMES)}, or a folder"
+            )
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError(
                 "data.path: leave user names, passwords and everything from '?' or '#' out of the URL, which is recorded;"
@@ -300,7 +302,9 @@ class ChunkCache:
                     file.unlink(missing_ok=True)
                     excess -= size
             if excess > 0:
-                _log.warning("%s: data.cache_bytes is too small for the chunks in use, by %d bytes", self._folder, excess)
+                _log.warning(
+                    "%s: data.cache_bytes is too small for the chunks in use, by %d bytes", self._folder, excess
+                )
 
     def _is_abandoned(self, part: Path) -> bool:
         """Whether no process is writing a .part file any more."""

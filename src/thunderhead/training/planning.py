@@ -205,7 +205,9 @@ def _storage_notes(data: dict[str, Any]) -> list[str]:
     if not is_remote(str(data.get("path"))):
         return []
     size = f"{data['cache_bytes'] / 1e9:,.3g} GB"
-    return [f"data is fetched from {data['path']} into {data['cache_dir']}: at most {size}, then the longest unused goes"]
+    return [
+        f"data is fetched from {data['path']} into {data['cache_dir']}: at most {size}, then the longest unused goes"
+    ]
 
 
 def is_prepared(config: dict[str, Any]) -> bool:
