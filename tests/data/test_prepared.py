@@ -220,7 +220,7 @@ def test_a_cache_that_cannot_hold_the_window_is_refused(make: Make, shards: Mani
         make(URL, cache_bytes=30_000)
     enough = int(str(caught.value).split("at least ")[1].split(",")[0])
     make(URL, cache_bytes=enough)
-    with pytest.raises(ValueError, match="too small"):
+    with pytest.raises(ValueError, match=r"too small"):
         make(URL, cache_bytes=enough - 1)
 
 

@@ -1,4 +1,4 @@
-"""Chunks before they are needed: the order of the samples is known, so a thread fetches those of the samples to come."""
+"""Chunks before they are needed: the order of the samples is known, so a thread can fetch what comes next."""
 
 import copy
 import logging

@@ -21,7 +21,7 @@ from thunderhead.data.manifest import (
     verify_index,
 )
 from thunderhead.data.prefetch import Prefetcher
-from thunderhead.data.shards import LocalChunks
+from thunderhead.data.shards import Chunks
 from thunderhead.data.sources import Share
 from thunderhead.data.storage import ChunkCache, Remote, fetch_record, is_remote
 from thunderhead.data.tokenizer import DTYPE, Tokenizer
@@ -36,7 +36,9 @@ def find_prepared(tokenizer: Tokenizer | None, *, path: str, cache_dir: str, att
     Args:
         tokenizer: must be the one that made them, if given.
         path: a folder with manifest.json, or the URL of one.
-        cache_dir: see `PreparedShards`, as are the others.
+        cache_dir: for what is fetched.
+        attempts: see `Remote`.
+        timeout: see `Remote`.
 
     Raises:
         ShardError: there is no manifest, it is damaged, storage fails, or `tokenizer` is another one.
@@ -85,9 +87,9 @@ class PreparedShards(TokenDataModule):
     """Load batches from shards that lie somewhere already; nothing is prepared, and the tokenizer is theirs.
 
     A folder is read in place. From object storage, manifest, tokenizer and indices are fetched at the start, and each
-    chunk as a whole when its first token is needed, or before that by a thread that knows the order. A chunk is compared
-    with its sha256 before a token of it is used. Chunks are kept in `cache_dir`, where those that are longest unused are
-    deleted for new ones; nothing else is ever deleted.
+    chunk as a whole when its first token is needed, or before that by a thread that knows the order. A chunk is
+    compared with its sha256 before a token of it is used. Chunks are kept in `cache_dir`, where those that are longest
+    unused are deleted for new ones; nothing else is ever deleted.
 
     Args:
         tokenizer: the trained one that lies beside the shards.
@@ -154,7 +156,7 @@ class PreparedShards(TokenDataModule):
         """
         if self.manifest is None:  # `prepare_data` ran in another process
             self.manifest = self._find(None)
-        self.sources = shares(self.manifest, self._shares)
+        self.sources = shares(self.manifest, self._shares)  # type: ignore[assignment]  # only their weights are used
         super().setup(stage)
 
     @override
@@ -172,7 +174,7 @@ class PreparedShards(TokenDataModule):
                     self._chunks(split, source, shard).file(number)
 
     @override
-    def _chunks(self, split: SplitName, source: str, shard: Shard) -> LocalChunks | CachedChunks:
+    def _chunks(self, split: SplitName, source: str, shard: Shard) -> Chunks:
         if self._remote is None:
             return super()._chunks(split, source, shard)
         return CachedChunks(self._remote, self._cache, f"{source}/{split}", shard)

@@ -1,8 +1,8 @@
 """Shards in object storage: objects fetched whole, checked, and kept in a bounded cache on the local disk.
 
 litdata's downloaders move the bytes, each with its store's own client. What they do not do is added here: an end to
-retrying, a comparison with the manifest before a file appears, a bound on the disk, and processes that share what one of
-them fetched (docs/decisions/0020). Credentials are the clients' business: they come from the environment alone.
+retrying, a comparison with the manifest before a file appears, a bound on the disk, and processes that share what one
+of them fetched (docs/decisions/0020). Credentials are the clients' business: they come from the environment alone.
 """
 
 import contextlib
@@ -99,7 +99,7 @@ class Remote:
             )
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError(
-                "data.path: leave user names, passwords and everything from '?' or '#' out of the URL, which is recorded;"
+                "data.path: leave user names, passwords and everything from '?' or '#' out of the URL: it is recorded;"
                 " credentials come from the environment (AWS_ACCESS_KEY_ID …, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN)"
             )
         if not parts.netloc:
@@ -219,7 +219,7 @@ def _is_final(error: Exception) -> bool:
 
 
 def _of_credentials(error: Exception) -> bool:
-    """Whether a client found none, or half of them: NoCredentialsError, PartialCredentialsError, DefaultCredentialsError."""
+    """Whether a client found none, or half of them (botocore's NoCredentialsError, google's DefaultCredentialsError)."""
     return "Credentials" in type(error).__name__
 
 
@@ -240,10 +240,9 @@ def _say(error: Exception) -> str:
 class ChunkCache:
     """Chunks by their sha256 in a folder of at most `max_bytes`, which several processes and runs may share.
 
-    The bound leaves out the chunks that are just being fetched, one or two a process.
     What is longest unused is deleted for what is new, and nothing but files that this class wrote: they are named by
-    their hash. Which chunks this process will need soon is told by `keep`. A chunk that is deleted while another process
-    has it mapped can still be read there, and takes its place on the disk until then.
+    their hash. Which chunks this process will need soon is told by `keep`. Not counted are chunks that other processes
+    are just fetching, and deleted ones that a process has still mapped: it can read them, and lets them go later.
     """
 
     def __init__(self, folder: Path, max_bytes: int):
