@@ -219,7 +219,7 @@ def _is_final(error: Exception) -> bool:
 
 
 def _of_credentials(error: Exception) -> bool:
-    """Whether a client found none, or half of them (botocore's NoCredentialsError, google's DefaultCredentialsError)."""
+    """Whether a client found none, or half of them: NoCredentialsError (botocore), DefaultCredentialsError (google)."""
     return "Credentials" in type(error).__name__
 
 
