@@ -6,7 +6,9 @@ from unittest.mock import patch
 
 from thunderhead import config
 from thunderhead.config import CONF_DIR
+from thunderhead.data.prepare import prepare
 from thunderhead.training import hardware
+from thunderhead.training.planning import shard_settings
 from thunderhead.training.run import train
 
 OPTIONS = {
@@ -49,6 +51,7 @@ INSTEAD = {
     "budget=epochs": ("budget=epochs", "budget.epochs=0.001"),
     "budget=chinchilla": ("budget=chinchilla", "budget.tokens_per_parameter=0.008"),
     "budget=flops": ("budget=flops", "budget.flops=7.0e+7"),
+    "data=shards": ("data=shards", *DEFAULTS["data"][1:]),
     # the prose of the standard library: half a MB instead of 12
     "data=stdlib": ("data=stdlib", "data.sources.stdlib.include_code=false", *DEFAULTS["data"][1:]),
     "tokenizer=bpe": ("tokenizer=bpe", "tokenizer.vocab_size=300"),
@@ -66,10 +69,23 @@ def tiny(corpus: Path, shards_dir: Path, *overrides: str) -> list[str]:
     chosen = {o.partition("=")[0] for o in overrides}
     lines = [line for group, defaults in DEFAULTS.items() if group not in chosen for line in defaults]
     lines += [line for o in overrides for line in INSTEAD.get(o, (o,))]
+    if "data=shards" in overrides:
+        tokenizer = [line for line in lines if line.startswith("tokenizer")]
+        lines = lines if "tokenizer" in chosen else [line for line in lines if line not in tokenizer]
+        known = any(o.startswith("data.path=") for o in overrides)
+        return lines if known else [*lines, f"data.path={prepared(corpus, shards_dir, tokenizer)}"]
     paths = [f"data.shards_dir={shards_dir}"]
     if not any(o.startswith("data.path=") for o in overrides) and "data=stdlib" not in overrides:
         paths.append(f"data.path={corpus}")
     return lines + paths
+
+
+def prepared(corpus: Path, shards_dir: Path, tokenizer: Sequence[str]) -> Path:
+    """The folder of the corpus's shards, made if need be."""
+    overrides = ["data=text", f"data.path={corpus}", f"data.shards_dir={shards_dir}", *tokenizer]
+    composed = config.plain(config.compose(overrides))
+    data = config.factory(composed["data"]).keywords
+    return prepare(data["sources"], config.build(composed["tokenizer"]), **shard_settings(data)).folder
 
 
 def train_here(overrides: Sequence[str], run_dir: Path) -> float | None:

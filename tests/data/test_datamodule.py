@@ -13,7 +13,7 @@ from thunderhead.data.datamodule import MicroBatches, TokenDataModule, validatio
 from thunderhead.data.manifest import DamagedChunkError, Manifest
 from thunderhead.data.order import Order, blocks
 from thunderhead.data.prepare import find_manifest
-from thunderhead.data.shards import ShardReader, blocks_per_chunk
+from thunderhead.data.shards import LocalChunks, ShardReader, blocks_per_chunk
 from thunderhead.data.sources import LocalText
 from thunderhead.data.tokenizer import ByteTokenizer
 
@@ -56,8 +56,8 @@ def expected(manifest: Manifest, samples: range) -> Tensor:
     """Look each sample up on its own, with an order and a reader of its own."""
     shard = manifest.splits["train"]["text"]
     order = Order({"text": blocks_per_chunk(shard, T)}, seed=5, window=100)
-    reader = ShardReader(manifest.shard_folder("train", "text"), shard, T)
-    return torch.stack([torch.from_numpy(reader.read(order(n).block).astype("int64")) for n in samples])
+    reader = ShardReader(LocalChunks(manifest.shard_folder("train", "text"), shard), shard, T)
+    return torch.stack([torch.from_numpy(reader.view(order(n).block).astype("int64")) for n in samples])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -86,8 +86,9 @@ def test_validation_reads_each_block_once_over_all_ranks(make: Make, world_size:
     loaders = [make(rank, world_size, **settings).val_dataloader() for rank in range(world_size)]
     module = make(**settings)
     n_blocks = blocks(module.manifest, "text", T, "val")
-    reader = ShardReader(module.manifest.shard_folder("val", "text"), module.manifest.splits["val"]["text"], T)
-    all_blocks = [tuple(reader.read(i).tolist()) for i in range(n_blocks)]
+    shard = module.manifest.splits["val"]["text"]
+    reader = ShardReader(LocalChunks(module.manifest.shard_folder("val", "text"), shard), shard, T)
+    all_blocks = [tuple(reader.view(i).tolist()) for i in range(n_blocks)]
     found = [tuple(row) for loader in loaders for batch in loader for row in batch.tolist()]
     samples = validation_samples(n_blocks, 10**9, world_size)
     assert len(found) == len(set(found)) == samples
@@ -102,10 +103,11 @@ def test_validation_is_spread_over_the_split_and_limited(make: Make) -> None:
     module = make(max_validation_tokens=20 * T)
     n_blocks = blocks(module.manifest, "text", T, "val")
     assert n_blocks > 100
-    reader = ShardReader(module.manifest.shard_folder("val", "text"), module.manifest.splits["val"]["text"], T)
+    shard = module.manifest.splits["val"]["text"]
+    reader = ShardReader(LocalChunks(module.manifest.shard_folder("val", "text"), shard), shard, T)
     found = torch.cat(list(module.val_dataloader()))
     assert len(found) == 20
-    assert torch.equal(found[10], torch.from_numpy(reader.read(n_blocks // 2).astype("int64")))
+    assert torch.equal(found[10], torch.from_numpy(reader.view(n_blocks // 2).astype("int64")))
 
 
 @given(st.integers(1, 10_000), st.integers(1, 10_000))

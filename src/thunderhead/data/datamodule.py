@@ -13,10 +13,11 @@ from annotated_types import Gt, Lt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from thunderhead.data.manifest import Manifest, SplitName, verify
+from thunderhead.data.manifest import Manifest, Shard, SplitName, verify
 from thunderhead.data.order import Order, blocks, check_blocks, only_source
+from thunderhead.data.prefetch import Prefetcher
 from thunderhead.data.prepare import check_sources, find_manifest, prepare
-from thunderhead.data.shards import ShardReader, blocks_per_chunk
+from thunderhead.data.shards import Chunks, LocalChunks, ShardReader, blocks_per_chunk
 from thunderhead.data.sources import Source
 from thunderhead.data.tokenizer import Tokenizer
 from thunderhead.types import NonNegativeInt, PositiveInt
@@ -29,7 +30,8 @@ class Blocks(Dataset[Tensor]):
     """Blocks of tokens by sample number; a list of numbers gives a batch (B, T+1) of int64."""
 
     def __init__(self, readers: Mapping[str, ShardReader], place: Callable[[int], tuple[str, int]], samples: int):
-        self._readers, self._place, self._samples = readers, place, samples
+        self.readers, self.place, self._samples = readers, place, samples
+        self.prefetcher: Prefetcher | None = None  # for shards that do not lie on this machine
 
     def __len__(self) -> int:
         return self._samples
@@ -40,8 +42,13 @@ class Blocks(Dataset[Tensor]):
 
     def __getitems__(self, samples: list[int]) -> Tensor:
         """Read a micro-batch at once, as torch's loader asks where it can: (B, T+1)."""
-        places = [self._place(n) for n in samples]
-        return torch.from_numpy(np.stack([self._readers[source].read(b) for source, b in places]).astype(np.int64))
+        if self.prefetcher is not None:
+            self.prefetcher.reached(samples[0])
+        rows = []
+        for n in samples:
+            source, block = self.place(n)
+            rows.append(self.readers[source].view(block))
+        return torch.from_numpy(np.stack(rows, dtype=np.int64))
 
 
 class TrainingPlace:
@@ -136,7 +143,7 @@ class TokenDataModule(lightning.LightningDataModule):
         max_validation_tokens: PositiveInt = 65_536,
         shuffle_window: PositiveInt = 65_536,
         num_workers: NonNegativeInt = 0,
-        verify: Literal["full", "first_use"] = "full",
+        verify: Literal["full", "first_use"] = "first_use",
     ):
         super().__init__()
         self.tokenizer, self.sources, self.path = tokenizer, sources, path
@@ -166,6 +173,11 @@ class TokenDataModule(lightning.LightningDataModule):
             assert self.manifest is not None, "prepare_data comes first"
         only_source(self.manifest.sources)
         check_blocks(self.manifest, self.context_length)
+        self._verify()
+
+    def _verify(self) -> None:
+        """Compare the files with the manifest, as far as is asked for at the start."""
+        assert self.manifest is not None
         verify(self.manifest, "full" if self.verify == "full" else "sizes")
 
     def _settings(self) -> dict[str, Any]:
@@ -219,7 +231,7 @@ class TokenDataModule(lightning.LightningDataModule):
             window=self.shuffle_window,
         )
         batches = MicroBatches(self._first_sample, ENDLESS, self.micro_batch_size, rank, world_size)
-        return self._loader(Blocks(self._readers("train"), TrainingPlace(order), ENDLESS), batches)
+        return self._loader(self._blocks("train", TrainingPlace(order), ENDLESS), batches)
 
     # --- validation --------------------------------------------------------------------------------------------------
 
@@ -235,20 +247,23 @@ class TokenDataModule(lightning.LightningDataModule):
         samples = validation_samples(n_blocks, self.max_validation_tokens // self.context_length, world_size)
         share = samples // world_size
         size = max(size for size in range(1, self.micro_batch_size + 1) if share % size == 0)
-        dataset = Blocks(self._readers("val"), ValidationPlace(source, samples, n_blocks), samples)
+        dataset = self._blocks("val", ValidationPlace(source, samples, n_blocks), samples)
         return self._loader(dataset, MicroBatches(0, share // size, size, rank, world_size))
 
-    def _readers(self, split: SplitName) -> dict[str, ShardReader]:
+    def _blocks(self, split: SplitName, place: Callable[[int], tuple[str, int]], samples: int) -> Blocks:
+        """Read the samples of a split that `place` finds."""
         assert self.manifest is not None
-        return {
-            source: ShardReader(
-                self.manifest.shard_folder(split, source),
-                shard,
-                self.context_length,
-                verify_on_first_use=self.verify == "first_use",
-            )
+        readers = {
+            source: ShardReader(self._chunks(split, source, shard), shard, self.context_length)
             for source, shard in self.manifest.splits[split].items()
         }
+        return Blocks(readers, place, samples)
+
+    def _chunks(self, split: SplitName, source: str, shard: Shard) -> Chunks:
+        """Give access to the files of a shard."""
+        assert self.manifest is not None
+        folder = self.manifest.shard_folder(split, source)
+        return LocalChunks(folder, shard, verify_on_first_use=self.verify == "first_use")
 
     def _loader(self, dataset: Blocks, batches: MicroBatches) -> DataLoader[Tensor]:
         assert self.trainer is not None

@@ -45,8 +45,8 @@ def _ignore(_: int) -> None:
 Weight = Annotated[float, Ge(0)]
 
 
-class Source(ABC):
-    """Text to train on. Making one is cheap and touches no file; problems are reported by `fingerprint` and `check`.
+class Share:
+    """How much a mixture takes of something.
 
     Args:
         weight: share of the tokens in a mixture, relative to the other sources'; or a share for each stage of the
@@ -58,6 +58,10 @@ class Source(ABC):
         self, weight: Weight | Mapping[float, Weight] = 1.0, max_epochs: Annotated[float, Gt(0)] | None = None
     ):
         self.weight, self.max_epochs = weight, max_epochs
+
+
+class Source(Share, ABC):
+    """Text to train on. Making one is cheap and touches no file; problems are reported by `fingerprint` and `check`."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`python generate.py`: a run's model and tokenizer, read back from its record."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from omegaconf import DictConfig
 from thunderhead import config as configuration
 from thunderhead.config import ConfigError, Problem, build, factory
 from thunderhead.data.tokenizer import Tokenizer
+from thunderhead.data.tokenizer import load_tokenizer as load_kind
 from thunderhead.training import hardware
 from thunderhead.training.module import GROUPS, LanguageModel
 
@@ -69,6 +71,9 @@ def load_tokenizer(recorded: dict[str, Any], folder: Path) -> Tokenizer:
     """
     file = folder / "tokenizer.json"
     try:
+        if recorded.get("tokenizer") is None:  # prepared shards brought theirs
+            kind = json.loads((folder / "data.json").read_text())["tokenizer"]["name"]
+            return load_kind(kind, file.read_text())
         tokenizer: Tokenizer = factory(recorded["tokenizer"]).func.from_json(file.read_text())  # type: ignore[attr-defined]
     except Exception as error:  # missing, damaged (each library has its own error), or of another kind
         raise ConfigError([Problem("run", f"{file} cannot be read: {str(error).splitlines()[0]}")]) from error

@@ -10,6 +10,7 @@ from thunderhead.config import ConfigError, Problem, build, factory
 from thunderhead.data.manifest import Manifest, verify
 from thunderhead.data.prepare import check_sources, find_manifest, prepare
 from thunderhead.training import display
+from thunderhead.training.planning import is_prepared
 
 
 def prepare_corpus(config: DictConfig) -> Manifest:
@@ -21,6 +22,11 @@ def prepare_corpus(config: DictConfig) -> Manifest:
     resolved = configuration.plain(config)
     if problems := configuration.check(resolved):
         raise ConfigError(problems)
+    if is_prepared(resolved):
+        message = "data=shards is prepared already: give the text to prepare, as data=text data.path=…"
+        raise ConfigError([Problem("data", message)])
+    if resolved.get("tokenizer") is None:
+        raise ConfigError([Problem("tokenizer", "needs an option: tokenizer=bpe")])
     try:
         tokenizer = build(resolved["tokenizer"])
         data = factory(resolved["data"]).keywords  # type: ignore[attr-defined]

@@ -10,6 +10,8 @@ from thunderhead.config import ConfigError, Problem, build, factory
 from thunderhead.data.manifest import Manifest
 from thunderhead.data.order import check_blocks, epochs_seen
 from thunderhead.data.prepare import check_sources, find_manifest
+from thunderhead.data.prepared import check_cache, find_prepared, shares
+from thunderhead.data.storage import is_remote
 from thunderhead.model.decoder import Decoder
 from thunderhead.optim.schedules import warmup_steps
 from thunderhead.training import hardware, memory
@@ -121,13 +123,23 @@ def _data(
 ) -> tuple[dict[str, Any], Manifest | None, int, int]:
     """Settings of the data module, the manifest if the data is prepared, and the vocabulary's size and EOS."""
     data: dict[str, Any] = {}
-    tokenizer = None
-    with problems.collect():
-        tokenizer = build(config["tokenizer"])
+    tokenizer, prepared = None, is_prepared(config)
+    if config.get("tokenizer") is not None:
+        with problems.collect():
+            tokenizer = build(config["tokenizer"])
+    elif not prepared:
+        problems.note(Problem("tokenizer", "needs an option: tokenizer=bpe"))
     with problems.collect():
         data = factory(config["data"]).keywords  # type: ignore[attr-defined]
-        check_sources(data["sources"], data.get("path"))
-    if manifest is None and tokenizer is not None and data:
+        if not prepared:
+            check_sources(data["sources"], data.get("path"))
+    if prepared and data:
+        with problems.collect():
+            manifest = manifest or find_prepared(tokenizer, **location(data))
+            data["sources"] = shares(manifest, data["sources"])
+            if is_remote(data["path"]):
+                check_cache(manifest, data["cache_bytes"], config["model"]["context_length"], data["shuffle_window"])
+    elif manifest is None and tokenizer is not None and data:
         with problems.collect():
             manifest = find_manifest(data["sources"], tokenizer, **shard_settings(data))
     if manifest is not None:
@@ -182,7 +194,7 @@ def _derive(
         epochs=epochs_seen(manifest, context_length, steps * sequences) if manifest is not None else None,
         precision=machine.precision,
         accelerator=machine.accelerator,
-        notes=[f"precision {machine.precision} ({machine.why_precision})"],
+        notes=[f"precision {machine.precision} ({machine.why_precision})", *_storage_notes(config["data"])],
         memory=memory.estimate(
             lambda: build_decoder(config, decoder.vocab_size, decoder.eos_id),
             lambda built: build_optimizer(config, built),
@@ -193,9 +205,29 @@ def _derive(
     )
 
 
+def _storage_notes(data: dict[str, Any]) -> list[str]:
+    """Where shards are read from and kept, if that is not on this machine."""
+    if not is_remote(str(data.get("path"))):
+        return []
+    size = f"{data['cache_bytes'] / 1e9:,.3g} GB"
+    return [
+        f"data is fetched from {data['path']} into {data['cache_dir']}: at most {size}, then the longest unused goes"
+    ]
+
+
+def is_prepared(config: dict[str, Any]) -> bool:
+    """Whether the shards lie somewhere already, and bring their tokenizer."""
+    return str(config["data"]["_target_"]).endswith(".PreparedShards")
+
+
 def is_sharded(config: dict[str, Any]) -> bool:
     """Whether each rank holds a part of every parameter."""
     return str(config["strategy"]["_target_"]).endswith(".fsdp")
+
+
+def location(data: dict[str, Any]) -> dict[str, Any]:
+    """Those settings that say where prepared shards lie."""
+    return {name: data[name] for name in ("path", "cache_dir", "attempts", "timeout")}
 
 
 def shard_settings(data: dict[str, Any]) -> dict[str, Any]:
@@ -204,6 +236,8 @@ def shard_settings(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_line(error: Exception) -> str:
-    """The first line of an error's message."""
+    """The first line of an error's message; of one that a loader's worker raised, the line that says what it was."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
+    if lines[0].startswith("Caught ") and " in DataLoader worker process" in lines[0]:
+        return lines[-1].partition(": ")[2] or lines[-1]
     return lines[0]

@@ -91,6 +91,7 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
         planned = _with_data(resolved, planned)
         assert planned.manifest is not None
         record.write_text(run_dir / "tokenizer.json", planned.manifest.load_tokenizer().to_json())
+        record.write_json(run_dir / "data.json", planned.manifest.summary())
         record.write_text(run_dir / "config.yaml", configuration.to_yaml(resolved))
         record.write_json(run_dir / "plan.json", planned.plan.to_dict())
         environment = record.surroundings() | {"overrides": configuration.invocation_overrides()}
