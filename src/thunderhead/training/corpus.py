@@ -7,9 +7,11 @@ from rich.table import Table
 
 from thunderhead import config as configuration
 from thunderhead.config import ConfigError, Problem, build, factory
+from thunderhead.data.curation_report import write_report
 from thunderhead.data.manifest import Manifest, verify
 from thunderhead.data.prepare import check_sources, find_manifest, prepare
 from thunderhead.training import display
+from thunderhead.training.planning import build_filters
 
 
 def prepare_corpus(config: DictConfig) -> Manifest:
@@ -25,6 +27,7 @@ def prepare_corpus(config: DictConfig) -> Manifest:
         tokenizer = build(resolved["tokenizer"])
         data = factory(resolved["data"]).keywords  # type: ignore[attr-defined]
         place = {name: data[name] for name in ("shards_dir", "validation_fraction")}
+        place["filters"] = build_filters(resolved["curation"])
         check_sources(data["sources"], data.get("path"))
         manifest = find_manifest(data["sources"], tokenizer, **place)
         if manifest is not None:
@@ -36,6 +39,9 @@ def prepare_corpus(config: DictConfig) -> Manifest:
     except ValueError as error:
         raise ConfigError([Problem("", str(error).strip().splitlines()[0])]) from error
     _show(manifest)
+    curation = manifest.folder / "curation.json"
+    if curation.exists():
+        display.say(f"curation   {write_report(curation)}")
     return manifest
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from thunderhead.config import ConfigError, Problem, build, factory
+from thunderhead.data.curation import Filter
 from thunderhead.data.manifest import Manifest
 from thunderhead.data.order import check_blocks, epochs_seen
 from thunderhead.data.prepare import check_sources, find_manifest
@@ -117,6 +118,9 @@ def _data(
     """Settings of the data module, the manifest if the data is prepared, and the vocabulary's size and EOS."""
     data: dict[str, Any] = {}
     tokenizer = None
+    filters: dict[str, Filter] = {}
+    with problems.collect():
+        filters = build_filters(config["curation"])
     with problems.collect():
         tokenizer = build(config["tokenizer"])
     with problems.collect():
@@ -124,7 +128,7 @@ def _data(
         check_sources(data["sources"], data.get("path"))
     if manifest is None and tokenizer is not None and data:
         with problems.collect():
-            manifest = find_manifest(data["sources"], tokenizer, **shard_settings(data))
+            manifest = find_manifest(data["sources"], tokenizer, filters=filters, **shard_settings(data))
     if manifest is not None:
         with problems.collect():
             manifest.load_tokenizer()
@@ -191,6 +195,26 @@ def _derive(
 def is_sharded(config: dict[str, Any]) -> bool:
     """Whether each rank holds a part of every parameter."""
     return str(config["strategy"]["_target_"]).endswith(".fsdp")
+
+
+def build_filters(curation: dict[str, Any]) -> dict[str, Filter]:
+    """The filters of the group `curation`, by name.
+
+    Raises:
+        ValueError: the settings of a filter contradict each other; names the filter.
+    """
+    filters = {}
+    for name, node in curation["filters"].items():
+        try:
+            rule = build(node) if isinstance(node, dict) and "_target_" in node else node
+        except ValueError as error:
+            raise ValueError(f"curation.filters.{name}: {error}") from error
+        if not isinstance(rule, Filter):
+            raise ValueError(
+                f"curation.filters.{name} is no filter: its _target_ must be a thunderhead.data.curation.Filter"
+            )
+        filters[name] = rule
+    return filters
 
 
 def shard_settings(data: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from thunderhead.training.callbacks.schedule_picture import SchedulePicture
 from thunderhead.training.callbacks.state import AtomicCheckpointIO, ExactResume
 from thunderhead.training.callbacks.stop import StopOnSignal
 from thunderhead.training.module import GROUPS, LanguageModel
-from thunderhead.training.planning import Planned, one_line, plan_run, shard_settings
+from thunderhead.training.planning import Planned, build_filters, one_line, plan_run, shard_settings
 from thunderhead.types import NonNegativeInt
 
 # Arguments of Lightning's Trainer that follow from other groups.
@@ -138,7 +138,8 @@ def _with_data(config: dict[str, Any], planned: Planned) -> Planned:
     data = planned.data
     display.say(f"Preparing data: {', '.join(data['sources'])} → {data['shards_dir']} (once; the next run finds it)")
     try:
-        manifest = prepare(data["sources"], build(config["tokenizer"]), **shard_settings(data))
+        filters = build_filters(config["curation"])
+        manifest = prepare(data["sources"], build(config["tokenizer"]), filters=filters, **shard_settings(data))
     except ValueError as error:
         raise ConfigError([Problem("", one_line(error))]) from error
     planned = plan_run(config, manifest)
