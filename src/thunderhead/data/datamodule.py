@@ -250,7 +250,7 @@ class TokenDataModule(lightning.LightningDataModule):
             for source, shard in self.manifest.splits[split].items()
         }
 
-    def _loader(self, dataset: Blocks, batches: MicroBatches) -> DataLoader[Tensor]:
+    def _loader(self, dataset: Dataset[Tensor], batches: MicroBatches) -> DataLoader[Tensor]:
         assert self.trainer is not None
         return ResumableLoader(
             dataset,

@@ -67,6 +67,8 @@ def load_tokenizer(recorded: dict[str, Any], folder: Path) -> Tokenizer:
     Raises:
         ConfigError: tokenizer.json is not in the run's folder, or is of another kind.
     """
+    if "task" in recorded["data"]:
+        return build(recorded["data"]["task"]).load_tokenizer()  # type: ignore[no-any-return]
     file = folder / "tokenizer.json"
     try:
         tokenizer: Tokenizer = factory(recorded["tokenizer"]).func.from_json(file.read_text())  # type: ignore[attr-defined]

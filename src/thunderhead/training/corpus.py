@@ -26,6 +26,8 @@ def prepare_corpus(config: DictConfig) -> Manifest:
     try:
         tokenizer = build(resolved["tokenizer"])
         data = factory(resolved["data"]).keywords  # type: ignore[attr-defined]
+        if "sources" not in data:
+            raise ValueError("data: a synthetic task is made while it is trained on: there is nothing to prepare")
         place = {name: data[name] for name in ("shards_dir", "validation_fraction")}
         place["filters"] = build_filters(resolved["curation"])
         check_sources(data["sources"], data.get("path"))
