@@ -54,6 +54,17 @@ INSTEAD = {
     "data=shards": ("data=shards", *DEFAULTS["data"][1:]),
     # the prose of the standard library: half a MB instead of 12
     "data=stdlib": ("data=stdlib", "data.sources.stdlib.include_code=false", *DEFAULTS["data"][1:]),
+    # made-up prose has none of the English words
+    "curation=gopher": ("curation=gopher", "curation.filters.gopher_quality.min_required_words=0"),
+    "curation=c4": ("curation=c4", "curation.filters.english.min_common_words=0.0"),
+    # short sequences
+    "data=induction": ("data=induction", "data.max_validation_tokens=256"),
+    "data=associative_recall": (
+        "data=associative_recall",
+        "data.max_validation_tokens=256",
+        "data.task.pairs=4",
+    ),
+    "data=modular_addition": ("data=modular_addition", "data.max_validation_tokens=256"),
     "tokenizer=bpe": ("tokenizer=bpe", "tokenizer.vocab_size=300"),
     "trainer=auto": ("trainer=auto", "trainer.log_every_n_steps=1"),
     # inductor takes half a minute to compile on a CPU, and is torch's business
@@ -74,6 +85,8 @@ def tiny(corpus: Path, shards_dir: Path, *overrides: str) -> list[str]:
         lines = lines if "tokenizer" in chosen else [line for line in lines if line not in tokenizer]
         known = any(o.startswith("data.path=") for o in overrides)
         return lines if known else [*lines, f"data.path={prepared(corpus, shards_dir, tokenizer)}"]
+    if any(f"data={task}" in overrides for task in ("induction", "associative_recall", "modular_addition")):
+        return lines  # made by rule: no path, no shards
     paths = [f"data.shards_dir={shards_dir}"]
     if not any(o.startswith("data.path=") for o in overrides) and "data=stdlib" not in overrides:
         paths.append(f"data.path={corpus}")

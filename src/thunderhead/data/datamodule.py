@@ -265,7 +265,7 @@ class TokenDataModule(lightning.LightningDataModule):
         folder = self.manifest.shard_folder(split, source)
         return LocalChunks(folder, shard, verify_on_first_use=self.verify == "first_use")
 
-    def _loader(self, dataset: Blocks, batches: MicroBatches) -> DataLoader[Tensor]:
+    def _loader(self, dataset: Dataset[Tensor], batches: MicroBatches) -> DataLoader[Tensor]:
         assert self.trainer is not None
         return ResumableLoader(
             dataset,

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from thunderhead.data.curation import Filter, Removals, curated
 from thunderhead.data.manifest import (
     DTYPE_NAME,
     FORMAT,
@@ -33,6 +35,7 @@ SPLIT_RULE = "a document is for validation if the first 8 bytes of its text's sh
 _MARKER = ".thunderhead-shards"  # lies in every folder that `prepare` makes: others are never deleted
 _BATCH_BYTES = 1 << 20  # text that is tokenized at once
 _log = logging.getLogger(__name__)
+_NO_FILTERS: Mapping[str, Filter] = {}
 
 
 def check_sources(sources: Mapping[str, Source], path: str | None = None) -> None:
@@ -59,6 +62,7 @@ def find_manifest(
     *,
     shards_dir: str | Path,
     validation_fraction: float,
+    filters: Mapping[str, Filter] = _NO_FILTERS,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Manifest | None:
     """Look up the shards made from exactly this; None if there are none yet. Reads no text and writes nothing.
@@ -68,7 +72,7 @@ def find_manifest(
         MissingManifestError: the place of the shards holds something else.
         ShardError: the manifest is damaged or belongs to another tokenizer.
     """
-    folder = Path(shards_dir) / _key(_fingerprints(sources), tokenizer, validation_fraction, chunk_bytes)
+    folder = Path(shards_dir) / _key(_fingerprints(sources), tokenizer, validation_fraction, chunk_bytes, filters)
     if not folder.exists() or not any(folder.iterdir()):
         return None
     manifest = Manifest.load(folder)
@@ -86,6 +90,7 @@ def prepare(
     *,
     shards_dir: str | Path,
     validation_fraction: float,
+    filters: Mapping[str, Filter] = _NO_FILTERS,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Manifest:
     """Train the tokenizer on the training split, and write the shards; or return those that are there already.
@@ -99,6 +104,7 @@ def prepare(
         tokenizer: trained or not, it is trained anew.
         shards_dir: where the folder `<key>` of the shards will lie.
         validation_fraction: share of the documents (chosen by hash) to hold out.
+        filters: which documents are left out, by name; what they removed is in curation.json beside the manifest.
         chunk_bytes: size of the chunk files.
 
     Raises:
@@ -107,7 +113,7 @@ def prepare(
     """
     check_sources(sources)
     fingerprints = _fingerprints(sources)
-    key = _key(fingerprints, tokenizer, validation_fraction, chunk_bytes)
+    key = _key(fingerprints, tokenizer, validation_fraction, chunk_bytes, filters)
     folder = Path(shards_dir) / key
     work = Path(shards_dir) / f".{key}.preparing"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +124,7 @@ def prepare(
             tokenizer,
             shards_dir=shards_dir,
             validation_fraction=validation_fraction,
+            filters=filters,
             chunk_bytes=chunk_bytes,
         )
         if found is not None:
@@ -127,7 +134,12 @@ def prepare(
         (work / _MARKER).touch()
         try:
             trained, splits = _write(
-                work, sources, tokenizer, validation_fraction=validation_fraction, chunk_bytes=chunk_bytes
+                work,
+                sources,
+                tokenizer,
+                validation_fraction=validation_fraction,
+                filters=filters,
+                chunk_bytes=chunk_bytes,
             )
             if _fingerprints(sources) != fingerprints:
                 raise ValueError("files of data.sources changed while they were read: prepare again")
@@ -160,7 +172,11 @@ def _fingerprints(sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
 
 
 def _key(
-    fingerprints: dict[str, dict[str, Any]], tokenizer: Tokenizer, validation_fraction: float, chunk_bytes: int
+    fingerprints: dict[str, dict[str, Any]],
+    tokenizer: Tokenizer,
+    validation_fraction: float,
+    chunk_bytes: int,
+    filters: Mapping[str, Filter],
 ) -> str:
     """Name shards by all that they are made from, with a readable beginning."""
     made_from = {
@@ -170,6 +186,8 @@ def _key(
         "split": [SPLIT_RULE, validation_fraction],
         "chunk_bytes": chunk_bytes,
     }
+    if filters:
+        made_from["filters"] = [[name, rule.settings()] for name, rule in filters.items()]
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     return f"{'+'.join(fingerprints)[:40]}-{tokenizer.name}-{digest[:12]}"
 
@@ -180,24 +198,30 @@ def _write(
     tokenizer: Tokenizer,
     *,
     validation_fraction: float,
+    filters: Mapping[str, Filter],
     chunk_bytes: int,
 ) -> tuple[Tokenizer, dict[SplitName, dict[str, Shard]]]:
     """Write the trained tokenizer and the shards of all sources into a folder."""
     total = sum(source.disk_bytes() for source in sources.values())
     with _progress() as bar:
         task = bar.add_task("Training the tokenizer", total=total, tokens="")
-        trained = tokenizer.train(_training_texts(sources, validation_fraction, lambda n: bar.advance(task, n)))
+        trained = tokenizer.train(
+            _training_texts(sources, filters, validation_fraction, lambda n: bar.advance(task, n))
+        )
         bar.update(task, completed=total)
         (work / "tokenizer.json").write_bytes(trained.to_json().encode())
 
         task = bar.add_task("Tokenizing", total=total, tokens="")
         splits: dict[SplitName, dict[str, Shard]] = {"train": {}, "val": {}}
+        removals = Removals()
+        _reset(filters)
         for name, source in sources.items():
             with _named(name):
                 written = _write_source(
                     work / name,
                     source,
                     trained,
+                    curation=partial(curated, filters=filters, note=partial(removals.add, name)),
                     validation_fraction=validation_fraction,
                     chunk_bytes=chunk_bytes,
                     bar=bar,
@@ -207,6 +231,8 @@ def _write(
                     n_documents = sum(other.documents for other in written.values() if other is not None)
                     raise ValueError(_empty_split(name, source, split, n_documents, validation_fraction))
                 splits[split][name] = shard
+    if filters:
+        (work / "curation.json").write_text(json.dumps(removals.to_dict(), indent=1) + "\n")
     return trained, splits
 
 
@@ -215,6 +241,7 @@ def _write_source(
     source: Source,
     tokenizer: Tokenizer,
     *,
+    curation: Callable[[Iterator[Document]], Iterator[Document]],
     validation_fraction: float,
     chunk_bytes: int,
     bar: Progress,
@@ -225,7 +252,7 @@ def _write_source(
     }
     task = bar.task_ids[-1]
     eos = np.array([tokenizer.eos_id], dtype=DTYPE)
-    for batch in _batches(source.documents(lambda n: bar.advance(task, n))):
+    for batch in _batches(curation(source.documents(lambda n: bar.advance(task, n)))):
         for document, tokens in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
             split: SplitName = "val" if is_validation(document.text, validation_fraction) else "train"
             writers[split].add(np.concatenate([tokens, eos]), len(document.text.encode()))
@@ -240,12 +267,21 @@ def is_validation(text: str, fraction: float) -> bool:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < fraction * 2**64
 
 
+def _reset(filters: Mapping[str, Filter]) -> None:
+    for rule in filters.values():
+        rule.reset()
+
+
 def _training_texts(
-    sources: Mapping[str, Source], validation_fraction: float, on_read: Callable[[int], None]
+    sources: Mapping[str, Source],
+    filters: Mapping[str, Filter],
+    validation_fraction: float,
+    on_read: Callable[[int], None],
 ) -> Iterator[str]:
+    _reset(filters)
     for name, source in sources.items():
         with _named(name):
-            for document in source.documents(on_read):
+            for document in curated(source.documents(on_read), filters, lambda document, why: None):
                 if not is_validation(document.text, validation_fraction):
                     yield document.text
 
@@ -266,7 +302,7 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 def _empty_split(name: str, source: Source, split: SplitName, n_documents: int, fraction: float) -> str:
     if n_documents == 0:
-        return f"data.sources.{name}: there is no text in it"
+        return f"data.sources.{name}: there is no text in it, or the filters of curation leave none"
     smaller = ""
     if hasattr(source, "max_document_bytes"):
         smaller = f", or set data.sources.{name}.max_document_bytes (now {source.max_document_bytes}) lower"

@@ -69,6 +69,8 @@ def load_tokenizer(recorded: dict[str, Any], folder: Path) -> Tokenizer:
     Raises:
         ConfigError: tokenizer.json is not in the run's folder, or is of another kind.
     """
+    if "task" in recorded["data"]:
+        return build(recorded["data"]["task"]).load_tokenizer()  # type: ignore[no-any-return]
     file = folder / "tokenizer.json"
     try:
         if recorded.get("tokenizer") is None:  # prepared shards brought theirs

@@ -7,10 +7,11 @@ from rich.table import Table
 
 from thunderhead import config as configuration
 from thunderhead.config import ConfigError, Problem, build, factory
+from thunderhead.data.curation_report import write_report
 from thunderhead.data.manifest import Manifest, verify
 from thunderhead.data.prepare import check_sources, find_manifest, prepare
 from thunderhead.training import display
-from thunderhead.training.planning import is_prepared
+from thunderhead.training.planning import build_filters, is_prepared
 
 
 def prepare_corpus(config: DictConfig) -> Manifest:
@@ -30,7 +31,10 @@ def prepare_corpus(config: DictConfig) -> Manifest:
     try:
         tokenizer = build(resolved["tokenizer"])
         data = factory(resolved["data"]).keywords  # type: ignore[attr-defined]
+        if "sources" not in data:
+            raise ValueError("data: a synthetic task is made while it is trained on: there is nothing to prepare")
         place = {name: data[name] for name in ("shards_dir", "validation_fraction")}
+        place["filters"] = build_filters(resolved["curation"])
         check_sources(data["sources"], data.get("path"))
         manifest = find_manifest(data["sources"], tokenizer, **place)
         if manifest is not None:
@@ -42,6 +46,9 @@ def prepare_corpus(config: DictConfig) -> Manifest:
     except ValueError as error:
         raise ConfigError([Problem("", str(error).strip().splitlines()[0])]) from error
     _show(manifest)
+    curation = manifest.folder / "curation.json"
+    if curation.exists():
+        display.say(f"curation   {write_report(curation)}")
     return manifest
 
 

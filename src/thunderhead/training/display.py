@@ -1,5 +1,6 @@
 """What a person sees on the terminal: the plan, the data, the summary."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def show_plan(plan: Plan) -> None:
     table.add_row("tokens", f"{plan.tokens:,} ({per_parameter:.2g} a parameter)")
     if plan.epochs is None:
         table.add_row("epochs", "known once the data is prepared")
+    elif not plan.epochs:
+        table.add_row("epochs", "none: sequences are made by rule")
     else:
         table.add_row("epochs", ", ".join(f"{source} {epochs:.2f}" for source, epochs in plan.epochs.items()))
     table.add_row("device", f"{plan.accelerator}; {'; '.join(plan.notes)}")
@@ -87,7 +90,12 @@ def show_summary(summary: dict[str, Any], text: str, run_dir: Path) -> None:
     unigram = summary["unigram_entropy"]
     table.add_row("validation loss", f"[bold]{summary['val_loss']:.4f}[/] nats a token; unigram entropy {unigram:.4f}")
     table.add_row("perplexity", f"{summary['perplexity']:.2f}")
-    table.add_row("bits per byte", f"{summary['bits_per_byte']:.4f}")
+    if "bits_per_byte" in summary:
+        table.add_row("bits per byte", f"{summary['bits_per_byte']:.4f}")
+    if "accuracy" in summary:
+        table.add_row(
+            "accuracy", f"[bold]{summary['accuracy']:.4f}[/] of the answers; {math.exp(-unigram):.4f} by guessing"
+        )
     speed = f"{summary['tokens_per_second'] or 0:,.0f} tokens/s"
     table.add_row("training", f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s, {speed}")
     _console.print()

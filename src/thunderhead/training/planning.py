@@ -7,16 +7,18 @@ from typing import Any, NamedTuple
 import torch
 
 from thunderhead.config import ConfigError, Problem, build, factory
+from thunderhead.data.curation import Filter
 from thunderhead.data.manifest import Manifest
 from thunderhead.data.order import check_blocks, epochs_seen
 from thunderhead.data.prepare import check_sources, find_manifest
 from thunderhead.data.prepared import check_cache, find_prepared, shares
 from thunderhead.data.storage import is_remote
+from thunderhead.data.synthetic import Task
 from thunderhead.model.decoder import Decoder
 from thunderhead.optim.schedules import warmup_steps
 from thunderhead.training import hardware, memory
 from thunderhead.training.module import build_decoder, build_optimizer
-from thunderhead.training.plan import Plan, Sizes, training_flops_per_token, whole_steps
+from thunderhead.training.plan import EpochsBudget, Plan, Sizes, training_flops_per_token, whole_steps
 
 UNKNOWN_EPOCH = 2**40
 """Stands for the tokens of an epoch while the data is not prepared: then only what is wrong anyway is refused."""
@@ -38,7 +40,7 @@ class Planned(NamedTuple):
     plan: Plan
     machine: Machine
     data: dict[str, Any]  # settings of the data module
-    manifest: Manifest | None  # None: the data is not prepared yet
+    manifest: Manifest | Task | None  # None: the data is not prepared yet; a task needs no preparing
 
 
 class _Problems(list[Problem]):
@@ -58,7 +60,7 @@ class _Problems(list[Problem]):
             self.append(problem)
 
 
-def plan_run(config: dict[str, Any], manifest: Manifest | None = None) -> Planned:
+def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) -> Planned:
     """Work out a run before anything is built.
 
     Args:
@@ -95,7 +97,10 @@ def plan_run(config: dict[str, Any], manifest: Manifest | None = None) -> Planne
         build_optimizer(config, decoder)
     if manifest is not None:
         with problems.collect():
-            check_blocks(manifest, decoder.context_length)
+            if isinstance(manifest, Task):
+                manifest.check(decoder.context_length)
+            else:
+                check_blocks(manifest, decoder.context_length)
     if problems:
         manifest = None  # whatever is wrong with it was noted; the rest of the plan can still be looked at
     plan = _derive(config, decoder, manifest, machine, problems)
@@ -119,10 +124,16 @@ def _machine(config: dict[str, Any], problems: _Problems) -> Machine:
 
 
 def _data(
-    config: dict[str, Any], manifest: Manifest | None, problems: _Problems
-) -> tuple[dict[str, Any], Manifest | None, int, int]:
-    """Settings of the data module, the manifest if the data is prepared, and the vocabulary's size and EOS."""
+    config: dict[str, Any], manifest: Manifest | Task | None, problems: _Problems
+) -> tuple[dict[str, Any], Manifest | Task | None, int, int]:
+    """Settings of the data module, the manifest if the data is prepared, and the vocabulary's size and EOS.
+
+    A synthetic task takes the manifest's place: there is nothing to prepare, and the tokens are its own.
+    """
     data: dict[str, Any] = {}
+    filters: dict[str, Filter] = {}
+    with problems.collect():
+        filters = build_filters(config["curation"])
     tokenizer, prepared = None, is_prepared(config)
     if config.get("tokenizer") is not None:
         with problems.collect():
@@ -131,17 +142,25 @@ def _data(
         problems.note(Problem("tokenizer", "needs an option: tokenizer=bpe"))
     with problems.collect():
         data = factory(config["data"]).keywords  # type: ignore[attr-defined]
-        if not prepared:
-            check_sources(data["sources"], data.get("path"))
+    if isinstance(task := data.get("task"), Task):
+        if filters:
+            problems.note(Problem("curation", "a synthetic task has no documents to filter: use curation=none"))
+        return data, task, task.vocab_size, task.eos_id
     if prepared and data:
+        if filters:
+            problems.note(Problem("curation", "was done when these shards were prepared: use curation=none"))
         with problems.collect():
-            manifest = manifest or find_prepared(tokenizer, **location(data))
-            data["sources"] = shares(manifest, data["sources"])
+            found = manifest if isinstance(manifest, Manifest) else find_prepared(tokenizer, **location(data))
+            data["sources"] = shares(found, data["sources"])
             if is_remote(data["path"]):
-                check_cache(manifest, data["cache_bytes"], config["model"]["context_length"], data["shuffle_window"])
-    elif manifest is None and tokenizer is not None and data:
+                check_cache(found, data["cache_bytes"], config["model"]["context_length"], data["shuffle_window"])
+            manifest = found
+    elif data:
         with problems.collect():
-            manifest = find_manifest(data["sources"], tokenizer, **shard_settings(data))
+            check_sources(data["sources"], data.get("path"))
+    if not prepared and manifest is None and tokenizer is not None and data:
+        with problems.collect():
+            manifest = find_manifest(data["sources"], tokenizer, filters=filters, **shard_settings(data))
     if manifest is not None:
         with problems.collect():
             manifest.load_tokenizer()
@@ -153,14 +172,17 @@ def _data(
 
 
 def _derive(
-    config: dict[str, Any], decoder: Decoder, manifest: Manifest | None, machine: Machine, problems: _Problems
+    config: dict[str, Any], decoder: Decoder, manifest: Manifest | Task | None, machine: Machine, problems: _Problems
 ) -> Plan | None:
     """The plan; None if there are problems."""
     batch, budget, validation = (build(config[group]) for group in ("batch", "budget", "validation"))
     context_length = decoder.context_length
     flops_per_token = training_flops_per_token(decoder.forward_flops_per_token())
     epoch_tokens = None if config["dry_run"] else UNKNOWN_EPOCH
-    if manifest is not None:
+    if isinstance(manifest, Task):
+        if isinstance(budget, EpochsBudget):
+            problems.note(Problem("budget.epochs", "a synthetic task has no epochs: use budget=steps or budget=tokens"))
+    elif manifest is not None:
         epochs = epochs_seen(manifest, context_length, 1)
         epoch_tokens = round(context_length / sum(epochs.values())) if epochs else None
     sizes = Sizes(decoder.parameter_counts(), flops_per_token, batch.global_tokens, epoch_tokens)
@@ -191,10 +213,14 @@ def _derive(
         flops=steps * batch.global_tokens * flops_per_token,
         warmup_steps=warmup,
         validation_every=every,
-        epochs=epochs_seen(manifest, context_length, steps * sequences) if manifest is not None else None,
+        epochs=_epochs(manifest, context_length, steps * sequences),
         precision=machine.precision,
         accelerator=machine.accelerator,
-        notes=[f"precision {machine.precision} ({machine.why_precision})", *_storage_notes(config["data"])],
+        notes=[
+            f"precision {machine.precision} ({machine.why_precision})",
+            *_storage_notes(config["data"]),
+            *(["tokens are the task's own symbols, the tokenizer is not used"] if isinstance(manifest, Task) else []),
+        ],
         memory=memory.estimate(
             lambda: build_decoder(config, decoder.vocab_size, decoder.eos_id),
             lambda built: build_optimizer(config, built),
@@ -220,6 +246,12 @@ def is_prepared(config: dict[str, Any]) -> bool:
     return str(config["data"]["_target_"]).endswith(".PreparedShards")
 
 
+def _epochs(manifest: Manifest | Task | None, context_length: int, samples: int) -> dict[str, float] | None:
+    if manifest is None:
+        return None
+    return {} if isinstance(manifest, Task) else epochs_seen(manifest, context_length, samples)
+
+
 def is_sharded(config: dict[str, Any]) -> bool:
     """Whether each rank holds a part of every parameter."""
     return str(config["strategy"]["_target_"]).endswith(".fsdp")
@@ -228,6 +260,26 @@ def is_sharded(config: dict[str, Any]) -> bool:
 def location(data: dict[str, Any]) -> dict[str, Any]:
     """Those settings that say where prepared shards lie."""
     return {name: data[name] for name in ("path", "cache_dir", "attempts", "timeout")}
+
+
+def build_filters(curation: dict[str, Any]) -> dict[str, Filter]:
+    """The filters of the group `curation`, by name.
+
+    Raises:
+        ValueError: the settings of a filter contradict each other; names the filter.
+    """
+    filters = {}
+    for name, node in curation["filters"].items():
+        try:
+            rule = build(node) if isinstance(node, dict) and "_target_" in node else node
+        except ValueError as error:
+            raise ValueError(f"curation.filters.{name}: {error}") from error
+        if not isinstance(rule, Filter):
+            raise ValueError(
+                f"curation.filters.{name} is no filter: its _target_ must be a thunderhead.data.curation.Filter"
+            )
+        filters[name] = rule
+    return filters
 
 
 def shard_settings(data: dict[str, Any]) -> dict[str, Any]:

@@ -18,13 +18,15 @@ from thunderhead.config import ConfigError, Problem, build, factory
 from thunderhead.data.datamodule import TokenDataModule
 from thunderhead.data.manifest import Manifest
 from thunderhead.data.prepare import prepare
+from thunderhead.data.synthetic import Task
 from thunderhead.training import display, hardware, launch, record
+from thunderhead.training.answers import sample_answers
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.schedule_picture import SchedulePicture
 from thunderhead.training.callbacks.state import AtomicCheckpointIO, ExactResume
 from thunderhead.training.callbacks.stop import StopOnSignal
 from thunderhead.training.module import GROUPS, LanguageModel
-from thunderhead.training.planning import Planned, one_line, plan_run, shard_settings
+from thunderhead.training.planning import Planned, build_filters, one_line, plan_run, shard_settings
 from thunderhead.types import NonNegativeInt
 
 # Arguments of Lightning's Trainer that follow from other groups.
@@ -139,7 +141,8 @@ def _with_data(config: dict[str, Any], planned: Planned) -> Planned:
     data = planned.data
     display.say(f"Preparing data: {', '.join(data['sources'])} → {data['shards_dir']} (once; the next run finds it)")
     try:
-        manifest = prepare(data["sources"], build(config["tokenizer"]), **shard_settings(data))
+        filters = build_filters(config["curation"])
+        manifest = prepare(data["sources"], build(config["tokenizer"]), filters=filters, **shard_settings(data))
     except ValueError as error:
         raise ConfigError([Problem("", one_line(error))]) from error
     planned = plan_run(config, manifest)
@@ -174,14 +177,16 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path) -> dict[str, A
         seed=config["seed"],
     )
     assert isinstance(datamodule, TokenDataModule)
-    datamodule.manifest = manifest
+    if isinstance(manifest, Manifest):
+        datamodule.manifest = manifest
     model = LanguageModel(
         {group: config[group] for group in GROUPS},
         seed=config["seed"],
         vocab_size=manifest.vocab_size,
         eos_id=manifest.eos_id,
         total_steps=plan.steps,
-        token_bytes=tokenizer.token_bytes().tolist(),
+        token_bytes=None if isinstance(manifest, Task) else tokenizer.token_bytes().tolist(),
+        measure_accuracy=isinstance(manifest, Task),
     )
     peak = hardware.peak_flops(planned.machine.accelerator, planned.machine.precision)
     log_metrics = LogMetrics(
@@ -212,13 +217,16 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path) -> dict[str, A
             trainer.save_checkpoint(last)
 
     with hardware.autocast(planned.machine.accelerator, planned.machine.precision):
-        text = factory(config["generation"])(model.decoder, tokenizer, model.device)
+        if isinstance(manifest, Task):
+            text = sample_answers(model.decoder, manifest, model.device)
+        else:
+            text = factory(config["generation"])(model.decoder, tokenizer, model.device)
     results = {name: value.item() for name, value in trainer.callback_metrics.items()}
     seconds = log_metrics.training_seconds
     summary = {
         "val_loss": results["val/loss"],
         "perplexity": results["val/perplexity"],
-        "bits_per_byte": results["val/bits_per_byte"],
+        **{name: results[f"val/{name}"] for name in ("bits_per_byte", "accuracy") if f"val/{name}" in results},
         "unigram_entropy": _unigram_entropy(manifest),
         "tokens": plan.tokens,
         "steps": plan.steps,
@@ -240,8 +248,10 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path) -> dict[str, A
     return summary
 
 
-def _unigram_entropy(manifest: Manifest) -> float:
+def _unigram_entropy(manifest: Manifest | Task) -> float:
     """Nats a token of the training split if tokens were drawn by their frequency alone, weighted over sources."""
+    if isinstance(manifest, Task):
+        return manifest.unigram_entropy
     shards = manifest.splits["train"].values()
     return sum(s.unigram_entropy * s.tokens for s in shards) / sum(s.tokens for s in shards)
 
