@@ -153,8 +153,10 @@ def _by_number(path: Path) -> list[tuple[bool, int, str]]:
 def _read(folder: Path) -> Run:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     plan = json.loads((folder / "plan.json").read_text())
-    environment, match = ({} if not (folder / n).exists() else json.loads((folder / n).read_text())
-                          for n in ("environment.json", "match.json"))
+    environment, match = (
+        {} if not (folder / n).exists() else json.loads((folder / n).read_text())
+        for n in ("environment.json", "match.json")
+    )
     run = Run(folder, config, plan, environment, read_summary(folder), Match(**match) if match else None)
     _ = run.seed, run.plan["steps"], run.summary is None or run.summary["val_loss"]
     return run
