@@ -51,6 +51,10 @@ INSTEAD = {
     "budget=flops": ("budget=flops", "budget.flops=7.0e+7"),
     # the prose of the standard library: half a MB instead of 12
     "data=stdlib": ("data=stdlib", "data.sources.stdlib.include_code=false", *DEFAULTS["data"][1:]),
+    "data=mixture": (
+        *("data=mixture", "data.sources.code.include_code=false", "data.sources.code.include_topics=true"),
+        *DEFAULTS["data"][1:],
+    ),
     "tokenizer=bpe": ("tokenizer=bpe", "tokenizer.vocab_size=300"),
     "trainer=auto": ("trainer=auto", "trainer.log_every_n_steps=1"),
     # inductor takes half a minute to compile on a CPU, and is torch's business
@@ -67,7 +71,7 @@ def tiny(corpus: Path, shards_dir: Path, *overrides: str) -> list[str]:
     lines = [line for group, defaults in DEFAULTS.items() if group not in chosen for line in defaults]
     lines += [line for o in overrides for line in INSTEAD.get(o, (o,))]
     paths = [f"data.shards_dir={shards_dir}"]
-    if not any(o.startswith("data.path=") for o in overrides) and "data=stdlib" not in overrides:
+    if not any(o.startswith("data.path=") for o in overrides) and not {"data=stdlib", "data=mixture"} & set(overrides):
         paths.append(f"data.path={corpus}")
     return lines + paths
 

@@ -181,13 +181,15 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path) -> dict[str, A
         eos_id=manifest.eos_id,
         total_steps=plan.steps,
         token_bytes=tokenizer.token_bytes().tolist(),
+        sources=list(manifest.splits["val"]),
     )
     peak = hardware.peak_flops(planned.machine.accelerator, planned.machine.precision)
     log_metrics = LogMetrics(
         plan.tokens_per_step,
         plan.flops_per_token,
         peak * plan.data_parallel_size if peak else None,
-        {source: round(plan.tokens / epochs) for source, epochs in (plan.epochs or {}).items()},
+        plan.sequences_per_step,
+        datamodule.ledger(plan.steps),
     )
     last = run_dir / "checkpoints" / "last.ckpt"
     stop = StopOnSignal(last)
@@ -219,6 +221,10 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path) -> dict[str, A
         "perplexity": results["val/perplexity"],
         "bits_per_byte": results["val/bits_per_byte"],
         "unigram_entropy": _unigram_entropy(manifest),
+        "ledger": {
+            source: {**share._asdict(), "val_loss": results.get(f"val/loss/{source}", results["val/loss"])}
+            for source, share in log_metrics.ledger(plan.steps * plan.sequences_per_step).items()
+        },
         "tokens": plan.tokens,
         "steps": plan.steps,
         "parameters": plan.parameters["total"],
@@ -240,9 +246,9 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path) -> dict[str, A
 
 
 def _unigram_entropy(manifest: Manifest) -> float:
-    """Nats a token of the training split if tokens were drawn by their frequency alone, weighted over sources."""
+    """Nats a token if tokens were drawn by their frequency in the training split; as val_loss, the sources' mean."""
     shards = manifest.splits["train"].values()
-    return sum(s.unigram_entropy * s.tokens for s in shards) / sum(s.tokens for s in shards)
+    return sum(shard.unigram_entropy for shard in shards) / len(shards)
 
 
 def make_trainer(

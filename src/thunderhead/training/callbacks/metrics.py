@@ -7,6 +7,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from thunderhead.data.mixture import Ledger
 from thunderhead.training.module import LanguageModel
 from thunderhead.training.record import MetricsCsv
 
@@ -21,16 +22,23 @@ class LogMetrics(Callback):
         tokens_per_step: tokens of an optimizer step over all ranks.
         flops_per_token: training FLOPs a token, without recomputation.
         peak_flops: FLOP/s of all devices together for `mfu`; None leaves it out.
-        epoch_tokens: tokens in one epoch of each source.
+        sequences_per_step: samples of an optimizer step over all ranks.
+        ledger: what each source gave to the first n samples.
     """
 
     def __init__(
-        self, tokens_per_step: int, flops_per_token: int, peak_flops: float | None, epoch_tokens: dict[str, int]
+        self,
+        tokens_per_step: int,
+        flops_per_token: int,
+        peak_flops: float | None,
+        sequences_per_step: int,
+        ledger: Ledger,
     ):
         self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
-        self.epoch_tokens = epoch_tokens
+        self.sequences_per_step = sequences_per_step
+        self.ledger = ledger
         self.throughput: float | None = None  # tokens/s between the last two log points
         self.last_loss: float | None = None
         self.validated_at: int | None = None  # the step of the last validation
@@ -138,8 +146,9 @@ class LogMetrics(Callback):
     def _write(self, trainer: Trainer, row: dict[str, float]) -> None:
         tokens = self.tokens(trainer)
         counters = {"tokens": tokens, "flops": float(tokens * self.flops_per_token)}
-        epochs = {f"epochs/{source}": tokens / n for source, n in self.epoch_tokens.items()}
+        for source, share in self.ledger(trainer.global_step * self.sequences_per_step).items():
+            counters |= {f"{column}/{source}": value for column, value in share._asdict().items()}
         for logger in trainer.loggers:
-            logger.log_metrics(counters | epochs | row, step=trainer.global_step)
+            logger.log_metrics(counters | row, step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 logger.log_metrics({f"by_tokens/{name}": value for name, value in row.items()}, step=tokens)
