@@ -44,6 +44,7 @@ class LogMetrics(Callback):
         self.validated_at: int | None = None  # the step of the last validation
         self.training_seconds = 0.0  # without validation
         self.tokens_timed = 0  # tokens trained on in these seconds
+        self.started = False
         self._lr = 0.0
         self._since: float | None = None
         self._steps_timed = self._step_before = 0
@@ -76,6 +77,7 @@ class LogMetrics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; a resumed run writes what came after its checkpoint again."""
+        self.started = True
         self._step_before = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCsv):
