@@ -65,6 +65,10 @@ INSTEAD = {
         "data.task.pairs=4",
     ),
     "data=modular_addition": ("data=modular_addition", "data.max_validation_tokens=256"),
+    "data=mixture": (
+        *("data=mixture", "data.sources.code.include_code=false", "data.sources.code.include_topics=true"),
+        *DEFAULTS["data"][1:],
+    ),
     "tokenizer=bpe": ("tokenizer=bpe", "tokenizer.vocab_size=300"),
     "trainer=auto": ("trainer=auto", "trainer.log_every_n_steps=1"),
     # inductor takes half a minute to compile on a CPU, and is torch's business
@@ -88,7 +92,7 @@ def tiny(corpus: Path, shards_dir: Path, *overrides: str) -> list[str]:
     if any(f"data={task}" in overrides for task in ("induction", "associative_recall", "modular_addition")):
         return lines  # made by rule: no path, no shards
     paths = [f"data.shards_dir={shards_dir}"]
-    if not any(o.startswith("data.path=") for o in overrides) and "data=stdlib" not in overrides:
+    if not any(o.startswith("data.path=") for o in overrides) and not {"data=stdlib", "data=mixture"} & set(overrides):
         paths.append(f"data.path={corpus}")
     return lines + paths
 

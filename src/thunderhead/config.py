@@ -86,8 +86,13 @@ def _missing(value: Any, path: str = "") -> list[str]:
     return [found for key, child in value.items() for found in _missing(child, f"{path}.{key}" if path else str(key))]
 
 
-def with_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def with_overrides(config: dict[str, Any], overrides: Sequence[str], recorded: Sequence[str] = ()) -> dict[str, Any]:
     """A recorded configuration with `key=value` overrides applied; groups cannot be switched any more.
+
+    Args:
+        config: the recorded configuration.
+        overrides: to apply.
+        recorded: overrides that it was composed with: the choices of groups among them hold already.
 
     Raises:
         ConfigError: an override names a key that the recorded configuration does not have, or a whole group.
@@ -97,6 +102,9 @@ def with_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[str
     OmegaConf.set_struct(merged, True)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
+        is_value = _exists(config, key) and not isinstance(OmegaConf.select(merged, key), DictConfig)
+        if override.input_line in recorded and not is_value:
+            continue
         if isinstance(OmegaConf.select(merged, key), DictConfig):
             problems.append(Problem(key, f"a resumed run keeps its recorded {key}; single values may change"))
         elif override.is_add() or _exists(config, key):
@@ -264,6 +272,11 @@ def invocation_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
+def is_multirun() -> bool:
+    """Whether this is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def output_dir() -> Path:
     """The folder that Hydra gave this run."""
     return Path(HydraConfig.get().runtime.output_dir)
@@ -274,7 +287,7 @@ def job(function: Callable[[DictConfig], Result], config: DictConfig) -> Result:
     try:
         return function(config)
     except ConfigError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if is_multirun():
             raise
         _refuse(error.problems)
 

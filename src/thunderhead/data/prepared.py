@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from thunderhead.data.manifest import (
     verify_chunk,
     verify_index,
 )
+from thunderhead.data.mixture import AtMaxEpochs
 from thunderhead.data.prefetch import Prefetcher
 from thunderhead.data.shards import Chunks
 from thunderhead.data.sources import Share
@@ -121,6 +122,8 @@ class PreparedShards(TokenDataModule):
         max_validation_tokens: PositiveInt = 65_536,
         shuffle_window: PositiveInt = 65_536,
         num_workers: NonNegativeInt = 0,
+        temperature: PositiveFloat = 1.0,
+        at_max_epochs: AtMaxEpochs = "redistribute",
         verify: Literal["full", "first_use"] = "first_use",
     ):
         super().__init__(
@@ -133,6 +136,8 @@ class PreparedShards(TokenDataModule):
             max_validation_tokens=max_validation_tokens,
             shuffle_window=shuffle_window,
             num_workers=num_workers,
+            temperature=temperature,
+            at_max_epochs=at_max_epochs,
             verify=verify,
         )
         self._find = partial(find_prepared, path=path, cache_dir=cache_dir, attempts=attempts, timeout=timeout)
@@ -180,18 +185,20 @@ class PreparedShards(TokenDataModule):
         return CachedChunks(self._remote, self._cache, f"{source}/{split}", shard)
 
     @override
-    def _blocks(self, split: SplitName, place: Callable[[int], tuple[str, int]], samples: int) -> Blocks:
-        blocks = super()._blocks(split, place, samples)
+    def _blocks(
+        self, split: SplitName, sources: Sequence[str], place: Callable[[int], tuple[str, int]], samples: int
+    ) -> Blocks:
+        blocks = super()._blocks(split, sources, place, samples)
         if self._remote is not None:
             assert self.manifest is not None
             blocks.prefetcher = Prefetcher(
                 place,
                 samples,
                 blocks.readers,
-                self.manifest.splits[split],
+                {source: self.manifest.splits[split][source] for source in sources},
                 ahead=self.shuffle_window,
-                max_bytes=self._cache_bytes // (2 if split == "train" else 4),
-                keep=partial(self._cache.keep, split),
+                max_bytes=self._cache_bytes // (2 if split == "train" else 4 * len(self.manifest.sources)),
+                keep=partial(self._cache.keep, f"{split} of {', '.join(sources)}"),
             )
         return blocks
 

@@ -97,7 +97,8 @@ class StandardLibrary(Source):
 
     Code is every `*.py` below `sysconfig.get_paths()["stdlib"]` without tests and installed packages: about 730 files,
     12 MB. Prose is `pydoc_data.topics` (the language reference as `help()` shows it), each topic a document: 0.5 MB;
-    the file that holds it is then left out of the code. Both differ between versions of Python: the fingerprint tells.
+    the file that holds it is never code, as code and prose may be two sources of a mixture. Both differ between
+    versions of Python: the fingerprint tells.
     """
 
     _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
@@ -126,9 +127,7 @@ class StandardLibrary(Source):
         if self.include_code and not files:
             raise ValueError(f"this Python has no source files in {root}: use data=text with files of your own")
         code = list(files.items()) if self.include_code else []
-        if topics is not None and (self.include_topics or self.include_code):
-            code.append((self._TOPICS, topics))  # as prose, or as one more file of code
-        return code
+        return [*code, (self._TOPICS, topics)] if topics is not None and self.include_topics else code
 
     @override
     def fingerprint(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Sequence n is a pure function of the seed and n, as the order of text is (`thund
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from thunderhead.data.datamodule import ENDLESS, MicroBatches, TokenDataModule, validation_samples
 from thunderhead.data.manifest import SplitName
+from thunderhead.data.mixture import Share
 from thunderhead.data.order import permutation
 from thunderhead.data.tokenizer import DTYPE, EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens
 from thunderhead.types import NonNegativeInt, PositiveFloat, PositiveInt
@@ -402,13 +403,18 @@ class SyntheticDataModule(TokenDataModule):
         return self._loader(self._sequences("train"), batches)
 
     @override
-    def val_dataloader(self) -> DataLoader[Tensor]:
+    def ledger(self, steps: int) -> Callable[[int], dict[str, Share]]:
+        """There are no sources."""
+        return lambda samples: {}
+
+    @override
+    def val_dataloader(self) -> list[DataLoader[Tensor]]:
         """Load the first validation sequences, each once over all ranks, in batches of one size."""
         rank, world_size = self.data_parallel()
         wanted = self.max_validation_tokens // self.context_length
         share = validation_samples(ENDLESS, wanted, world_size) // world_size
         size = max(size for size in range(1, self.micro_batch_size + 1) if share % size == 0)
-        return self._loader(self._sequences("val"), MicroBatches(0, share // size, size, rank, world_size))
+        return [self._loader(self._sequences("val"), MicroBatches(0, share // size, size, rank, world_size))]
 
     def _sequences(self, split: SplitName) -> TaskSequences:
         return TaskSequences(self.task, split, self.seed, self.context_length)

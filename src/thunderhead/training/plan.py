@@ -173,7 +173,8 @@ class Plan:
     flops: int
     warmup_steps: int
     validation_every: int
-    epochs: dict[str, float] | None
+    epochs: dict[str, float] | None  # of each source; None while the data is not prepared
+    shares: dict[str, float] | None  # of the run's tokens
     precision: str
     accelerator: str
     notes: list[str]

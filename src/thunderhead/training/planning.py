@@ -9,7 +9,8 @@ import torch
 from thunderhead.config import ConfigError, Problem, build, factory
 from thunderhead.data.curation import Filter
 from thunderhead.data.manifest import Manifest
-from thunderhead.data.order import check_blocks, epochs_seen
+from thunderhead.data.mixture import Turns, plan_turns, repetition, weights_by_fraction
+from thunderhead.data.order import blocks, check_blocks
 from thunderhead.data.prepare import check_sources, find_manifest
 from thunderhead.data.prepared import check_cache, find_prepared, shares
 from thunderhead.data.storage import is_remote
@@ -103,7 +104,7 @@ def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) ->
                 check_blocks(manifest, decoder.context_length)
     if problems:
         manifest = None  # whatever is wrong with it was noted; the rest of the plan can still be looked at
-    plan = _derive(config, decoder, manifest, machine, problems)
+    plan = _derive(config, decoder, machine, problems, data=data, manifest=manifest)
     if plan is None:
         raise ConfigError(problems)
     return Planned(plan, machine, data, manifest)
@@ -158,6 +159,9 @@ def _data(
     elif data:
         with problems.collect():
             check_sources(data["sources"], data.get("path"))
+    if data:
+        with problems.collect():
+            weights_by_fraction(data["sources"])
     if not prepared and manifest is None and tokenizer is not None and data:
         with problems.collect():
             manifest = find_manifest(data["sources"], tokenizer, filters=filters, **shard_settings(data))
@@ -172,32 +176,43 @@ def _data(
 
 
 def _derive(
-    config: dict[str, Any], decoder: Decoder, manifest: Manifest | Task | None, machine: Machine, problems: _Problems
+    config: dict[str, Any],
+    decoder: Decoder,
+    machine: Machine,
+    problems: _Problems,
+    *,
+    data: dict[str, Any],
+    manifest: Manifest | Task | None,
 ) -> Plan | None:
     """The plan; None if there are problems."""
     batch, budget, validation = (build(config[group]) for group in ("batch", "budget", "validation"))
     context_length = decoder.context_length
     flops_per_token = training_flops_per_token(decoder.forward_flops_per_token())
     epoch_tokens = None if config["dry_run"] else UNKNOWN_EPOCH
+    available = {}
     if isinstance(manifest, Task):
         if isinstance(budget, EpochsBudget):
             problems.note(Problem("budget.epochs", "a synthetic task has no epochs: use budget=steps or budget=tokens"))
     elif manifest is not None:
-        epochs = epochs_seen(manifest, context_length, 1)
-        epoch_tokens = round(context_length / sum(epochs.values())) if epochs else None
+        available = {source: blocks(manifest, source, context_length) for source in manifest.sources}
+        epoch_tokens = context_length * sum(available.values())
     sizes = Sizes(decoder.parameter_counts(), flops_per_token, batch.global_tokens, epoch_tokens)
+    sequences = batch.global_tokens // context_length
     accumulation = steps = warmup = every = 0
+    drawn: _Drawn | None = None
     with problems.collect():
         accumulation = batch.accumulation(context_length, machine.world_size)
     with problems.collect():
         steps = whole_steps(budget.total_tokens(sizes), batch.global_tokens)
+        if available:
+            drawn = _draw(data, available, steps, sequences, problems)
+            steps = drawn.steps
         warmup = warmup_steps(config["scheduler"].get("warmup", 0), steps)
         factory(config["scheduler"])(0, steps)
     with problems.collect():
         every = validation.steps(max(steps, 1))
     if problems:
         return None
-    sequences = batch.global_tokens // context_length
     return Plan(
         parameters=sizes.parameters,
         flops_per_token=flops_per_token,
@@ -213,13 +228,15 @@ def _derive(
         flops=steps * batch.global_tokens * flops_per_token,
         warmup_steps=warmup,
         validation_every=every,
-        epochs=_epochs(manifest, context_length, steps * sequences),
+        epochs=drawn.epochs if drawn is not None else {} if isinstance(manifest, Task) else None,
+        shares=drawn.shares if drawn is not None else None,
         precision=machine.precision,
         accelerator=machine.accelerator,
         notes=[
             f"precision {machine.precision} ({machine.why_precision})",
             *_storage_notes(config["data"]),
             *(["tokens are the task's own symbols, the tokenizer is not used"] if isinstance(manifest, Task) else []),
+            *(drawn.notes if drawn is not None else []),
         ],
         memory=memory.estimate(
             lambda: build_decoder(config, decoder.vocab_size, decoder.eos_id),
@@ -246,10 +263,63 @@ def is_prepared(config: dict[str, Any]) -> bool:
     return str(config["data"]["_target_"]).endswith(".PreparedShards")
 
 
-def _epochs(manifest: Manifest | Task | None, context_length: int, samples: int) -> dict[str, float] | None:
-    if manifest is None:
-        return None
-    return {} if isinstance(manifest, Task) else epochs_seen(manifest, context_length, samples)
+class _Drawn(NamedTuple):
+    """What a run draws from its sources."""
+
+    steps: int
+    epochs: dict[str, float]
+    shares: dict[str, float]
+    notes: list[str]
+
+
+def _draw(data: dict[str, Any], available: dict[str, int], steps: int, sequences: int, problems: _Problems) -> _Drawn:
+    """Work out what `steps` steps draw from each source, and fewer steps where a source that ends ends the run."""
+    sources, at_max_epochs = data["sources"], data.get("at_max_epochs", "redistribute")
+
+    def turns_of(steps: int) -> Turns:
+        return plan_turns(
+            sources,
+            available,
+            temperature=data.get("temperature", 1.0),
+            at_max_epochs=at_max_epochs,
+            steps=steps,
+            sequences_per_step=sequences,
+        )
+
+    asked, turns, notes = steps, turns_of(steps), []
+    while turns.end is not None and turns.end < steps * sequences:
+        steps = turns.end // sequences
+        if steps == 0:
+            raise ValueError(
+                f"data.sources: max_epochs leaves {turns.end} sequences, fewer than the {sequences} of one step:"
+                " raise it, or lower batch.global_tokens"
+            )
+        turns = turns_of(steps)  # stages are fractions of the run, which is shorter now
+    if steps < asked:
+        sources_told = " and ".join(
+            f"{s} (data.sources.{s}.max_epochs={sources[s].max_epochs:g})" for s in turns.used_up
+        )
+        if at_max_epochs == "redistribute":
+            message = (
+                f"only lasts for {steps:,} of {asked:,} steps: all with a weight are used up: {sources_told}; raise"
+            )
+            message += f" max_epochs, or lower the budget, as budget=steps budget.steps={steps}"
+            problems.note(Problem("data.sources", message))
+        notes.append(f"stops after {steps:,} of {asked:,} steps, when {sources_told} is used up")
+    elif at_max_epochs == "redistribute":
+        notes += [
+            f"{source} reaches max_epochs={sources[source].max_epochs:g} in step {n // sequences + 1:,}, then the"
+            " others take its place"
+            for source, n in turns.used_up.items()
+            if n < steps * sequences
+        ]
+    counts = turns.counts(steps * sequences)
+    epochs = {source: counts[source] / n for source, n in available.items()}
+    shares = {source: counts[source] / (steps * sequences) for source in available}
+    repeated, refused = repetition(epochs, [name for name, s in sources.items() if s.max_epochs is not None])
+    for message in refused:
+        problems.note(Problem("", message))
+    return _Drawn(steps, epochs, shares, notes + repeated)
 
 
 def is_sharded(config: dict[str, Any]) -> bool:
