@@ -74,7 +74,7 @@ def test_another_tokenizer_is_refused(run: Callable[..., Path], bucket: Path) ->
 
 
 def test_what_is_wrong_is_said_before_anything_starts(
-    run: Callable[..., Path], tmp_path: Path, bucket: Path, store: Store
+    run: Callable[..., Path], tmp_path: Path, text_corpus: Path, bucket: Path, store: Store
 ) -> None:
     cache = f"data.cache_dir={tmp_path / 'cache'}"
     with pytest.raises(ConfigError, match=r"^s3://bucket/none/manifest.json is missing .* data\.path must be"):
@@ -84,7 +84,7 @@ def test_what_is_wrong_is_said_before_anything_starts(
     with pytest.raises(ConfigError, match=r"data\.cache_bytes=1000 is too small"):
         run("data=shards", f"data.path={URL}", cache, "data.cache_bytes=1000")
     assert not (tmp_path / "runs").exists()
-    text = [line for line in tiny(bucket, tmp_path) if not line.startswith("tokenizer")]
+    text = [line for line in tiny(text_corpus, tmp_path) if not line.startswith("tokenizer")]
     with pytest.raises(ConfigError, match=r"^tokenizer: needs an option: tokenizer=bpe$"):
         train_here([*text, "~tokenizer"], tmp_path / "run")
     store.fault = lambda key, count: "503" if key.endswith(".bin") else None
