@@ -2,10 +2,14 @@
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from lightning import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 
 from object_store import SECRETS, Store
@@ -65,6 +69,47 @@ def test_a_run_reads_from_a_bucket_and_tells_no_secrets(
     resumed = [*tiny(tmp_path, tmp_path, "data=shards", f"data.path={URL}"), f"resume={remote}"]
     with pytest.raises(ConfigError, match=r"has made all its 3 steps"):
         train_here(resumed, remote)
+
+
+class Crash(Callback):
+    """Raise after an optimizer step."""
+
+    def __init__(self, *, after: int):
+        self.after = after
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        if trainer.global_step == self.after:
+            raise KeyError("pulled the plug")
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_run_goes_on_from_a_bucket_as_if_nothing_had_happened(
+    run: Callable[..., Path], text_corpus: Path, shards_dir: Path, tmp_path: Path
+) -> None:
+    settings = ("budget.steps=6", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=2")
+    remote = ("data=shards", f"data.path={URL}", f"data.cache_dir={tmp_path / 'cache'}", "data.shuffle_window=50")
+    whole = run("data=text", "data.shuffle_window=50", *settings)
+    run_dir = tmp_path / "crashed"
+    run_dir.mkdir()
+    lines = tiny(text_corpus, shards_dir, *remote, *settings)
+    with pytest.raises(KeyError, match="pulled the plug"):
+        train_here([*lines, f"+callbacks.crash={{_target_: {__name__}.Crash, after: 3}}"], run_dir)
+    with patch.object(config, "invocation_overrides", lambda: ["callbacks.crash.after=1000"]):
+        train_here([f"resume={run_dir}"], tmp_path / "unused")
+    assert losses(run_dir) == losses(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_cache(bucket: Path, run: Callable[..., Path], tmp_path: Path, store: Store) -> None:
+    alone = run("data=shards", "budget.steps=4", "batch.micro_size=1")
+    overrides = tiny(bucket, tmp_path, "data=shards", f"data.path={URL}", "trainer.devices=2", "strategy=ddp")
+    overrides += ["budget.steps=4", f"data.cache_dir={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'ddp'}"]
+    command = [sys.executable, str(config.CONF_DIR.parent / "train.py"), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found, expected = ([float(loss) for loss in losses(folder)] for folder in (tmp_path / "ddp", alone))
+    assert found == pytest.approx(expected, rel=1e-5)  # gradients are summed in another order
+    assert {count for name, count in store.requests.items() if name.endswith(".bin")} == {1}
 
 
 def test_another_tokenizer_is_refused(run: Callable[..., Path], bucket: Path) -> None:
