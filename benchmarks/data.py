@@ -80,7 +80,7 @@ def loader(folder: Path, batch_size: int, verify: str) -> Iterator[torch.Tensor]
     """Look up shards as train.py does, and load their batches."""
     module = PreparedShards(ByteTokenizer(), T, batch_size, batch_size, 0, path=str(folder), verify=verify)
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    module.trainer = SimpleNamespace(global_step=0, strategy=strategy, global_rank=0, world_size=1)
+    module.trainer = SimpleNamespace(global_step=0, max_steps=-1, strategy=strategy, global_rank=0, world_size=1)
     module.prepare_data()
     module.setup("fit")
     return iter(module.train_dataloader())
@@ -265,7 +265,10 @@ def main() -> None:
     torch.manual_seed(0)
     device = hardware.device_name("cpu")
     settings = {"rounds": args.rounds, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
-    content: dict[str, Any] = {"device": device, "torch": torch.__version__, "context_length": T, **settings}
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"data-{hardware_slug(device)}"
+    known = json.loads(file.with_suffix(".json").read_text()) if file.with_suffix(".json").exists() else {}
+    content: dict[str, Any] = {**known, "device": device, "torch": torch.__version__, "context_length": T, **settings}
     parts: dict[str, Callable[[], Any]] = {
         "reading": lambda: {f"batch {size}": reading(args.rounds, size) for size in (8, 32)},
         "first_batch": lambda: [first_batch(10**power, args.rounds) for power in (7, 8, 9, 10, 11)],
@@ -273,8 +276,6 @@ def main() -> None:
     }
     for part in args.parts:
         content[part] = parts[part]()
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"data-{hardware_slug(device)}"
     text = table(content)
     file.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     file.with_suffix(".md").write_text(text)

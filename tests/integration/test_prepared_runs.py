@@ -124,7 +124,7 @@ def test_what_is_wrong_is_said_before_anything_starts(
     cache = f"data.cache_dir={tmp_path / 'cache'}"
     with pytest.raises(ConfigError, match=r"^s3://bucket/none/manifest.json is missing .* data\.path must be"):
         run("data=shards", "data.path=s3://bucket/none", cache)
-    with pytest.raises(ConfigError, match=r"nowhere has no manifest.json"):
+    with pytest.raises(ConfigError, match=r"data\.path=nowhere has no manifest\.json"):
         run("data=shards", "data.path=nowhere")
     with pytest.raises(ConfigError, match=r"data\.cache_bytes=1000 is too small"):
         run("data=shards", f"data.path={URL}", cache, "data.cache_bytes=1000")
