@@ -100,7 +100,15 @@ def test_what_cannot_be_fetched_is_left_to_who_reads_it(caplog: pytest.LogCaptur
     files.broken = {1}
     prefetcher.reached(0)
     assert eventually(lambda: files.asked == [0, 1, 2])
-    assert "could not fetch ahead: chunk 1" in caplog.text
+    assert "Could not fetch ahead: chunk 1" in caplog.text
+
+
+def test_an_order_that_ends_ends_the_fetching_alone(caplog: pytest.LogCaptureFixture) -> None:
+    prefetcher, files, _ = make(ahead=2000, max_chunks=500, samples=10_000)
+    prefetcher.reached(985)  # there are 1000 blocks
+    assert eventually(lambda: "Fetching ahead has stopped" in caplog.text)
+    assert files.asked == [98, 99]
+    prefetcher.reached(986)
 
 
 def test_the_thread_does_not_keep_the_program() -> None:

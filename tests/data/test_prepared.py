@@ -1,3 +1,4 @@
+import pickle
 import shutil
 import time
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def make(tmp_path: Path) -> Make:
         strategy = SimpleNamespace(
             root_device=torch.device("cpu"), distributed_sampler_kwargs={"rank": rank, "num_replicas": world_size}
         )
-        module.trainer = SimpleNamespace(global_step=0, max_steps=100, strategy=strategy)
+        module.trainer = SimpleNamespace(global_step=0, max_steps=10**6, strategy=strategy)
         module.prepare_data()
         module.setup("fit")
         return module
@@ -232,8 +233,39 @@ def test_the_tokenizer_is_that_of_the_shards(shards: Manifest, tmp_path: Path) -
 
 
 def test_a_folder_without_shards_is_refused(shards: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(MissingManifestError, match=r"nowhere has no manifest\.json"):
-        find_prepared(None, path=str(tmp_path / "nowhere"), cache_dir=str(tmp_path), attempts=1, timeout=1.0)
+    place = {"cache_dir": str(tmp_path), "attempts": 1, "timeout": 1.0}
+    with pytest.raises(MissingManifestError, match=r"corpse has no manifest\.json: did you mean .*/corpus\?"):
+        find_prepared(None, path=str(tmp_path / "corpse"), **place)
+    with pytest.raises(MissingManifestError, match=r"manifest\.json has no manifest\.json: give the folder"):
+        find_prepared(None, path=str(shards.folder / "manifest.json"), **place)
+
+
+def test_a_cache_that_cannot_be_written_is_refused(shards: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"data\.cache_dir=.*file cannot be written"):
+        find_prepared(None, path=URL, cache_dir=str(tmp_path / "file"), attempts=1, timeout=1.0)
+
+
+def test_blocks_can_be_sent_to_a_worker_that_is_not_forked(make: Make, shards: Manifest) -> None:
+    module = make(URL)
+    expected = take(module, 3)
+    blocks = pickle.loads(pickle.dumps(module.train_dataloader().dataset))
+    assert torch.equal(torch.stack([blocks.__getitems__([n, n + 1]) for n in (0, 2, 4)]), expected)
+
+
+def test_a_run_fetches_nothing_that_it_does_not_need(make: Make, shards: Manifest, store: Store) -> None:
+    module = make(URL, shuffle_window=10_000, micro_batch_size=1)
+    module.trainer.max_steps = 1
+    loader = module.train_dataloader()
+    places = [loader.dataset.place(n) for n in range(STEP)]
+    needed = {loader.dataset.readers["text"].chunk_of(block) for _, block in places}
+    batches = iter(loader)
+    for _ in range(STEP):
+        next(batches)
+    time.sleep(0.5)
+    assert {name for name in store.requests if name.endswith(".bin")} == {
+        f"some/prefix/text/train/{shards.splits['train']['text'].chunks[number].filename}" for number in needed
+    }
 
 
 def test_weights_are_for_the_sources_of_the_shards(make: Make, shards: Manifest) -> None:

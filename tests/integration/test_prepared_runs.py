@@ -2,10 +2,14 @@
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from lightning import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 
 from object_store import SECRETS, Store
@@ -67,6 +71,47 @@ def test_a_run_reads_from_a_bucket_and_tells_no_secrets(
         train_here(resumed, remote)
 
 
+class Crash(Callback):
+    """Raise after an optimizer step."""
+
+    def __init__(self, *, after: int):
+        self.after = after
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        if trainer.global_step == self.after:
+            raise KeyError("pulled the plug")
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_run_goes_on_from_a_bucket_as_if_nothing_had_happened(
+    run: Callable[..., Path], text_corpus: Path, shards_dir: Path, tmp_path: Path
+) -> None:
+    settings = ("budget.steps=6", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=2")
+    remote = ("data=shards", f"data.path={URL}", f"data.cache_dir={tmp_path / 'cache'}", "data.shuffle_window=50")
+    whole = run("data=text", "data.shuffle_window=50", *settings)
+    run_dir = tmp_path / "crashed"
+    run_dir.mkdir()
+    lines = tiny(text_corpus, shards_dir, *remote, *settings)
+    with pytest.raises(KeyError, match="pulled the plug"):
+        train_here([*lines, f"+callbacks.crash={{_target_: {__name__}.Crash, after: 3}}"], run_dir)
+    with patch.object(config, "invocation_overrides", lambda: ["callbacks.crash.after=1000"]):
+        train_here([f"resume={run_dir}"], tmp_path / "unused")
+    assert losses(run_dir) == losses(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_cache(bucket: Path, run: Callable[..., Path], tmp_path: Path, store: Store) -> None:
+    alone = run("data=shards", "budget.steps=4", "batch.micro_size=1")
+    overrides = tiny(bucket, tmp_path, "data=shards", f"data.path={URL}", "trainer.devices=2", "strategy=ddp")
+    overrides += ["budget.steps=4", f"data.cache_dir={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'ddp'}"]
+    command = [sys.executable, str(config.CONF_DIR.parent / "train.py"), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found, expected = ([float(loss) for loss in losses(folder)] for folder in (tmp_path / "ddp", alone))
+    assert found == pytest.approx(expected, rel=1e-5)  # gradients are summed in another order
+    assert {count for name, count in store.requests.items() if name.endswith(".bin")} == {1}
+
+
 def test_another_tokenizer_is_refused(run: Callable[..., Path], bucket: Path) -> None:
     with pytest.raises(ConfigError, match=r"tokenizer: .* was made with byte .* leave tokenizer= out"):
         run("data=shards", "tokenizer=bpe", f"data.path={bucket}")
@@ -74,17 +119,17 @@ def test_another_tokenizer_is_refused(run: Callable[..., Path], bucket: Path) ->
 
 
 def test_what_is_wrong_is_said_before_anything_starts(
-    run: Callable[..., Path], tmp_path: Path, bucket: Path, store: Store
+    run: Callable[..., Path], tmp_path: Path, text_corpus: Path, bucket: Path, store: Store
 ) -> None:
     cache = f"data.cache_dir={tmp_path / 'cache'}"
     with pytest.raises(ConfigError, match=r"^s3://bucket/none/manifest.json is missing .* data\.path must be"):
         run("data=shards", "data.path=s3://bucket/none", cache)
-    with pytest.raises(ConfigError, match=r"nowhere has no manifest.json"):
+    with pytest.raises(ConfigError, match=r"data\.path=nowhere has no manifest\.json"):
         run("data=shards", "data.path=nowhere")
     with pytest.raises(ConfigError, match=r"data\.cache_bytes=1000 is too small"):
         run("data=shards", f"data.path={URL}", cache, "data.cache_bytes=1000")
     assert not (tmp_path / "runs").exists()
-    text = [line for line in tiny(bucket, tmp_path) if not line.startswith("tokenizer")]
+    text = [line for line in tiny(text_corpus, tmp_path) if not line.startswith("tokenizer")]
     with pytest.raises(ConfigError, match=r"^tokenizer: needs an option: tokenizer=bpe$"):
         train_here([*text, "~tokenizer"], tmp_path / "run")
     store.fault = lambda key, count: "503" if key.endswith(".bin") else None

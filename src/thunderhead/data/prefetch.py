@@ -50,8 +50,14 @@ class Prefetcher:
         self._now = n
         self._moved.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+            self._thread = threading.Thread(target=self._try_to_run, name="prefetch", daemon=True)
             self._thread.start()
+
+    def _try_to_run(self) -> None:
+        try:
+            self._run()
+        except Exception as error:  # training can do without
+            _log.warning("Fetching ahead has stopped, training waits for each chunk from now on: %s", error)
 
     def _run(self) -> None:
         start = cursor = self._now
@@ -83,7 +89,7 @@ class Prefetcher:
         try:
             self._readers[source].chunks.file(chunk)
         except ShardError as error:  # who reads it will try again, and raise
-            _log.warning("could not fetch ahead: %s", error)
+            _log.warning("Could not fetch ahead: %s", error)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_thread": None, "_moved": None}

@@ -11,9 +11,11 @@ from filelock import FileLock
 from typing_extensions import override
 
 from thunderhead.data.datamodule import Blocks, TokenDataModule
+from thunderhead.data.files import nearest
 from thunderhead.data.manifest import (
     ForeignTokenizerError,
     Manifest,
+    MissingManifestError,
     Shard,
     SplitName,
     verify,
@@ -48,7 +50,10 @@ def find_prepared(tokenizer: Tokenizer | None, *, path: str, cache_dir: str, att
     if is_remote(path):
         remote = Remote(path, attempts=attempts, timeout=timeout)
         folder = Path(cache_dir, "shards", hashlib.sha256(remote.url.encode()).hexdigest()[:16])
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"data.cache_dir={cache_dir} cannot be written: {error}") from None
         with FileLock(folder / ".lock"):
             fetch_record(remote, folder)
             manifest = Manifest.load(folder)
@@ -60,6 +65,11 @@ def find_prepared(tokenizer: Tokenizer | None, *, path: str, cache_dir: str, att
                     remote.fetch(index.relative_to(folder).as_posix(), index)
                     verify_index(shard_folder, shard)
     else:
+        if not Path(path, "manifest.json").is_file():
+            hint = nearest(Path(path)) if not Path(path).exists() else ""
+            raise MissingManifestError(
+                f"data.path={path} has no manifest.json{hint}: give the folder that prepare.py made, or use data=text"
+            )
         manifest = Manifest.load(path)
     manifest.load_tokenizer()
     made_with = manifest.tokenizer
@@ -191,6 +201,9 @@ class PreparedShards(TokenDataModule):
         blocks = super()._blocks(split, sources, place, samples)
         if self._remote is not None:
             assert self.manifest is not None
+            assert self.trainer is not None
+            if split == "train" and self.trainer.max_steps > 0:  # what comes after the run need not be fetched
+                samples = min(samples, self.trainer.max_steps * self.sequences_per_step)
             blocks.prefetcher = Prefetcher(
                 place,
                 samples,

@@ -118,8 +118,8 @@ class LocalChunks:
 class ShardReader:
     """Read blocks of tokens by their number, in the order in which they lie in the shard.
 
-    A chunk is mapped into memory when its first block is read: litdata's StreamingDataset reads the same files, at a
-    quarter of the speed (docs/decisions/0021).
+    A chunk is mapped into memory when its first block is read: litdata's StreamingDataset reads the same files, at
+    half the speed (docs/decisions/0020).
 
     Args:
         chunks: where the files are.

@@ -7,6 +7,7 @@ of them fetched (docs/decisions/0020). Credentials are the clients' business: th
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import random
@@ -79,7 +80,7 @@ def is_remote(path: str) -> bool:
 
 
 class Remote:
-    """A folder of prepared shards in an object store. Can be sent to other processes; each makes its own client.
+    """A folder of prepared shards in an object store. Can be sent to other processes; each has its own client.
 
     Args:
         url: s3://bucket/prefix, gs://bucket/prefix, hf://datasets/owner/name/prefix, http(s)://host/prefix.
@@ -106,7 +107,6 @@ class Remote:
             raise ValueError(f"data.path={url} names no bucket or host")
         self.url, self.scheme = url.rstrip("/"), parts.scheme
         self._attempts, self._timeout = attempts, timeout
-        self._client: tuple[int, Downloader] | None = None
 
     def fetch(self, name: str, file: Path, check: Callable[[Path], None] = lambda _: None) -> None:
         """Download an object into a file, which appears whole and checked or not at all.
@@ -124,7 +124,7 @@ class Remote:
         for attempt in range(1, self._attempts + 1):
             try:
                 with open(part, "wb") as stream:
-                    self._downloader().download_fileobj(url, stream)
+                    downloader(self.scheme, self._timeout, os.getpid()).download_fileobj(url, stream)
                 check(part)
                 os.replace(part, file)
                 return
@@ -161,25 +161,18 @@ class Remote:
         tried = f" after {attempt} attempts" if attempt > 1 else ""
         return StorageError(f"{url} could not be read{tried}: {_say(error)}")
 
-    def _downloader(self) -> Downloader:
-        if self._client is None or self._client[0] != os.getpid():  # clients do not live through a fork
-            self._client = os.getpid(), self._make_downloader()
-        return self._client[1]
 
-    def _make_downloader(self) -> Downloader:
-        if self.scheme == "s3":
-            once = botocore.config.Config(
-                connect_timeout=self._timeout, read_timeout=self._timeout, retries={"total_max_attempts": 1}
-            )
-            return S3("", "", [], {"config": once})
-        if self.scheme == "gs":
-            return GCPDownloader("", "", [])
-        if self.scheme == "hf":
-            return HuggingFace("", "", [])
-        return Http("", "", [], {"timeout": self._timeout})
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_client": None}
+@functools.lru_cache(maxsize=8)
+def downloader(scheme: str, timeout: float, process_id: int) -> Downloader:
+    """Make the client of a kind of store; one a process, as they do not live through a fork."""
+    if scheme == "s3":
+        once = botocore.config.Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1})
+        return S3("", "", [], {"config": once})
+    if scheme == "gs":
+        return GCPDownloader("", "", [])
+    if scheme == "hf":
+        return HuggingFace("", "", [])
+    return Http("", "", [], {"timeout": timeout})
 
 
 def fetch_record(remote: Remote, folder: Path) -> None:
