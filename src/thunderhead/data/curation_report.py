@@ -86,7 +86,7 @@ def _source(name: str, source: Mapping[str, Any], colours: Mapping[str, str]) ->
         '<table><thead><tr><th>filter</th><th>removed because</th><th></th><th class="number">documents</th>'
         '<th class="number">of all</th><th class="number">text</th></tr></thead><tbody>'
     )
-    # Filters in the order in which they were asked (as they appear), the commonest reason of each first.
+    # Filters in the order in which they first removed something, the commonest reason of each first.
     order = list(colours)
     for reason, found in sorted(
         removed.items(), key=lambda item: (order.index(_filter(item[0])), -item[1]["documents"])
