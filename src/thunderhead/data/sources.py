@@ -76,8 +76,8 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def disk_bytes(self) -> int:
-        """Bytes that `documents` will report to `on_read` in all."""
+    def disk_bytes(self) -> int | None:
+        """Bytes that `documents` will report to `on_read` in all; None if that cannot be known."""
 
     @abstractmethod
     def check(self) -> None:
@@ -85,6 +85,13 @@ class Source(ABC):
 
         Raises:
             ValueError: in one line, what is wrong with which file.
+        """
+
+    def connect(self) -> None:  # noqa: B027 - most have nothing to reach
+        """Reach what is not on this machine, saying so; comes before the first document is asked for.
+
+        Raises:
+            ValueError: in one line, what cannot be reached and why.
         """
 
 
