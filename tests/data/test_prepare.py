@@ -177,7 +177,7 @@ def test_a_foreign_folder_is_not_touched(make_shards: MakeShards) -> None:
     assert digest_of(folder) == before
 
     work = folder.parent / f".{folder.name}.preparing"
-    work.mkdir()
+    work.mkdir(exist_ok=True)
     (work / "mine.txt").write_text("mine")
     (folder / "mine.txt").rename(folder.parent / "manifest.json")
     folder.rename(folder.parent / "moved")
@@ -195,65 +195,169 @@ def test_a_manifest_of_another_tokenizer_is_refused(make_shards: MakeShards) -> 
         make_shards()
 
 
-PREPARE = """
-    import sys, time
-    from thunderhead.data.prepare import prepare
-    from thunderhead.data.sources import LocalText
-    from thunderhead.data.tokenizer import ByteTokenizer
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_writes_the_same_bytes(
+    processes: int, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thunderhead.data.prepare._BATCH_CHARACTERS", 5000)  # 16 batches: more than stay in one process
+    (tmp_path / "b.txt").write_text((corpus / "000.txt").read_text() * 20)
+    sources = {
+        "corpus": LocalText(path=str(corpus)),
+        "b": LocalText(path=str(tmp_path / "b.txt"), max_document_bytes=100),
+    }
+    digests = []
+    for n in (1, processes):
+        settings = {"shards_dir": tmp_path / str(n), "validation_fraction": 0.2, "chunk_bytes": 5000}
+        manifest = prepare(sources, BpeTokenizer(vocab_size=300), processes=n, **settings)
+        verify(manifest)
+        digests.append(digest_of(manifest.folder))
+    assert digests[0] == digests[1]
 
-    class Slow(ByteTokenizer):
+
+PREPARE = """
+    import time
+    from thunderhead.data import prepare as preparing
+    from thunderhead.data.curation import Filter
+    from thunderhead.data.sources import LocalText
+    from thunderhead.data.tokenizer import BpeTokenizer
+
+    def note(what, n):
+        with open({log!r}, "a") as log:
+            log.write(f"{{what}} {{n}}\\n")
+        time.sleep({seconds})
+
+    class Slow(BpeTokenizer):
+        def train(self, texts):
+            note("trained", 1)
+            return super().train(texts)
+
         def encode_batch(self, texts):
-            print("encoding", flush=True)
-            time.sleep({seconds})
+            note("encoded", len(texts))
             return super().encode_batch(texts)
 
-    prepare({{"text": LocalText(path=sys.argv[1])}}, Slow(), shards_dir=sys.argv[2], validation_fraction=0.2)
-    print("done", flush=True)
+    class Deduplicate(Filter):
+        def settings(self):
+            return {{}}
+
+        def inspect(self, text):
+            note("inspected", 1)
+            return text[-20:]
+
+        def keep(self, document_id, evidence):
+            if evidence in self.seen:
+                return "seen before"
+            self.seen.add(evidence)
+
+        def reset(self):
+            self.seen = set()
+
+    preparing._BATCH_CHARACTERS = {batch}
+    preparing.prepare(
+        {{"text": LocalText(path={corpus!r})}},
+        Slow(vocab_size=300),
+        shards_dir={shards_dir!r},
+        validation_fraction=0.2,
+        filters={{"duplicates": Deduplicate()}} if {filters} else {{}},
+        processes={processes},
+    )
 """
 
 
-def start(corpus: Path, shards_dir: Path, seconds: float) -> subprocess.Popen[str]:
-    code = textwrap.dedent(PREPARE.format(seconds=seconds))
-    return subprocess.Popen(
-        [sys.executable, "-c", code, str(corpus), str(shards_dir)], stdout=subprocess.PIPE, text=True
-    )
+class Preparation:
+    """`prepare` in a process of its own, whose tokenizer writes down what it did."""
+
+    def __init__(self, corpus: Path, folder: Path, **settings: object):
+        self.log, self.shards_dir = folder / "log", folder / "shards"
+        folder.mkdir(exist_ok=True)
+        defaults = {"seconds": 0, "batch": 5000, "filters": False, "processes": 1}
+        places = {"log": str(self.log), "corpus": str(corpus), "shards_dir": str(self.shards_dir)}
+        code = textwrap.dedent(PREPARE.format(**{**defaults, **places, **settings}))
+        self.process = subprocess.Popen([sys.executable, "-c", code])
+
+    def done(self, what: str) -> int:
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return sum(int(line.split()[1]) for line in lines if line.startswith(what))
+
+    def wait_for(self, what: str, n: int) -> None:
+        while self.done(what) < n:
+            assert self.process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    @property
+    def folder(self) -> Path:
+        assert self.process.wait() == 0
+        (folder,) = (path for path in self.shards_dir.iterdir() if not path.name.startswith("."))
+        return folder
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(processes: int, corpus: Path, tmp_path: Path) -> None:
+    undisturbed = Preparation(corpus, tmp_path / "undisturbed")
+    slow = {"seconds": 0.2, "processes": processes}
+    killed = Preparation(corpus, tmp_path / "killed", **slow)
+    killed.wait_for("encoded", 20)  # of 60 documents
+    killed.kill()
+    assert [path.suffix for path in sorted(killed.shards_dir.iterdir())] == [".lock", ".preparing"]
+    again = Preparation(corpus, tmp_path / "killed", **slow)
+    again.wait_for("encoded", killed.done("encoded") + 1)
+    again.wait_for("encoded", 45)
+    again.kill()
+    last = Preparation(corpus, tmp_path / "killed", processes=processes)
+    assert digest_of(last.folder) == digest_of(undisturbed.folder)
+    verify(Manifest.load(last.folder))
+    assert last.done("trained") == 1
+    # What was under way at a kill is done again: a batch of 4 or 5 documents, 6 of them with two processes.
+    assert 60 <= last.done("encoded") <= 60 + 2 * 5 * (1 if processes == 1 else 6)
+    assert [path.name for path in last.shards_dir.iterdir() if path.suffix == ".preparing"] == []
 
 
 def test_kill_9_leaves_nothing_that_is_taken_for_shards(
     corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with start(corpus, tmp_path / "shards", seconds=60) as process:
-        assert process.stdout.readline() == "encoding\n"
-        process.send_signal(signal.SIGKILL)
-    settings = {"validation_fraction": 0.2}
+    killed = Preparation(corpus, tmp_path, seconds=60)
+    killed.wait_for("trained", 1)
+    killed.kill()
+    settings = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.2}
     sources = {"text": LocalText(path=str(corpus))}
-    left = [name for name in os.listdir(tmp_path / "shards") if name.endswith(".preparing")]
-    assert len(left) == 1
-    assert find_manifest(sources, ByteTokenizer(), shards_dir=tmp_path / "shards", **settings) is None
+    assert find_manifest(sources, BpeTokenizer(vocab_size=300), **settings) is None
     with caplog.at_level(logging.WARNING):
-        manifest = prepare(sources, ByteTokenizer(), shards_dir=tmp_path / "shards", **settings)
+        manifest = prepare(sources, BpeTokenizer(vocab_size=300), **settings)
     assert "left by a preparation that was interrupted" in caplog.text
     verify(manifest)
-    assert not (tmp_path / "shards" / left[0]).exists()
-    clean = prepare(sources, ByteTokenizer(), shards_dir=tmp_path / "clean", **settings)
-    assert digest_of(manifest.folder) == digest_of(clean.folder)
+
+
+def test_ctrl_c_keeps_what_was_done(corpus: Path, tmp_path: Path) -> None:
+    class Interrupted(ByteTokenizer):
+        def encode_batch(self, texts):
+            raise KeyboardInterrupt
+
+    settings = {"shards_dir": tmp_path, "validation_fraction": 0.2}
+    with pytest.raises(KeyboardInterrupt):
+        prepare({"text": LocalText(path=str(corpus))}, Interrupted(), **settings)
+    (work,) = tmp_path.glob(".*.preparing")
+    assert (work / "tokenizer.json").exists()
+    prepare({"text": LocalText(path=str(corpus))}, ByteTokenizer(), **settings)
+    assert not work.exists()
 
 
 def test_of_two_processes_one_prepares_and_the_other_waits(
     corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with start(corpus, tmp_path / "shards", seconds=1) as process:
-        assert process.stdout.readline() == "encoding\n"
-        begun = time.monotonic()
-        with caplog.at_level(logging.WARNING):
-            manifest = prepare(
-                {"text": LocalText(path=str(corpus))},
-                ByteTokenizer(),
-                shards_dir=tmp_path / "shards",
-                validation_fraction=0.2,
-            )
-        assert process.stdout.read() == "done\n"
-    assert time.monotonic() - begun > 0.2
+    other = Preparation(corpus, tmp_path, seconds=0.5, batch=10**6)
+    other.wait_for("trained", 1)
+    with caplog.at_level(logging.WARNING):
+        manifest = prepare(
+            {"text": LocalText(path=str(corpus))},
+            BpeTokenizer(vocab_size=300),
+            shards_dir=tmp_path / "shards",
+            validation_fraction=0.2,
+        )
+    assert other.folder == manifest.folder
+    assert other.done("encoded") == 60
     assert "waiting for it" in caplog.text
     verify(manifest)
 
