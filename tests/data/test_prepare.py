@@ -2,16 +2,14 @@ import hashlib
 import json
 import logging
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+import killed_preparation
 import pytest
+from killed_preparation import Killable, count
+from long_words import LongWords
 
 from thunderhead.data.manifest import ForeignTokenizerError, Manifest, MissingManifestError, verify
 from thunderhead.data.prepare import check_sources, find_manifest, is_validation, prepare
@@ -214,120 +212,38 @@ def test_any_number_of_processes_writes_the_same_bytes(
     assert digests[0] == digests[1]
 
 
-PREPARE = """
-    import time
-    from thunderhead.data import prepare as preparing
-    from thunderhead.data.curation import Filter
-    from thunderhead.data.sources import LocalText
-    from thunderhead.data.tokenizer import BpeTokenizer
-
-    def note(what, n):
-        with open({log!r}, "a") as log:
-            log.write(f"{{what}} {{n}}\\n")
-        time.sleep({seconds})
-
-    class Slow(BpeTokenizer):
-        def train(self, texts):
-            note("trained", 1)
-            return super().train(texts)
-
-        def encode_batch(self, texts):
-            note("encoded", len(texts))
-            return super().encode_batch(texts)
-
-    class Deduplicate(Filter):
-        def settings(self):
-            return {{}}
-
-        def inspect(self, text):
-            note("inspected", 1)
-            return text[-20:]
-
-        def keep(self, document_id, evidence):
-            if evidence in self.seen:
-                return "seen before"
-            self.seen.add(evidence)
-
-        def reset(self):
-            self.seen = set()
-
-    preparing._BATCH_CHARACTERS = {batch}
-    preparing.prepare(
-        {{"text": LocalText(path={corpus!r})}},
-        Slow(vocab_size=300),
-        shards_dir={shards_dir!r},
-        validation_fraction=0.2,
-        filters={{"duplicates": Deduplicate()}} if {filters} else {{}},
-        processes={processes},
-    )
-"""
-
-
-class Preparation:
-    """`prepare` in a process of its own, whose tokenizer writes down what it did."""
-
-    def __init__(self, corpus: Path, folder: Path, **settings: object):
-        self.log, self.shards_dir = folder / "log", folder / "shards"
-        folder.mkdir(exist_ok=True)
-        defaults = {"seconds": 0, "batch": 5000, "filters": False, "processes": 1}
-        places = {"log": str(self.log), "corpus": str(corpus), "shards_dir": str(self.shards_dir)}
-        code = textwrap.dedent(PREPARE.format(**{**defaults, **places, **settings}))
-        self.process = subprocess.Popen([sys.executable, "-c", code])
-
-    def done(self, what: str) -> int:
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return sum(int(line.split()[1]) for line in lines if line.startswith(what))
-
-    def wait_for(self, what: str, n: int) -> None:
-        while self.done(what) < n:
-            assert self.process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.01)
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    @property
-    def folder(self) -> Path:
-        assert self.process.wait() == 0
-        (folder,) = (path for path in self.shards_dir.iterdir() if not path.name.startswith("."))
-        return folder
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(processes: int, corpus: Path, tmp_path: Path) -> None:
-    undisturbed = Preparation(corpus, tmp_path / "undisturbed")
-    slow = {"seconds": 0.2, "processes": processes}
-    killed = Preparation(corpus, tmp_path / "killed", **slow)
-    killed.wait_for("encoded", 20)  # of 60 documents
-    killed.kill()
-    assert [path.suffix for path in sorted(killed.shards_dir.iterdir())] == [".lock", ".preparing"]
-    again = Preparation(corpus, tmp_path / "killed", **slow)
-    again.wait_for("encoded", killed.done("encoded") + 1)
-    again.wait_for("encoded", 45)
-    again.kill()
-    last = Preparation(corpus, tmp_path / "killed", processes=processes)
-    assert digest_of(last.folder) == digest_of(undisturbed.folder)
-    verify(Manifest.load(last.folder))
-    assert last.done("trained") == 1
-    # What was under way at a kill is done again: a batch of 4 or 5 documents, 6 of them with two processes.
-    assert 60 <= last.done("encoded") <= 60 + 2 * 5 * (1 if processes == 1 else 6)
-    assert [path.name for path in last.shards_dir.iterdir() if path.suffix == ".preparing"] == []
-
-
-def test_kill_9_leaves_nothing_that_is_taken_for_shards(
-    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed = Preparation(corpus, tmp_path, seconds=60)
-    killed.wait_for("trained", 1)
-    killed.kill()
-    settings = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.2}
+    monkeypatch.setattr("thunderhead.data.prepare._BATCH_CHARACTERS", 0)  # set by what follows, and restored
+    for i in range(0, 60, 6):
+        (corpus / f"{i:03}.txt").write_text((corpus / "001.txt").read_text())  # 10 copies
+    undisturbed = killed_preparation.prepare(
+        str(tmp_path / "other"), str(corpus), str(tmp_path / "undisturbed"), seconds=0, processes=1, curate=True
+    )
+    folder, log, shards_dir = tmp_path / "killed", tmp_path / "killed" / "log", tmp_path / "killed" / "shards"
+    folder.mkdir()
+    Killable(corpus, folder, seconds=0.05, processes=2, curate=True).kill_after("inspected", 30)  # of 60
+    assert [path.suffix for path in sorted(shards_dir.iterdir())] == [".lock", ".preparing"]
     sources = {"text": LocalText(path=str(corpus))}
-    assert find_manifest(sources, BpeTokenizer(vocab_size=300), **settings) is None
+    filters = {"duplicates": killed_preparation.Deduplicate()}
+    place = {"shards_dir": shards_dir, "validation_fraction": 0.2, "filters": filters}
+    assert find_manifest(sources, BpeTokenizer(vocab_size=300), **place) is None
+    Killable(corpus, folder, seconds=0.1, processes=1, curate=True).kill_after("encoded", 20)  # of 50
+    assert find_manifest(sources, BpeTokenizer(vocab_size=300), **place) is None
     with caplog.at_level(logging.WARNING):
-        manifest = prepare(sources, BpeTokenizer(vocab_size=300), **settings)
+        manifest = killed_preparation.prepare(
+            str(log), str(corpus), str(shards_dir), seconds=0, processes=1, curate=True
+        )
     assert "left by a preparation that was interrupted" in caplog.text
+    assert digest_of(manifest.folder) == digest_of(undisturbed.folder)
     verify(manifest)
+    assert manifest.curation["sources"]["text"]["kept"] == 50
+    # What was under way at a kill is done again: with two processes at most 5 batches, with one 1; of 4 or 5 documents.
+    assert 60 <= count(log, "inspected") <= 60 + 5 * 5
+    assert count(log, "trained") == 1
+    assert 50 <= count(log, "encoded") <= 50 + 5
+    assert [path for path in shards_dir.iterdir() if path.suffix == ".preparing"] == []
 
 
 def test_ctrl_c_keeps_what_was_done(corpus: Path, tmp_path: Path) -> None:
@@ -347,8 +263,8 @@ def test_ctrl_c_keeps_what_was_done(corpus: Path, tmp_path: Path) -> None:
 def test_of_two_processes_one_prepares_and_the_other_waits(
     corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = Preparation(corpus, tmp_path, seconds=0.5, batch=10**6)
-    other.wait_for("trained", 1)
+    other = Killable(corpus, tmp_path, seconds=0.1)
+    other.wait_for("encoded", 1)
     with caplog.at_level(logging.WARNING):
         manifest = prepare(
             {"text": LocalText(path=str(corpus))},
@@ -356,10 +272,70 @@ def test_of_two_processes_one_prepares_and_the_other_waits(
             shards_dir=tmp_path / "shards",
             validation_fraction=0.2,
         )
-    assert other.folder == manifest.folder
-    assert other.done("encoded") == 60
+    assert other.process.wait() == 0
+    assert count(tmp_path / "log", "encoded") == 60
     assert "waiting for it" in caplog.text
     verify(manifest)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_filtered_documents_are_nowhere_and_reported(
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thunderhead.data.prepare._BATCH_CHARACTERS", 40)
+    texts = [f"{i:03} " + ("long" * 100 if i % 4 == 0 else "word") for i in range(100)]
+    for name, part in (("a", texts[:60]), ("b", texts[60:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in part))
+    sources = {name: LocalText(path=str(tmp_path / f"{name}.jsonl")) for name in "ab"}
+    trained_on: list[str] = []
+
+    class Spy(ByteTokenizer):
+        def train(self, texts):
+            trained_on.extend(texts)
+            return ByteTokenizer()
+
+    words, ends = LongWords(10), LongWords(4)
+    filters = {"words": words, "never": ends}
+    place = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.2}
+    manifest = prepare(sources, Spy(), filters=filters, processes=processes, **place)
+    verify(manifest)
+    kept = [text for i, text in enumerate(texts) if i % 4 != 0]
+    assert trained_on == [text for text in kept if not is_validation(text, 0.2)]
+    written = sum(shard.documents for split in manifest.splits.values() for shard in split.values())
+    assert written == len(kept) == 75
+    assert sum(shard.bytes for split in manifest.splits.values() for shard in split.values()) == 75 * 8
+    assert len(words.asked) == 100  # in their order, and each once
+    assert len(ends.asked) == 75  # what is gone, later filters never hear of
+    report = json.loads((manifest.folder / "curation.json").read_text())
+    first = {"id": "a.jsonl:1#0", "excerpt": texts[0][:300]}
+    removed = report["sources"]["a"]["removed"]["words: words > 10"]
+    assert report["sources"]["a"] == {"documents": 60, "kept": 45, "removed": {"words: words > 10": removed}}
+    assert (removed["documents"], removed["bytes"], len(removed["examples"])) == (15, 15 * 404, 5)
+    assert removed["examples"][0] == first
+    assert report["sources"]["b"]["kept"] == 30
+    assert manifest.curation == {"filters": {"words": {"longest": 10}, "never": {"longest": 4}}, **report}
+    # Found again by the filters' settings, and by nothing else.
+    assert find_manifest(sources, ByteTokenizer(), filters=filters, **place) == manifest
+    assert find_manifest(sources, ByteTokenizer(), **place) is None
+    assert find_manifest(sources, ByteTokenizer(), filters={"words": words}, **place) is None
+    assert find_manifest(sources, ByteTokenizer(), filters={**filters, "words": LongWords(11)}, **place) is None
+
+
+def test_filters_that_keep_nothing_are_refused(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^data\.sources\.text: curation\.filters keep none of its documents$"):
+        prepare(
+            {"text": LocalText(path=str(corpus))},
+            ByteTokenizer(),
+            filters={"all": LongWords(1)},
+            shards_dir=tmp_path / "shards",
+            validation_fraction=0.2,
+        )
+
+
+def test_without_filters_there_is_no_report(make_shards: MakeShards) -> None:
+    manifest = make_shards()
+    assert manifest.curation is None
+    assert not (manifest.folder / "curation.json").exists()
 
 
 def test_preparing_in_a_thread_works(make_shards: MakeShards) -> None:

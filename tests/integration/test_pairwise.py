@@ -10,7 +10,7 @@ from allpairspy import AllPairs
 
 from thunderhead.config import ConfigError
 from thunderhead.training.record import read_rows
-from tiny import OPTIONS
+from tiny import OF_THE_HUB, OPTIONS
 
 # Dynamo hides this warning of its own look at activations, which does not help where warnings are errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -24,6 +24,7 @@ LEFT_OUT = {
 }
 FEWER = {
     "model": ["nano", "micro"],  # the published ones differ in numbers only, which tiny runs overwrite
+    "data": [name for name in OPTIONS["data"] if name not in OF_THE_HUB],  # refused: they need the network
     "trainer": ["auto", "cpu"],  # gpu and mps are refused here
     "compile": ["none", "block", "model"],
 }
