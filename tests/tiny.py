@@ -1,5 +1,6 @@
 """Runs of a second: any choice of options at a size that trains two steps on a CPU."""
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
@@ -7,6 +8,7 @@ from unittest.mock import patch
 from thunderhead import config
 from thunderhead.config import CONF_DIR
 from thunderhead.data.prepare import prepare
+from thunderhead.data.tokenizer import BpeTokenizer
 from thunderhead.training import hardware
 from thunderhead.training.planning import shard_settings
 from thunderhead.training.run import train
@@ -17,6 +19,9 @@ OPTIONS = {
     if any(folder.glob("*.yaml"))
 }
 """Every group of conf/ with its options."""
+
+OF_THE_HUB = ("c4", "fineweb-edu", "tinystories", "wikitext")
+"""Options of `data` that need the network."""
 
 DEFAULTS = {
     "model": (
@@ -70,6 +75,7 @@ INSTEAD = {
         *DEFAULTS["data"][1:],
     ),
     "tokenizer=bpe": ("tokenizer=bpe", "tokenizer.vocab_size=300"),
+    **{f"data={name}": (f"data={name}", *DEFAULTS["data"][1:]) for name in OF_THE_HUB},
     "trainer=auto": ("trainer=auto", "trainer.log_every_n_steps=1"),
     # inductor takes half a minute to compile on a CPU, and is torch's business
     "compile=block": ("compile=block", "compile.backend=eager"),
@@ -92,8 +98,11 @@ def tiny(corpus: Path, shards_dir: Path, *overrides: str) -> list[str]:
     if any(f"data={task}" in overrides for task in ("induction", "associative_recall", "modular_addition")):
         return lines  # made by rule: no path, no shards
     paths = [f"data.shards_dir={shards_dir}"]
-    if not any(o.startswith("data.path=") for o in overrides) and not {"data=stdlib", "data=mixture"} & set(overrides):
+    without_path = {"data=stdlib", "data=mixture", *(f"data={name}" for name in OF_THE_HUB)}
+    if not any(o.startswith("data.path=") for o in overrides) and without_path.isdisjoint(overrides):
         paths.append(f"data.path={corpus}")
+    if from_file := {"tokenizer=huggingface", "tokenizer=tiktoken"}.intersection(overrides):
+        paths.append(f"tokenizer.path={tokenizer_file(from_file.pop(), shards_dir.parent)}")
     return lines + paths
 
 
@@ -103,6 +112,17 @@ def prepared(corpus: Path, shards_dir: Path, tokenizer: Sequence[str]) -> Path:
     composed = config.plain(config.compose(overrides))
     data = config.factory(composed["data"]).keywords
     return prepare(data["sources"], config.build(composed["tokenizer"]), **shard_settings(data)).folder
+
+
+def tokenizer_file(option: str, folder: Path) -> Path:
+    """A file of the kind that an option of `tokenizer` reads, of all bytes and no more."""
+    if option == "tokenizer=tiktoken":
+        file = folder / "p50k_base.tiktoken"
+        file.write_text("".join(f"{base64.b64encode(bytes([i])).decode()} {i}\n" for i in range(256)))
+    else:
+        file = folder / "tokenizer.json"
+        file.write_text(BpeTokenizer(vocab_size=257).train([]).to_json())
+    return file
 
 
 def train_here(overrides: Sequence[str], run_dir: Path) -> float | None:

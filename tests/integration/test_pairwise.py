@@ -24,7 +24,8 @@ LEFT_OUT = {
 }
 FEWER = {
     "model": ["nano", "micro"],  # the published ones differ in numbers only, which tiny runs overwrite
-    "data": ["stdlib", "text", "induction"],  # other synthetic tasks differ from this one in the sequences only
+    "data": ["stdlib", "text", "induction"],  # the others differ from these in texts or sequences only
+    "tokenizer": ["byte", "bpe"],  # the others are read from files, which is all the difference
     "trainer": ["auto", "cpu"],  # gpu and mps are refused here
     "compile": ["none", "block", "model"],
 }

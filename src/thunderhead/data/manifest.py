@@ -2,6 +2,7 @@
 
     <shards_dir>/<key>/manifest.json            written last
                       /tokenizer.json
+                      /curation.json            what filters removed, if there were any
                       /<source>/train/index.json, chunk-0-0.bin, chunk-0-1.bin …
                       /<source>/val/…
 
@@ -121,6 +122,8 @@ class Manifest:
     """Fingerprint of each source."""
     splits: dict[SplitName, dict[str, Shard]]
     """By split, then source."""
+    curation: dict[str, Any] | None = None
+    """The settings of the filters by name, and what they removed (as in curation.json); None: there were none."""
     folder: Path = field(default=Path(), compare=False)
     """Where it lies (of shards in object storage: the local copy of all but the chunks); not part of the file."""
 

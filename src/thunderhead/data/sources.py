@@ -80,8 +80,8 @@ class Source(Share, ABC):
         """
 
     @abstractmethod
-    def disk_bytes(self) -> int:
-        """Bytes that `documents` will report to `on_read` in all."""
+    def disk_bytes(self) -> int | None:
+        """Bytes that `documents` will report to `on_read` in all; None if that cannot be known."""
 
     @abstractmethod
     def check(self) -> None:
@@ -89,6 +89,13 @@ class Source(Share, ABC):
 
         Raises:
             ValueError: in one line, what is wrong with which file.
+        """
+
+    def connect(self) -> None:
+        """Reach what is not on this machine, saying so; comes before the first document is asked for.
+
+        Raises:
+            ValueError: in one line, what cannot be reached and why.
         """
 
 
