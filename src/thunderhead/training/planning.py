@@ -135,6 +135,8 @@ def _data(
     if isinstance(task := data.get("task"), Task):
         if filters:
             problems.note(Problem("curation", "a synthetic task has no documents to filter: use curation=none"))
+        if isinstance(build(config["budget"]), EpochsBudget):
+            problems.note(Problem("budget.epochs", "a synthetic task has no epochs: use budget=steps or budget=tokens"))
         return data, task, task.vocab_size, task.eos_id
     with problems.collect():
         check_sources(data["sources"], data.get("path"))
@@ -159,10 +161,7 @@ def _derive(
     context_length = decoder.context_length
     flops_per_token = training_flops_per_token(decoder.forward_flops_per_token())
     epoch_tokens = None if config["dry_run"] else UNKNOWN_EPOCH
-    if isinstance(manifest, Task):
-        if isinstance(budget, EpochsBudget):
-            problems.note(Problem("budget.epochs", "a synthetic task has no epochs: use budget=steps or budget=tokens"))
-    elif manifest is not None:
+    if isinstance(manifest, Manifest):
         epochs = epochs_seen(manifest, context_length, 1)
         epoch_tokens = round(context_length / sum(epochs.values())) if epochs else None
     sizes = Sizes(decoder.parameter_counts(), flops_per_token, batch.global_tokens, epoch_tokens)
