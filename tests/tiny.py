@@ -64,11 +64,7 @@ INSTEAD = {
     "curation=c4": ("curation=c4", "curation.filters.english.min_common_words=0.0"),
     # short sequences
     "data=induction": ("data=induction", "data.max_validation_tokens=256"),
-    "data=associative_recall": (
-        "data=associative_recall",
-        "data.max_validation_tokens=256",
-        "data.task.pairs=4",
-    ),
+    "data=associative_recall": ("data=associative_recall", "data.max_validation_tokens=256"),
     "data=modular_addition": ("data=modular_addition", "data.max_validation_tokens=256"),
     "data=mixture": (
         *("data=mixture", "data.sources.code.include_code=false", "data.sources.code.include_topics=true"),

@@ -146,6 +146,8 @@ def _data(
     if isinstance(task := data.get("task"), Task):
         if filters:
             problems.note(Problem("curation", "a synthetic task has no documents to filter: use curation=none"))
+        if isinstance(build(config["budget"]), EpochsBudget):
+            problems.note(Problem("budget.epochs", "a synthetic task has no epochs: use budget=steps or budget=tokens"))
         return data, task, task.vocab_size, task.eos_id
     if prepared and data:
         if filters:
@@ -190,10 +192,7 @@ def _derive(
     flops_per_token = training_flops_per_token(decoder.forward_flops_per_token())
     epoch_tokens = None if config["dry_run"] else UNKNOWN_EPOCH
     available = {}
-    if isinstance(manifest, Task):
-        if isinstance(budget, EpochsBudget):
-            problems.note(Problem("budget.epochs", "a synthetic task has no epochs: use budget=steps or budget=tokens"))
-    elif manifest is not None:
+    if isinstance(manifest, Manifest):
         available = {source: blocks(manifest, source, context_length) for source in manifest.sources}
         epoch_tokens = context_length * sum(available.values())
     sizes = Sizes(decoder.parameter_counts(), flops_per_token, batch.global_tokens, epoch_tokens)
