@@ -139,10 +139,8 @@ def _reference(
     if baseline is None:
         return first
     failed = any(baseline.rpartition("=")[2] in failure.run for failure in failures)
-    if not arms or (failed and all(arm.name != baseline for arm in arms)):
-        wanted = None
-    else:
-        wanted = grouping.find(arms, baseline)
+    unknown = not arms or (failed and all(arm.name != baseline for arm in arms))
+    wanted = None if unknown else grouping.find(arms, baseline)
     if wanted is not None and wanted.runs:
         return wanted
     instead = f"; {first.name} stands in" if first else ""
@@ -159,9 +157,10 @@ def _metric(arms: Sequence[Arm], metric: Metric) -> Literal["val_loss", "bits_pe
 
 
 def _pairs(names: Sequence[str], reference: str | None, baseline_given: bool) -> list[tuple[str, str]]:
-    """(arm, against): each with the baseline, or each with those before it."""
+    """(arm, against): each with the baseline, or each with those before it, those with the reference first."""
     if reference is None:
         return []
     if baseline_given or len(names) > MOST_ARMS_IN_PAIRS:
         return [(name, reference) for name in names if name != reference]
-    return [(name, before) for index, name in enumerate(names) for before in names[:index]]
+    pairs = [(name, before) for index, name in enumerate(names) for before in names[:index]]
+    return sorted(pairs, key=lambda pair: pair[1] != reference)

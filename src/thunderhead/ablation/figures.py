@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from scipy.stats import binned_statistic
 
 from thunderhead.ablation import statistics
@@ -16,6 +17,8 @@ from thunderhead.ablation.statistics import Interval
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+WIDTH = 11.0
+"""Inches of the widest figure."""
 BINS = 40
 """Points of a training curve: what lies between two is averaged."""
 WARM_UP = 0.15
@@ -39,7 +42,7 @@ def results(analysis: Analysis) -> Figure:
     """Final loss of each arm with every seed and the interval of the mean; differences to the reference beside it."""
     arms, looks = analysis.ranking, _looks(analysis)
     compared = [(arm, c) for arm in arms if (c := analysis.against_reference(arm)) is not None and c.n]
-    figure = _figure(10, 1.3 + 0.5 * len(arms))
+    figure = _figure(WIDTH, 1.3 + 0.5 * len(arms))
     left, *right = figure.subplots(1, 2 if compared else 1, sharey=bool(compared), squeeze=False)[0]
     heights = {arm.name: len(arms) - 1 - rank for rank, arm in enumerate(arms)}
     for arm in arms:
@@ -76,7 +79,7 @@ def _whisker(axes: Axes, mean: float, interval: Interval | None, y: float, look:
 
 def curves(analysis: Analysis) -> Figure:
     """Loss against tokens, FLOPs and seconds: lines for training, marks for validation, bands from seed to seed."""
-    figure = _figure(11, 4.2)
+    figure = _figure(WIDTH, 4.2)
     panels = figure.subplots(1, 3, sharey=True)
     lowest, highest = [], []
     for axes, axis, label in zip(
@@ -118,7 +121,8 @@ def curves(analysis: Analysis) -> Figure:
                 highest += list(loss[at >= WARM_UP * end])
             axes.plot([], [], marker=look.marker, linestyle=look.line, color=look.colour, label=arm.name)
         axes.set_xlabel(label)
-        axes.set_xlim(0, end or None)
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.set_xlim(0, 1.02 * end or None)
     if lowest:
         margin = 0.05 * (max(highest) - min(lowest)) or 0.01
         panels[0].set_ylim(min(lowest) - margin, max(highest) + margin)
@@ -137,7 +141,7 @@ def differences(analysis: Analysis) -> Figure | None:
     reference = analysis.reference
     if reference is None or analysis.metric != "val_loss":
         return None
-    figure = _figure(10, 3.6)
+    figure = _figure(WIDTH, 3.6)
     axes = figure.subplots()
     axes.axhline(0, color="#444444", linewidth=1)
     drawn: list[float] = []
@@ -164,6 +168,7 @@ def differences(analysis: Analysis) -> Figure | None:
     margin = 0.1 * (max(*drawn, 0) - min(*drawn, 0)) or 0.01
     axes.set_ylim(min(*drawn, 0) - margin, max(*drawn, 0) + margin)
     axes.set_xlim(0, None)
+    axes.xaxis.set_major_formatter(EngFormatter())
     axes.set(
         xlabel="tokens",
         ylabel=f"training loss − {reference.name} ({analysis.unit})",
@@ -201,7 +206,7 @@ def pareto(analysis: Analysis, costs: Sequence[tuple[str, dict[str, float]]]) ->
     ]
     if not shown:
         return None
-    figure = _figure(10 if len(shown) > 1 else 6, 4)
+    figure = _figure(WIDTH if len(shown) > 1 else 6.5, 4)
     for axes, (label, cost) in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
         arms = [arm for arm in analysis.ranking if arm.name in cost]
         points = [(cost[arm.name], analysis.mean(arm)) for arm in arms]
@@ -214,12 +219,13 @@ def pareto(analysis: Analysis, costs: Sequence[tuple[str, dict[str, float]]]) ->
             axes.errorbar(
                 [x], [y], yerr=errors, fmt=look.marker, color=look.colour, markersize=9, capsize=4, label=arm.name
             )
-        axes.set(xlabel=label)
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_formatter(EngFormatter())
         axes.margins(x=0.15)
         axes.legend(loc="best")
         axes.set_ylabel(f"final loss ({analysis.unit}), 95 % CI over seeds")
         axes.label_outer()
-    figure.suptitle("Final loss against the cost of inference: lower left is better; the line is the Pareto front")
+    figure.suptitle("Lower left is better; the line is the Pareto front")
     return figure
 
 

@@ -165,6 +165,7 @@ def _comparisons(analysis: Analysis) -> Rows:
     rows = [
         (
             f"{c.arm} − {c.against}",
+            _verdict(c)[1],
             str(c.n),
             signed(c.mean) if c.n else NONE,
             _interval(c.t, signed),
@@ -173,12 +174,13 @@ def _comparisons(analysis: Analysis) -> Rows:
             _number(c.p_holm, "{:.2g}"),
             _number(c.minimum_detectable, "{:.4f}"),
             NONE if c.p is None else f"{c.seeds_needed:,}" if c.seeds_needed else f"> {statistics.MOST_SEEDS:,}",
-            _verdict(c)[1],
         )
         for c in analysis.comparisons
     ]
-    columns = ("comparison", "seeds", f"Δ ({analysis.unit})", "95 % CI (t)", "95 % CI (bootstrap)", "p", "p (Holm)",
-               "smallest difference these seeds show", "seeds to resolve this Δ", "verdict")  # fmt: skip
+    columns = (
+        *("comparison", "verdict", "seeds", f"Δ ({analysis.unit})", "95 % CI (t)", "95 % CI (bootstrap)"),
+        *("p", "p (Holm)", "smallest Δ these seeds show", "seeds to show this Δ"),
+    )
     return Rows(columns, rows, "Paired differences of the final loss; below 0 the first arm is better.")
 
 
@@ -197,19 +199,15 @@ def _matching(analysis: Analysis) -> Rows:
         row = [arm.name]
         for name in quantities.values():
             value, base = arm.mean(name), reference.mean(name) if reference else None
-            miss = (
-                ""
-                if arm is reference or value is None or not base
-                else f" ({(value / base - 1):+.2%})".replace("-", "−")
-            )
-            row.append(NONE if value is None else f"{quantity(value)}{miss}")
+            missed = f" ({_missed(value, base)})" if arm is not reference and value is not None and base else ""
+            row.append(NONE if value is None else f"{quantity(value)}{missed}")
         match = arm.first.match
         if match is None:
             row.append("nothing was solved for")
         else:
             solved = ", ".join(f"{path}={show_value(value)}" for path, value in match.set.items()) or "nothing changed"
-            miss = f"{match.reached / match.target - 1:+.3%}".replace("-", "−") if match.target else NONE
-            row.append(f"{match.by}: {quantity(match.reached)} of {quantity(match.target)} ({miss}) by {solved}")
+            missed = _missed(match.reached, match.target) if match.target else NONE
+            row.append(f"{match.by}: {quantity(match.reached)} of {quantity(match.target)} ({missed}) by {solved}")
         rows.append(row)
     to = f"In brackets: against {reference.name}." if reference else ""
     return Rows(("arm", *quantities, "matched by the sweep"), rows, to)
@@ -308,6 +306,10 @@ def _runs(analysis: Analysis) -> Rows:
     return Rows(("arm", "seed", "final loss", "tokens", "seconds", "commit", "folder"), rows)
 
 
+def _missed(value: float, target: float) -> str:
+    return "=" if value == target else f"{value / target - 1:+.2%}".replace("-", "−").replace("%", " %")
+
+
 def _interval(interval: Interval | None, show: Callable[[float], str] = "{:.4f}".format) -> str:
     return f"{show(interval.low)} … {show(interval.high)}" if interval else NONE
 
@@ -353,7 +355,8 @@ def _write_figures(folder: Path, analysis: Analysis, caches: dict[str, float]) -
             svg = io.BytesIO()
             figure.savefig(svg, format="svg", metadata={"Date": None})
             source = f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
-            pictures[name] = {"source": source, "caption": caption}
+            width = f"{100 * figure.get_figwidth() / figures.WIDTH:.0f}"
+            pictures[name] = {"source": source, "caption": caption, "width": width}
     return pictures
 
 

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -35,25 +35,20 @@ class Interval(NamedTuple):
 class Comparison:
     """One arm against another: differences of their final losses, paired by seed.
 
-    - t: interval of the mean difference by Student's t; bootstrap: by BCa (Efron 1987), for comparison only, as it is
-      too narrow for a handful of seeds. None where there are too few seeds or all differences are equal.
-    - p: of the paired t-test; p_holm: corrected for the number of comparisons in the report (Holm 1979).
-    - minimum_detectable: the smallest true difference that this number of seeds resolves with a probability of POWER,
-      at the observed spread and at the significance level that the first step of Holm's correction asks for.
-    - seeds_needed: to resolve a true difference of the observed size as surely; None = more than MOST_SEEDS, or no
-      spread to judge by.
+    - differences: by seed.
+    - t: interval of the mean difference by Student's t; p: of the paired t-test. None where there are fewer than two
+      pairs, or all differences are equal.
+    - p_holm: corrected for the number of comparisons (Holm 1979).
+    - alpha: the significance level that the first step of Holm's correction asks for.
     """
 
     arm: str
     against: str
     differences: Mapping[int, float]
-    mean: float
     t: Interval | None
-    bootstrap: Interval | None
     p: float | None
     p_holm: float | None
-    minimum_detectable: float | None
-    seeds_needed: int | None
+    alpha: float
 
     @property
     def n(self) -> int:
@@ -61,9 +56,37 @@ class Comparison:
         return len(self.differences)
 
     @property
+    def mean(self) -> float:
+        """Difference, over the pairs; nan without any."""
+        return float(np.mean(self._values)) if self.n else math.nan
+
+    @property
     def resolved(self) -> bool:
         """Whether the arms differ, the number of comparisons considered."""
         return self.p_holm is not None and self.p_holm < ALPHA
+
+    @cached_property
+    def bootstrap(self) -> Interval | None:
+        """Interval by BCa (Efron 1987), for comparison only: it is too narrow for a handful of seeds."""
+        return bootstrap_interval(self._values)
+
+    @cached_property
+    def minimum_detectable(self) -> float | None:
+        """The smallest true difference that so many seeds resolve at `alpha` with a probability of POWER."""
+        return minimum_detectable(self._spread, self.n, self.alpha) if self.p is not None else None
+
+    @cached_property
+    def seeds_needed(self) -> int | None:
+        """To resolve a true difference of the observed size as surely; None = more than MOST_SEEDS, or unknown."""
+        return seeds_needed(self.mean, self._spread, self.alpha) if self.p is not None else None
+
+    @property
+    def _values(self) -> list[float]:
+        return list(self.differences.values())
+
+    @property
+    def _spread(self) -> float:
+        return float(np.std(self._values, ddof=1))
 
 
 def compare(losses: Mapping[str, Mapping[int, float]], pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
@@ -83,28 +106,18 @@ def compare(losses: Mapping[str, Mapping[int, float]], pairs: Sequence[tuple[str
     if tested:
         p_values = multipletests([tests[index][1] for index in tested], alpha=ALPHA, method="holm")[1]
         corrected = dict(zip(tested, map(float, p_values), strict=True))
-    alpha = ALPHA / max(1, len(tested))
-    found = []
-    for index, ((arm, against), differences) in enumerate(zip(pairs, paired, strict=True)):
-        values = list(differences.values())
-        interval, p = tests[index]
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        mean = float(np.mean(values)) if values else math.nan
-        found.append(
-            Comparison(
-                arm=arm,
-                against=against,
-                differences=differences,
-                mean=mean,
-                t=interval,
-                bootstrap=bootstrap_interval(values),
-                p=p,
-                p_holm=corrected.get(index),
-                minimum_detectable=minimum_detectable(spread, len(values), alpha) if p is not None else None,
-                seeds_needed=seeds_needed(mean, spread, alpha) if p is not None else None,
-            )
+    return [
+        Comparison(
+            arm=arm,
+            against=against,
+            differences=paired[index],
+            t=tests[index][0],
+            p=tests[index][1],
+            p_holm=corrected.get(index),
+            alpha=ALPHA / max(1, len(tested)),
         )
-    return found
+        for index, (arm, against) in enumerate(pairs)
+    ]
 
 
 def _t_test(differences: Sequence[float]) -> tuple[Interval | None, float | None]:
@@ -187,7 +200,7 @@ def sentence(found: Comparison, unit: str, matched: Sequence[str], n_comparisons
         n_comparisons: in the report, for a result that only the correction for their number takes away.
     """
     name = f"{found.arm} − {found.against}"
-    equal = f", matched {' and '.join(matched)}" if matched else ", budgets not matched"
+    equal = f", matched {_listed(matched)}" if matched else ", budgets not matched"
     if found.n == 0:
         return f"{name}: not compared, they have no seed in common."
     if found.n == 1:
@@ -210,6 +223,10 @@ def sentence(found: Comparison, unit: str, matched: Sequence[str], n_comparisons
     needed = f"about {found.seeds_needed:,}" if found.seeds_needed else f"more than {MOST_SEEDS:,}"
     smallest = f"the smallest difference that {found.n} seeds can show is {found.minimum_detectable:.{digits}f}"
     return f"{what}: {why}, {smallest}; one of this size takes {needed} seeds."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
 def signed(value: float, digits: int = 4) -> str:
