@@ -129,6 +129,7 @@ def _data(
         if not prepared:
             check_sources(data["sources"], data.get("path"))
     if prepared and data:
+        data["sources"] = data["sources"] or {}
         with problems.collect():
             manifest = manifest or find_prepared(tokenizer, **location(data))
             data["sources"] = shares(manifest, data["sources"])
