@@ -156,7 +156,7 @@ def test_an_interpolation_to_nowhere_is_refused() -> None:
 
 @pytest.mark.parametrize("name", NODES)
 def test_an_option_names_exactly_what_can_be_set(name: str) -> None:
-    resolved = config.plain(config.compose([name, *(["data.path=x"] if name == "data=text" else [])]))
+    resolved = config.plain(config.compose([name, *(["data.path=x"] if name in ("data=text", "data=shards") else [])]))
     assert config.check(resolved, settings) == []
     group = name.partition("=")[0]
     arguments = set(resolved[group]) - {"_target_"}

@@ -107,7 +107,7 @@ class PreparedShards(TokenDataModule):
         context_length: as for `TokenDataModule`, as are all that are not listed here.
         path: a folder with manifest.json, or s3://bucket/prefix, gs://bucket/prefix,
             hf://datasets/owner/name/prefix, http(s)://host/prefix of one.
-        sources: weights of a mixture, for all sources of the manifest by name; null or {}: they weigh the same.
+        sources: weights of a mixture, for all sources of the manifest by name; null: they weigh the same.
         cache_dir: folder for what is fetched from object storage; several runs may share it.
         cache_bytes: of chunks in `cache_dir`, at most.
         attempts: how often an object is asked for until the run is given up, with pauses of 1, 2, 4 … 30 s between.

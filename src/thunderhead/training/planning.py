@@ -152,6 +152,7 @@ def _data(
     if prepared and data:
         if filters:
             problems.note(Problem("curation", "was done when these shards were prepared: use curation=none"))
+        data["sources"] = data["sources"] or {}
         with problems.collect():
             found = manifest if isinstance(manifest, Manifest) else find_prepared(tokenizer, **location(data))
             data["sources"] = shares(found, data["sources"])
