@@ -158,7 +158,13 @@ def differences(analysis: Analysis) -> Figure | None:
         end = max(float(curve.tokens[-1]) for curve in paired)
         x, mean, low, high = band(paired, "tokens", end)
         axes.plot(
-            x, mean, look.line, color=look.colour, marker=look.marker, markevery=max(1, len(x) // 8), label=arm.name
+            x,
+            mean,
+            linestyle=look.line,
+            color=look.colour,
+            marker=look.marker,
+            markevery=max(1, len(x) // 8),
+            label=arm.name,
         )
         axes.fill_between(x, low, high, color=look.colour, alpha=0.18, linewidth=0)
         late = x >= WARM_UP * end
