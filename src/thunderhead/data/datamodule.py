@@ -232,7 +232,7 @@ class TokenDataModule(lightning.LightningDataModule):
             window=self.shuffle_window,
         )
         batches = MicroBatches(self._first_sample, ENDLESS, self.micro_batch_size, rank, world_size)
-        return self._loader(self._blocks("train", TrainingPlace(order), ENDLESS), batches)
+        return self._loader(self._dataset("train", TrainingPlace(order), ENDLESS), batches)
 
     # --- validation --------------------------------------------------------------------------------------------------
 
@@ -248,10 +248,10 @@ class TokenDataModule(lightning.LightningDataModule):
         samples = validation_samples(n_blocks, self.max_validation_tokens // self.context_length, world_size)
         share = samples // world_size
         size = max(size for size in range(1, self.micro_batch_size + 1) if share % size == 0)
-        dataset = self._blocks("val", ValidationPlace(source, samples, n_blocks), samples)
+        dataset = self._dataset("val", ValidationPlace(source, samples, n_blocks), samples)
         return self._loader(dataset, MicroBatches(0, share // size, size, rank, world_size))
 
-    def _blocks(self, split: SplitName, place: Callable[[int], tuple[str, int]], samples: int) -> Blocks:
+    def _dataset(self, split: SplitName, place: Callable[[int], tuple[str, int]], samples: int) -> Blocks:
         """Read the samples of a split that `place` finds."""
         assert self.manifest is not None
         readers = {

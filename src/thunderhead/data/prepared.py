@@ -190,8 +190,8 @@ class PreparedShards(TokenDataModule):
         return CachedChunks(self._remote, self._cache, f"{source}/{split}", shard)
 
     @override
-    def _blocks(self, split: SplitName, place: Callable[[int], tuple[str, int]], samples: int) -> Blocks:
-        blocks = super()._blocks(split, place, samples)
+    def _dataset(self, split: SplitName, place: Callable[[int], tuple[str, int]], samples: int) -> Blocks:
+        blocks = super()._dataset(split, place, samples)
         if self._remote is not None:
             assert self.manifest is not None
             assert self.trainer is not None
