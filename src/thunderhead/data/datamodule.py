@@ -264,7 +264,7 @@ class TokenDataModule(lightning.LightningDataModule):
                 f" {self._first_sample:,} samples would have come in another order: set them back"
             )
         batches = MicroBatches(self._first_sample, ENDLESS, self.micro_batch_size, rank, world_size)
-        dataset = self._blocks("train", list(counts), TrainingPlace(self._mixture), ENDLESS)
+        dataset = self._dataset("train", list(counts), TrainingPlace(self._mixture), ENDLESS)
         return self._loader(dataset, batches)
 
     def ledger(self, steps: int) -> Callable[[int], dict[str, Share]]:
@@ -306,11 +306,11 @@ class TokenDataModule(lightning.LightningDataModule):
             samples = validation_samples(n_blocks, wanted, world_size)
             share = samples // world_size
             size = max(size for size in range(1, self.micro_batch_size + 1) if share % size == 0)
-            dataset = self._blocks("val", [source], ValidationPlace(source, samples, n_blocks), samples)
+            dataset = self._dataset("val", [source], ValidationPlace(source, samples, n_blocks), samples)
             loaders.append(self._loader(dataset, MicroBatches(0, share // size, size, rank, world_size)))
         return loaders
 
-    def _blocks(
+    def _dataset(
         self, split: SplitName, sources: Sequence[str], place: Callable[[int], tuple[str, int]], samples: int
     ) -> Blocks:
         """Read the samples that `place` finds in a split of the sources."""

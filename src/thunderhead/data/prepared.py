@@ -195,10 +195,10 @@ class PreparedShards(TokenDataModule):
         return CachedChunks(self._remote, self._cache, f"{source}/{split}", shard)
 
     @override
-    def _blocks(
+    def _dataset(
         self, split: SplitName, sources: Sequence[str], place: Callable[[int], tuple[str, int]], samples: int
     ) -> Blocks:
-        blocks = super()._blocks(split, sources, place, samples)
+        blocks = super()._dataset(split, sources, place, samples)
         if self._remote is not None:
             assert self.manifest is not None
             assert self.trainer is not None
