@@ -36,6 +36,10 @@ def generate_text(config: DictConfig) -> str:
         ) from error
     recorded, weights = read_record(Path(resolved["run"]), resolved["checkpoint"])
     tokenizer = load_tokenizer(recorded, Path(resolved["run"]))
+    try:
+        tokenizer.encode(resolved["generation"]["prompt"])
+    except ValueError as error:  # the symbols of a synthetic task write no other text
+        raise ConfigError([Problem("generation.prompt", str(error))]) from error
     model = load_model(recorded, weights).to("cuda:0" if accelerator == "cuda" else accelerator)
     precision, _ = build(recorded["precision"]).resolve(accelerator)
     with hardware.autocast(accelerator, precision):
