@@ -8,10 +8,12 @@ from unittest.mock import patch
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from omegaconf import OmegaConf
 
 from thunderhead import config
 from thunderhead.training import resume as resuming
 from thunderhead.training.record import read_rows
+from thunderhead.training.run import train
 from tiny import tiny, train_here
 
 
@@ -52,7 +54,7 @@ def go_on(resume: str, *overrides: str, run_dir: Path | None = None) -> None:
 def losses(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., list[tuple[str, str]]]:
     """Train under `name`, crash and resume if asked to; gives (step, loss) of each row in metrics.csv."""
 
-    def train(name: str, *overrides: str, crash_after: int | None = None, resume_with: tuple[str, ...] = ()):
+    def train_as(name: str, *overrides: str, crash_after: int | None = None, resume_with: tuple[str, ...] = ()):
         run_dir = tmp_path / name
         run_dir.mkdir()
         lines = tiny(text_corpus, shards_dir, *SETTINGS, *overrides)
@@ -66,7 +68,7 @@ def losses(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...,
             go_on(str(run_dir), *resume_with, "callbacks.crash.after=1000")
         return rows_of(run_dir)
 
-    return train
+    return train_as
 
 
 @pytest.mark.parametrize("crash_after", [4, 5])  # at a checkpoint, and one step later
@@ -200,3 +202,19 @@ def test_the_order_must_stay(run: Callable[..., Path]) -> None:
     (folder / "summary.json").unlink()
     with pytest.raises(config.ConfigError, match=r"resume: data\.shuffle_window changed since the checkpoint"):
         go_on(str(folder / "checkpoints" / "step-6.ckpt"), "data.shuffle_window=7")
+
+
+def test_a_launched_rank_goes_on_from_the_checkpoint_it_is_given(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run(*SETTINGS)
+    whole = rows_of(folder)
+    checkpoint = folder / "checkpoints" / "step-6.ckpt"
+    flip(folder / "checkpoints" / "last.ckpt")  # the launching process has looked, ranks do not
+    monkeypatch.setenv("THUNDERHEAD_LAUNCHED", "1")
+    job = OmegaConf.create((folder / "config.yaml").read_text())
+    job.resume = str(checkpoint)
+    (folder / "summary.json").unlink()
+    train(job, folder)
+    assert rows_of(folder) == whole
+    assert (folder / "summary.json").exists()

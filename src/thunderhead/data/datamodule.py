@@ -303,7 +303,10 @@ class TokenDataModule(lightning.LightningDataModule):
         wanted = self.max_validation_tokens // self.context_length // len(sources)
         for source in sources:
             n_blocks = blocks(self.manifest, source, self.context_length, "val")
-            samples = validation_samples(n_blocks, wanted, world_size)
+            try:
+                samples = validation_samples(n_blocks, wanted, world_size)
+            except ValueError as error:
+                raise ValueError(f"data.sources.{source}: {error}") from None
             share = samples // world_size
             size = max(size for size in range(1, self.micro_batch_size + 1) if share % size == 0)
             dataset = self._dataset("val", [source], ValidationPlace(source, samples, n_blocks), samples)
