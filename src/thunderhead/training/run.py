@@ -1,6 +1,8 @@
 """The way of one run: check → plan → record → prepare → fit → summary."""
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import warnings
@@ -210,6 +212,7 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path) -> dict[str, A
         if trainer.checkpoint_callbacks:
             trainer.save_checkpoint(last)
 
+    peak_memory = hardware.peak_memory(planned.machine.accelerator)
     with hardware.autocast(planned.machine.accelerator, planned.machine.precision):
         text = factory(config["generation"])(model.decoder, tokenizer, model.device)
     results = {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -225,6 +228,9 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path) -> dict[str, A
         "flops": plan.flops,
         "tokens_per_second": log_metrics.tokens_timed / seconds if seconds else None,
         "seconds": seconds,
+        "peak_memory_bytes": peak_memory,
+        "validation_data": _validation_data(manifest, datamodule.max_validation_tokens),
+        "validation_text": _validation_text(manifest, datamodule.max_validation_tokens),
         "precision": planned.machine.precision,
         "device": hardware.device_name(planned.machine.accelerator),
     }
@@ -243,6 +249,21 @@ def _unigram_entropy(manifest: Manifest) -> float:
     """Nats a token of the training split if tokens were drawn by their frequency alone, weighted over sources."""
     shards = manifest.splits["train"].values()
     return sum(s.unigram_entropy * s.tokens for s in shards) / sum(s.tokens for s in shards)
+
+
+def _validation_data(manifest: Manifest, max_tokens: int) -> str:
+    """A hash of the tokens that the run validates on: losses of runs with another one do not compare."""
+    chunks = {name: [chunk.sha256 for chunk in shard.chunks] for name, shard in manifest.splits["val"].items()}
+    return _hash([chunks, max_tokens])
+
+
+def _validation_text(manifest: Manifest, max_tokens: int) -> str:
+    """A hash of the text behind those tokens: equal for runs whose bits per byte compare, whatever their tokenizers."""
+    return _hash([manifest.sources, manifest.split_rule, manifest.validation_fraction, max_tokens])
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def make_trainer(
