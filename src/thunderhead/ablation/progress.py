@@ -113,9 +113,7 @@ class Board:
             at = f"{row.at[0]:,}/{row.at[1]:,}" if row.at else ""
             state = row.state if row.state != "failed" else f"failed: {row.note}"
             name = escape(self._names[folder])
-            table.add_row(
-                name, f"[{style}]{escape(state)}[/]", at, row.loss, row.val_loss, row.speed, _time_left(row)
-            )
+            table.add_row(name, f"[{style}]{escape(state)}[/]", at, row.loss, row.val_loss, row.speed, _time_left(row))
         return table
 
 

@@ -124,13 +124,23 @@ def _resolve(config: DictConfig) -> tuple[dict[str, Any], Path | None]:
     else:
         resolved = configuration.plain(config)
         folder = Path(str(resume))
-    problems = configuration.check(resolved, settings)
-    for argument, group in DERIVED.items():
-        if argument in resolved["trainer"]:
-            problems.append(Problem(f"trainer.{argument}", f"follows from other settings: set {group} instead"))
-    if problems:
+    if problems := find_problems(resolved):
         raise ConfigError(problems)
     return resolved, folder if resume is not None else None
+
+
+def find_problems(config: dict[str, Any]) -> list[Problem]:
+    """What is wrong with a single run's configuration, before it is planned."""
+    problems = configuration.check(config, settings)
+    for argument, group in DERIVED.items():
+        if argument in config["trainer"]:
+            problems.append(Problem(f"trainer.{argument}", f"follows from other settings: set {group} instead"))
+    for group, none in (("match", "Unmatched"), ("tune", "Untuned")):
+        if group in config and not config[group]["_target_"].endswith(f".{none}"):
+            problems.append(
+                Problem(group, f"acts on the arms of a sweep, and this is a single run: add -m or {group}=none")
+            )
+    return problems
 
 
 def _with_data(config: dict[str, Any], planned: Planned) -> Planned:
