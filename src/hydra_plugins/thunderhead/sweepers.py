@@ -93,3 +93,48 @@ class GridSweeper(ThunderheadSweeper):
         status = run_grid(candidates, self.folder, self.executor(), baseline=self.baseline, arguments=sys.argv[1:])
         if status:
             sys.exit(status)
+
+
+class OptunaSweeper(ThunderheadSweeper):
+    """A search by Optuna's TPE for the lowest validation loss; as many trials at once as the launcher's n_jobs.
+
+    Args:
+        n_trials: in all.
+        seed: of the sampler.
+        pruner: `median` ends trials that are worse than the median of earlier ones at their step; or `none`.
+        n_startup_trials: random trials before TPE, and finished ones before pruning.
+        params: what an experiment searches over.
+    """
+
+    def __init__(
+        self, *, n_trials: int, seed: int, pruner: str, n_startup_trials: int, params: dict[str, Any] | None = None
+    ):
+        self.n_trials, self.seed, self.pruner, self.n_startup_trials = n_trials, seed, pruner, n_startup_trials
+        self.params = params or {}
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the search; ends the program with its exit status if that is not 0."""
+        from thunderhead.config import ConfigError, Problem
+
+        try:
+            from thunderhead.ablation.search import run_search, space_of
+        except ImportError as error:
+            raise ConfigError([Problem("hydra/sweeper=optuna", "needs: pip install 'thunderhead[optuna]'")]) from error
+        if self.pruner not in ("none", "median"):
+            raise ConfigError([Problem("hydra.sweeper.pruner", f"{self.pruner!r} is not accepted: none or median")])
+        space, fixed = space_of(self.overrides(arguments))
+        status = run_search(
+            space,
+            fixed,
+            self.compose,
+            self.folder,
+            self.executor(),
+            n_jobs=getattr(self.launcher, "n_jobs", 1),
+            n_trials=self.n_trials,
+            seed=self.seed,
+            pruner=self.pruner,  # type: ignore[arg-type]
+            n_startup_trials=self.n_startup_trials,
+            arguments=sys.argv[1:],
+        )
+        if status:
+            sys.exit(status)

@@ -248,7 +248,7 @@ def run_jobs(
     return outcomes
 
 
-class Interrupted(BaseException):  # noqa: N818
+class Interrupted(BaseException):
     """Ctrl-C or SIGTERM ended the jobs; holds how those that had started ended."""
 
     def __init__(self, outcomes: dict[Path, Outcome]):

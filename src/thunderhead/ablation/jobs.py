@@ -97,6 +97,11 @@ def state(folder: Path) -> State:
     return "new"
 
 
+def this_program() -> tuple[str, ...]:
+    """What started this process, to start jobs by."""
+    return sys.executable, str(Path(sys.argv[0]).resolve())
+
+
 def prepare_start(job: Job, program: Sequence[str] = ()) -> list[str]:
     """Write the job's configuration, and say how to start it or, where there is a checkpoint, to go on with it.
 
@@ -107,7 +112,7 @@ def prepare_start(job: Job, program: Sequence[str] = ()) -> list[str]:
     folder = job.folder.resolve()
     record.write_text(folder / "job" / "job.yaml", to_yaml(job.config))
     command = [
-        *(program or (sys.executable, str(Path(sys.argv[0]).resolve()))),
+        *(program or this_program()),
         *("--config-path", str(folder / "job"), "--config-name", "job"),
         *(f"hydra.run.dir={folder}", "hydra.output_subdir=null", "hydra/job_logging=stdout"),
     ]

@@ -27,7 +27,7 @@ SINGLE_RUN = {
     "tune": {"_target_": "thunderhead.ablation.tune.Untuned"},
     "resume": None,
 }
-"""What a job's configuration holds for the groups that act on a sweep: it is an ordinary run, to be repeated by itself."""
+"""What a job's configuration holds for the groups that act on a sweep: it is an ordinary run."""
 
 
 class Candidate(NamedTuple):
@@ -312,7 +312,7 @@ def _tune(arms: Sequence[Arm], bracket: tuning.Bracket, sweep: Sweep) -> None:
     seeds = sorted({str(trial.config["seed"]) for _, trials, _ in tried for trial in trials})
     say(f"Tuning on seed {', '.join(seeds)}; the comparison uses all seeds")
     sweep.run([job for _, _, jobs in tried for job in jobs], "Tuning")
-    tables = {}
+    tables: dict[str, dict[str, Any]] = {}
     for arm, trials, jobs in tried:
         summaries = [record.read_summary(job.folder) for job in jobs]
         losses = [summary["val_loss"] if summary else None for summary in summaries]
@@ -356,9 +356,8 @@ def _jobs(arms: Sequence[Arm], sweep: Sweep) -> list[Job]:
             job = make_job(member.choices, member.config, sweep.folder)
             jobs.append(job)
             sweep.names[job.folder] = arm.name
-            if arm.matched is not None:
-                if not (job.folder / "summary.json").is_file():
-                    record.write_json(job.folder / "match.json", matching.to_json(arm.matched))
+            if arm.matched is not None and not (job.folder / "summary.json").is_file():
+                record.write_json(job.folder / "match.json", matching.to_json(arm.matched))
     return jobs
 
 
