@@ -16,6 +16,7 @@ OPTIONS = {
 }
 """Every group of conf/ with its options."""
 
+ABLATIONS = [f"experiment={name}" for name in OPTIONS["experiment"] if name.startswith("ablation_")]
 DEFAULTS = {
     "model": (
         "model=nano",
@@ -56,6 +57,8 @@ INSTEAD = {
     # inductor takes half a minute to compile on a CPU, and is torch's business
     "compile=block": ("compile=block", "compile.backend=eager"),
     "compile=model": ("compile=model", "compile.backend=eager"),
+    # a sweep's; here its first arm alone
+    **{name: (name, "match=none", "tune=none", "budget.steps=2") for name in ABLATIONS},
     # publishes n_kv_heads=8
     "experiment=llama-1b": ("experiment=llama-1b", "model.n_heads=8"),
 }

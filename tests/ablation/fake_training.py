@@ -28,7 +28,10 @@ if os.environ.get("FAKE_FAIL") == attention:
     print("a wire broke")
     sys.exit(1)
 (folder / "config.yaml").write_text(yaml.safe_dump(config))
-(folder / "plan.json").write_text(json.dumps({"steps": steps, "tokens": 128 * steps, "parameters": {"total": 1000}}))
+plan = {"steps": steps, "tokens": 128 * steps, "tokens_per_step": 128, "flops_per_token": 3000, "flops": 1000 * steps}
+plan |= {"parameters": {"total": 1000}, "context_length": 32, "vocab_size": 257, "memory": {"weights": 1}}
+plan |= {"data_parallel_size": 1, "micro_batch_size": 2, "precision": "fp32", "accelerator": "cpu"}
+(folder / "plan.json").write_text(json.dumps(plan))
 header = "step,tokens,flops,train/loss,tokens_per_second,val/loss\n"
 rows = "".join(f"{i},{128 * i},{1000.0 * i},{loss},{1000 + i},{loss}\n" for i in range(1, steps + 1))
 if os.environ.get("FAKE_SLOW") and not resumed:

@@ -19,6 +19,12 @@ NO_GPU = "^trainer.accelerator=gpu: PyTorch finds no cuda device here, only cpu:
 NO_MPS = "^trainer.accelerator=mps: PyTorch finds no mps device here, only cpu: use trainer=auto$"
 # What this machine cannot do, and what the refusal says.
 REFUSED = {
+    **{
+        f"{group}={option}": f"^{group}: acts on the arms of a sweep, and this is a single run"
+        for group in ("match", "tune")
+        for option in OPTIONS[group]
+        if option != "none"
+    },
     **({"trainer=gpu": NO_GPU} if not torch.cuda.is_available() and not torch.backends.mps.is_available() else {}),
     **({"trainer=mps": NO_MPS} if not torch.backends.mps.is_available() else {}),
 }

@@ -141,8 +141,6 @@ def run_search(
         best = study.best_trial
         say(f"best: trial {best.number}, validation loss {best.value:.4f}: " + _line(best.params))
     sweep.report(None)
-    for failure in sweep.failures:
-        say(f"failed: {failure.run}: {failure.reason}")
     return 130 if interrupted else 1 if sweep.failures else 0
 
 

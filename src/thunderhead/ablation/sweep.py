@@ -113,10 +113,7 @@ class Sweep:
             known = baseline if baseline in names else None
             if baseline is not None and known is None:
                 self.notes.append(f"No run of the baseline {baseline} has begun yet.")
-            path = write_report(
-                self.folder, runs, baseline=known, failures=failures, notes=self.notes, names=self.names
-            )
-            say(f"report: {path}")
+            write_report(self.folder, runs, baseline=known, failures=failures, notes=self.notes, names=self.names)
         except ValueError as error:  # records that cannot be read
             say(f"no report: {error}")
 
@@ -161,8 +158,6 @@ def run_grid(
         interrupted = True
     _record_measured_time(sweep)
     sweep.report(baseline)
-    for failure in sweep.failures:
-        say(f"failed: {failure.run}: {failure.reason}")
     if interrupted or sweep.failures:
         say(f"go on with: {Path(sys.argv[0]).name} -m resume={folder}")
     return 130 if interrupted else 1 if sweep.failures else 0
