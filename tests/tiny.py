@@ -58,7 +58,7 @@ INSTEAD = {
     "compile=block": ("compile=block", "compile.backend=eager"),
     "compile=model": ("compile=model", "compile.backend=eager"),
     # a sweep's; here its first arm alone
-    **{name: (name, "match=none", "tune=none", "budget.steps=2") for name in ABLATIONS},
+    **{name: (name, "match=none", "tune=none") for name in ABLATIONS},
     # publishes n_kv_heads=8
     "experiment=llama-1b": ("experiment=llama-1b", "model.n_heads=8"),
 }
