@@ -90,7 +90,7 @@ def test_a_sweep_ended_by_a_signal_leaves_a_report_and_goes_on(
     assert grid(attention=["mla", "mqa"], seed=["1", "2"], n_jobs=1) == 130
     ender.join()
     assert (folder / "report.html").is_file()
-    partial = [f.parent for f in folder.glob("*/checkpoints/last.ckpt")]
+    partial = [f.parents[1] for f in folder.glob("*/checkpoints/last.ckpt")]
     assert len(partial) == 1
     monkeypatch.delenv("FAKE_SLOW")
     assert grid(attention=["mla", "mqa"], seed=["1", "2"]) == 0

@@ -57,7 +57,7 @@ class SlurmLauncher(ThunderheadLauncher):
 
     def __init__(self, *, n_jobs: int, **parameters: Any):
         self.n_jobs = n_jobs
-        self.parameters = {
+        self.parameters: dict[str, Any] = {
             name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             for name, value in parameters.items()
         }

@@ -35,7 +35,7 @@ def distribution(override: Override) -> BaseDistribution:
     value = override.value()
     log = "log" in getattr(value, "tags", ())
     if isinstance(value, ChoiceSweep):
-        choices = list(override.sweep_iterator(transformer=Transformer.encode))
+        choices = [str(choice) for choice in override.sweep_iterator(transformer=Transformer.encode)]
         return CategoricalDistribution(choices)
     if isinstance(value, RangeSweep):
         start, stop, step = value.start, value.stop, value.step
