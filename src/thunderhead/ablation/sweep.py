@@ -104,16 +104,15 @@ class Sweep:
                 },
             },
         )
-        recorded = [job.folder for job in self.jobs if (job.folder / "plan.json").is_file()]
-        listed = {str(folder) for folder in recorded}
-        failures = [f for f in self.failures if not any(path in f.reason for path in listed)]
+        failed = {folder for folder, outcome in self.outcomes.items() if outcome.state == "failed"}  # with a reason
+        recorded = [j.folder for j in self.jobs if j.folder not in failed and (j.folder / "plan.json").is_file()]
         try:
             runs = read_runs(recorded)
             names = [job.arm for job in self.jobs if job.folder in recorded]
             known = baseline if baseline in names else None
             if baseline is not None and known is None:
                 self.notes.append(f"No run of the baseline {baseline} has begun yet.")
-            write_report(self.folder, runs, baseline=known, failures=failures, notes=self.notes, names=self.names)
+            write_report(self.folder, runs, baseline=known, failures=self.failures, notes=self.notes, names=self.names)
         except ValueError as error:  # records that cannot be read
             say(f"no report: {error}")
 
