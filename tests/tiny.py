@@ -23,6 +23,7 @@ OPTIONS = {
 OF_THE_HUB = ("c4", "fineweb-edu", "tinystories", "wikitext")
 """Options of `data` that need the network."""
 
+ABLATIONS = [f"experiment={name}" for name in OPTIONS["experiment"] if name.startswith("ablation_")]
 DEFAULTS = {
     "model": (
         "model=nano",
@@ -76,6 +77,8 @@ INSTEAD = {
     # inductor takes half a minute to compile on a CPU, and is torch's business
     "compile=block": ("compile=block", "compile.backend=eager"),
     "compile=model": ("compile=model", "compile.backend=eager"),
+    # a sweep's; here its first arm alone
+    **{name: (name, "match=none", "tune=none") for name in ABLATIONS},
     # publishes n_kv_heads=8
     "experiment=llama-1b": ("experiment=llama-1b", "model.n_heads=8"),
 }

@@ -6,6 +6,7 @@ default that stand before `*` are supplied by the code (`d_model`, an optimizer'
 
 import difflib
 import inspect
+import json
 import os
 import sys
 import typing
@@ -297,6 +298,7 @@ def run(main: Callable[[], Any], config_name: str = "train") -> None:
 
     With HYDRA_FULL_ERROR=1 in the environment, failures keep Hydra's own frames in the traceback.
     """
+    sys.argv[1:] = repeated_sweep(sys.argv[1:])
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         main()
         return
@@ -307,6 +309,22 @@ def run(main: Callable[[], Any], config_name: str = "train") -> None:
         _refuse(error.problems)
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(_composition_problems(error, config_name))
+
+
+def repeated_sweep(arguments: list[str]) -> list[str]:
+    """`resume=<sweep folder>` becomes the arguments that the sweep was started with, in its folder; others stay.
+
+    What stands beside it takes the place of recorded overrides of the same key: `seed=1,2,3,4` adds seeds.
+    """
+    resumed = next((a for a in arguments if a.startswith("resume=")), "")
+    folder = Path(resumed.removeprefix("resume=")).absolute()
+    if not resumed or not (folder / "sweep.json").is_file():
+        return arguments
+    given = [a for a in arguments if a not in (resumed, "-m", "--multirun")]
+    keys = {a.partition("=")[0] for a in given if "=" in a} | {"hydra.sweep.dir"}
+    recorded = json.loads((folder / "sweep.json").read_text())["arguments"]
+    kept = [a for a in recorded if a.partition("=")[0] not in keys]
+    return [*kept, *given, f"hydra.sweep.dir='{folder}'"]
 
 
 def _refuse(problems: Sequence[Problem]) -> typing.NoReturn:

@@ -21,9 +21,7 @@ def test_cutting_loses_nothing_and_keeps_the_limit(pieces: list[str], max_bytes:
         for number, part in enumerate(parts[:-1], start=1):
             line, end, _ = "".join(parts[number:]).partition("\n")
             if part.endswith("\n"):
-                assert (
-                    len((part + line + end).encode()) > max_bytes
-                )  # no more lines would have fitted in
+                assert len((part + line + end).encode()) > max_bytes  # no more lines would have fitted in
             else:
                 assert "\n" not in part  # a long line, cut inside
                 assert len(part.encode()) > max_bytes - 4

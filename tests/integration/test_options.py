@@ -23,6 +23,12 @@ NO_NETWORK = (
 )
 # What this machine cannot do, and what the refusal says.
 REFUSED = {
+    **{
+        f"{group}={option}": f"^{group}: acts on the arms of a sweep, and this is a single run"
+        for group in ("match", "tune")
+        for option in OPTIONS[group]
+        if option != "none"
+    },
     **({"trainer=gpu": NO_GPU} if not torch.cuda.is_available() and not torch.backends.mps.is_available() else {}),
     **({"trainer=mps": NO_MPS} if not torch.backends.mps.is_available() else {}),
     **{f"data={name}": NO_NETWORK for name in OF_THE_HUB},  # tests/data/test_huggingface.py reads local copies

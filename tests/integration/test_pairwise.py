@@ -21,6 +21,8 @@ LEFT_OUT = {
     "batch",  # one option
     "loss",  # one option
     "validation",  # one option
+    "match",  # of sweeps
+    "tune",  # of sweeps
 }
 FEWER = {
     "model": ["nano", "micro"],  # the published ones differ in numbers only, which tiny runs overwrite

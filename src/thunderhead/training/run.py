@@ -131,11 +131,7 @@ def _resolve(config: DictConfig, run_dir: Path) -> tuple[dict[str, Any], Path | 
         overrides = [o for o in configuration.invocation_overrides() if not o.startswith(("resume=", "hydra"))]
         known = resuming.recorded_overrides(folder)
         resolved = configuration.with_overrides(recorded, overrides, known) | {"resume": str(checkpoint)}
-    problems = configuration.check(resolved, settings)
-    for argument, group in DERIVED.items():
-        if argument in resolved["trainer"]:
-            problems.append(Problem(f"trainer.{argument}", f"follows from other settings: set {group} instead"))
-    if problems:
+    if problems := find_problems(resolved):
         raise ConfigError(problems)
     return resolved, checkpoint
 
@@ -155,6 +151,20 @@ def _find_checkpoint(resume: str, run_dir: Path) -> Path | None:
         if found is not None and (remarks or resume == "auto"):
             display.say(f"Going on from {found.checkpoint}")
     return found.checkpoint if found is not None else None
+
+
+def find_problems(config: dict[str, Any]) -> list[Problem]:
+    """What is wrong with a single run's configuration, before it is planned."""
+    problems = configuration.check(config, settings)
+    for argument, group in DERIVED.items():
+        if argument in config["trainer"]:
+            problems.append(Problem(f"trainer.{argument}", f"follows from other settings: set {group} instead"))
+    for group, none in (("match", "Unmatched"), ("tune", "Untuned")):
+        if group in config and not config[group]["_target_"].endswith(f".{none}"):
+            problems.append(
+                Problem(group, f"acts on the arms of a sweep, and this is a single run: add -m or {group}=none")
+            )
+    return problems
 
 
 def _with_data(config: dict[str, Any], planned: Planned) -> Planned:
