@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from thunderhead.data.manifest import Manifest, Shard, SplitName, verify
-from thunderhead.data.mixture import AtMaxEpochs, Ledger, Mixture, Share, Turns, plan_turns
+from thunderhead.data.mixture import AtMaxEpochs, Entry, Ledger, Mixture, Turns, plan_turns
 from thunderhead.data.order import blocks, check_blocks
 from thunderhead.data.prefetch import Prefetcher
 from thunderhead.data.prepare import check_sources, find_manifest, prepare
@@ -267,7 +267,7 @@ class TokenDataModule(lightning.LightningDataModule):
         dataset = self._dataset("train", list(counts), TrainingPlace(self._mixture), ENDLESS)
         return self._loader(dataset, batches)
 
-    def ledger(self, steps: int) -> Callable[[int], dict[str, Share]]:
+    def ledger(self, steps: int) -> Callable[[int], dict[str, Entry]]:
         """Keep the books of a run of so many steps: what each source gave to its first n samples."""
         blocks = {source: sum(sizes) for source, sizes in self._block_counts().items()}
         return Ledger(self._turns(steps), blocks, self.context_length)

@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 from thunderhead.data.order import Order
-from thunderhead.data.sources import Source
+from thunderhead.data.sources import Share
 
 AtMaxEpochs = Literal["redistribute", "stop"]
 # Muennighoff et al. 2305.16264: up to 4 epochs repeated data is about as good as new; the worth of a repetition decays
@@ -47,7 +47,7 @@ class Phase(NamedTuple):
     weights: dict[str, int]  # relative, exact, and positive: only those that take turns
 
 
-class Share(NamedTuple):
+class Entry(NamedTuple):
     """What a source gave to the first samples of a run."""
 
     tokens: int
@@ -93,7 +93,7 @@ def turns(weights: Mapping[str, int], taken: Mapping[str, int], n: int) -> list[
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def weights_by_fraction(sources: Mapping[str, Source]) -> dict[float, dict[str, float]]:
+def weights_by_fraction(sources: Mapping[str, Share]) -> dict[float, dict[str, float]]:
     """Collect the sources' weights, by the fraction of the run from which on they hold.
 
     Raises:
@@ -127,7 +127,7 @@ def _last(stages: Mapping[float, float], fraction: float) -> float:
     return [weight for begin, weight in stages.items() if begin <= fraction][-1]
 
 
-def stages(sources: Mapping[str, Source], temperature: float, steps: int, sequences_per_step: int) -> list[Stage]:
+def stages(sources: Mapping[str, Share], temperature: float, steps: int, sequences_per_step: int) -> list[Stage]:
     """Lay the sources' weights over a run; a stage begins with the step nearest to its fraction.
 
     Args:
@@ -241,7 +241,7 @@ def _turns_until(weights: Mapping[str, int], source: str, count: int) -> int:
 
 
 def plan_turns(
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Share],
     blocks: Mapping[str, int],
     *,
     temperature: float,
@@ -305,10 +305,10 @@ class Ledger:
     def __init__(self, turns: Turns, blocks: Mapping[str, int], context_length: int):
         self._turns, self._blocks, self._context_length = turns, blocks, context_length
 
-    def __call__(self, samples: int) -> dict[str, Share]:
+    def __call__(self, samples: int) -> dict[str, Entry]:
         """Say what the first `samples` samples were."""
         return {
-            source: Share(count * self._context_length, count / max(samples, 1), count / self._blocks[source])
+            source: Entry(count * self._context_length, count / max(samples, 1), count / self._blocks[source])
             for source, count in self._turns.counts(samples).items()
         }
 

@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from thunderhead.data.datamodule import ENDLESS, MicroBatches, TokenDataModule, validation_samples
 from thunderhead.data.manifest import SplitName
-from thunderhead.data.mixture import Share
+from thunderhead.data.mixture import Entry
 from thunderhead.data.order import permutation
 from thunderhead.data.tokenizer import DTYPE, EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens
 from thunderhead.types import NonNegativeInt, PositiveFloat, PositiveInt
@@ -403,7 +403,7 @@ class SyntheticDataModule(TokenDataModule):
         return self._loader(self._sequences("train"), batches)
 
     @override
-    def ledger(self, steps: int) -> Callable[[int], dict[str, Share]]:
+    def ledger(self, steps: int) -> Callable[[int], dict[str, Entry]]:
         """There are no sources."""
         return lambda samples: {}
 

@@ -8,7 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from thunderhead.data.mixture import Share
+from thunderhead.data.mixture import Entry
 from thunderhead.training.module import LanguageModel
 from thunderhead.training.record import MetricsCsv
 
@@ -33,7 +33,7 @@ class LogMetrics(Callback):
         flops_per_token: int,
         peak_flops: float | None,
         sequences_per_step: int,
-        ledger: Callable[[int], dict[str, Share]],
+        ledger: Callable[[int], dict[str, Entry]],
     ):
         self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
