@@ -19,8 +19,6 @@ Config = dict[str, Any]
 class Untuned:
     """Every arm trains with the values that its options give."""
 
-    multipliers: Mapping[str, Sequence[float]] | None = None
-
 
 @dataclass(frozen=True, kw_only=True)
 class Bracket:
