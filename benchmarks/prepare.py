@@ -91,7 +91,7 @@ def measure(corpus: str, processes: str) -> None:
         while not ended.wait(0.1):
             peak = max(peak, proportional_kib(os.getpid()))
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     timed_prepare(Path(corpus), ByteTokenizer(), int(processes), chunk_bytes=4 * 2**20)
     ended.set()
