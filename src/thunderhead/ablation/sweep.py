@@ -147,10 +147,9 @@ def run_grid(
     sweep.begin()
     try:
         _match(arms, reference, match, sweep)
-        sweep.jobs = _jobs(arms, sweep)
         if isinstance(bracket, tuning.Bracket):
             _tune(arms, bracket, sweep)
-            sweep.jobs = _jobs(arms, sweep)
+        sweep.jobs = _jobs(arms, sweep)
         sweep.run(sweep.jobs, "Sweep")
         interrupted = False
     except (Interrupted, KeyboardInterrupt):
