@@ -147,10 +147,9 @@ def run_grid(
     sweep.begin()
     try:
         _match(arms, reference, match, sweep)
-        sweep.jobs = _jobs(arms, sweep)
         if isinstance(bracket, tuning.Bracket):
             _tune(arms, bracket, sweep)
-            sweep.jobs = _jobs(arms, sweep)
+        sweep.jobs = _jobs(arms, sweep)
         sweep.run(sweep.jobs, "Sweep")
         interrupted = False
     except (Interrupted, KeyboardInterrupt):
@@ -350,7 +349,7 @@ def _jobs(arms: Sequence[Arm], sweep: Sweep) -> list[Job]:
             job = make_job(member.choices, member.config, sweep.folder)
             jobs.append(job)
             sweep.names[job.folder] = arm.name
-            if arm.matched is not None and not (job.folder / "summary.json").is_file():
+            if arm.matched is not None and not (job.folder / "match.json").is_file():
                 record.write_json(job.folder / "match.json", matching.to_json(arm.matched))
     return jobs
 
