@@ -207,6 +207,7 @@ def run_jobs(
             waiting.append(job)
     running: dict[Path, tuple[Job, Running]] = {}
     pruned: set[Path] = set()
+    killed = False
 
     def collect() -> None:
         for folder, (job, process) in list(running.items()):
@@ -214,7 +215,7 @@ def run_jobs(
             if status is None:
                 continue
             del running[folder]
-            outcomes[folder] = _outcome(job, status, folder in pruned)
+            outcomes[folder] = _outcome(job, status, pruned=folder in pruned, killed=killed)
             board.ended(job, outcomes[folder].state, outcomes[folder].message)
 
     with _sigterm_as_interrupt():
@@ -240,6 +241,7 @@ def run_jobs(
                     collect()
                     time.sleep(POLL_SECONDS)
             except KeyboardInterrupt:
+                killed = True
                 for _, process in running.values():
                     process.kill()
                 while running:
@@ -276,13 +278,15 @@ def _start(
         board.started(job, resumed=job.folder in resumed)
 
 
-def _outcome(job: Job, status: int, pruned: bool) -> Outcome:
+def _outcome(job: Job, status: int, *, pruned: bool, killed: bool) -> Outcome:
     if status == 0 and state(job.folder) == "finished":
         return Outcome("finished")
     if pruned:
         return Outcome("pruned")
-    if status in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL):
+    if status in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM) or killed:
         return Outcome("stopped", _signal_words(status))
+    if status == -signal.SIGKILL:
+        return Outcome("failed", "killed from outside; the system does so when memory runs out")
     return Outcome("failed", f"exit status {status}: {last_words(log_file(job.folder))}")
 
 
