@@ -22,7 +22,7 @@ from thunderhead.data.manifest import (
     verify_chunk,
     verify_index,
 )
-from thunderhead.data.mixture import AtMaxEpochs
+from thunderhead.data.mixture import AtMaxEpochs, Turns
 from thunderhead.data.prefetch import Prefetcher
 from thunderhead.data.shards import Chunks
 from thunderhead.data.sources import Share
@@ -171,8 +171,13 @@ class PreparedShards(TokenDataModule):
         """
         if self.manifest is None:  # `prepare_data` ran in another process
             self.manifest = self._find(None)
-        self.sources = shares(self.manifest, self._shares)  # type: ignore[assignment]  # only their weights are used
         super().setup(stage)
+
+    @override
+    def _turns(self, steps: int) -> Turns:
+        assert self.manifest is not None
+        self.sources = shares(self.manifest, self._shares)  # type: ignore[assignment]  # only their weights are used
+        return super()._turns(steps)
 
     @override
     def _verify(self) -> None:

@@ -8,7 +8,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -80,7 +80,7 @@ class Task(ABC):
 
     def summary(self) -> dict[str, Any]:
         """Return name and settings as plain values: the record of a run says what it was trained on."""
-        return {"task": type(self).__name__, **vars(self), "tokenizer": {"name": SymbolTokenizer.name}}
+        return {"task": type(self).__name__, **asdict(self), "tokenizer": {"name": SymbolTokenizer.name}}  # type: ignore[call-overload]
 
     def load_tokenizer(self) -> "SymbolTokenizer":
         """Return what writes the tokens as text."""
