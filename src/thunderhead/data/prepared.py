@@ -171,12 +171,16 @@ class PreparedShards(TokenDataModule):
         """
         if self.manifest is None:  # `prepare_data` ran in another process
             self.manifest = self._find(None)
+        self._weigh()
         super().setup(stage)
+
+    def _weigh(self) -> None:
+        assert self.manifest is not None
+        self.sources = shares(self.manifest, self._shares)  # type: ignore[assignment]  # only their weights are used
 
     @override
     def _turns(self, steps: int) -> Turns:
-        assert self.manifest is not None
-        self.sources = shares(self.manifest, self._shares)  # type: ignore[assignment]  # only their weights are used
+        self._weigh()
         return super()._turns(steps)
 
     @override

@@ -78,7 +78,6 @@ class LogMetrics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; a resumed run writes what came after its checkpoint again."""
-        self.started = True
         self._step_before = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCsv):
@@ -97,6 +96,7 @@ class LogMetrics(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Tell the module whether the step under way will be logged."""
+        self.started = True
         assert isinstance(pl_module, LanguageModel)
         pl_module.measure_step = self._is_logged(trainer, trainer.global_step + 1)
 
