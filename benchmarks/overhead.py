@@ -95,7 +95,8 @@ def through_train_path(
         token_bytes=tokenizer.token_bytes().tolist(),
     )
     peak = hardware.peak_flops(planned.machine.accelerator, planned.machine.precision)
-    log_metrics = LogMetrics(plan.tokens_per_step, plan.flops_per_token, peak, {"all": plan.tokens})
+    ledger = datamodule.ledger(plan.steps)
+    log_metrics = LogMetrics(plan.tokens_per_step, plan.flops_per_token, peak, plan.sequences_per_step, ledger)
     stamps = Stamps(plan.accumulation, plan.steps - 1)
     with tempfile.TemporaryDirectory() as run_dir:
         trainer = make_trainer(config, planned, Path(run_dir), log_metrics)

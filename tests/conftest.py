@@ -1,10 +1,15 @@
+import logging
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import requests
 import torch
+from moto.server import ThreadedMotoServer
 
+from object_store import SECRETS, Store
+from thunderhead.data import storage
 from tiny import tiny, train_here
 
 
@@ -64,3 +69,27 @@ def run(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., Pa
         return run_dir
 
     return train
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[str]:
+    """An S3-compatible server on loopback, for the whole session."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def store(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """An empty object store that the environment names, with credentials; pauses before retries are short."""
+    store = Store(moto_server)
+    for name, value in {**SECRETS, "AWS_ENDPOINT_URL": store.endpoint, "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(storage, "_FIRST_PAUSE", 0.01)
+    storage.downloader.cache_clear()  # clients of another test's store
+    yield store
+    store.close()
+    requests.post(f"{moto_server}/moto-api/reset", timeout=10)

@@ -20,12 +20,14 @@ from tiny import OPTIONS, tiny
 
 REPOSITORY = CONF_DIR.parent
 HERE = __name__
-NODES = [
-    f"{group}={option}"
-    for group, options in OPTIONS.items()
-    for option in options
-    if group not in ("experiment", "debug", "callbacks", "logger")
-]
+NO_NODES = ("experiment", "debug", "callbacks", "logger", "curation")  # overrides, or nodes by name
+NEED_PATHS = {
+    "data=text": "data",
+    "data=shards": "data",
+    "tokenizer=huggingface": "tokenizer",
+    "tokenizer=tiktoken": "tokenizer",
+}
+NODES = [f"{group}={option}" for group, options in OPTIONS.items() for option in options if group not in NO_NODES]
 
 
 class Part:
@@ -156,7 +158,8 @@ def test_an_interpolation_to_nowhere_is_refused() -> None:
 
 @pytest.mark.parametrize("name", NODES)
 def test_an_option_names_exactly_what_can_be_set(name: str) -> None:
-    resolved = config.plain(config.compose([name, *(["data.path=x"] if name == "data=text" else [])]))
+    path = [f"{NEED_PATHS[name]}.path=x"] if name in NEED_PATHS else []
+    resolved = config.plain(config.compose([name, *path]))
     assert config.check(resolved, settings) == []
     group = name.partition("=")[0]
     arguments = set(resolved[group]) - {"_target_"}
@@ -170,9 +173,7 @@ def test_an_option_names_exactly_what_can_be_set(name: str) -> None:
         assert arguments <= settable
 
 
-@pytest.mark.parametrize(
-    "name", [f"{g}={o}" for g in ("experiment", "debug", "callbacks", "logger") for o in OPTIONS[g]]
-)
+@pytest.mark.parametrize("name", [f"{group}={option}" for group in NO_NODES for option in OPTIONS[group]])
 def test_options_that_are_no_node_pass_the_check(name: str) -> None:
     assert config.check(config.plain(config.compose([name])), settings) == []
 

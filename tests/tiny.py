@@ -1,12 +1,16 @@
 """Runs of a second: any choice of options at a size that trains two steps on a CPU."""
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
 from thunderhead import config
 from thunderhead.config import CONF_DIR
+from thunderhead.data.prepare import prepare
+from thunderhead.data.tokenizer import BpeTokenizer
 from thunderhead.training import hardware
+from thunderhead.training.planning import shard_settings
 from thunderhead.training.run import train
 
 OPTIONS = {
@@ -16,6 +20,10 @@ OPTIONS = {
 }
 """Every group of conf/ with its options."""
 
+OF_THE_HUB = ("c4", "fineweb-edu", "tinystories", "wikitext")
+"""Options of `data` that need the network."""
+
+ABLATIONS = [f"experiment={name}" for name in OPTIONS["experiment"] if name.startswith("ablation_")]
 DEFAULTS = {
     "model": (
         "model=nano",
@@ -49,13 +57,28 @@ INSTEAD = {
     "budget=epochs": ("budget=epochs", "budget.epochs=0.001"),
     "budget=chinchilla": ("budget=chinchilla", "budget.tokens_per_parameter=0.008"),
     "budget=flops": ("budget=flops", "budget.flops=7.0e+7"),
+    "data=shards": ("data=shards", *DEFAULTS["data"][1:]),
     # the prose of the standard library: half a MB instead of 12
     "data=stdlib": ("data=stdlib", "data.sources.stdlib.include_code=false", *DEFAULTS["data"][1:]),
+    # made-up prose has none of the English words
+    "curation=gopher": ("curation=gopher", "curation.filters.gopher_quality.min_required_words=0"),
+    "curation=c4": ("curation=c4", "curation.filters.english.min_common_words=0.0", "curation.filters.c4.forbidden=[]"),
+    # short sequences
+    "data=induction": ("data=induction", "data.max_validation_tokens=256"),
+    "data=associative_recall": ("data=associative_recall", "data.max_validation_tokens=256"),
+    "data=modular_addition": ("data=modular_addition", "data.max_validation_tokens=256"),
+    "data=mixture": (
+        *("data=mixture", "data.sources.code.include_code=false", "data.sources.code.include_topics=true"),
+        *DEFAULTS["data"][1:],
+    ),
     "tokenizer=bpe": ("tokenizer=bpe", "tokenizer.vocab_size=300"),
+    **{f"data={name}": (f"data={name}", *DEFAULTS["data"][1:]) for name in OF_THE_HUB},
     "trainer=auto": ("trainer=auto", "trainer.log_every_n_steps=1"),
     # inductor takes half a minute to compile on a CPU, and is torch's business
     "compile=block": ("compile=block", "compile.backend=eager"),
     "compile=model": ("compile=model", "compile.backend=eager"),
+    # a sweep's; here its first arm alone
+    **{name: (name, "match=none", "tune=none") for name in ABLATIONS},
     # publishes n_kv_heads=8
     "experiment=llama-1b": ("experiment=llama-1b", "model.n_heads=8"),
 }
@@ -66,10 +89,39 @@ def tiny(corpus: Path, shards_dir: Path, *overrides: str) -> list[str]:
     chosen = {o.partition("=")[0] for o in overrides}
     lines = [line for group, defaults in DEFAULTS.items() if group not in chosen for line in defaults]
     lines += [line for o in overrides for line in INSTEAD.get(o, (o,))]
+    if "data=shards" in overrides:
+        tokenizer = [line for line in lines if line.startswith("tokenizer")]
+        lines = lines if "tokenizer" in chosen else [line for line in lines if line not in tokenizer]
+        known = any(o.startswith("data.path=") for o in overrides)
+        return lines if known else [*lines, f"data.path={prepared(corpus, shards_dir, tokenizer)}"]
+    if any(f"data={task}" in overrides for task in ("induction", "associative_recall", "modular_addition")):
+        return lines  # made by rule: no path, no shards
     paths = [f"data.shards_dir={shards_dir}"]
-    if not any(o.startswith("data.path=") for o in overrides) and "data=stdlib" not in overrides:
+    without_path = {"data=stdlib", "data=mixture", *(f"data={name}" for name in OF_THE_HUB)}
+    if not any(o.startswith("data.path=") for o in overrides) and without_path.isdisjoint(overrides):
         paths.append(f"data.path={corpus}")
+    if from_file := {"tokenizer=huggingface", "tokenizer=tiktoken"}.intersection(overrides):
+        paths.append(f"tokenizer.path={tokenizer_file(from_file.pop(), shards_dir.parent)}")
     return lines + paths
+
+
+def prepared(corpus: Path, shards_dir: Path, tokenizer: Sequence[str]) -> Path:
+    """The folder of the corpus's shards, made if need be."""
+    overrides = ["data=text", f"data.path={corpus}", f"data.shards_dir={shards_dir}", *tokenizer]
+    composed = config.plain(config.compose(overrides))
+    data = config.factory(composed["data"]).keywords
+    return prepare(data["sources"], config.build(composed["tokenizer"]), **shard_settings(data)).folder
+
+
+def tokenizer_file(option: str, folder: Path) -> Path:
+    """A file of the kind that an option of `tokenizer` reads, of all bytes and no more."""
+    if option == "tokenizer=tiktoken":
+        file = folder / "p50k_base.tiktoken"
+        file.write_text("".join(f"{base64.b64encode(bytes([i])).decode()} {i}\n" for i in range(256)))
+    else:
+        file = folder / "tokenizer.json"
+        file.write_text(BpeTokenizer(vocab_size=257).train([]).to_json())
+    return file
 
 
 def train_here(overrides: Sequence[str], run_dir: Path) -> float | None:

@@ -6,6 +6,7 @@ default that stand before `*` are supplied by the code (`d_model`, an optimizer'
 
 import difflib
 import inspect
+import json
 import os
 import sys
 import typing
@@ -86,8 +87,13 @@ def _missing(value: Any, path: str = "") -> list[str]:
     return [found for key, child in value.items() for found in _missing(child, f"{path}.{key}" if path else str(key))]
 
 
-def with_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def with_overrides(config: dict[str, Any], overrides: Sequence[str], recorded: Sequence[str] = ()) -> dict[str, Any]:
     """A recorded configuration with `key=value` overrides applied; groups cannot be switched any more.
+
+    Args:
+        config: the recorded configuration.
+        overrides: to apply.
+        recorded: overrides that it was composed with: the choices of groups among them hold already.
 
     Raises:
         ConfigError: an override names a key that the recorded configuration does not have, or a whole group.
@@ -97,6 +103,9 @@ def with_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[str
     OmegaConf.set_struct(merged, True)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
+        is_value = _exists(config, key) and not isinstance(OmegaConf.select(merged, key), DictConfig)
+        if override.input_line in recorded and not is_value:
+            continue
         if isinstance(OmegaConf.select(merged, key), DictConfig):
             problems.append(Problem(key, f"a resumed run keeps its recorded {key}; single values may change"))
         elif override.is_add() or _exists(config, key):
@@ -264,6 +273,11 @@ def invocation_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
+def is_multirun() -> bool:
+    """Whether this is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def output_dir() -> Path:
     """The folder that Hydra gave this run."""
     return Path(HydraConfig.get().runtime.output_dir)
@@ -274,7 +288,7 @@ def job(function: Callable[[DictConfig], Result], config: DictConfig) -> Result:
     try:
         return function(config)
     except ConfigError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if is_multirun():
             raise
         _refuse(error.problems)
 
@@ -284,6 +298,7 @@ def run(main: Callable[[], Any], config_name: str = "train") -> None:
 
     With HYDRA_FULL_ERROR=1 in the environment, failures keep Hydra's own frames in the traceback.
     """
+    sys.argv[1:] = repeated_sweep(sys.argv[1:])
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         main()
         return
@@ -294,6 +309,22 @@ def run(main: Callable[[], Any], config_name: str = "train") -> None:
         _refuse(error.problems)
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(_composition_problems(error, config_name))
+
+
+def repeated_sweep(arguments: list[str]) -> list[str]:
+    """`resume=<sweep folder>` becomes the arguments that the sweep was started with, in its folder; others stay.
+
+    What stands beside it takes the place of recorded overrides of the same key: `seed=1,2,3,4` adds seeds.
+    """
+    resumed = next((a for a in arguments if a.startswith("resume=")), "")
+    folder = Path(resumed.removeprefix("resume=")).absolute()
+    if not resumed or not (folder / "sweep.json").is_file():
+        return arguments
+    given = [a for a in arguments if a not in (resumed, "-m", "--multirun")]
+    keys = {a.partition("=")[0] for a in given if "=" in a} | {"hydra.sweep.dir"}
+    recorded = json.loads((folder / "sweep.json").read_text())["arguments"]
+    kept = [a for a in recorded if a.partition("=")[0] not in keys]
+    return [*kept, *given, f"hydra.sweep.dir='{folder}'"]
 
 
 def _refuse(problems: Sequence[Problem]) -> typing.NoReturn:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from object_store import Store
 from thunderhead.data.manifest import Chunk, Manifest
 from thunderhead.data.prepare import prepare
 from thunderhead.data.sources import LocalText
@@ -59,3 +60,11 @@ def flip() -> Callable[[Path], None]:
         file.write_bytes(content)
 
     return flip
+
+
+@pytest.fixture
+def shards(make_shards: Callable[..., Manifest], store: Store) -> Manifest:
+    """The corpus in many small chunks, here and in s3://bucket/some/prefix."""
+    manifest = make_shards(chunk_bytes=8_000)
+    store.upload(manifest.folder, "bucket", "some/prefix")
+    return manifest

@@ -10,16 +10,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from thunderhead.data.datamodule import MicroBatches, TokenDataModule, validation_samples
-from thunderhead.data.manifest import DamagedChunkError, Manifest
-from thunderhead.data.order import Order, blocks
+from thunderhead.data.manifest import DamagedChunkError
+from thunderhead.data.mixture import Mixture, plan_turns
+from thunderhead.data.order import blocks
 from thunderhead.data.prepare import find_manifest
-from thunderhead.data.shards import ShardReader, blocks_per_chunk
+from thunderhead.data.shards import LocalChunks, ShardReader, blocks_per_chunk
 from thunderhead.data.sources import LocalText
 from thunderhead.data.tokenizer import ByteTokenizer
 
 T = 32
 SEQUENCES_PER_STEP = 8
+STEPS = 20
 Make = Callable[..., TokenDataModule]
+Mixed = dict[str, object]
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def make(corpus: Path, tmp_path: Path) -> Make:
         strategy = SimpleNamespace(
             root_device=torch.device("cpu"), distributed_sampler_kwargs={"rank": rank, "num_replicas": world_size}
         )
-        module.trainer = SimpleNamespace(global_step=0, strategy=strategy)
+        module.trainer = SimpleNamespace(global_step=0, max_steps=STEPS, strategy=strategy)
         module.prepare_data()
         module.setup("fit")
         return module
@@ -48,28 +51,57 @@ def make(corpus: Path, tmp_path: Path) -> Make:
     return make
 
 
+def in_capitals(blocks: Tensor) -> Tensor:
+    """Tell the source `few` from `many` by its bytes."""
+    return ~((blocks >= ord("a")) & (blocks <= ord("z"))).any(dim=1)
+
+
 def take(batches: Iterator[Tensor], count: int) -> Tensor:
     return torch.stack([next(batches) for _ in range(count)])
 
 
-def expected(manifest: Manifest, samples: range) -> Tensor:
-    """Look each sample up on its own, with an order and a reader of its own."""
-    shard = manifest.splits["train"]["text"]
-    order = Order({"text": blocks_per_chunk(shard, T)}, seed=5, window=100)
-    reader = ShardReader(manifest.shard_folder("train", "text"), shard, T)
-    return torch.stack([torch.from_numpy(reader.read(order(n).block).astype("int64")) for n in samples])
+@pytest.fixture
+def mixture(tmp_path: Path, corpus: Path) -> Mixed:
+    """Two sources whose weights change in step 10, one of which is used up in step 12."""
+    few = tmp_path / "few"
+    few.mkdir(exist_ok=True)
+    for file in sorted(corpus.iterdir())[:12]:
+        (few / file.name).write_text(file.read_text().upper())
+    many = LocalText(path=str(corpus), weight={0: 3.0, 0.5: 1.0})
+    return {"sources": {"many": many, "few": LocalText(path=str(few), weight=1.0, max_epochs=0.075)}}
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize(("world_size", "micro"), [(1, 1), (1, 8), (2, 2), (4, 2), (4, 1)])
+def expected(module: TokenDataModule, samples: range) -> Tensor:
+    """Look each sample up on its own, with an order and readers of its own."""
+    train = module.manifest.splits["train"]
+    sizes = {s: blocks_per_chunk(shard, T) for s, shard in train.items()}
+    turns = plan_turns(
+        module.sources, {s: sum(n) for s, n in sizes.items()}, temperature=1.0, at_max_epochs="redistribute",
+        steps=STEPS, sequences_per_step=SEQUENCES_PER_STEP,
+    )  # fmt: skip
+    place = Mixture(turns, sizes, seed=5, window=100)
+    readers = {
+        s: ShardReader(LocalChunks(module.manifest.shard_folder("train", s), shard), shard, T)
+        for s, shard in train.items()
+    }
+    found = [place(n) for n in samples]
+    return torch.stack([torch.from_numpy(readers[s].view(block).astype("int64")) for s, _, block in found])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+@pytest.mark.parametrize(
+    ("world_size", "micro", "num_workers"),
+    [(1, 1, 0), (1, 8, 1), (2, 2, 2), (4, 2, 0), (4, 1, 1), (2, 4, 4), (1, 2, 3)],
+)
 def test_a_step_has_the_same_samples_whatever_the_ranks(
-    make: Make, world_size: int, micro: int, num_workers: int
+    make: Make, world_size: int, micro: int, num_workers: int, mixture: Mixed
 ) -> None:
-    steps, first = 3, 2
+    steps, first = 4, 9
     accumulation = SEQUENCES_PER_STEP // (world_size * micro)
     by_rank = []
     for rank in range(world_size):
-        module = make(rank, world_size, micro_batch_size=micro, num_workers=num_workers)
+        settings = {"micro_batch_size": micro, "num_workers": num_workers}
+        module = make(rank, world_size, **settings, **mixture)
         module.load_state_dict({"samples": first * SEQUENCES_PER_STEP})  # saved by a run of other sizes
         batches = take(iter(module.train_dataloader()), steps * accumulation)
         assert batches.dtype == torch.int64
@@ -77,17 +109,24 @@ def test_a_step_has_the_same_samples_whatever_the_ranks(
         by_rank.append(batches.unflatten(0, (steps, accumulation)))
     found = torch.stack(by_rank, dim=2)  # step, accumulation, rank, sequence, token: the order of the samples
     samples = range(first * SEQUENCES_PER_STEP, (first + steps) * SEQUENCES_PER_STEP)
-    assert torch.equal(found.flatten(0, 3), expected(module.manifest, samples))
+    assert torch.equal(found.flatten(0, 3), expected(module, samples))
+    ledgers = [module.ledger(STEPS)(n) for n in (samples.start, samples.stop)]
+    drawn = {s: (ledgers[1][s].tokens - ledgers[0][s].tokens) // T for s in ("many", "few")}
+    upper = in_capitals(found.flatten(0, 3))
+    assert drawn == {"many": int((~upper).sum()), "few": int(upper.sum())}
+    assert 0 < drawn["few"] < len(samples) // 2
+    assert module._mixture.turns.used_up["few"] in samples
 
 
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 1), (1, 8), (2, 3), (4, 2), (3, 2)])
 def test_validation_reads_each_block_once_over_all_ranks(make: Make, world_size: int, micro: int) -> None:
     settings = {"micro_batch_size": micro, "max_validation_tokens": 10**9}
-    loaders = [make(rank, world_size, **settings).val_dataloader() for rank in range(world_size)]
+    loaders = [make(rank, world_size, **settings).val_dataloader()[0] for rank in range(world_size)]
     module = make(**settings)
     n_blocks = blocks(module.manifest, "text", T, "val")
-    reader = ShardReader(module.manifest.shard_folder("val", "text"), module.manifest.splits["val"]["text"], T)
-    all_blocks = [tuple(reader.read(i).tolist()) for i in range(n_blocks)]
+    shard = module.manifest.splits["val"]["text"]
+    reader = ShardReader(LocalChunks(module.manifest.shard_folder("val", "text"), shard), shard, T)
+    all_blocks = [tuple(reader.view(i).tolist()) for i in range(n_blocks)]
     found = [tuple(row) for loader in loaders for batch in loader for row in batch.tolist()]
     samples = validation_samples(n_blocks, 10**9, world_size)
     assert len(found) == len(set(found)) == samples
@@ -102,10 +141,12 @@ def test_validation_is_spread_over_the_split_and_limited(make: Make) -> None:
     module = make(max_validation_tokens=20 * T)
     n_blocks = blocks(module.manifest, "text", T, "val")
     assert n_blocks > 100
-    reader = ShardReader(module.manifest.shard_folder("val", "text"), module.manifest.splits["val"]["text"], T)
-    found = torch.cat(list(module.val_dataloader()))
+    shard = module.manifest.splits["val"]["text"]
+    reader = ShardReader(LocalChunks(module.manifest.shard_folder("val", "text"), shard), shard, T)
+    (loader,) = module.val_dataloader()
+    found = torch.cat(list(loader))
     assert len(found) == 20
-    assert torch.equal(found[10], torch.from_numpy(reader.read(n_blocks // 2).astype("int64")))
+    assert torch.equal(found[10], torch.from_numpy(reader.view(n_blocks // 2).astype("int64")))
 
 
 @given(st.integers(1, 10_000), st.integers(1, 10_000))
@@ -135,7 +176,7 @@ def test_loading_leaves_the_global_random_state_alone(make: Make) -> None:
     module = make()
     before = torch.get_rng_state()
     next(iter(module.train_dataloader()))
-    next(iter(module.val_dataloader()))
+    next(iter(module.val_dataloader()[0]))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -159,8 +200,44 @@ def test_settings_that_cannot_be_are_refused(make: Make, corpus: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.path=elsewhere is used by no source"):
         make(path="elsewhere")
     make(path=str(corpus))
-    with pytest.raises(ValueError, match=r"data\.sources has 2 sources"):
-        make(sources={name: LocalText(path=str(corpus)) for name in "ab"})
+
+
+def test_each_source_is_validated_on_its_own(make: Make, mixture: Mixed) -> None:
+    module = make(max_validation_tokens=16 * T, **mixture)
+    many, few = (torch.cat(list(loader)) for loader in module.val_dataloader())
+    assert many.shape == few.shape == (8, T + 1)
+    assert not in_capitals(many).any()
+    assert in_capitals(few).all()
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"seed": 6}, "seed"),
+        ({"shuffle_window": 50}, "data.shuffle_window"),
+        ({"temperature": 2.0}, "the weights and max_epochs of data.sources"),
+        ({"validation_fraction": 0.3}, "the training data"),
+    ],
+)
+def test_a_resume_in_another_order_is_refused(
+    make: Make, changed: dict[str, object], named: str, mixture: Mixed
+) -> None:
+    settings = mixture
+    module = make(**settings)
+    module.load_state_dict({"samples": 9 * SEQUENCES_PER_STEP})
+    module.train_dataloader()
+    state = module.state_dict()
+    same = make(micro_batch_size=8, **settings)
+    same.load_state_dict(state)
+    same.train_dataloader()
+    later = make(**settings)
+    later.sources["many"].weight = {0: 3.0, 0.5: 2.0}  # from step 10 on: none of it was drawn yet
+    later.load_state_dict(state)
+    later.train_dataloader()
+    other = make(**settings | changed)
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match=f"resume: {named} changed since the checkpoint"):
+        other.train_dataloader()
 
 
 def test_shards_found_beforehand_are_used(make: Make, corpus: Path, tmp_path: Path) -> None:
@@ -214,24 +291,24 @@ def test_lightning_resumes_at_the_sample_after_the_last_step(make: Make, tmp_pat
     trainer(6, accumulate_grad_batches=4).fit(whole, datamodule=module)
     assert module.samples_seen == 6 * SEQUENCES_PER_STEP
     samples = range(6 * SEQUENCES_PER_STEP)
-    assert torch.equal(torch.cat(whole.seen), expected(module.manifest, samples))
+    assert torch.equal(torch.cat(whole.seen), expected(module, samples))
 
     first = Recorder()
     interrupted = trainer(2, accumulate_grad_batches=4)
     interrupted.fit(first, datamodule=make(micro_batch_size=2))
     interrupted.save_checkpoint(tmp_path / "a.ckpt")
-    assert torch.load(tmp_path / "a.ckpt")["TokenDataModule"] == {"samples": 2 * SEQUENCES_PER_STEP}
+    assert torch.load(tmp_path / "a.ckpt")["TokenDataModule"]["samples"] == 2 * SEQUENCES_PER_STEP
 
     second, other_size = Recorder(), make(micro_batch_size=4)
     continued = trainer(4, accumulate_grad_batches=2)
     continued.fit(second, datamodule=other_size, ckpt_path=tmp_path / "a.ckpt")
-    assert torch.equal(torch.cat(second.seen), expected(module.manifest, samples[2 * 8 : 4 * 8]))
+    assert torch.equal(torch.cat(second.seen), expected(module, samples[2 * 8 : 4 * 8]))
     continued.save_checkpoint(tmp_path / "b.ckpt")
-    assert torch.load(tmp_path / "b.ckpt")["TokenDataModule"] == {"samples": 4 * SEQUENCES_PER_STEP}
+    assert torch.load(tmp_path / "b.ckpt")["TokenDataModule"]["samples"] == 4 * SEQUENCES_PER_STEP
 
     third = Recorder()
     trainer(6, accumulate_grad_batches=4).fit(third, datamodule=make(micro_batch_size=2), ckpt_path=tmp_path / "b.ckpt")
-    assert torch.equal(torch.cat(third.seen), expected(module.manifest, samples[4 * 8 :]))
+    assert torch.equal(torch.cat(third.seen), expected(module, samples[4 * 8 :]))
 
 
 def test_lightning_trains_beyond_the_first_epoch_and_validates_on_the_same_blocks(make: Make) -> None:
@@ -239,7 +316,7 @@ def test_lightning_trains_beyond_the_first_epoch_and_validates_on_the_same_block
     count = blocks(module.manifest, "text", T)
     steps = count // 8 + 4
     trainer(steps, val_check_interval=steps // 2, num_sanity_val_steps=0).fit(model, datamodule=module)
-    assert torch.equal(torch.cat(model.seen), expected(module.manifest, range(steps * 8)))
+    assert torch.equal(torch.cat(model.seen), expected(module, range(steps * 8)))
     assert len(model.validated) == 4
     assert torch.equal(torch.cat(model.validated[:2]), torch.cat(model.validated[2:]))
 

@@ -2,16 +2,14 @@ import hashlib
 import json
 import logging
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+import killed_preparation
 import pytest
+from killed_preparation import Killable, count
+from long_words import LongWords
 
 from thunderhead.data.manifest import ForeignTokenizerError, Manifest, MissingManifestError, verify
 from thunderhead.data.prepare import check_sources, find_manifest, is_validation, prepare
@@ -177,7 +175,7 @@ def test_a_foreign_folder_is_not_touched(make_shards: MakeShards) -> None:
     assert digest_of(folder) == before
 
     work = folder.parent / f".{folder.name}.preparing"
-    work.mkdir()
+    work.mkdir(exist_ok=True)
     (work / "mine.txt").write_text("mine")
     (folder / "mine.txt").rename(folder.parent / "manifest.json")
     folder.rename(folder.parent / "moved")
@@ -195,67 +193,149 @@ def test_a_manifest_of_another_tokenizer_is_refused(make_shards: MakeShards) -> 
         make_shards()
 
 
-PREPARE = """
-    import sys, time
-    from thunderhead.data.prepare import prepare
-    from thunderhead.data.sources import LocalText
-    from thunderhead.data.tokenizer import ByteTokenizer
-
-    class Slow(ByteTokenizer):
-        def encode_batch(self, texts):
-            print("encoding", flush=True)
-            time.sleep({seconds})
-            return super().encode_batch(texts)
-
-    prepare({{"text": LocalText(path=sys.argv[1])}}, Slow(), shards_dir=sys.argv[2], validation_fraction=0.2)
-    print("done", flush=True)
-"""
-
-
-def start(corpus: Path, shards_dir: Path, seconds: float) -> subprocess.Popen[str]:
-    code = textwrap.dedent(PREPARE.format(seconds=seconds))
-    return subprocess.Popen(
-        [sys.executable, "-c", code, str(corpus), str(shards_dir)], stdout=subprocess.PIPE, text=True
-    )
-
-
-def test_kill_9_leaves_nothing_that_is_taken_for_shards(
-    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_writes_the_same_bytes(
+    processes: int, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with start(corpus, tmp_path / "shards", seconds=60) as process:
-        assert process.stdout.readline() == "encoding\n"
-        process.send_signal(signal.SIGKILL)
-    settings = {"validation_fraction": 0.2}
+    monkeypatch.setattr("thunderhead.data.prepare._BATCH_CHARACTERS", 5000)  # 16 batches: more than stay in one process
+    (tmp_path / "b.txt").write_text((corpus / "000.txt").read_text() * 20)
+    sources = {
+        "corpus": LocalText(path=str(corpus)),
+        "b": LocalText(path=str(tmp_path / "b.txt"), max_document_bytes=100),
+    }
+    digests = []
+    for n in (1, processes):
+        settings = {"shards_dir": tmp_path / str(n), "validation_fraction": 0.2, "chunk_bytes": 5000}
+        manifest = prepare(sources, BpeTokenizer(vocab_size=300), processes=n, **settings)
+        verify(manifest)
+        digests.append(digest_of(manifest.folder))
+    assert digests[0] == digests[1]
+
+
+def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thunderhead.data.prepare._BATCH_CHARACTERS", 0)  # set by what follows, and restored
+    for i in range(0, 60, 6):
+        (corpus / f"{i:03}.txt").write_text((corpus / "001.txt").read_text())  # 10 copies
+    undisturbed = killed_preparation.prepare(
+        str(tmp_path / "other"), str(corpus), str(tmp_path / "undisturbed"), seconds=0, processes=1, curate=True
+    )
+    folder, log, shards_dir = tmp_path / "killed", tmp_path / "killed" / "log", tmp_path / "killed" / "shards"
+    folder.mkdir()
+    Killable(corpus, folder, seconds=0.05, processes=2, curate=True).kill_after("inspected", 30)  # of 60
+    assert [path.suffix for path in sorted(shards_dir.iterdir())] == [".lock", ".preparing"]
     sources = {"text": LocalText(path=str(corpus))}
-    left = [name for name in os.listdir(tmp_path / "shards") if name.endswith(".preparing")]
-    assert len(left) == 1
-    assert find_manifest(sources, ByteTokenizer(), shards_dir=tmp_path / "shards", **settings) is None
+    filters = {"duplicates": killed_preparation.Deduplicate()}
+    place = {"shards_dir": shards_dir, "validation_fraction": 0.2, "filters": filters}
+    assert find_manifest(sources, BpeTokenizer(vocab_size=300), **place) is None
+    Killable(corpus, folder, seconds=0.1, processes=1, curate=True).kill_after("encoded", 20)  # of 50
+    assert find_manifest(sources, BpeTokenizer(vocab_size=300), **place) is None
     with caplog.at_level(logging.WARNING):
-        manifest = prepare(sources, ByteTokenizer(), shards_dir=tmp_path / "shards", **settings)
+        manifest = killed_preparation.prepare(
+            str(log), str(corpus), str(shards_dir), seconds=0, processes=1, curate=True
+        )
     assert "left by a preparation that was interrupted" in caplog.text
+    assert digest_of(manifest.folder) == digest_of(undisturbed.folder)
     verify(manifest)
-    assert not (tmp_path / "shards" / left[0]).exists()
-    clean = prepare(sources, ByteTokenizer(), shards_dir=tmp_path / "clean", **settings)
-    assert digest_of(manifest.folder) == digest_of(clean.folder)
+    assert manifest.curation["sources"]["text"]["kept"] == 50
+    # What was under way at a kill is done again: with two processes at most 5 batches, with one 1; of 4 or 5 documents.
+    assert 60 <= count(log, "inspected") <= 60 + 5 * 5
+    assert count(log, "trained") == 1
+    assert 50 <= count(log, "encoded") <= 50 + 5
+    assert [path for path in shards_dir.iterdir() if path.suffix == ".preparing"] == []
+
+
+def test_ctrl_c_keeps_what_was_done(corpus: Path, tmp_path: Path) -> None:
+    class Interrupted(ByteTokenizer):
+        def encode_batch(self, texts):
+            raise KeyboardInterrupt
+
+    settings = {"shards_dir": tmp_path, "validation_fraction": 0.2}
+    with pytest.raises(KeyboardInterrupt):
+        prepare({"text": LocalText(path=str(corpus))}, Interrupted(), **settings)
+    (work,) = tmp_path.glob(".*.preparing")
+    assert (work / "tokenizer.json").exists()
+    prepare({"text": LocalText(path=str(corpus))}, ByteTokenizer(), **settings)
+    assert not work.exists()
 
 
 def test_of_two_processes_one_prepares_and_the_other_waits(
     corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with start(corpus, tmp_path / "shards", seconds=1) as process:
-        assert process.stdout.readline() == "encoding\n"
-        begun = time.monotonic()
-        with caplog.at_level(logging.WARNING):
-            manifest = prepare(
-                {"text": LocalText(path=str(corpus))},
-                ByteTokenizer(),
-                shards_dir=tmp_path / "shards",
-                validation_fraction=0.2,
-            )
-        assert process.stdout.read() == "done\n"
-    assert time.monotonic() - begun > 0.2
+    other = Killable(corpus, tmp_path, seconds=0.1)
+    other.wait_for("encoded", 1)
+    with caplog.at_level(logging.WARNING):
+        manifest = prepare(
+            {"text": LocalText(path=str(corpus))},
+            BpeTokenizer(vocab_size=300),
+            shards_dir=tmp_path / "shards",
+            validation_fraction=0.2,
+        )
+    assert other.process.wait() == 0
+    assert count(tmp_path / "log", "encoded") == 60
     assert "waiting for it" in caplog.text
     verify(manifest)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_filtered_documents_are_nowhere_and_reported(
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thunderhead.data.prepare._BATCH_CHARACTERS", 40)
+    texts = [f"{i:03} " + ("long" * 100 if i % 4 == 0 else "word") for i in range(100)]
+    for name, part in (("a", texts[:60]), ("b", texts[60:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in part))
+    sources = {name: LocalText(path=str(tmp_path / f"{name}.jsonl")) for name in "ab"}
+    trained_on: list[str] = []
+
+    class Spy(ByteTokenizer):
+        def train(self, texts):
+            trained_on.extend(texts)
+            return ByteTokenizer()
+
+    words, ends = LongWords(10), LongWords(4)
+    filters = {"words": words, "never": ends}
+    place = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.2}
+    manifest = prepare(sources, Spy(), filters=filters, processes=processes, **place)
+    verify(manifest)
+    kept = [text for i, text in enumerate(texts) if i % 4 != 0]
+    assert trained_on == [text for text in kept if not is_validation(text, 0.2)]
+    written = sum(shard.documents for split in manifest.splits.values() for shard in split.values())
+    assert written == len(kept) == 75
+    assert sum(shard.bytes for split in manifest.splits.values() for shard in split.values()) == 75 * 8
+    assert len(words.asked) == 100  # in their order, and each once
+    assert len(ends.asked) == 75  # what is gone, later filters never hear of
+    report = json.loads((manifest.folder / "curation.json").read_text())
+    first = {"id": "a.jsonl:1#0", "excerpt": texts[0][:300]}
+    removed = report["sources"]["a"]["removed"]["words: words > 10"]
+    assert report["sources"]["a"] == {"documents": 60, "kept": 45, "removed": {"words: words > 10": removed}}
+    assert (removed["documents"], removed["bytes"], len(removed["examples"])) == (15, 15 * 404, 5)
+    assert removed["examples"][0] == first
+    assert report["sources"]["b"]["kept"] == 30
+    assert manifest.curation == {"filters": {"words": {"longest": 10}, "never": {"longest": 4}}, **report}
+    # Found again by the filters' settings, and by nothing else.
+    assert find_manifest(sources, ByteTokenizer(), filters=filters, **place) == manifest
+    assert find_manifest(sources, ByteTokenizer(), **place) is None
+    assert find_manifest(sources, ByteTokenizer(), filters={"words": words}, **place) is None
+    assert find_manifest(sources, ByteTokenizer(), filters={**filters, "words": LongWords(11)}, **place) is None
+
+
+def test_filters_that_keep_nothing_are_refused(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^data\.sources\.text: curation\.filters keep none of its documents$"):
+        prepare(
+            {"text": LocalText(path=str(corpus))},
+            ByteTokenizer(),
+            filters={"all": LongWords(1)},
+            shards_dir=tmp_path / "shards",
+            validation_fraction=0.2,
+        )
+
+
+def test_without_filters_there_is_no_report(make_shards: MakeShards) -> None:
+    manifest = make_shards()
+    assert manifest.curation is None
+    assert not (manifest.folder / "curation.json").exists()
 
 
 def test_preparing_in_a_thread_works(make_shards: MakeShards) -> None:

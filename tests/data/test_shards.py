@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from thunderhead.data.manifest import Chunk, DamagedChunkError, Manifest, verify_chunk
-from thunderhead.data.shards import ShardReader, ShardWriter, blocks_per_chunk
+from thunderhead.data.shards import LocalChunks, ShardReader, ShardWriter, blocks_per_chunk
 from thunderhead.data.tokenizer import Tokens
 
 MakeShards = Callable[..., Manifest]
@@ -17,19 +17,19 @@ ChunkTokens = Callable[[Path, Chunk], Tokens]
 def test_no_target_is_lost(make_shards: MakeShards, chunk_tokens: ChunkTokens, context_length: int) -> None:
     manifest = make_shards()
     shard, folder = manifest.splits["train"]["text"], manifest.shard_folder("train", "text")
-    reader = ShardReader(folder, shard, context_length)
+    reader = ShardReader(LocalChunks(folder, shard), shard, context_length)
     block = 0
     for chunk, n_blocks in zip(shard.chunks, blocks_per_chunk(shard, context_length), strict=True):
         tokens = chunk_tokens(folder, chunk)
-        targets = [reader.read(block + i)[1:] for i in range(n_blocks)]
-        inputs = [reader.read(block + i)[:-1] for i in range(n_blocks)]
+        targets = [reader.view(block + i)[1:] for i in range(n_blocks)]
+        inputs = [reader.view(block + i)[:-1] for i in range(n_blocks)]
         used = n_blocks * context_length
         assert len(tokens) - 1 - used < context_length
         assert np.array_equal(np.concatenate(targets), tokens[1 : 1 + used])
         assert np.array_equal(np.concatenate(inputs), tokens[:used])
         block += n_blocks
     assert block == len(reader)
-    assert reader.read(0).dtype == np.uint16
+    assert reader.view(0).dtype == np.uint16
 
 
 def test_a_context_longer_than_a_chunk_gives_no_blocks(make_shards: MakeShards) -> None:
@@ -45,28 +45,29 @@ def test_chunks_without_a_block_are_stepped_over(tmp_path: Path) -> None:
     for i, length in enumerate(lengths):
         writer.add(np.arange(length, dtype=np.uint16) + 100 * i, length)
     shard = writer.close()
-    reader = ShardReader(tmp_path / "shard", shard, 10)
+    reader = ShardReader(LocalChunks(tmp_path / "shard", shard), shard, 10)
     assert blocks_per_chunk(shard, 10) == [4, 0, 0, 4, 0]
-    assert [reader.read(i)[0] for i in range(len(reader))] == [0, 10, 20, 30, 300, 310, 320, 330]
+    assert [reader.view(i)[0] for i in range(len(reader))] == [0, 10, 20, 30, 300, 310, 320, 330]
 
 
 def test_first_use_is_verified_before_a_token_is_read(make_shards: MakeShards, flip: Callable[[Path], None]) -> None:
     manifest = make_shards()
     shard, folder = manifest.splits["train"]["text"], manifest.shard_folder("train", "text")
     flip(folder / shard.chunks[1].filename)
-    reader = ShardReader(folder, shard, 64, verify_on_first_use=True)
+    reader = ShardReader(LocalChunks(folder, shard, verify_on_first_use=True), shard, 64)
     first = blocks_per_chunk(shard, 64)[0]
-    reader.read(first - 1)
+    reader.view(first - 1)
     with pytest.raises(DamagedChunkError):
-        reader.read(first)
-    verify_chunk(folder, shard, shard.chunks[0])
+        reader.view(first)
+    verify_chunk(folder / shard.chunks[0].filename, shard, shard.chunks[0])
 
 
 def test_a_reader_can_be_sent_to_another_process(make_shards: MakeShards) -> None:
     manifest = make_shards()
-    reader = ShardReader(manifest.shard_folder("val", "text"), manifest.splits["val"]["text"], 16)
-    expected = reader.read(3)
-    assert np.array_equal(pickle.loads(pickle.dumps(reader)).read(3), expected)
+    shard = manifest.splits["val"]["text"]
+    reader = ShardReader(LocalChunks(manifest.shard_folder("val", "text"), shard), shard, 16)
+    expected = reader.view(3)
+    assert np.array_equal(pickle.loads(pickle.dumps(reader)).view(3), expected)
 
 
 def test_a_document_larger_than_a_chunk_is_written_whole(tmp_path: Path) -> None:

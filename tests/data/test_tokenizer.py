@@ -4,7 +4,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thunderhead.data.tokenizer import EOS, BpeTokenizer, ByteTokenizer, Tokenizer, load_tokenizer
+from thunderhead.data.tokenizer import EOS, BpeTokenizer, ByteTokenizer, Tokenizer, load_tokenizer, sample
 
 TEXTS = [f"def cloud_{i}(x):\n    return x + {i}  # naïve 数据\n" for i in range(50)]
 BPE = BpeTokenizer(vocab_size=290).train(TEXTS)
@@ -80,10 +80,34 @@ def test_a_tiny_corpus_gives_a_smaller_vocabulary() -> None:
     assert tokenizer.decode(tokenizer.encode("zebra 数")) == "zebra 数"
 
 
-def test_training_reads_no_more_than_the_sample() -> None:
-    taken = []
-    BpeTokenizer(vocab_size=300, sample_bytes=100).train(taken.append(text) or text for text in TEXTS)
-    assert 100 <= sum(len(text.encode()) for text in taken) < 200
+def test_training_takes_a_sample_from_all_over_the_corpus() -> None:
+    texts = [f"{i:04} text" for i in range(1000)]  # 9 bytes each
+    taken = list(sample(texts, 900))
+    assert len(taken) == 100
+    assert taken == sorted(taken) == list(sample(iter(texts), 900))
+    tenths = [sum(text.startswith(f"0{tenth}") for text in taken) for tenth in range(10)]
+    assert min(tenths) >= 3  # of 10 expected: 3 standard deviations below are 1
+    # A larger sample holds the smaller one, and one of the corpus' size is the corpus.
+    assert set(taken) < set(sample(texts, 1800))
+    assert list(sample(texts, 9000)) == list(sample(texts, 10**9)) == texts
+    assert list(sample([], 10)) == []
+
+
+@given(texts=st.lists(unicode_text), n_bytes=st.integers(1, 50))
+def test_a_sample_is_no_larger_than_it_must_be(texts: list[str], n_bytes: int) -> None:
+    taken = list(sample(texts, n_bytes))
+    sizes = [len(text.encode()) for text in taken]
+    assert sum(sizes) >= min(n_bytes, sum(len(text.encode()) for text in texts))
+    assert not taken or sum(sizes) - max(sizes) < n_bytes
+    rest = iter(texts)
+    assert all(text in rest for text in taken)  # in their order
+
+
+def test_bpe_trains_on_the_sample_only() -> None:
+    texts = [f"{chr(0x4E00 + i)}{chr(0x4E00 + i)}" * 50 for i in range(100)]
+    whole = BpeTokenizer(vocab_size=600).train(texts)
+    part = BpeTokenizer(vocab_size=600, sample_bytes=1500).train(texts)
+    assert part.sha256 == BpeTokenizer(vocab_size=600).train(sample(texts, 1500)).sha256 != whole.sha256
 
 
 def test_vocabularies_that_cannot_be_are_refused() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from thunderhead.config import ConfigError
 from thunderhead.training.record import read_rows, read_summary
-from tiny import OPTIONS
+from tiny import OF_THE_HUB, OPTIONS
 
 # Dynamo hides this warning of its own look at activations, which does not help where warnings are errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -17,10 +17,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 NAMES = [f"{group}={option}" for group, options in OPTIONS.items() for option in options]
 NO_GPU = "^trainer.accelerator=gpu: PyTorch finds no cuda device here, only cpu: use trainer=auto$"
 NO_MPS = "^trainer.accelerator=mps: PyTorch finds no mps device here, only cpu: use trainer=auto$"
+NO_NETWORK = (
+    r"^data\.sources\.[\w-]+: dataset=\S+ is read from huggingface\.co, over the network, and HF_HUB_OFFLINE is set:"
+    r" unset it, use data=text with files of your own, or name a folder$"
+)
 # What this machine cannot do, and what the refusal says.
 REFUSED = {
+    **{
+        f"{group}={option}": f"^{group}: acts on the arms of a sweep, and this is a single run"
+        for group in ("match", "tune")
+        for option in OPTIONS[group]
+        if option != "none"
+    },
     **({"trainer=gpu": NO_GPU} if not torch.cuda.is_available() and not torch.backends.mps.is_available() else {}),
     **({"trainer=mps": NO_MPS} if not torch.backends.mps.is_available() else {}),
+    **{f"data={name}": NO_NETWORK for name in OF_THE_HUB},  # tests/data/test_huggingface.py reads local copies
 }
 # Settings beside the groups that only some machines or combinations can take.
 REFUSED_VALUES = {
@@ -40,7 +51,8 @@ REFUSED_VALUES = {
 
 @pytest.mark.parametrize("option", NAMES)
 @pytest.mark.usefixtures("fresh_compiler")
-def test_option_trains(option: str, run: Callable[..., Path]) -> None:
+def test_option_trains(option: str, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if option in REFUSED:
         with pytest.raises(ConfigError, match=REFUSED[option]):
             run(option)

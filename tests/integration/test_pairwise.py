@@ -21,9 +21,13 @@ LEFT_OUT = {
     "batch",  # one option
     "loss",  # one option
     "validation",  # one option
+    "match",  # of sweeps
+    "tune",  # of sweeps
 }
 FEWER = {
     "model": ["nano", "micro"],  # the published ones differ in numbers only, which tiny runs overwrite
+    "data": ["stdlib", "text", "induction"],  # the others differ from these in texts or sequences only
+    "tokenizer": ["byte", "bpe"],  # the others are read from files, which is all the difference
     "trainer": ["auto", "cpu"],  # gpu and mps are refused here
     "compile": ["none", "block", "model"],
 }
@@ -34,6 +38,12 @@ INVALID = {
         ("debug=fast", f"budget={budget}"): "^budget.steps: is unknown to .*Budget"
         for budget in GROUPS["budget"]
         if budget != "steps"
+    },
+    ("data=induction", "budget=epochs"): "^budget.epochs: a synthetic task has no epochs",
+    **{
+        ("data=induction", f"curation={curation}"): "^curation: a synthetic task has no documents to filter"
+        for curation in GROUPS["curation"]
+        if curation != "none"
     },
     ("strategy=fsdp", "compile=model"): "^compile.scope: compile=model cannot trace .* use compile=block",
 }

@@ -54,7 +54,7 @@ def test_rows_of_a_run(run: Callable[..., Path]) -> None:
     assert list(numbers(folder, "val/loss")) == [4, 7]
     assert list(numbers(folder, "grad_norm")) == [1, 3, 6, 7]
     assert numbers(folder, "tokens") == {step: step * 128 for step in (1, 3, 4, 6, 7)}
-    peak = 3.0e-3  # conf/optimizer/adamw.yaml
+    peak = 2.0e-3  # conf/optimizer/adamw.yaml
     assert numbers(folder, "lr") == pytest.approx({1: peak / 2, 3: peak, 6: peak, 7: peak})
     assert min(numbers(folder, "tokens_per_second").values()) > 0
     for step, perplexity in numbers(folder, "val/perplexity").items():

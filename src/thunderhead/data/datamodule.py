@@ -3,7 +3,8 @@
 B: sequences of a micro-batch. T: model.context_length.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import lightning
@@ -13,13 +14,15 @@ from annotated_types import Gt, Lt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from thunderhead.data.manifest import Manifest, SplitName, verify
-from thunderhead.data.order import Order, blocks, check_blocks, only_source
+from thunderhead.data.manifest import Manifest, Shard, SplitName, verify
+from thunderhead.data.mixture import AtMaxEpochs, Entry, Ledger, Mixture, Turns, plan_turns
+from thunderhead.data.order import blocks, check_blocks
+from thunderhead.data.prefetch import Prefetcher
 from thunderhead.data.prepare import check_sources, find_manifest, prepare
-from thunderhead.data.shards import ShardReader, blocks_per_chunk
+from thunderhead.data.shards import Chunks, LocalChunks, ShardReader, blocks_per_chunk
 from thunderhead.data.sources import Source
 from thunderhead.data.tokenizer import Tokenizer
-from thunderhead.types import NonNegativeInt, PositiveInt
+from thunderhead.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 # Lightning needs a length: without one it skips a batch when it resumes. The trainer's max_steps ends training.
 ENDLESS = 2**40
@@ -29,7 +32,8 @@ class Blocks(Dataset[Tensor]):
     """Blocks of tokens by sample number; a list of numbers gives a batch (B, T+1) of int64."""
 
     def __init__(self, readers: Mapping[str, ShardReader], place: Callable[[int], tuple[str, int]], samples: int):
-        self._readers, self._place, self._samples = readers, place, samples
+        self.readers, self.place, self._samples = readers, place, samples
+        self.prefetcher: Prefetcher | None = None  # for shards that do not lie on this machine
 
     def __len__(self) -> int:
         return self._samples
@@ -40,19 +44,25 @@ class Blocks(Dataset[Tensor]):
 
     def __getitems__(self, samples: list[int]) -> Tensor:
         """Read a micro-batch at once, as torch's loader asks where it can: (B, T+1)."""
-        places = [self._place(n) for n in samples]
-        return torch.from_numpy(np.stack([self._readers[source].read(b) for source, b in places]).astype(np.int64))
+        if self.prefetcher is not None:
+            self.prefetcher.reached(samples[0])
+        places = [self.place(n) for n in samples]
+        blocks = [self.readers[source].view(block) for source, block in places]
+        batch = np.empty((len(blocks), len(blocks[0])), dtype=np.int64)
+        for row, block in zip(batch, blocks, strict=True):
+            row[:] = block  # faster than np.stack, by a fifth
+        return torch.from_numpy(batch)
 
 
 class TrainingPlace:
     """Where sample n of the training order lies: (source, block)."""
 
-    def __init__(self, order: Order):
-        self._order = order
+    def __init__(self, mixture: Mixture):
+        self._mixture = mixture
 
     def __call__(self, n: int) -> tuple[str, int]:
         """Look up sample n."""
-        source, _, block = self._order(n)
+        source, _, block = self._mixture(n)
         return source, block
 
 
@@ -99,7 +109,7 @@ class ResumableLoader(DataLoader[Tensor]):
 
 
 class TokenDataModule(lightning.LightningDataModule):
-    """Prepare shards if need be, check them, and load batches in the order of `thunderhead.data.order`.
+    """Prepare shards if need be, check them, and load batches in the order of `thunderhead.data.mixture`.
 
     The state is the number of samples consumed by optimizer steps; `Trainer` must be made with
     `use_distributed_sampler=False` (it raises otherwise), as ranks are told apart here.
@@ -117,6 +127,9 @@ class TokenDataModule(lightning.LightningDataModule):
         max_validation_tokens: validate on at most so many tokens: a fixed selection spread evenly over the split.
         shuffle_window: blocks that are shuffled together (see `Order`).
         num_workers: processes that load; 0 is fastest (one process reads 100 M tokens/s, sending them costs more).
+        temperature: weights become proportional to weight^(1/temperature) (Arivazhagan et al. 1907.05019).
+        at_max_epochs: when a source reaches its max_epochs, the others take its place (redistribute), or the run ends
+            (stop).
         verify: compare the sha256 of all chunks with the manifest at the start (full), or of each chunk before its
             first token is used (first_use: a start that does not grow with the corpus; sizes are compared at once).
     """
@@ -136,7 +149,9 @@ class TokenDataModule(lightning.LightningDataModule):
         max_validation_tokens: PositiveInt = 65_536,
         shuffle_window: PositiveInt = 65_536,
         num_workers: NonNegativeInt = 0,
-        verify: Literal["full", "first_use"] = "full",
+        temperature: PositiveFloat = 1.0,
+        at_max_epochs: AtMaxEpochs = "redistribute",
+        verify: Literal["full", "first_use"] = "first_use",
     ):
         super().__init__()
         self.tokenizer, self.sources, self.path = tokenizer, sources, path
@@ -145,9 +160,12 @@ class TokenDataModule(lightning.LightningDataModule):
         self.shards_dir, self.validation_fraction = shards_dir, validation_fraction
         self.max_validation_tokens, self.shuffle_window = max_validation_tokens, shuffle_window
         self.num_workers, self.verify = num_workers, verify
+        self.temperature, self.at_max_epochs = temperature, at_max_epochs
         self.manifest: Manifest | None = None  # may be given beforehand; else it is looked up or made
         self._first_sample = 0
         self._first_step: int | None = 0  # the global step at which _first_sample is next; None: wherever we resume
+        self._mixture: Mixture | None = None
+        self._order_before: dict[str, Any] | None = None  # what the samples before the resume depended on
 
     def prepare_data(self) -> None:
         """Make the shards if they are not there (one process a machine)."""
@@ -164,8 +182,12 @@ class TokenDataModule(lightning.LightningDataModule):
         if self.manifest is None:
             self.manifest = find_manifest(self.sources, self.tokenizer, **self._settings())
             assert self.manifest is not None, "prepare_data comes first"
-        only_source(self.manifest.sources)
         check_blocks(self.manifest, self.context_length)
+        self._verify()
+
+    def _verify(self) -> None:
+        """Compare the files with the manifest, as far as is asked for at the start."""
+        assert self.manifest is not None
         verify(self.manifest, "full" if self.verify == "full" else "sizes")
 
     def _settings(self) -> dict[str, Any]:
@@ -193,15 +215,36 @@ class TokenDataModule(lightning.LightningDataModule):
         return self._first_sample + (self.trainer.global_step - self._first_step) * self.sequences_per_step
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all there is to resume from: {"samples": samples_seen}."""
-        return {"samples": self.samples_seen}
+        """Return all there is to resume from, samples_seen, and what their order depended on."""
+        return {"samples": self.samples_seen, "order": self._order_of(self.samples_seen)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after `samples` samples, whatever the ranks and micro-batches were then."""
         self._first_sample, self._first_step = int(state_dict["samples"]), None
+        self._order_before = state_dict.get("order")
+
+    def _order_of(self, samples: int) -> dict[str, Any] | None:
+        """Return all that the order of the first samples depends on, as plain values by the names of the settings."""
+        if self._mixture is None or self.manifest is None:
+            return None
+        chunks = {
+            source: [chunk.sha256 for chunk in shard.chunks] for source, shard in self.manifest.splits["train"].items()
+        }
+        return {
+            "seed": self.seed,
+            "model.context_length": self.context_length,
+            "data.shuffle_window": self.shuffle_window,
+            "the training data": hashlib.sha256(str(sorted(chunks.items())).encode()).hexdigest(),
+            "the weights and max_epochs of data.sources": self._mixture.turns.until(samples),
+        }
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        """Load from the first sample that no step has used."""
+        """Load from the first sample that no step has used.
+
+        Raises:
+            ValueError: the ranks cannot divide a step; or the samples before would not come in the order in which they
+                came before the run was resumed, so that some would be repeated and others left out.
+        """
         rank, world_size = self.data_parallel()
         per_pass = world_size * self.micro_batch_size
         if self.sequences_per_step % per_pass != 0:
@@ -210,47 +253,85 @@ class TokenDataModule(lightning.LightningDataModule):
                 f" batch.micro_size={self.micro_batch_size}"
             )
         assert self.trainer is not None
-        assert self.manifest is not None
         self._first_sample, self._first_step = self.samples_seen, self.trainer.global_step
-        train = self.manifest.splits["train"]
-        order = Order(
-            {source: blocks_per_chunk(shard, self.context_length) for source, shard in train.items()},
-            seed=self.seed,
-            window=self.shuffle_window,
-        )
+        turns, counts = self._turns(self.trainer.max_steps), self._block_counts()
+        self._mixture = Mixture(turns, counts, seed=self.seed, window=self.shuffle_window)
+        now = self._order_of(self._first_sample)
+        if self._order_before is not None and now is not None and self._order_before != now:
+            other = [name for name, value in now.items() if self._order_before.get(name) != value]
+            raise ValueError(
+                f"resume: {' and '.join(other)} changed since the checkpoint, so that its first"
+                f" {self._first_sample:,} samples would have come in another order: set them back"
+            )
         batches = MicroBatches(self._first_sample, ENDLESS, self.micro_batch_size, rank, world_size)
-        return self._loader(Blocks(self._readers("train"), TrainingPlace(order), ENDLESS), batches)
+        dataset = self._dataset("train", list(counts), TrainingPlace(self._mixture), ENDLESS)
+        return self._loader(dataset, batches)
+
+    def ledger(self, steps: int) -> Callable[[int], dict[str, Entry]]:
+        """Keep the books of a run of so many steps: what each source gave to its first n samples."""
+        blocks = {source: sum(sizes) for source, sizes in self._block_counts().items()}
+        return Ledger(self._turns(steps), blocks, self.context_length)
+
+    def _block_counts(self) -> dict[str, list[int]]:
+        """Training blocks in each chunk, by source."""
+        assert self.manifest is not None
+        train = self.manifest.splits["train"]
+        return {source: blocks_per_chunk(shard, self.context_length) for source, shard in train.items()}
+
+    def _turns(self, steps: int) -> Turns:
+        return plan_turns(
+            self.sources,
+            {source: sum(sizes) for source, sizes in self._block_counts().items()},
+            temperature=self.temperature,
+            at_max_epochs=self.at_max_epochs,
+            steps=steps,
+            sequences_per_step=self.sequences_per_step,
+        )
 
     # --- validation --------------------------------------------------------------------------------------------------
 
-    def val_dataloader(self) -> DataLoader[Tensor]:
-        """Load a fixed selection of the validation split, each block once over all ranks.
+    def val_dataloader(self) -> list[DataLoader[Tensor]]:
+        """Load a fixed selection of each source's validation split, each block once over all ranks.
 
-        All batches have one size: the largest up to the micro-batch that divides a rank's share.
+        There is a loader for each source, in the order of the manifest, and each has an equal share of
+        max_validation_tokens. All batches of a loader have one size: the largest up to the micro-batch that divides a
+        rank's share.
         """
         rank, world_size = self.data_parallel()
         assert self.manifest is not None
-        source = only_source(self.manifest.sources)
-        n_blocks = blocks(self.manifest, source, self.context_length, "val")
-        samples = validation_samples(n_blocks, self.max_validation_tokens // self.context_length, world_size)
-        share = samples // world_size
-        size = max(size for size in range(1, self.micro_batch_size + 1) if share % size == 0)
-        dataset = Blocks(self._readers("val"), ValidationPlace(source, samples, n_blocks), samples)
-        return self._loader(dataset, MicroBatches(0, share // size, size, rank, world_size))
+        loaders, sources = [], list(self.manifest.splits["val"])
+        wanted = self.max_validation_tokens // self.context_length // len(sources)
+        for source in sources:
+            n_blocks = blocks(self.manifest, source, self.context_length, "val")
+            try:
+                samples = validation_samples(n_blocks, wanted, world_size)
+            except ValueError as error:
+                raise ValueError(f"data.sources.{source}: {error}") from None
+            share = samples // world_size
+            size = max(size for size in range(1, self.micro_batch_size + 1) if share % size == 0)
+            dataset = self._dataset("val", [source], ValidationPlace(source, samples, n_blocks), samples)
+            loaders.append(self._loader(dataset, MicroBatches(0, share // size, size, rank, world_size)))
+        return loaders
 
-    def _readers(self, split: SplitName) -> dict[str, ShardReader]:
+    def _dataset(
+        self, split: SplitName, sources: Sequence[str], place: Callable[[int], tuple[str, int]], samples: int
+    ) -> Blocks:
+        """Read the samples that `place` finds in a split of the sources."""
         assert self.manifest is not None
-        return {
-            source: ShardReader(
-                self.manifest.shard_folder(split, source),
-                shard,
-                self.context_length,
-                verify_on_first_use=self.verify == "first_use",
-            )
-            for source, shard in self.manifest.splits[split].items()
+        readers = {
+            source: ShardReader(self._chunks(split, source, shard), shard, self.context_length)
+            for source in sources
+            for shard in [self.manifest.splits[split][source]]
         }
+        return Blocks(readers, place, samples)
 
-    def _loader(self, dataset: Blocks, batches: MicroBatches) -> DataLoader[Tensor]:
+    def _chunks(self, split: SplitName, source: str, shard: Shard) -> Chunks:
+        """Give access to the files of a shard."""
+        assert self.manifest is not None
+        folder = self.manifest.shard_folder(split, source)
+        return LocalChunks(folder, shard, verify_on_first_use=self.verify == "first_use")
+
+    def _loader(self, dataset: Dataset[Tensor], batches: MicroBatches) -> DataLoader[Tensor]:
         assert self.trainer is not None
         return ResumableLoader(
             dataset,

@@ -2,6 +2,7 @@
 
     <shards_dir>/<key>/manifest.json            written last
                       /tokenizer.json
+                      /curation.json            what filters removed, if there were any
                       /<source>/train/index.json, chunk-0-0.bin, chunk-0-1.bin …
                       /<source>/val/…
 
@@ -13,10 +14,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from thunderhead.data.tokenizer import DTYPE, MAX_VOCAB_SIZE, Tokenizer, load_tokenizer
 
@@ -25,6 +26,9 @@ DTYPE_NAME = np.dtype(DTYPE).name
 # litdata's name for a one-dimensional numpy array, whose type it numbers by its own table.
 DATA_FORMAT = "no_header_numpy:5"  # uint16; a test compares it with what litdata writes
 SplitName = Literal["train", "val"]
+# A manifest may come from elsewhere, and these become parts of paths.
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ShardError(ValueError):
@@ -71,8 +75,8 @@ class DamagedChunkError(ShardError):
 class Chunk:
     """A file of tokens; `bytes` is its size."""
 
-    filename: str
-    sha256: str
+    filename: FileName
+    sha256: Sha256
     bytes: int
     tokens: int
     documents: int
@@ -114,12 +118,14 @@ class Manifest:
     tokenizer: TokenizerRecord
     split_rule: str
     validation_fraction: float
-    sources: dict[str, dict[str, Any]]
+    sources: dict[FileName, dict[str, Any]]
     """Fingerprint of each source."""
     splits: dict[SplitName, dict[str, Shard]]
     """By split, then source."""
+    curation: dict[str, Any] | None = None
+    """The settings of the filters by name, and what they removed (as in curation.json); None: there were none."""
     folder: Path = field(default=Path(), compare=False)
-    """Where it lies; not part of the file."""
+    """Where it lies (of shards in object storage: the local copy of all but the chunks); not part of the file."""
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -149,6 +155,7 @@ class Manifest:
             or any(set(by_source) != set(manifest.sources) for by_source in manifest.splits.values())
             or any(sum(chunk.tokens for chunk in shard.chunks) != shard.tokens for shard in shards)
             or max((shard.max_token_id for shard in shards), default=-1) != manifest.max_token_id
+            or any(chunk.bytes != chunk_bytes(chunk) for shard in shards for chunk in shard.chunks)
             or not max(manifest.max_token_id, manifest.eos_id) < manifest.vocab_size <= MAX_VOCAB_SIZE
         ):
             raise DamagedManifestError(f"{file} contradicts itself; remove {folder} to prepare anew")
@@ -162,6 +169,15 @@ class Manifest:
         del content["folder"]
         (folder / "manifest.json").write_text(json.dumps(content, indent=1) + "\n")
         return type(self)(**{**self.__dict__, "folder": folder})
+
+    def summary(self) -> dict[str, Any]:
+        """Return all but the chunks, as plain values: the record of a run says what it was trained on."""
+        content = asdict(self)
+        del content["folder"]
+        for by_source in content["splits"].values():
+            for shard in by_source.values():
+                del shard["chunks"]
+        return content
 
     def load_tokenizer(self) -> Tokenizer:
         """Load the trained tokenizer that made these shards.
@@ -189,12 +205,13 @@ def verify(manifest: Manifest, level: Literal["full", "sizes"] = "full") -> None
     for split, by_source in manifest.splits.items():
         for source, shard in by_source.items():
             folder = manifest.shard_folder(split, source)
-            _verify_index(folder, shard)
+            verify_index(folder, shard)
             for chunk in shard.chunks:
-                verify_chunk(folder, shard, chunk, level)
+                verify_chunk(folder / chunk.filename, shard, chunk, level)
 
 
-def _verify_index(folder: Path, shard: Shard) -> None:
+def verify_index(folder: Path, shard: Shard) -> None:
+    """Compare litdata's index of a shard with the manifest; raises as `verify` does."""
     file = folder / "index.json"
     if not file.exists():
         raise DamagedIndexError(f"{file} is missing; remove {folder.parents[1]} to prepare anew")
@@ -208,21 +225,26 @@ def _verify_index(folder: Path, shard: Shard) -> None:
         raise DamagedIndexError(f"{file} was changed since it was written; remove {folder.parents[1]} to prepare anew")
 
 
-def verify_chunk(folder: Path, shard: Shard, chunk: Chunk, level: Literal["full", "sizes"] = "full") -> None:
-    """Compare one chunk with the manifest; raises as `verify` does."""
-    file = folder / chunk.filename
+def verify_chunk(file: Path, shard: Shard, chunk: Chunk, level: Literal["full", "sizes"] = "full") -> None:
+    """Compare a file with what the manifest says about a chunk of a shard; raises as `verify` does."""
     if not file.exists():
-        raise MissingChunkError(f"{file} is missing; remove {folder.parents[1]} to prepare anew")
-    if level == "full":
-        digest = sha256_of(file)
-        if digest == chunk.sha256:
-            return
-        if other := [known.filename for known in shard.chunks if known.sha256 == digest]:
-            raise SwappedChunkError(f"{file} holds what {other[0]} should hold")
-    if (size := file.stat().st_size) != chunk.bytes:
+        raise MissingChunkError(f"{file} is missing; the shards are incomplete: remove their folder to prepare anew")
+    size = file.stat().st_size
+    if level == "sizes" and size == chunk.bytes:
+        return
+    digest = sha256_of(file)
+    if digest == chunk.sha256:
+        return
+    if other := [known.filename for known in shard.chunks if known.sha256 == digest]:
+        raise SwappedChunkError(f"{file} holds what {other[0]} should hold")
+    if size != chunk.bytes:
         raise TruncatedChunkError(f"{file} has {size} bytes, {chunk.bytes} were written")
-    if level == "full":
-        raise DamagedChunkError(f"{file} holds other bytes than were written (its hash differs)")
+    raise DamagedChunkError(f"{file} holds other bytes than were written (its hash differs)")
+
+
+def chunk_bytes(chunk: Chunk) -> int:
+    """Size of a chunk in litdata's format: the number of documents, where each begins and the last ends, the tokens."""
+    return 4 * (chunk.documents + 2) + np.dtype(DTYPE).itemsize * chunk.tokens
 
 
 def sha256_of(file: Path) -> str:

@@ -1,14 +1,13 @@
-"""Which block of tokens is sample n of a run: a function of the seed and the shards, of nothing else.
+"""In which order the blocks of one source come: a function of the seed and the shards, of nothing else.
 
 Not of the number of devices, workers, the micro-batch or restarts: so the state of the data is one integer, and two
-runs with the same seed see the same tokens at the same step.
+runs with the same seed see the same tokens at the same step. `thunderhead.data.mixture` puts several sources together.
 """
 
 import bisect
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,33 +16,25 @@ from thunderhead.data.manifest import Manifest, SplitName
 from thunderhead.data.shards import blocks_per_chunk
 
 
-class Sample(NamedTuple):
-    """A block of a source, and how often the source was gone through before it."""
-
-    source: str
-    epoch: int
-    block: int
-
-
 class Order:
-    """Sample n → (source, epoch, block), for any n ≥ 0.
+    """Sample k of a source → (epoch, block), for any k ≥ 0.
 
-    Each epoch of a source goes through each of its blocks once, in a new order of two levels: the chunks are permuted
-    and laid end to end, then the blocks within each window of this row are. So reading stays nearly sequential, a
-    window of `window` blocks at a time, and a corpus smaller than the window is shuffled entirely. Only the current
-    chunk order and window are held in memory, whatever n.
+    Each epoch goes through each block once, in a new order of two levels: the chunks are permuted and laid end to end,
+    then the blocks within each window of this row are. So reading stays nearly sequential, a window of `window` blocks
+    at a time, and a corpus smaller than the window is shuffled entirely. Only the current chunk order and window are
+    held in memory, whatever k.
 
     Args:
-        blocks: number of blocks in each chunk, by source.
+        source: its name; another name, another order.
+        blocks: number of blocks in each chunk.
         seed: another seed, another order.
         window: blocks that are shuffled together.
     """
 
-    def __init__(self, blocks: Mapping[str, Sequence[int]], *, seed: int, window: int):
-        self.source = only_source(blocks)
+    def __init__(self, source: str, blocks: Sequence[int], *, seed: int, window: int):
         self._window = window
-        self._seed = (seed, int.from_bytes(hashlib.sha256(self.source.encode()).digest()[:8]))
-        self._sizes = np.array(blocks[self.source], dtype=np.int64)
+        self._seed = (seed, int.from_bytes(hashlib.sha256(source.encode()).digest()[:8]))
+        self._sizes = np.array(blocks, dtype=np.int64)
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._total = int(self._sizes.sum())
         assert self._total > 0, "check_blocks refuses such shards"
@@ -53,15 +44,14 @@ class Order:
         self._chunk_row = lru_cache(maxsize=2)(self._compute_chunk_row)
         self._window_order = lru_cache(maxsize=2)(self._compute_window_order)
 
-    def __call__(self, n: int) -> Sample:
-        """Say which block sample n is."""
-        epoch, position = divmod(n, self._total)
+    def __call__(self, k: int) -> tuple[int, int]:
+        """Say in which epoch sample k is, and which block."""
+        epoch, position = divmod(k, self._total)
         window, offset = divmod(position, self._window)
         place = window * self._window + int(self._window_order(epoch, window)[offset])
         chunks, ends = self._chunk_row(epoch)
-        k = bisect.bisect_right(ends, place)
-        chunk = int(chunks[k])
-        return Sample(self.source, epoch, int(self._starts[chunk]) + place - (ends[k - 1] if k else 0))
+        i = bisect.bisect_right(ends, place)
+        return epoch, int(self._starts[chunks[i]]) + place - (ends[i - 1] if i else 0)
 
     def _compute_chunk_row(self, epoch: int) -> tuple[npt.NDArray[np.int64], list[int]]:
         chunks = permutation(len(self._sizes), *self._seed, epoch, 0)
@@ -71,7 +61,7 @@ class Order:
         return permutation(min(self._window, self._total - window * self._window), *self._seed, epoch, 1, window)
 
     def __getstate__(self) -> dict[str, object]:
-        kept = ("source", "_window", "_seed", "_sizes", "_starts", "_total")
+        kept = ("_window", "_seed", "_sizes", "_starts", "_total")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -89,27 +79,9 @@ def permutation(size: int, *key: int) -> npt.NDArray[np.int64]:
     return np.argsort(draws, kind="stable")
 
 
-def only_source(sources: Mapping[str, object]) -> str:
-    """Return the name of the one source.
-
-    Raises:
-        ValueError: there is none, or there are several.
-    """
-    if len(sources) != 1:
-        found = f"{len(sources)} sources ({', '.join(sources)})" if sources else "no source"
-        raise ValueError(f"data.sources has {found}: exactly one can be trained on, mixtures have no weights yet")
-    return next(iter(sources))
-
-
 def blocks(manifest: Manifest, source: str, context_length: int, split: SplitName = "train") -> int:
     """Count the blocks of context_length + 1 tokens in one split of a source."""
     return sum(blocks_per_chunk(manifest.splits[split][source], context_length))
-
-
-def epochs_seen(manifest: Manifest, context_length: int, samples: int) -> dict[str, float]:
-    """Say how often each source was gone through after `samples` samples (0.5: half of it was seen once)."""
-    source = only_source(manifest.sources)
-    return {source: samples / blocks(manifest, source, context_length)}
 
 
 def check_blocks(manifest: Manifest, context_length: int) -> None:

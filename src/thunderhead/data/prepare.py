@@ -1,21 +1,32 @@
-"""From sources and a tokenizer to shards: prepared once, found again by what they were made from."""
+"""From sources and a tokenizer to shards: prepared once, found again by what they were made from.
+
+What one call has done is kept beside the place of the shards until they are complete, so that the next call goes on
+where a killed one stopped:
+
+    <shards_dir>/.<key>.preparing/inspected, kept, curation.json      what filters found and decided, if there are any
+                                 /tokenizer.json                      trained
+                                 /encoded                             the tokens of each batch of documents
+                                 /shards/…                            becomes <shards_dir>/<key>
+"""
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from thunderhead.data.curation import Filter, Removals, first_reason
 from thunderhead.data.manifest import (
     DTYPE_NAME,
     FORMAT,
@@ -27,11 +38,13 @@ from thunderhead.data.manifest import (
 )
 from thunderhead.data.shards import CHUNK_BYTES, ShardWriter
 from thunderhead.data.sources import Document, Source
-from thunderhead.data.tokenizer import DTYPE, Tokenizer
+from thunderhead.data.split import SPLIT_RULE, is_validation
+from thunderhead.data.tokenizer import Tokenizer
+from thunderhead.data.workers import Batch, Encode, Encoded, Inspect, cores, remembered
 
-SPLIT_RULE = "a document is for validation if the first 8 bytes of its text's sha256, over 2**64, are < fraction"
 _MARKER = ".thunderhead-shards"  # lies in every folder that `prepare` makes: others are never deleted
-_BATCH_BYTES = 1 << 20  # text that is tokenized at once
+_BATCH_CHARACTERS = 1 << 20  # text that is tokenized at once
+_NO_FILTERS: Mapping[str, Filter] = {}
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +72,7 @@ def find_manifest(
     *,
     shards_dir: str | Path,
     validation_fraction: float,
+    filters: Mapping[str, Filter] = _NO_FILTERS,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Manifest | None:
     """Look up the shards made from exactly this; None if there are none yet. Reads no text and writes nothing.
@@ -68,7 +82,7 @@ def find_manifest(
         MissingManifestError: the place of the shards holds something else.
         ShardError: the manifest is damaged or belongs to another tokenizer.
     """
-    folder = Path(shards_dir) / _key(_fingerprints(sources), tokenizer, validation_fraction, chunk_bytes)
+    folder = Path(shards_dir) / _key(_fingerprints(sources), tokenizer, validation_fraction, filters, chunk_bytes)
     if not folder.exists() or not any(folder.iterdir()):
         return None
     manifest = Manifest.load(folder)
@@ -86,28 +100,33 @@ def prepare(
     *,
     shards_dir: str | Path,
     validation_fraction: float,
+    filters: Mapping[str, Filter] = _NO_FILTERS,
+    processes: int | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Manifest:
     """Train the tokenizer on the training split, and write the shards; or return those that are there already.
 
-    Works in a temporary folder beside the final one and renames it at the end: what was killed on the way is not taken
-    for shards, and is removed by the next call for the same shards. Of several processes one prepares, the others wait.
-    Memory does not grow with the corpus. The same input gives the same bytes.
+    The shards appear under their name when they are complete. A call that is killed leaves what it has done, and the
+    next one for the same shards goes on from there (on the disk, that takes as much again as the shards). Of several
+    calls at a time one prepares, the others wait. Memory does not grow with the corpus. The same input gives the same
+    bytes, whatever the number of processes and however often it was killed.
 
     Args:
         sources: by name; the names become folders.
-        tokenizer: trained or not, it is trained anew.
+        tokenizer: trained or not, it is trained anew (on what the filters keep).
         shards_dir: where the folder `<key>` of the shards will lie.
         validation_fraction: share of the documents (chosen by hash) to hold out.
+        filters: decide in their order which documents of all sources are kept; what goes is told by curation.json.
+        processes: how many tokenize; None: one for each core. One works in this process.
         chunk_bytes: size of the chunk files.
 
     Raises:
-        ValueError: a source is unreadable (see `check_sources`), changes while it is read, or leaves one of the splits
-            empty; or a folder is in the way that was not made here.
+        ValueError: a source is unreadable (see `check_sources`) or cannot be reached, changes while it is read, or
+            leaves one of the splits empty; or a folder is in the way that was not made here.
     """
     check_sources(sources)
     fingerprints = _fingerprints(sources)
-    key = _key(fingerprints, tokenizer, validation_fraction, chunk_bytes)
+    key = _key(fingerprints, tokenizer, validation_fraction, filters, chunk_bytes)
     folder = Path(shards_dir) / key
     work = Path(shards_dir) / f".{key}.preparing"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -118,16 +137,24 @@ def prepare(
             tokenizer,
             shards_dir=shards_dir,
             validation_fraction=validation_fraction,
+            filters=filters,
             chunk_bytes=chunk_bytes,
         )
         if found is not None:
             return found
-        _remove_stale(work)
-        work.mkdir()
-        (work / _MARKER).touch()
+        for name, source in sources.items():
+            with _named(name):
+                source.connect()
+        _open(work)
         try:
-            trained, splits = _write(
-                work, sources, tokenizer, validation_fraction=validation_fraction, chunk_bytes=chunk_bytes
+            trained, splits, curation = _write(
+                work,
+                sources,
+                tokenizer,
+                validation_fraction=validation_fraction,
+                filters=filters,
+                processes=processes or cores(),
+                chunk_bytes=chunk_bytes,
             )
             if _fingerprints(sources) != fingerprints:
                 raise ValueError("files of data.sources changed while they were read: prepare again")
@@ -143,11 +170,13 @@ def prepare(
                 validation_fraction=validation_fraction,
                 sources=fingerprints,
                 splits=splits,
-            ).save(work)
-            os.rename(work, folder)
-        except BaseException:
+                curation=curation,
+            ).save(work / "shards")
+            os.rename(work / "shards", folder)
+        except ValueError:  # what was done is of no use; after any other end, the next call goes on
             shutil.rmtree(work, ignore_errors=True)
             raise
+        shutil.rmtree(work, ignore_errors=True)
     return Manifest.load(folder)
 
 
@@ -160,7 +189,11 @@ def _fingerprints(sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
 
 
 def _key(
-    fingerprints: dict[str, dict[str, Any]], tokenizer: Tokenizer, validation_fraction: float, chunk_bytes: int
+    fingerprints: dict[str, dict[str, Any]],
+    tokenizer: Tokenizer,
+    validation_fraction: float,
+    filters: Mapping[str, Filter],
+    chunk_bytes: int,
 ) -> str:
     """Name shards by all that they are made from, with a readable beginning."""
     made_from = {
@@ -170,8 +203,33 @@ def _key(
         "split": [SPLIT_RULE, validation_fraction],
         "chunk_bytes": chunk_bytes,
     }
+    if filters:
+        made_from["filters"] = [[name, rule.settings()] for name, rule in filters.items()]
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     return f"{'+'.join(fingerprints)[:40]}-{tokenizer.name}-{digest[:12]}"
+
+
+def _open(work: Path) -> None:
+    """Make the folder to work in, or take on the one that a killed call left: under the lock nobody else works there.
+
+    Raises:
+        ValueError: the folder was not made here.
+    """
+    if work.exists() and any(work.iterdir()):
+        if not (work / _MARKER).exists():
+            raise ValueError(
+                f"{work} is in the way and was not made by Thunderhead: move it, or choose data.shards_dir"
+            )
+        _log.warning("Going on with %s, left by a preparation that was interrupted", work)
+    work.mkdir(exist_ok=True)
+    (work / _MARKER).touch()
+    shutil.rmtree(work / "shards", ignore_errors=True)  # half-written; made again from what is remembered
+    (work / "shards").mkdir()
+    (work / "shards" / _MARKER).touch()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The passes over the sources: which documents, which tokenizer, which tokens
 
 
 def _write(
@@ -180,88 +238,145 @@ def _write(
     tokenizer: Tokenizer,
     *,
     validation_fraction: float,
+    filters: Mapping[str, Filter],
+    processes: int,
     chunk_bytes: int,
-) -> tuple[Tokenizer, dict[SplitName, dict[str, Shard]]]:
-    """Write the trained tokenizer and the shards of all sources into a folder."""
-    total = sum(source.disk_bytes() for source in sources.values())
-    with _progress() as bar:
-        task = bar.add_task("Training the tokenizer", total=total, tokens="")
-        trained = tokenizer.train(_training_texts(sources, validation_fraction, lambda n: bar.advance(task, n)))
-        bar.update(task, completed=total)
-        (work / "tokenizer.json").write_bytes(trained.to_json().encode())
-
-        task = bar.add_task("Tokenizing", total=total, tokens="")
-        splits: dict[SplitName, dict[str, Shard]] = {"train": {}, "val": {}}
-        for name, source in sources.items():
-            with _named(name):
-                written = _write_source(
-                    work / name,
-                    source,
-                    trained,
-                    validation_fraction=validation_fraction,
-                    chunk_bytes=chunk_bytes,
-                    bar=bar,
+) -> tuple[Tokenizer, dict[SplitName, dict[str, Shard]], dict[str, Any] | None]:
+    """Write the trained tokenizer, the shards of all sources and the report of the filters into work/shards."""
+    with _Display(sources) as display:
+        curation = None
+        if filters:
+            removed = _curate(work, sources, filters, processes, display)
+            _write_whole(work / "shards" / "curation.json", json.dumps(removed, indent=1) + "\n")
+            curation = {"filters": {name: rule.settings() for name, rule in filters.items()}, **removed}
+        reader = _Reader(sources, work / "kept" if filters else None)
+        trained = _train(work, reader, tokenizer, validation_fraction, display)
+        _write_whole(work / "shards" / "tokenizer.json", trained.to_json())
+        display.begin("Tokenizing")
+        encoded = remembered(Encode(trained, validation_fraction), reader.batches(), processes, work / "encoded")
+        written: dict[str, dict[SplitName, Shard | None]] = {name: {"train": None, "val": None} for name in sources}
+        for name, of_source in itertools.groupby(encoded, key=lambda done: done[0].source):
+            writers: dict[SplitName, ShardWriter] = {
+                split: ShardWriter(
+                    work / "shards" / name / split, vocab_size=trained.vocab_size, chunk_bytes=chunk_bytes
                 )
-            for split, shard in written.items():
-                if shard is None:
-                    n_documents = sum(other.documents for other in written.values() if other is not None)
-                    raise ValueError(_empty_split(name, source, split, n_documents, validation_fraction))
-                splits[split][name] = shard
-    return trained, splits
+                for split in ("train", "val")
+            }
+            for batch, result, from_before in of_source:
+                _add(writers, result)
+                display.advance(batch.read, n_tokens=len(result.tokens), from_before=from_before)
+            written[name] = {split: writer.close() for split, writer in writers.items()}
+
+    splits: dict[SplitName, dict[str, Shard]] = {"train": {}, "val": {}}
+    for name, by_split in written.items():
+        n_documents = sum(shard.documents for shard in by_split.values() if shard is not None)
+        if n_documents == 0 and curation is not None and curation["sources"][name]["documents"] > 0:
+            raise ValueError(f"data.sources.{name}: curation.filters keep none of its documents")
+        for split, shard in by_split.items():
+            if shard is None:
+                raise ValueError(_empty_split(name, sources[name], split, n_documents, validation_fraction))
+            splits[split][name] = shard
+    return trained, splits, curation
 
 
-def _write_source(
-    folder: Path,
-    source: Source,
-    tokenizer: Tokenizer,
-    *,
-    validation_fraction: float,
-    chunk_bytes: int,
-    bar: Progress,
-) -> dict[SplitName, Shard | None]:
-    writers: dict[SplitName, ShardWriter] = {
-        split: ShardWriter(folder / split, vocab_size=tokenizer.vocab_size, chunk_bytes=chunk_bytes)
-        for split in ("train", "val")
-    }
-    task = bar.task_ids[-1]
-    eos = np.array([tokenizer.eos_id], dtype=DTYPE)
-    for batch in _batches(source.documents(lambda n: bar.advance(task, n))):
-        for document, tokens in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
-            split: SplitName = "val" if is_validation(document.text, validation_fraction) else "train"
-            writers[split].add(np.concatenate([tokens, eos]), len(document.text.encode()))
-        n_tokens = sum(writer.tokens for writer in writers.values())
-        elapsed = bar.tasks[-1].elapsed or 1
-        bar.update(task, tokens=f"{n_tokens / 1e6:.1f} M tokens, {n_tokens / elapsed / 1e3:,.0f} k/s")
-    return {split: writer.close() for split, writer in writers.items()}
+def _add(writers: Mapping[SplitName, ShardWriter], encoded: Encoded) -> None:
+    start = 0
+    for length, n_bytes, validation in zip(encoded.lengths, encoded.n_bytes, encoded.validation, strict=True):
+        writers["val" if validation else "train"].add(encoded.tokens[start : start + length], int(n_bytes))
+        start += length
 
 
-def is_validation(text: str, fraction: float) -> bool:
-    """Say on which side of the split a document falls: by its text alone, so equal documents never end up on both."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < fraction * 2**64
+def _curate(
+    work: Path, sources: Mapping[str, Source], filters: Mapping[str, Filter], processes: int, display: "_Display"
+) -> dict[str, Any]:
+    """Decide about all documents: a byte each in work/kept, 1 if it is kept. Returns what curation.json holds."""
+    report = work / "curation.json"
+    if report.exists():
+        decided: dict[str, Any] = json.loads(report.read_bytes())
+        return decided
+    display.begin("Curating")
+    for rule in filters.values():
+        rule.reset()
+    removals = Removals()
+    for name in sources:
+        removals.add_source(name)
+    inspected = remembered(Inspect(filters), _Reader(sources).batches(), processes, work / "inspected")
+    with open(work / "kept", "wb") as kept:
+        for batch, evidence, _ in inspected:
+            for document, found in zip(batch.documents, evidence, strict=True):
+                reason = first_reason(filters, document.id, found)
+                removals.add(batch.source, document, reason)
+                kept.write(bytes([reason is None]))
+            display.advance(batch.read)
+    _write_whole(report, json.dumps(removals.to_dict()))
+    (work / "inspected").unlink(missing_ok=True)
+    return removals.to_dict()
 
 
-def _training_texts(
-    sources: Mapping[str, Source], validation_fraction: float, on_read: Callable[[int], None]
-) -> Iterator[str]:
-    for name, source in sources.items():
-        with _named(name):
-            for document in source.documents(on_read):
-                if not is_validation(document.text, validation_fraction):
-                    yield document.text
+def _train(
+    work: Path, reader: "_Reader", tokenizer: Tokenizer, validation_fraction: float, display: "_Display"
+) -> Tokenizer:
+    """Train the tokenizer on the training split, or load the one that was trained before an interruption."""
+    file = work / "tokenizer.json"
+    if file.exists():
+        return type(tokenizer).from_json(file.read_text())
+    display.begin("Training the tokenizer")
+    trained = tokenizer.train(
+        document.text
+        for batch in display.told(reader.batches())
+        for document in batch.documents
+        if not is_validation(document.text, validation_fraction)
+    )
+    _write_whole(file, trained.to_json())
+    return trained
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Group documents until they make enough text to keep all cores busy."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+class _Reader:
+    """The documents of all sources, in order, without those that a curation removed.
+
+    Args:
+        sources: by name.
+        kept: a file with a byte for each document of all sources, 0 if it is removed; None: all are kept.
+    """
+
+    def __init__(self, sources: Mapping[str, Source], kept: Path | None = None):
+        self._sources, self._kept = sources, kept
+
+    def batches(self) -> Iterator[Batch]:
+        """Group documents of a source until they make enough text to send to another process."""
+        decisions = None if self._kept is None else self._decisions(self._kept)
+        self._read = 0
+        for name, source in self._sources.items():
+            documents: list[Document] = []
+            size = 0
+            with _named(name):
+                for document in source.documents(self._on_read):
+                    if decisions is not None and not next(decisions):
+                        continue
+                    documents.append(document)
+                    size += len(document.text)
+                    if size >= _BATCH_CHARACTERS:
+                        yield Batch(name, documents, self._read)
+                        documents, size = [], 0
+            if documents:
+                yield Batch(name, documents, self._read)
+
+    def _on_read(self, n_bytes: int) -> None:
+        self._read += n_bytes
+
+    @staticmethod
+    def _decisions(file: Path) -> Iterator[int]:
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 16):
+                yield from block
+        raise ValueError("files of data.sources changed while they were read: prepare again")
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Write a file that is either there and complete, or not there."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_bytes(text.encode())
+    os.replace(part, file)
 
 
 def _empty_split(name: str, source: Source, split: SplitName, n_documents: int, fraction: float) -> str:
@@ -303,25 +418,60 @@ def _locked(file: Path) -> Iterator[None]:
         lock.release()
 
 
-def _remove_stale(work: Path) -> None:
-    """Remove what a killed `prepare` left: under the lock nobody else works there."""
-    if not work.exists():
-        return
-    if not (work / _MARKER).exists() and any(work.iterdir()):
-        raise ValueError(f"{work} is in the way and was not made by Thunderhead: move it, or choose data.shards_dir")
-    _log.warning("Removing %s, left by a preparation that was interrupted", work)
-    shutil.rmtree(work)
+class _Display:
+    """A progress bar for each pass, on a terminal: bytes read, tokens per second, and the time left."""
 
+    def __init__(self, sources: Mapping[str, Source]):
+        sizes = [source.disk_bytes() for source in sources.values()]
+        self._total = None if None in sizes else sum(size for size in sizes if size is not None)
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[tokens]}"),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
 
-def _progress() -> Progress:
-    """Make a progress bar that is quiet off a terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[tokens]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    def __enter__(self) -> "_Display":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finish()
+        self._bar.stop()
+
+    def begin(self, what: str) -> None:
+        """Begin a pass."""
+        self._finish()
+        self._bar.add_task(what, total=self._total, tokens="")
+        self._tokens = self._tokens_now = 0
+        self._begun: float | None = None
+
+    def _finish(self) -> None:
+        """Show the pass that ends as complete: whoever trains a tokenizer may need no text."""
+        for task in self._bar.tasks[-1:]:
+            self._bar.update(task.id, completed=task.total or task.completed, total=task.total or task.completed)
+
+    def advance(self, read: int, *, n_tokens: int = 0, from_before: bool = False) -> None:
+        """Show that `read` bytes are done in all. The rate counts what is done now, not before an interruption."""
+        self._tokens += n_tokens
+        if not from_before:
+            self._begun = self._begun or time.monotonic()
+            self._tokens_now += n_tokens
+        tokens = ""
+        if self._tokens:
+            seconds = time.monotonic() - self._begun if self._begun is not None else 0.0
+            rate = f", {self._tokens_now / seconds / 1e3:,.0f} k/s" if seconds > 0.5 else ""
+            tokens = f"{self._tokens / 1e6:.1f} M tokens{rate}"
+        self._bar.update(self._bar.tasks[-1].id, completed=read, tokens=tokens)
+
+    def told(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass batches on, and show how far they were read."""
+        for batch in batches:
+            yield batch
+            self.advance(batch.read)

@@ -45,8 +45,8 @@ def _ignore(_: int) -> None:
 Weight = Annotated[float, Ge(0)]
 
 
-class Source(ABC):
-    """Text to train on. Making one is cheap and touches no file; problems are reported by `fingerprint` and `check`.
+class Share:
+    """How much a mixture takes of something.
 
     Args:
         weight: share of the tokens in a mixture, relative to the other sources'; or a share for each stage of the
@@ -58,6 +58,10 @@ class Source(ABC):
         self, weight: Weight | Mapping[float, Weight] = 1.0, max_epochs: Annotated[float, Gt(0)] | None = None
     ):
         self.weight, self.max_epochs = weight, max_epochs
+
+
+class Source(Share, ABC):
+    """Text to train on. Making one is cheap and touches no file; problems are reported by `fingerprint` and `check`."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
@@ -76,8 +80,8 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def disk_bytes(self) -> int:
-        """Bytes that `documents` will report to `on_read` in all."""
+    def disk_bytes(self) -> int | None:
+        """Bytes that `documents` will report to `on_read` in all; None if that cannot be known."""
 
     @abstractmethod
     def check(self) -> None:
@@ -87,13 +91,21 @@ class Source(ABC):
             ValueError: in one line, what is wrong with which file.
         """
 
+    def connect(self) -> None:
+        """Reach what is not on this machine, saying so; comes before the first document is asked for.
+
+        Raises:
+            ValueError: in one line, what cannot be reached and why.
+        """
+
 
 class StandardLibrary(Source):
     """The corpus that is always there: this Python's standard library, and its prose on the language.
 
     Code is every `*.py` below `sysconfig.get_paths()["stdlib"]` without tests and installed packages: about 730 files,
     12 MB. Prose is `pydoc_data.topics` (the language reference as `help()` shows it), each topic a document: 0.5 MB;
-    the file that holds it is then left out of the code. Both differ between versions of Python: the fingerprint tells.
+    the file that holds it is never code, as code and prose may be two sources of a mixture. Both differ between
+    versions of Python: the fingerprint tells.
     """
 
     _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
@@ -122,9 +134,7 @@ class StandardLibrary(Source):
         if self.include_code and not files:
             raise ValueError(f"this Python has no source files in {root}: use data=text with files of your own")
         code = list(files.items()) if self.include_code else []
-        if topics is not None and (self.include_topics or self.include_code):
-            code.append((self._TOPICS, topics))  # as prose, or as one more file of code
-        return code
+        return [*code, (self._TOPICS, topics)] if topics is not None and self.include_topics else code
 
     @override
     def fingerprint(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Text to token ids and back: bytes, or byte-level BPE trained on the corpus."""
+"""Text to token ids and back: bytes, or byte-level BPE trained on the corpus. Others': thunderhead.data.pretrained."""
 
 import hashlib
+import heapq
 import itertools
 import json
 from abc import ABC, abstractmethod
@@ -125,7 +126,8 @@ class BpeTokenizer(Tokenizer):
 
     Args:
         vocab_size: tokens to learn, bytes and EOS included; 65,536 at most (shards hold uint16).
-        sample_bytes: train on this many bytes from the beginning of the corpus (by then the merges hardly change).
+        sample_bytes: train on this many bytes: documents from all over the corpus, chosen by hash. They are held in
+            memory. (By then the merges hardly change.)
     """
 
     name = "bpe"
@@ -163,7 +165,7 @@ class BpeTokenizer(Tokenizer):
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(_head(texts, self._sample_bytes), trainer)
+        tokenizer.train_from_iterator(sample(texts, self._sample_bytes), trainer)
         return self._wrap(tokenizer, vocab_size=self._asked, sample_bytes=self._sample_bytes)
 
     @classmethod
@@ -214,21 +216,34 @@ class BpeTokenizer(Tokenizer):
 
 
 def load_tokenizer(name: str, text: str) -> Tokenizer:
-    """Read a trained tokenizer of the given kind ("byte", "bpe") from its JSON.
+    """Read a trained tokenizer of the given kind ("byte", "bpe", "huggingface", "tiktoken") from its JSON.
 
     Raises:
         ValueError: the kind is unknown, or the text is not of this kind.
     """
-    kinds: dict[str, type[Tokenizer]] = {kind.name: kind for kind in (ByteTokenizer, BpeTokenizer)}
+    from thunderhead.data.pretrained import HuggingFaceTokenizer, TiktokenTokenizer  # it imports this module
+
+    known: tuple[type[Tokenizer], ...] = (ByteTokenizer, BpeTokenizer, HuggingFaceTokenizer, TiktokenTokenizer)
+    kinds = {kind.name: kind for kind in known}
     if name not in kinds:
         raise ValueError(f"unknown kind of tokenizer {name}: known are {', '.join(kinds)}")
     return kinds[name].from_json(text)
 
 
-def _head(texts: Iterable[str], n_bytes: int) -> Iterator[str]:
-    """Yield texts until they add up to `n_bytes` of UTF-8."""
-    for text in texts:
-        if n_bytes <= 0:
-            return
-        yield text
-        n_bytes -= len(text.encode())
+def sample(texts: Iterable[str], n_bytes: int) -> Iterator[str]:
+    """Yield the fewest texts with the smallest hashes that make up `n_bytes` of UTF-8, in their order.
+
+    All of them, if they are fewer. Whatever the length of `texts`, memory holds `n_bytes` and one text more.
+    """
+    chosen: list[tuple[int, int, bytes]] = []  # a heap, the largest hash first
+    total = 0
+    for index, text in enumerate(texts):
+        content = text.encode()
+        order = int.from_bytes(hashlib.sha256(content).digest()[8:16])  # the bytes before decide about validation
+        heapq.heappush(chosen, (-order, -index, content))
+        total += len(content)
+        while total - len(chosen[0][2]) >= n_bytes:
+            total -= len(heapq.heappop(chosen)[2])
+    chosen.sort(key=lambda entry: -entry[1])
+    for _, _, content in chosen:
+        yield content.decode()

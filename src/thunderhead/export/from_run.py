@@ -1,5 +1,6 @@
 """`python generate.py`: a run's model and tokenizer, read back from its record."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from omegaconf import DictConfig
 from thunderhead import config as configuration
 from thunderhead.config import ConfigError, Problem, build, factory
 from thunderhead.data.tokenizer import Tokenizer
+from thunderhead.data.tokenizer import load_tokenizer as load_kind
 from thunderhead.training import hardware
 from thunderhead.training.module import GROUPS, LanguageModel
 
@@ -34,6 +36,10 @@ def generate_text(config: DictConfig) -> str:
         ) from error
     recorded, weights = read_record(Path(resolved["run"]), resolved["checkpoint"])
     tokenizer = load_tokenizer(recorded, Path(resolved["run"]))
+    try:
+        tokenizer.encode(resolved["generation"]["prompt"])
+    except ValueError as error:  # the symbols of a synthetic task write no other text
+        raise ConfigError([Problem("generation.prompt", str(error))]) from error
     model = load_model(recorded, weights).to("cuda:0" if accelerator == "cuda" else accelerator)
     precision, _ = build(recorded["precision"]).resolve(accelerator)
     with hardware.autocast(accelerator, precision):
@@ -67,8 +73,13 @@ def load_tokenizer(recorded: dict[str, Any], folder: Path) -> Tokenizer:
     Raises:
         ConfigError: tokenizer.json is not in the run's folder, or is of another kind.
     """
+    if "task" in recorded["data"]:
+        return build(recorded["data"]["task"]).load_tokenizer()  # type: ignore[no-any-return]
     file = folder / "tokenizer.json"
     try:
+        if recorded.get("tokenizer") is None:  # prepared shards brought theirs
+            kind = json.loads((folder / "data.json").read_text())["tokenizer"]["name"]
+            return load_kind(kind, file.read_text())
         tokenizer: Tokenizer = factory(recorded["tokenizer"]).func.from_json(file.read_text())  # type: ignore[attr-defined]
     except Exception as error:  # missing, damaged (each library has its own error), or of another kind
         raise ConfigError([Problem("run", f"{file} cannot be read: {str(error).splitlines()[0]}")]) from error

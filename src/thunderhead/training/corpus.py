@@ -7,24 +7,40 @@ from rich.table import Table
 
 from thunderhead import config as configuration
 from thunderhead.config import ConfigError, Problem, build, factory
+from thunderhead.data.curation_report import write_report
 from thunderhead.data.manifest import Manifest, verify
 from thunderhead.data.prepare import check_sources, find_manifest, prepare
 from thunderhead.training import display
+from thunderhead.training.planning import build_filters, is_prepared
+from thunderhead.types import PositiveInt
+
+
+def _settings(*, processes: PositiveInt | None = None) -> None:
+    """Say which settings beside the groups there are."""
 
 
 def prepare_corpus(config: DictConfig) -> Manifest:
     """Make the shards of `data` and `tokenizer`, or find and verify those that are there, and print what they hold.
 
     Raises:
-        ConfigError: the configuration is refused, a source cannot be read, or shards that were there are damaged.
+        ConfigError: the configuration is refused, a source cannot be read or reached, or shards that were there are
+            damaged.
     """
     resolved = configuration.plain(config)
-    if problems := configuration.check(resolved):
+    if problems := configuration.check(resolved, _settings):
         raise ConfigError(problems)
+    if is_prepared(resolved):
+        message = "data=shards is prepared already: give the text to prepare, as data=text data.path=…"
+        raise ConfigError([Problem("data", message)])
+    if resolved.get("tokenizer") is None:
+        raise ConfigError([Problem("tokenizer", "needs an option: tokenizer=bpe")])
     try:
         tokenizer = build(resolved["tokenizer"])
         data = factory(resolved["data"]).keywords  # type: ignore[attr-defined]
+        if "sources" not in data:
+            raise ValueError("data: a synthetic task is made while it is trained on: there is nothing to prepare")
         place = {name: data[name] for name in ("shards_dir", "validation_fraction")}
+        place["filters"] = build_filters(resolved["curation"])
         check_sources(data["sources"], data.get("path"))
         manifest = find_manifest(data["sources"], tokenizer, **place)
         if manifest is not None:
@@ -32,10 +48,13 @@ def prepare_corpus(config: DictConfig) -> Manifest:
             display.say("Prepared already, nothing to do (its checksums were compared and are right)")
         else:
             display.say(f"Preparing {', '.join(data['sources'])} with the {tokenizer.name} tokenizer")
-            manifest = prepare(data["sources"], tokenizer, **place)
-    except ValueError as error:
+            manifest = prepare(data["sources"], tokenizer, **place, processes=resolved["processes"])
+    except (ValueError, ConnectionError) as error:
         raise ConfigError([Problem("", str(error).strip().splitlines()[0])]) from error
     _show(manifest)
+    curation = manifest.folder / "curation.json"
+    if curation.exists():
+        display.say(f"curation   {write_report(curation)}")
     return manifest
 
 

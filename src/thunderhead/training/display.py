@@ -1,5 +1,6 @@
 """What a person sees on the terminal: the plan, the data, the summary."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,16 @@ def show_plan(plan: Plan) -> None:
     table.add_row("tokens", f"{plan.tokens:,} ({per_parameter:.2g} a parameter)")
     if plan.epochs is None:
         table.add_row("epochs", "known once the data is prepared")
+    elif not plan.epochs:
+        table.add_row("epochs", "none: sequences are made by rule")
     else:
         table.add_row("epochs", ", ".join(f"{source} {epochs:.2f}" for source, epochs in plan.epochs.items()))
-    table.add_row("device", f"{plan.accelerator}; {'; '.join(plan.notes)}")
+    if plan.shares is not None and len(plan.shares) > 1:
+        table.add_row("mixture", ", ".join(f"{source} {share:.2%}" for source, share in plan.shares.items()))
+    precision, *others = plan.notes
+    table.add_row("device", f"{plan.accelerator}; {precision}")
+    for note in others:
+        table.add_row("note", note)
     total = sum(plan.memory.values())
     parts = ", ".join(f"{part.replace('_', ' ')} {size(n)}" for part, n in plan.memory.items())
     table.add_row("memory", f"about {size(total)} a device ({parts})")
@@ -87,7 +95,16 @@ def show_summary(summary: dict[str, Any], text: str, run_dir: Path) -> None:
     unigram = summary["unigram_entropy"]
     table.add_row("validation loss", f"[bold]{summary['val_loss']:.4f}[/] nats a token; unigram entropy {unigram:.4f}")
     table.add_row("perplexity", f"{summary['perplexity']:.2f}")
-    table.add_row("bits per byte", f"{summary['bits_per_byte']:.4f}")
+    if "bits_per_byte" in summary:
+        table.add_row("bits per byte", f"{summary['bits_per_byte']:.4f}")
+    if "accuracy" in summary:
+        table.add_row(
+            "accuracy", f"[bold]{summary['accuracy']:.4f}[/] of the answers; {math.exp(-unigram):.4f} by guessing"
+        )
+    if len(summary["ledger"]) > 1:
+        for source, entry in summary["ledger"].items():
+            drawn = f"{entry['tokens']:,} tokens, {entry['share']:.2%}, {entry['epochs']:.2f} epochs"
+            table.add_row(source, f"{drawn}; validation loss {entry['val_loss']:.4f}")
     speed = f"{summary['tokens_per_second'] or 0:,.0f} tokens/s"
     table.add_row("training", f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s, {speed}")
     _console.print()

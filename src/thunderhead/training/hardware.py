@@ -2,6 +2,8 @@
 
 import ctypes
 import platform
+import resource
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +147,14 @@ def device_name(accelerator: str) -> str:
         if names:
             return f"{names[0]} ({torch.get_num_threads()} threads)"
     return platform.processor() or platform.machine()
+
+
+def peak_memory(accelerator: str) -> int:
+    """Bytes: the most that this process' tensors took on its GPU; elsewhere the most that the process took at all."""
+    if accelerator == "cuda":
+        return torch.cuda.max_memory_allocated()
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024  # bytes on macOS, KiB on Linux
 
 
 def peak_flops(accelerator: str, kind: str) -> float | None:

@@ -1,17 +1,21 @@
 """LanguageModel: the LightningModule that hosts the decoder, its optimizer and its schedule. Hooks only."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule
 from torch import Tensor
+from torch.nn import ModuleList
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy
 
 from thunderhead.config import build, factory
 from thunderhead.model.decoder import Decoder
+from thunderhead.model.loss import IGNORED_TARGET
 from thunderhead.training.metrics import BitsPerByte
 from thunderhead.training.parallel import FullyShardedStrategy, shard
 
@@ -50,8 +54,18 @@ def build_optimizer(config: dict[str, Any], decoder: Decoder) -> torch.optim.Opt
     return optimizer
 
 
+def inputs_and_targets(batch_BT1: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens to read (B, T), and the next of each to predict (B, T).
+
+    A negative number ~id = -1 - id is a token that is read and not predicted: its target is IGNORED_TARGET.
+    """
+    unasked_BT1 = batch_BT1 < 0
+    inputs_BT = torch.where(unasked_BT1, ~batch_BT1, batch_BT1)[:, :-1]
+    return inputs_BT, batch_BT1.masked_fill(unasked_BT1, IGNORED_TARGET)[:, 1:]
+
+
 class LanguageModel(LightningModule):
-    """Next-token prediction on batches of `(B, T+1)` token ids.
+    """Next-token prediction on batches of `(B, T+1)` token ids; see `inputs_and_targets` for negative ones.
 
     Args:
         config: resolved, plain containers: the groups in GROUPS. Stored in checkpoints, so that
@@ -61,6 +75,8 @@ class LanguageModel(LightningModule):
         eos_id: end-of-document token, or None.
         total_steps: optimizer steps of the schedule.
         token_bytes: bytes of text behind each token id, for bits per byte; None leaves that metric out.
+        measure_accuracy: whether validation also says how often the most probable token is right.
+        sources: names of the validation loaders; losses of several are told apart.
     """
 
     def __init__(
@@ -72,13 +88,22 @@ class LanguageModel(LightningModule):
         eos_id: int | None,
         total_steps: int,
         token_bytes: list[int] | None = None,
+        measure_accuracy: bool = False,
+        sources: Sequence[str] = ("all",),
     ):
         super().__init__()
         self.save_hyperparameters(logger=False)
         self.decoder: Decoder
         self.step_loss = MeanMetric()  # over the micro-batches of one step, and over ranks
-        self.val_loss = MeanMetric()
-        self.val_bits_per_byte = BitsPerByte(token_bytes) if token_bytes is not None else None
+        # one for each source
+        self.val_loss = cast(Sequence[MeanMetric], ModuleList(MeanMetric() for _ in sources))
+        by_source = ModuleList(BitsPerByte(token_bytes) for _ in sources if token_bytes is not None)
+        self.val_bits_per_byte = cast(Sequence[BitsPerByte], by_source)
+        self.val_accuracy: MulticlassAccuracy | None = None
+        if measure_accuracy:
+            self.val_accuracy = MulticlassAccuracy(
+                vocab_size, average="micro", ignore_index=IGNORED_TARGET, validate_args=False
+            )
         self.grad_norm: Tensor | None = None
         self.measure_step = True  # set by the metrics callback: whether the current step will be logged
 
@@ -113,28 +138,44 @@ class LanguageModel(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
     def training_step(self, batch_BT1: Tensor, batch_idx: int) -> Tensor:
-        """The loss of one micro-batch; every target counts."""
-        terms = self.decoder(batch_BT1[:, :-1], batch_BT1[:, 1:])
+        """The loss of one micro-batch."""
+        terms = self.decoder(*inputs_and_targets(batch_BT1))
         if self.measure_step:
             self.step_loss.update(terms.cross_entropy.detach())
         return terms.loss  # type: ignore[no-any-return]
 
-    def validation_step(self, batch_BT1: Tensor, batch_idx: int) -> None:
-        """Sum up the loss over all targets of the batch."""
-        targets_BT = batch_BT1[:, 1:]
-        loss = self.decoder(batch_BT1[:, :-1], targets_BT).cross_entropy
-        self.val_loss.update(loss, weight=targets_BT.numel())
-        if self.val_bits_per_byte is not None:
-            self.val_bits_per_byte.update(loss * targets_BT.numel(), targets_BT)
+    def validation_step(self, batch_BT1: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Sum up the loss over all targets of the batch, which is of source `dataloader_idx`."""
+        inputs_BT, targets_BT = inputs_and_targets(batch_BT1)
+        loss = self.decoder(inputs_BT, targets_BT).cross_entropy
+        self.val_loss[dataloader_idx].update(loss, weight=(targets_BT != IGNORED_TARGET).sum())
+        if self.val_bits_per_byte:
+            self.val_bits_per_byte[dataloader_idx].update(loss * targets_BT.numel(), targets_BT)
+        if self.val_accuracy is not None:
+            self.val_accuracy.update(self.decoder.logits(inputs_BT).argmax(dim=-1), targets_BT)
 
     def on_validation_epoch_end(self) -> None:
-        """Publish val/loss (nats a token), val/perplexity and val/bits_per_byte."""
-        loss = self.val_loss.compute()
-        values = {"val/loss": loss, "val/perplexity": torch.exp(loss)}
-        if self.val_bits_per_byte is not None:
-            values["val/bits_per_byte"] = self.val_bits_per_byte.compute()
-            self.val_bits_per_byte.reset()
-        self.val_loss.reset()
+        """Publish val/loss (nats a target), val/perplexity, and val/bits_per_byte or val/accuracy.
+
+        Of several sources, val/loss is the plain mean of their losses (val/loss/<source>), and so is val/bits_per_byte:
+        it depends neither on the weights, so that mixtures can be compared by it, nor on the sources' sizes.
+        """
+        metrics: dict[str, Sequence[Metric]] = {"val/loss": self.val_loss, "val/bits_per_byte": self.val_bits_per_byte}
+        values = {}
+        for name, by_source in metrics.items():
+            found = [metric.compute() for metric in by_source]
+            for metric in by_source:
+                metric.reset()
+            if found:
+                values[name] = torch.stack(found).mean()
+            if len(found) > 1:
+                values |= {
+                    f"{name}/{source}": value for source, value in zip(self.hparams["sources"], found, strict=True)
+                }
+        if self.val_accuracy is not None:
+            values["val/accuracy"] = self.val_accuracy.compute()
+            self.val_accuracy.reset()
+        values["val/perplexity"] = torch.exp(values["val/loss"])
         # The metrics callback writes them to the loggers, beside the tokens; here they are for checkpoints to monitor.
         self.log_dict(values, logger=False, rank_zero_only=False, sync_dist=False)
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from thunderhead.types import PositiveFloat, PositiveInt
+from thunderhead.types import PositiveFloat, PositiveInt, WholeNumber
 
 BACKWARD_FLOPS = 3  # a backward pass costs twice its forward pass (Kaplan et al. 2001.08361, section 2.1)
 
@@ -74,11 +74,11 @@ class StepsBudget:
 class TokensBudget:
     """A number of tokens, rounded down to whole steps."""
 
-    tokens: PositiveInt
+    tokens: WholeNumber
 
     def total_tokens(self, sizes: Sizes) -> int:
         """The tokens as given."""
-        return self.tokens
+        return int(self.tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,8 @@ class Plan:
     flops: int
     warmup_steps: int
     validation_every: int
-    epochs: dict[str, float] | None
+    epochs: dict[str, float] | None  # of each source; None while the data is not prepared
+    shares: dict[str, float] | None  # of the run's tokens
     precision: str
     accelerator: str
     notes: list[str]

@@ -7,14 +7,19 @@ from typing import Any, NamedTuple
 import torch
 
 from thunderhead.config import ConfigError, Problem, build, factory
+from thunderhead.data.curation import Filter
 from thunderhead.data.manifest import Manifest
-from thunderhead.data.order import check_blocks, epochs_seen
+from thunderhead.data.mixture import Turns, plan_turns, repetition, weights_by_fraction
+from thunderhead.data.order import blocks, check_blocks
 from thunderhead.data.prepare import check_sources, find_manifest
+from thunderhead.data.prepared import check_cache, find_prepared, shares
+from thunderhead.data.storage import is_remote
+from thunderhead.data.synthetic import Task
 from thunderhead.model.decoder import Decoder
 from thunderhead.optim.schedules import warmup_steps
 from thunderhead.training import hardware, memory
 from thunderhead.training.module import build_decoder, build_optimizer
-from thunderhead.training.plan import Plan, Sizes, training_flops_per_token, whole_steps
+from thunderhead.training.plan import EpochsBudget, Plan, Sizes, training_flops_per_token, whole_steps
 
 UNKNOWN_EPOCH = 2**40
 """Stands for the tokens of an epoch while the data is not prepared: then only what is wrong anyway is refused."""
@@ -36,7 +41,7 @@ class Planned(NamedTuple):
     plan: Plan
     machine: Machine
     data: dict[str, Any]  # settings of the data module
-    manifest: Manifest | None  # None: the data is not prepared yet
+    manifest: Manifest | Task | None  # None: the data is not prepared yet; a task needs no preparing
 
 
 class _Problems(list[Problem]):
@@ -56,7 +61,7 @@ class _Problems(list[Problem]):
             self.append(problem)
 
 
-def plan_run(config: dict[str, Any], manifest: Manifest | None = None) -> Planned:
+def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) -> Planned:
     """Work out a run before anything is built.
 
     Args:
@@ -93,10 +98,13 @@ def plan_run(config: dict[str, Any], manifest: Manifest | None = None) -> Planne
         build_optimizer(config, decoder)
     if manifest is not None:
         with problems.collect():
-            check_blocks(manifest, decoder.context_length)
+            if isinstance(manifest, Task):
+                manifest.check(decoder.context_length)
+            else:
+                check_blocks(manifest, decoder.context_length)
     if problems:
         manifest = None  # whatever is wrong with it was noted; the rest of the plan can still be looked at
-    plan = _derive(config, decoder, manifest, machine, problems)
+    plan = _derive(config, decoder, machine, problems, data=data, manifest=manifest)
     if plan is None:
         raise ConfigError(problems)
     return Planned(plan, machine, data, manifest)
@@ -117,19 +125,49 @@ def _machine(config: dict[str, Any], problems: _Problems) -> Machine:
 
 
 def _data(
-    config: dict[str, Any], manifest: Manifest | None, problems: _Problems
-) -> tuple[dict[str, Any], Manifest | None, int, int]:
-    """Settings of the data module, the manifest if the data is prepared, and the vocabulary's size and EOS."""
+    config: dict[str, Any], manifest: Manifest | Task | None, problems: _Problems
+) -> tuple[dict[str, Any], Manifest | Task | None, int, int]:
+    """Settings of the data module, the manifest if the data is prepared, and the vocabulary's size and EOS.
+
+    A synthetic task takes the manifest's place: there is nothing to prepare, and the tokens are its own.
+    """
     data: dict[str, Any] = {}
-    tokenizer = None
+    filters: dict[str, Filter] = {}
     with problems.collect():
-        tokenizer = build(config["tokenizer"])
+        filters = build_filters(config["curation"])
+    tokenizer, prepared = None, is_prepared(config)
+    if config.get("tokenizer") is not None:
+        with problems.collect():
+            tokenizer = build(config["tokenizer"])
+    elif not prepared:
+        problems.note(Problem("tokenizer", "needs an option: tokenizer=bpe"))
     with problems.collect():
         data = factory(config["data"]).keywords  # type: ignore[attr-defined]
-        check_sources(data["sources"], data.get("path"))
-    if manifest is None and tokenizer is not None and data:
+    if isinstance(task := data.get("task"), Task):
+        if filters:
+            problems.note(Problem("curation", "a synthetic task has no documents to filter: use curation=none"))
+        if isinstance(build(config["budget"]), EpochsBudget):
+            problems.note(Problem("budget.epochs", "a synthetic task has no epochs: use budget=steps or budget=tokens"))
+        return data, task, task.vocab_size, task.eos_id
+    if prepared and data:
+        if filters:
+            problems.note(Problem("curation", "was done when these shards were prepared: use curation=none"))
+        data["sources"] = data["sources"] or {}
         with problems.collect():
-            manifest = find_manifest(data["sources"], tokenizer, **shard_settings(data))
+            found = manifest if isinstance(manifest, Manifest) else find_prepared(tokenizer, **location(data))
+            data["sources"] = shares(found, data["sources"])
+            if is_remote(data["path"]):
+                check_cache(found, data["cache_bytes"], config["model"]["context_length"], data["shuffle_window"])
+            manifest = found
+    elif data:
+        with problems.collect():
+            check_sources(data["sources"], data.get("path"))
+    if data:
+        with problems.collect():
+            weights_by_fraction(data["sources"])
+    if not prepared and manifest is None and tokenizer is not None and data:
+        with problems.collect():
+            manifest = find_manifest(data["sources"], tokenizer, filters=filters, **shard_settings(data))
     if manifest is not None:
         with problems.collect():
             manifest.load_tokenizer()
@@ -141,29 +179,40 @@ def _data(
 
 
 def _derive(
-    config: dict[str, Any], decoder: Decoder, manifest: Manifest | None, machine: Machine, problems: _Problems
+    config: dict[str, Any],
+    decoder: Decoder,
+    machine: Machine,
+    problems: _Problems,
+    *,
+    data: dict[str, Any],
+    manifest: Manifest | Task | None,
 ) -> Plan | None:
     """The plan; None if there are problems."""
     batch, budget, validation = (build(config[group]) for group in ("batch", "budget", "validation"))
     context_length = decoder.context_length
     flops_per_token = training_flops_per_token(decoder.forward_flops_per_token())
     epoch_tokens = None if config["dry_run"] else UNKNOWN_EPOCH
-    if manifest is not None:
-        epochs = epochs_seen(manifest, context_length, 1)
-        epoch_tokens = round(context_length / sum(epochs.values())) if epochs else None
+    available = {}
+    if isinstance(manifest, Manifest):
+        available = {source: blocks(manifest, source, context_length) for source in manifest.sources}
+        epoch_tokens = context_length * sum(available.values())
     sizes = Sizes(decoder.parameter_counts(), flops_per_token, batch.global_tokens, epoch_tokens)
+    sequences = batch.global_tokens // context_length
     accumulation = steps = warmup = every = 0
+    drawn: _Drawn | None = None
     with problems.collect():
         accumulation = batch.accumulation(context_length, machine.world_size)
     with problems.collect():
         steps = whole_steps(budget.total_tokens(sizes), batch.global_tokens)
+        if available:
+            drawn = _draw(data, available, steps, sequences, problems)
+            steps = drawn.steps
         warmup = warmup_steps(config["scheduler"].get("warmup", 0), steps)
         factory(config["scheduler"])(0, steps)
     with problems.collect():
         every = validation.steps(max(steps, 1))
     if problems:
         return None
-    sequences = batch.global_tokens // context_length
     return Plan(
         parameters=sizes.parameters,
         flops_per_token=flops_per_token,
@@ -179,10 +228,16 @@ def _derive(
         flops=steps * batch.global_tokens * flops_per_token,
         warmup_steps=warmup,
         validation_every=every,
-        epochs=epochs_seen(manifest, context_length, steps * sequences) if manifest is not None else None,
+        epochs=drawn.epochs if drawn is not None else {} if isinstance(manifest, Task) else None,
+        shares=drawn.shares if drawn is not None else None,
         precision=machine.precision,
         accelerator=machine.accelerator,
-        notes=[f"precision {machine.precision} ({machine.why_precision})"],
+        notes=[
+            f"precision {machine.precision} ({machine.why_precision})",
+            *_storage_notes(config["data"]),
+            *(["tokens are the task's own symbols, the tokenizer is not used"] if isinstance(manifest, Task) else []),
+            *(drawn.notes if drawn is not None else []),
+        ],
         memory=memory.estimate(
             lambda: build_decoder(config, decoder.vocab_size, decoder.eos_id),
             lambda built: build_optimizer(config, built),
@@ -193,9 +248,108 @@ def _derive(
     )
 
 
+def _storage_notes(data: dict[str, Any]) -> list[str]:
+    """Where shards are read from and kept, if that is not on this machine."""
+    if not is_remote(str(data.get("path"))):
+        return []
+    size = f"{data['cache_bytes'] / 1e9:,.3g} GB"
+    return [
+        f"data is fetched from {data['path']} into {data['cache_dir']}: at most {size}, then the longest unused goes"
+    ]
+
+
+def is_prepared(config: dict[str, Any]) -> bool:
+    """Whether the shards lie somewhere already, and bring their tokenizer."""
+    return str(config["data"]["_target_"]).endswith(".PreparedShards")
+
+
+class _Drawn(NamedTuple):
+    """What a run draws from its sources."""
+
+    steps: int
+    epochs: dict[str, float]
+    shares: dict[str, float]
+    notes: list[str]
+
+
+def _draw(data: dict[str, Any], available: dict[str, int], steps: int, sequences: int, problems: _Problems) -> _Drawn:
+    """Work out what `steps` steps draw from each source, and fewer steps where a source that ends ends the run."""
+    sources, at_max_epochs = data["sources"], data.get("at_max_epochs", "redistribute")
+
+    def turns_of(steps: int) -> Turns:
+        return plan_turns(
+            sources,
+            available,
+            temperature=data.get("temperature", 1.0),
+            at_max_epochs=at_max_epochs,
+            steps=steps,
+            sequences_per_step=sequences,
+        )
+
+    asked, turns, notes = steps, turns_of(steps), []
+    while turns.end is not None and turns.end < steps * sequences:
+        steps = turns.end // sequences
+        if steps == 0:
+            raise ValueError(
+                f"data.sources: max_epochs leaves {turns.end} sequences, fewer than the {sequences} of one step:"
+                " raise it, or lower batch.global_tokens"
+            )
+        turns = turns_of(steps)  # stages are fractions of the run, which is shorter now
+    if steps < asked:
+        sources_told = " and ".join(
+            f"{s} (data.sources.{s}.max_epochs={sources[s].max_epochs:g})" for s in turns.used_up
+        )
+        if at_max_epochs == "redistribute":
+            message = (
+                f"only lasts for {steps:,} of {asked:,} steps: all with a weight are used up: {sources_told}; raise"
+            )
+            message += f" max_epochs, or lower the budget, as budget=steps budget.steps={steps}"
+            problems.note(Problem("data.sources", message))
+        notes.append(f"stops after {steps:,} of {asked:,} steps, when {sources_told} is used up")
+    elif at_max_epochs == "redistribute":
+        notes += [
+            f"{source} reaches max_epochs={sources[source].max_epochs:g} in step {n // sequences + 1:,}, then the"
+            " others take its place"
+            for source, n in turns.used_up.items()
+            if n < steps * sequences
+        ]
+    counts = turns.counts(steps * sequences)
+    epochs = {source: counts[source] / n for source, n in available.items()}
+    shares = {source: counts[source] / (steps * sequences) for source in available}
+    repeated, refused = repetition(epochs, [name for name, s in sources.items() if s.max_epochs is not None])
+    for message in refused:
+        problems.note(Problem("", message))
+    return _Drawn(steps, epochs, shares, notes + repeated)
+
+
 def is_sharded(config: dict[str, Any]) -> bool:
     """Whether each rank holds a part of every parameter."""
     return str(config["strategy"]["_target_"]).endswith(".fsdp")
+
+
+def location(data: dict[str, Any]) -> dict[str, Any]:
+    """Those settings that say where prepared shards lie."""
+    return {name: data[name] for name in ("path", "cache_dir", "attempts", "timeout")}
+
+
+def build_filters(curation: dict[str, Any]) -> dict[str, Filter]:
+    """The filters of the group `curation`, by name.
+
+    Raises:
+        ValueError: the settings of a filter contradict each other; names the filter.
+    """
+    filters = {}
+    for name, node in curation["filters"].items():
+        try:
+            rule = build(node) if isinstance(node, dict) and "_target_" in node else node
+        except ValueError as error:
+            raise ValueError(f"curation.filters.{name}: {error}") from error
+        if not isinstance(rule, Filter):
+            raise ValueError(
+                f"curation.filters.{name} is no filter: its _target_ must be a thunderhead.data.curation.Filter"
+            )
+        filters[name] = rule
+    return filters
 
 
 def shard_settings(data: dict[str, Any]) -> dict[str, Any]:
@@ -204,6 +358,8 @@ def shard_settings(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_line(error: Exception) -> str:
-    """The first line of an error's message."""
+    """The first line of an error's message; of one that a loader's worker raised, the line that says what it was."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
+    if lines[0].startswith("Caught ") and " in DataLoader worker process" in lines[0]:
+        return lines[-1].partition(": ")[2] or lines[-1]
     return lines[0]

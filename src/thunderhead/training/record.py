@@ -43,6 +43,11 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def surroundings() -> dict[str, Any]:
     """Command line, machine, package versions and git state of this process."""
     return {

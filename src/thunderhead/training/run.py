@@ -1,6 +1,8 @@
 """The way of one run: check → plan → record → prepare → fit → summary."""
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import warnings
@@ -18,13 +20,16 @@ from thunderhead.config import ConfigError, Problem, build, factory
 from thunderhead.data.datamodule import TokenDataModule
 from thunderhead.data.manifest import Manifest
 from thunderhead.data.prepare import prepare
+from thunderhead.data.synthetic import Task
 from thunderhead.training import display, hardware, launch, record
+from thunderhead.training import resume as resuming
+from thunderhead.training.answers import sample_answers
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.schedule_picture import SchedulePicture
 from thunderhead.training.callbacks.state import AtomicCheckpointIO, ExactResume
 from thunderhead.training.callbacks.stop import StopOnSignal
 from thunderhead.training.module import GROUPS, LanguageModel
-from thunderhead.training.planning import Planned, one_line, plan_run, shard_settings
+from thunderhead.training.planning import Planned, build_filters, one_line, plan_run, shard_settings
 from thunderhead.types import NonNegativeInt
 
 # Arguments of Lightning's Trainer that follow from other groups.
@@ -69,14 +74,14 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
     """
     run_dir = run_dir or configuration.output_dir()
     try:
-        resolved, resume_from = _resolve(config)
+        resolved, checkpoint = _resolve(config, run_dir)
         planned = plan_run(resolved)
     except BaseException:
         _remove_if_empty(run_dir)
         raise
-    if resume_from is not None:
+    if checkpoint is not None:
         _remove_if_empty(run_dir)
-        run_dir = resume_from
+        run_dir = checkpoint.parents[1]
         finished = record.read_summary(run_dir)
         if finished is not None and finished["steps"] >= planned.plan.steps:
             message = f"{run_dir} has made all its {finished['steps']:,} steps: raise the budget, as budget.steps=…"
@@ -87,18 +92,22 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
         _remove_if_empty(run_dir)
         return None
 
-    if not launch.is_launched():
+    if launch.is_launched():
+        return float(_fit(resolved, planned, run_dir, checkpoint)["val_loss"])
+    with resuming.held(run_dir) if launch.global_rank() == 0 else contextlib.nullcontext():
         planned = _with_data(resolved, planned)
         assert planned.manifest is not None
+        overrides = resuming.recorded_overrides(run_dir)
+        overrides += [override for override in configuration.invocation_overrides() if override not in overrides]
         record.write_text(run_dir / "tokenizer.json", planned.manifest.load_tokenizer().to_json())
+        record.write_json(run_dir / "data.json", planned.manifest.summary())
         record.write_text(run_dir / "config.yaml", configuration.to_yaml(resolved))
         record.write_json(run_dir / "plan.json", planned.plan.to_dict())
-        environment = record.surroundings() | {"overrides": configuration.invocation_overrides()}
-        record.write_json(run_dir / "environment.json", environment)
-    if planned.machine.n_processes > 1 and not launch.is_rank():
-        summary = launch.launch(resolved, run_dir, planned.machine.n_processes)
-    else:
-        summary = _fit(resolved, planned, run_dir)
+        record.write_json(run_dir / "environment.json", record.surroundings() | {"overrides": overrides})
+        if planned.machine.n_processes > 1 and not launch.is_rank():
+            summary = launch.launch(resolved, run_dir, planned.machine.n_processes)
+        else:
+            summary = _fit(resolved, planned, run_dir, checkpoint)
     return float(summary["val_loss"])
 
 
@@ -106,29 +115,56 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
 # Configuration and plan
 
 
-def _resolve(config: DictConfig) -> tuple[dict[str, Any], Path | None]:
-    """The configuration as plain containers, checked; that of the run to resume, where one is given."""
+def _resolve(config: DictConfig, run_dir: Path) -> tuple[dict[str, Any], Path | None]:
+    """The configuration as plain containers, checked; where a run is resumed, its recorded one, and the checkpoint."""
     resume = config.get("resume")
-    if resume is not None and not launch.is_launched():
-        folder = Path(str(resume))
-        if not (folder / "config.yaml").is_file():
-            message = f"{folder} is no run folder (it has no config.yaml): give one of logs/runs/<name>/<time>"
-            raise ConfigError([Problem("resume", message)])
-        if not (folder / "checkpoints" / "last.ckpt").is_file():
-            raise ConfigError([Problem("resume", f"{folder} has no checkpoints/last.ckpt to go on from")])
+    checkpoint: Path | None = None
+    if resume is not None and launch.is_launched():
+        checkpoint = Path(str(resume))
+    elif resume is not None:
+        checkpoint = _find_checkpoint(str(resume), run_dir)
+    if checkpoint is None or launch.is_launched():
+        resolved = configuration.plain(config) | {"resume": str(checkpoint) if checkpoint is not None else None}
+    else:
+        folder = checkpoint.parents[1]
         recorded = yaml.safe_load((folder / "config.yaml").read_text())
         overrides = [o for o in configuration.invocation_overrides() if not o.startswith(("resume=", "hydra"))]
-        resolved = configuration.with_overrides(recorded, overrides) | {"resume": str(folder)}
-    else:
-        resolved = configuration.plain(config)
-        folder = Path(str(resume))
-    problems = configuration.check(resolved, settings)
-    for argument, group in DERIVED.items():
-        if argument in resolved["trainer"]:
-            problems.append(Problem(f"trainer.{argument}", f"follows from other settings: set {group} instead"))
-    if problems:
+        known = resuming.recorded_overrides(folder)
+        resolved = configuration.with_overrides(recorded, overrides, known) | {"resume": str(checkpoint)}
+    if problems := find_problems(resolved):
         raise ConfigError(problems)
-    return resolved, folder if resume is not None else None
+    return resolved, checkpoint
+
+
+def _find_checkpoint(resume: str, run_dir: Path) -> Path | None:
+    """What `resume` means, said on the terminal."""
+    if resume == "auto" and configuration.is_multirun():
+        message = "auto looks for the last run of a name, and a sweep has many: give the folder of one run"
+        raise ConfigError([Problem("resume", message)])
+    found = resuming.find(resume, run_dir)
+    remarks = (
+        found.remarks if found is not None else [f"resume=auto: no unfinished run in {run_dir.parent}: starting anew"]
+    )
+    if launch.global_rank() == 0:
+        for remark in remarks:
+            display.say(remark)
+        if found is not None and (remarks or resume == "auto"):
+            display.say(f"Going on from {found.checkpoint}")
+    return found.checkpoint if found is not None else None
+
+
+def find_problems(config: dict[str, Any]) -> list[Problem]:
+    """What is wrong with a single run's configuration, before it is planned."""
+    problems = configuration.check(config, settings)
+    for argument, group in DERIVED.items():
+        if argument in config["trainer"]:
+            problems.append(Problem(f"trainer.{argument}", f"follows from other settings: set {group} instead"))
+    for group, none in (("match", "Unmatched"), ("tune", "Untuned")):
+        if group in config and not config[group]["_target_"].endswith(f".{none}"):
+            problems.append(
+                Problem(group, f"acts on the arms of a sweep, and this is a single run: add -m or {group}=none")
+            )
+    return problems
 
 
 def _with_data(config: dict[str, Any], planned: Planned) -> Planned:
@@ -138,7 +174,8 @@ def _with_data(config: dict[str, Any], planned: Planned) -> Planned:
     data = planned.data
     display.say(f"Preparing data: {', '.join(data['sources'])} → {data['shards_dir']} (once; the next run finds it)")
     try:
-        manifest = prepare(data["sources"], build(config["tokenizer"]), **shard_settings(data))
+        filters = build_filters(config["curation"])
+        manifest = prepare(data["sources"], build(config["tokenizer"]), filters=filters, **shard_settings(data))
     except ValueError as error:
         raise ConfigError([Problem("", one_line(error))]) from error
     planned = plan_run(config, manifest)
@@ -157,7 +194,7 @@ def _remove_if_empty(folder: Path) -> None:
 # Fit
 
 
-def _fit(config: dict[str, Any], planned: Planned, run_dir: Path) -> dict[str, Any]:
+def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Path | None) -> dict[str, Any]:
     plan, manifest = planned.plan, planned.manifest
     assert manifest is not None
     if config["keep_freed_memory"]:
@@ -173,30 +210,34 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path) -> dict[str, A
         seed=config["seed"],
     )
     assert isinstance(datamodule, TokenDataModule)
-    datamodule.manifest = manifest
+    if isinstance(manifest, Manifest):
+        datamodule.manifest = manifest
     model = LanguageModel(
         {group: config[group] for group in GROUPS},
         seed=config["seed"],
         vocab_size=manifest.vocab_size,
         eos_id=manifest.eos_id,
         total_steps=plan.steps,
-        token_bytes=tokenizer.token_bytes().tolist(),
+        token_bytes=None if isinstance(manifest, Task) else tokenizer.token_bytes().tolist(),
+        measure_accuracy=isinstance(manifest, Task),
+        sources=["task"] if isinstance(manifest, Task) else list(manifest.splits["val"]),
     )
     peak = hardware.peak_flops(planned.machine.accelerator, planned.machine.precision)
     log_metrics = LogMetrics(
         plan.tokens_per_step,
         plan.flops_per_token,
         peak * plan.data_parallel_size if peak else None,
-        {source: round(plan.tokens / epochs) for source, epochs in (plan.epochs or {}).items()},
+        plan.sequences_per_step,
+        datamodule.ledger(plan.steps),
     )
     last = run_dir / "checkpoints" / "last.ckpt"
     stop = StopOnSignal(last)
     trainer = make_trainer(config, planned, run_dir, log_metrics, [ExactResume(config["seed"]), stop])
     with _quiet_lightning():
         try:
-            trainer.fit(model, datamodule=datamodule, ckpt_path=str(last) if config.get("resume") else None)
+            trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
         except ValueError as error:
-            if trainer.global_step == 0:  # damaged shards, a refused combination: found before the first step
+            if not log_metrics.started:  # damaged shards, a refused combination: found before the first step
                 raise ConfigError([Problem("", one_line(error))]) from error
             raise
         if trainer.global_step < plan.steps:
@@ -210,21 +251,32 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path) -> dict[str, A
         if trainer.checkpoint_callbacks:
             trainer.save_checkpoint(last)
 
+    peak_memory = hardware.peak_memory(planned.machine.accelerator)
     with hardware.autocast(planned.machine.accelerator, planned.machine.precision):
-        text = factory(config["generation"])(model.decoder, tokenizer, model.device)
+        if isinstance(manifest, Task):
+            text = sample_answers(model.decoder, manifest, model.device)
+        else:
+            text = factory(config["generation"])(model.decoder, tokenizer, model.device)
     results = {name: value.item() for name, value in trainer.callback_metrics.items()}
     seconds = log_metrics.training_seconds
     summary = {
         "val_loss": results["val/loss"],
         "perplexity": results["val/perplexity"],
-        "bits_per_byte": results["val/bits_per_byte"],
+        **{name: results[f"val/{name}"] for name in ("bits_per_byte", "accuracy") if f"val/{name}" in results},
         "unigram_entropy": _unigram_entropy(manifest),
+        "ledger": {
+            source: {**share._asdict(), "val_loss": results.get(f"val/loss/{source}", results["val/loss"])}
+            for source, share in log_metrics.ledger(plan.steps * plan.sequences_per_step).items()
+        },
         "tokens": plan.tokens,
         "steps": plan.steps,
         "parameters": plan.parameters["total"],
         "flops": plan.flops,
         "tokens_per_second": log_metrics.tokens_timed / seconds if seconds else None,
         "seconds": seconds,
+        "peak_memory_bytes": peak_memory,
+        "validation_data": _validation_data(manifest, datamodule.max_validation_tokens),
+        "validation_text": _validation_text(manifest, datamodule.max_validation_tokens),
         "precision": planned.machine.precision,
         "device": hardware.device_name(planned.machine.accelerator),
     }
@@ -239,10 +291,31 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path) -> dict[str, A
     return summary
 
 
-def _unigram_entropy(manifest: Manifest) -> float:
-    """Nats a token of the training split if tokens were drawn by their frequency alone, weighted over sources."""
+def _unigram_entropy(manifest: Manifest | Task) -> float:
+    """Nats a token if tokens were drawn by their frequency in the training split; as val_loss, the sources' mean."""
+    if isinstance(manifest, Task):
+        return manifest.unigram_entropy
     shards = manifest.splits["train"].values()
-    return sum(s.unigram_entropy * s.tokens for s in shards) / sum(s.tokens for s in shards)
+    return sum(shard.unigram_entropy for shard in shards) / len(shards)
+
+
+def _validation_data(manifest: Manifest | Task, max_tokens: int) -> str:
+    """A hash of the tokens that the run validates on: losses of runs with another one do not compare."""
+    if isinstance(manifest, Task):
+        return _hash([manifest.summary(), max_tokens])
+    chunks = {name: [chunk.sha256 for chunk in shard.chunks] for name, shard in manifest.splits["val"].items()}
+    return _hash([chunks, max_tokens])
+
+
+def _validation_text(manifest: Manifest | Task, max_tokens: int) -> str:
+    """A hash of the text behind those tokens: equal for runs whose bits per byte compare, whatever their tokenizers."""
+    if isinstance(manifest, Task):
+        return _hash([manifest.summary(), max_tokens])
+    return _hash([manifest.sources, manifest.split_rule, manifest.validation_fraction, max_tokens])
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def make_trainer(

@@ -1,12 +1,14 @@
 """Metrics of training and validation, written every few steps against steps and against tokens."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from thunderhead.data.mixture import Entry
 from thunderhead.training.module import LanguageModel
 from thunderhead.training.record import MetricsCsv
 
@@ -21,21 +23,29 @@ class LogMetrics(Callback):
         tokens_per_step: tokens of an optimizer step over all ranks.
         flops_per_token: training FLOPs a token, without recomputation.
         peak_flops: FLOP/s of all devices together for `mfu`; None leaves it out.
-        epoch_tokens: tokens in one epoch of each source.
+        sequences_per_step: samples of an optimizer step over all ranks.
+        ledger: what each source gave to the first n samples.
     """
 
     def __init__(
-        self, tokens_per_step: int, flops_per_token: int, peak_flops: float | None, epoch_tokens: dict[str, int]
+        self,
+        tokens_per_step: int,
+        flops_per_token: int,
+        peak_flops: float | None,
+        sequences_per_step: int,
+        ledger: Callable[[int], dict[str, Entry]],
     ):
         self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
-        self.epoch_tokens = epoch_tokens
+        self.sequences_per_step = sequences_per_step
+        self.ledger = ledger
         self.throughput: float | None = None  # tokens/s between the last two log points
         self.last_loss: float | None = None
         self.validated_at: int | None = None  # the step of the last validation
         self.training_seconds = 0.0  # without validation
         self.tokens_timed = 0  # tokens trained on in these seconds
+        self.started = False
         self._lr = 0.0
         self._since: float | None = None
         self._steps_timed = self._step_before = 0
@@ -86,6 +96,7 @@ class LogMetrics(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Tell the module whether the step under way will be logged."""
+        self.started = True
         assert isinstance(pl_module, LanguageModel)
         pl_module.measure_step = self._is_logged(trainer, trainer.global_step + 1)
 
@@ -138,8 +149,9 @@ class LogMetrics(Callback):
     def _write(self, trainer: Trainer, row: dict[str, float]) -> None:
         tokens = self.tokens(trainer)
         counters = {"tokens": tokens, "flops": float(tokens * self.flops_per_token)}
-        epochs = {f"epochs/{source}": tokens / n for source, n in self.epoch_tokens.items()}
+        for source, share in self.ledger(trainer.global_step * self.sequences_per_step).items():
+            counters |= {f"{column}/{source}": value for column, value in share._asdict().items()}
         for logger in trainer.loggers:
-            logger.log_metrics(counters | epochs | row, step=trainer.global_step)
+            logger.log_metrics(counters | row, step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 logger.log_metrics({f"by_tokens/{name}": value for name, value in row.items()}, step=tokens)

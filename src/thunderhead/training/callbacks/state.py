@@ -17,8 +17,10 @@ class ExactResume(Callback):
 
     It saves no random state: here each rank's is saved and restored, so that dropout goes on as if never stopped.
     Ranks draw from generators of their own (seed + rank) from the start of training; a run resumed on another number
-    of ranks starts these generators anew. And it counts micro-batches: they are counted anew from the optimizer steps,
-    so that a run may go on with another accumulation.
+    of ranks starts these generators anew. It counts micro-batches: they are counted anew from the optimizer steps, so
+    that a run may go on with another accumulation. And ModelCheckpoint may save between the micro-batches of a step
+    (after a time, or once more right after a resume), whose gradients are lost then: the states saved are those before
+    the step's first micro-batch, as the step will begin again.
 
     Args:
         seed: of the run.
@@ -27,6 +29,7 @@ class ExactResume(Callback):
     def __init__(self, seed: int):
         self.seed = seed
         self._restored: list[dict[str, Any]] | None = None
+        self._before_step: tuple[int, dict[str, Any]] | None = None  # (step under way, state before it)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed this rank, or restore what it had."""
@@ -39,13 +42,20 @@ class ExactResume(Callback):
             torch.manual_seed(seed)
         self._restored = None
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep this rank's state before the first micro-batch of a step."""
+        first = self._before_step is None or self._before_step[0] != trainer.global_step
+        if first and trainer.accumulate_grad_batches > 1:  # 0.15 ms
+            self._before_step = (trainer.global_step, _state())
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the states of all ranks into the checkpoint."""
-        states: list[Any] = [None] * trainer.world_size
+        step, before = self._before_step or (None, {})
+        state = _plain(before if step == trainer.global_step else _state())
+        states: list[Any] = [state]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_gather_object(states, _state())
-        else:
-            states = [_state()]
+            states = [None] * trainer.world_size
+            torch.distributed.all_gather_object(states, state)
         checkpoint["random_state"] = states
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -58,15 +68,17 @@ class ExactResume(Callback):
 
 
 def _state() -> dict[str, Any]:
-    """States in types that a weights-only load accepts."""
-    numpy_state = np.random.get_state(legacy=False)
-    assert isinstance(numpy_state, dict)
-    inner = numpy_state["state"]
-    numpy_state = {**numpy_state, "state": {"key": inner["key"].tolist(), "pos": int(inner["pos"])}}
-    state = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
+    """All random state of this process."""
+    state = {"python": random.getstate(), "numpy": np.random.get_state(legacy=False), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """The same in types that a weights-only load accepts."""
+    inner = state["numpy"]["state"]
+    return {**state, "numpy": {**state["numpy"], "state": {"key": inner["key"].tolist(), "pos": int(inner["pos"])}}}
 
 
 def _set_state(state: dict[str, Any]) -> None:

@@ -1,0 +1,20 @@
+"""A report from finished runs: python compare.py runs=logs/sweeps/…,logs/runs/… baseline=mha (see --help)."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from thunderhead import config
+from thunderhead.ablation.compare import commas_to_list, compare_runs
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="compare")
+def main(cfg: DictConfig) -> None:
+    """Compare the runs and write the report."""
+    config.job(compare_runs, cfg)
+
+
+if __name__ == "__main__":
+    sys.argv = commas_to_list(sys.argv)
+    config.run(main, "compare")

@@ -1,0 +1,1 @@
+"""Thunderhead's launchers and sweepers, where Hydra looks for plugins."""

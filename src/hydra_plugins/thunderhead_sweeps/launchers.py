@@ -1,0 +1,72 @@
+"""Where the runs of a sweep run: `hydra/launcher=processes` and `hydra/launcher=slurm`.
+
+Hydra imports this module at every start: what is heavy is imported where it is used.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from thunderhead.ablation.execution import Executor
+
+
+class ThunderheadLauncher(Launcher):
+    """A launcher whose jobs are started by Thunderhead's own sweepers, from resolved configurations."""
+
+    config: DictConfig
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra gives."""
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Refused: another package's sweeper knows nothing of matching, resuming and the report."""
+        from thunderhead.config import ConfigError, Problem
+
+        raise ConfigError([Problem("hydra/sweeper", "is not Thunderhead's: use hydra/sweeper=grid or optuna")])
+
+    def executor(self) -> "Executor":
+        """What starts jobs."""
+        raise NotImplementedError
+
+
+class ProcessLauncher(ThunderheadLauncher):
+    """Jobs as processes of this machine.
+
+    Args:
+        n_jobs: at a time.
+    """
+
+    def __init__(self, *, n_jobs: int):
+        self.n_jobs = n_jobs
+
+    def executor(self) -> "Executor":
+        """Local processes."""
+        from thunderhead.ablation.execution import LocalExecutor
+
+        return LocalExecutor(self.n_jobs)
+
+
+class SlurmLauncher(ThunderheadLauncher):
+    """Jobs as one SLURM array; the arguments are submitit's."""
+
+    def __init__(self, *, n_jobs: int, **parameters: Any):
+        self.n_jobs = n_jobs
+        self.parameters: dict[str, Any] = {
+            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for name, value in parameters.items()
+        }
+
+    def executor(self) -> "Executor":
+        """A job array."""
+        from pathlib import Path
+
+        from thunderhead.ablation.slurm import SlurmJobs
+
+        folder = Path(str(self.config.hydra.sweep.dir)).resolve() / "slurm"
+        return SlurmJobs(folder, n_jobs=self.n_jobs, name=str(self.config.name), **self.parameters)

@@ -1,0 +1,140 @@
+"""Which runs a sweep has: `hydra/sweeper=grid` and `hydra/sweeper=optuna`.
+
+Hydra imports this module at every start: what is heavy is imported where it is used.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from thunderhead.ablation.execution import Executor
+
+
+class ThunderheadSweeper(Sweeper):
+    """What both sweepers share: composing a run's configuration, and the launcher."""
+
+    params: dict[str, Any]
+    config: DictConfig
+    hydra_context: HydraContext
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra gives, and build the launcher."""
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's."""
+        return Path(str(self.config.hydra.sweep.dir))
+
+    def executor(self) -> "Executor":
+        """Where jobs run."""
+        from thunderhead.config import ConfigError, Problem
+
+        from .launchers import ThunderheadLauncher
+
+        if not isinstance(self.launcher, ThunderheadLauncher):
+            raise ConfigError([Problem("hydra/launcher", "is not Thunderhead's: use processes (n_jobs) or slurm")])
+        return self.launcher.executor()
+
+    def overrides(self, arguments: Sequence[str]) -> list[Override]:
+        """What is swept over: that of the experiment, then that of the command line."""
+        lines = [*(f"{name}={value}" for name, value in self.params.items()), *arguments]
+        return list(OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(lines))
+
+    def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """The resolved configuration of one combination."""
+        from thunderhead.config import plain
+
+        composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        OmegaConf.set_struct(composed, False)
+        del composed["hydra"]
+        return plain(composed)
+
+
+class GridSweeper(ThunderheadSweeper):
+    """Every combination of the swept values.
+
+    Args:
+        baseline: name of the arm that others are matched to and compared with; None = matched to the first.
+        params: what an experiment sweeps over.
+    """
+
+    def __init__(self, *, baseline: str | None = None, params: dict[str, Any] | None = None):
+        self.baseline, self.params = baseline, params or {}
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the grid; ends the program with its exit status if that is not 0."""
+        from thunderhead.ablation.sweep import Candidate, run_grid
+
+        overrides = self.overrides(arguments)
+        combinations = BasicSweeper.split_arguments(overrides, None)[0]
+        values: dict[str, set[str]] = {}
+        for line in (line for combination in combinations for line in combination):
+            key, _, value = line.partition("=")
+            values.setdefault(key, set()).add(value)
+        candidates = []
+        for combination in combinations:
+            lines = [line.partition("=") for line in combination]
+            choices = {key.lstrip("+"): value for key, _, value in lines if len(values[key]) > 1}
+            candidates.append(Candidate(choices, self.compose(combination)))
+        status = run_grid(candidates, self.folder, self.executor(), baseline=self.baseline, arguments=sys.argv[1:])
+        if status:
+            sys.exit(status)
+
+
+class OptunaSweeper(ThunderheadSweeper):
+    """A search by Optuna's TPE for the lowest validation loss; as many trials at once as the launcher's n_jobs.
+
+    Args:
+        n_trials: in all.
+        seed: of the sampler.
+        pruner: `median` ends trials that are worse than the median of earlier ones at their step; or `none`.
+        n_startup_trials: random trials before TPE, and finished ones before pruning.
+        params: what an experiment searches over.
+    """
+
+    def __init__(
+        self, *, n_trials: int, seed: int, pruner: str, n_startup_trials: int, params: dict[str, Any] | None = None
+    ):
+        self.n_trials, self.seed, self.pruner, self.n_startup_trials = n_trials, seed, pruner, n_startup_trials
+        self.params = params or {}
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the search; ends the program with its exit status if that is not 0."""
+        from thunderhead.config import ConfigError, Problem
+
+        try:
+            from thunderhead.ablation.search import run_search, space_of
+        except ImportError as error:
+            raise ConfigError([Problem("hydra/sweeper=optuna", "needs: pip install 'thunderhead[optuna]'")]) from error
+        if self.pruner not in ("none", "median"):
+            raise ConfigError([Problem("hydra.sweeper.pruner", f"{self.pruner!r} is not accepted: none or median")])
+        space, fixed = space_of(self.overrides(arguments))
+        status = run_search(
+            space,
+            fixed,
+            self.compose,
+            self.folder,
+            self.executor(),
+            n_jobs=getattr(self.launcher, "n_jobs", 1),
+            n_trials=self.n_trials,
+            seed=self.seed,
+            pruner=self.pruner,  # type: ignore[arg-type]
+            n_startup_trials=self.n_startup_trials,
+            arguments=sys.argv[1:],
+        )
+        if status:
+            sys.exit(status)

@@ -1,0 +1,1 @@
+"""Fair comparison of runs: which choice helps, by how much, and how sure one can be."""

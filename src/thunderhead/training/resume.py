@@ -1,0 +1,140 @@
+"""Which run to go on with, and from which of its checkpoints."""
+
+import contextlib
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from filelock import FileLock, Timeout
+
+from thunderhead.config import ConfigError, Problem
+from thunderhead.training import record
+
+CHECKPOINTS = "checkpoints"
+
+
+class Found(NamedTuple):
+    """A checkpoint to go on from, and what was passed over on the way to it, in sentences."""
+
+    checkpoint: Path
+    remarks: list[str]
+
+
+def find(resume: str, run_dir: Path) -> Found | None:
+    """Find what `resume=…` means.
+
+    Args:
+        resume: a run's folder; one of its checkpoints; or `auto`, the last unfinished run beside `run_dir`.
+        run_dir: the folder of a new run, among those of the same name.
+
+    Returns:
+        The newest intact checkpoint; None if auto finds no unfinished run that has one.
+
+    Raises:
+        ConfigError: the folder is no run's, or has no checkpoint that is intact.
+    """
+    path = Path(resume)
+    if resume == "auto":
+        return _last_unfinished(run_dir)
+    if path.is_file():
+        if problem := damage(path):
+            raise ConfigError([Problem("resume", f"{path} is damaged ({problem}): give another, or the run's folder")])
+        if not (path.parents[1] / "config.yaml").is_file():
+            raise ConfigError([Problem("resume", f"{path} does not lie in the checkpoints of a run's folder")])
+        return Found(path, [])
+    if not (path / "config.yaml").is_file():
+        message = f"{path} is no run folder (it has no config.yaml): give one of logs/runs/<name>/<time>"
+        raise ConfigError([Problem("resume", message)])
+    found, remarks = _newest(path)
+    if found is None:
+        why = "; ".join(remarks) or f"{path} has no checkpoints/*.ckpt to go on from"
+        raise ConfigError([Problem("resume", why)])
+    return Found(found, remarks)
+
+
+def _last_unfinished(run_dir: Path) -> Found | None:
+    """Runs of a name are folders named by the time of their start."""
+    remarks: list[str] = []
+    for folder in sorted(run_dir.parent.iterdir(), reverse=True) if run_dir.parent.exists() else []:
+        if folder == run_dir or not (folder / "config.yaml").is_file() or is_finished(folder):
+            continue
+        checkpoint, more = _newest(folder)
+        remarks += more
+        if checkpoint is not None:
+            return Found(checkpoint, remarks)
+    return None
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run has made all the steps of its plan."""
+    summary, plan = record.read_summary(run_dir), run_dir / "plan.json"
+    return summary is not None and plan.is_file() and summary["steps"] >= json.loads(plan.read_text())["steps"]
+
+
+def _newest(run_dir: Path) -> tuple[Path | None, list[str]]:
+    """The intact checkpoint with the most steps, and what is wrong with those that come before it."""
+    steps, remarks = {}, []
+    for file in sorted((run_dir / CHECKPOINTS).glob("*.ckpt")):
+        try:
+            steps[file] = _steps(file)
+        except Exception:  # whatever reading a damaged file raises
+            remarks.append(f"{file} is damaged and passed over ({damage(file)})")
+    for file in sorted(steps, key=lambda file: (steps[file], file.name == "last.ckpt"), reverse=True):
+        if problem := damage(file):
+            remarks.append(f"{file} is damaged and passed over ({problem})")
+        else:
+            return file, remarks
+    return None, remarks
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Say what is wrong with a checkpoint; None if it holds what was written.
+
+    torch.save writes a zip archive with a CRC-32 of each of its parts: torch.load does not compare them, this does.
+    Reads the whole file once.
+    """
+    try:
+        _steps(checkpoint)
+        with zipfile.ZipFile(checkpoint) as archive:
+            part = archive.testzip()
+    except Exception as error:  # torch, zipfile, zlib and struct have many names for nonsense
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return f"the checksum of {part} is wrong" if part is not None else None
+
+
+def _steps(checkpoint: Path) -> int:
+    """Optimizer steps made before a checkpoint; reads little of it."""
+    return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+
+
+def recorded_overrides(run_dir: Path) -> list[str]:
+    """Overrides that a run was started and resumed with."""
+    file = run_dir / "environment.json"
+    environment: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return list(environment.get("overrides", []))
+
+
+@contextlib.contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Hold a run's folder for this process, until it ends, however it ends; and remove half-written checkpoints.
+
+    Raises:
+        ConfigError: another process trains this run.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError([Problem("resume", f"{run_dir} is still being trained by another process")]) from None
+    except (NotImplementedError, OSError):  # a file system without locks: then nobody can be asked
+        pass
+    for left in (run_dir / CHECKPOINTS).glob(".*.ckpt.*"):  # see AtomicCheckpointIO
+        left.unlink()
+    try:
+        yield
+    finally:
+        lock.release()

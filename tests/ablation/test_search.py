@@ -1,0 +1,55 @@
+"""Optuna: what Hydra's sweeps become, and a search over stand-ins for runs."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from thunderhead import config
+from thunderhead.ablation.execution import LocalExecutor
+from thunderhead.ablation.search import run_search, space_of
+from thunderhead.config import ConfigError
+from tiny import tiny
+
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_training.py")))
+
+
+def parsed(*lines: str):
+    return OverridesParser.create().parse_overrides(list(lines))
+
+
+def test_sweeps_become_distributions() -> None:
+    space, fixed = space_of(
+        parsed("attention=mha,gqa", "a=range(1,8,2)", "b=interval(0.0,1.0)", "c=tag(log,interval(1e-4,1e-2))", "d=3")
+    )
+    assert space == {
+        "attention": CategoricalDistribution(["mha", "gqa"]),
+        "a": IntDistribution(1, 7, step=2),
+        "b": FloatDistribution(0.0, 1.0),
+        "c": FloatDistribution(1e-4, 1e-2, log=True),
+    }
+    assert fixed == ["d=3"]
+    with pytest.raises(ConfigError, match="nothing to search"):
+        space_of(parsed("d=3"))
+
+
+def test_a_search_finds_the_optimum_and_goes_on(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> None:
+    space, _ = space_of(parsed("optimizer.lr=tag(log,interval(1e-4,1e-2))"))
+
+    def search(n_trials: int) -> int:
+        return run_search(
+            space, [], lambda lines: config.plain(config.compose(tiny(text_corpus, shards_dir, *lines))),
+            tmp_path / "sweep", LocalExecutor(1, FAKE), n_jobs=1, n_trials=n_trials, seed=1, pruner="none",
+            n_startup_trials=3, arguments=[],
+        )  # fmt: skip
+
+    assert search(4) == 0
+    assert search(7) == 0
+    study = json.loads((tmp_path / "sweep" / "study.json").read_text())["trials"]
+    assert len(study) == 7
+    assert len(list((tmp_path / "sweep").glob("*/starts.txt"))) == 7  # the first four were found, not run again
+    best = min(study, key=lambda trial: trial["val_loss"])
+    assert 0.5e-3 < best["params"]["optimizer.lr"] < 2e-3

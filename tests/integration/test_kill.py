@@ -1,0 +1,27 @@
+"""kill -9 of all processes of a run, and going on: bit for bit what an undisturbed run does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from thunderhead.config import CONF_DIR
+
+SCRIPT = CONF_DIR.parent / "benchmarks" / "kill_and_resume.py"
+# the prose twice: nothing to tokenize for long
+SMALL = ("data.sources.code.include_code=false", "data.sources.code.include_topics=true")
+
+
+@pytest.mark.parametrize(("kills", "steps"), [(1, 14), pytest.param(20, 200, marks=pytest.mark.slow)])
+def test_killed_runs_end_where_undisturbed_ones_do(kills: int, steps: int, tmp_path: Path) -> None:
+    """A mixture in stages, dropout, accumulation, two ranks of DDP with two workers each; see the script."""
+    command = [sys.executable, str(SCRIPT), f"--kills={kills}", f"--steps={steps}", f"--table={tmp_path}/table.md"]
+    ended = subprocess.run(
+        [*command, f"--folder={tmp_path}", *SMALL], capture_output=True, text=True, timeout=1800, check=False
+    )
+    logs = "\n".join(file.read_text()[-3000:] for file in tmp_path.glob("*.log"))
+    assert ended.returncode == 0, ended.stdout + ended.stderr + logs
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("| equal |") == kills + 1
+    assert table.count("killed in step") == kills

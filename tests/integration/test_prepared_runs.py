@@ -1,0 +1,155 @@
+"""Runs on prepared shards, in a folder and in object storage: the same losses, and no secrets in their records."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from lightning import Callback, LightningModule, Trainer
+from omegaconf import OmegaConf
+
+from object_store import SECRETS, Store
+from thunderhead import config
+from thunderhead.config import ConfigError
+from thunderhead.export.from_run import generate_text
+from thunderhead.training.corpus import prepare_corpus
+from thunderhead.training.record import read_rows
+from tiny import prepared, tiny, train_here
+
+URL = "s3://bucket/prefix"
+
+
+@pytest.fixture
+def bucket(store: Store, text_corpus: Path, shards_dir: Path) -> Path:
+    """The folder of the shards that lie in the bucket, too."""
+    folder = prepared(text_corpus, shards_dir, ["tokenizer=byte"])
+    store.upload(folder, "bucket", "prefix")
+    return folder
+
+
+def losses(folder: Path) -> list[str]:
+    return [row["train/loss"] for row in read_rows(folder / "metrics.csv")[1] if row["train/loss"]]
+
+
+def test_a_run_reads_from_a_bucket_and_tells_no_secrets(
+    bucket: Path,
+    run: Callable[..., Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    store: Store,
+) -> None:
+    caplog.set_level(logging.INFO)
+    store.fault = lambda key, count: "503" if count == 1 else None  # so that something is logged
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    everything = ("logger=default", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=1", "budget.steps=3")
+    remote = run("data=shards", f"data.path={URL}", cache, *everything)
+    assert "trying again" in caplog.text
+    assert losses(remote) == losses(run("data=shards", *everything)) == losses(run("data=text", *everything))
+
+    output = capfd.readouterr()
+    assert f"data is fetched from {URL} into" in " ".join(output.out.split())
+    said = [caplog.text.encode(), output.out.encode(), output.err.encode()]
+    written = [
+        Path(folder, name) for place in (remote, tmp_path) for folder, _, names in os.walk(place) for name in names
+    ]
+    names = {file.name for file in written}
+    assert {"config.yaml", "environment.json", "data.json", "manifest.json", "last.ckpt"} <= names
+    for content in said + [file.read_bytes() for file in written]:
+        for secret in SECRETS.values():
+            assert secret.encode() not in content
+
+    # what was recorded is enough to go on from
+    text = generate_text(config.compose([f"run={remote}", "generation.max_new_tokens=4"], "generate"))
+    assert text.startswith(OmegaConf.load(remote / "config.yaml").generation.prompt)
+    resumed = [*tiny(tmp_path, tmp_path, "data=shards", f"data.path={URL}"), f"resume={remote}"]
+    with pytest.raises(ConfigError, match=r"has made all its 3 steps"):
+        train_here(resumed, remote)
+
+
+class Crash(Callback):
+    """Raise after an optimizer step."""
+
+    def __init__(self, *, after: int):
+        self.after = after
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        if trainer.global_step == self.after:
+            raise KeyError("pulled the plug")
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_run_goes_on_from_a_bucket_as_if_nothing_had_happened(
+    run: Callable[..., Path], text_corpus: Path, shards_dir: Path, tmp_path: Path
+) -> None:
+    settings = ("budget.steps=6", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=2")
+    remote = ("data=shards", f"data.path={URL}", f"data.cache_dir={tmp_path / 'cache'}", "data.shuffle_window=50")
+    whole = run("data=text", "data.shuffle_window=50", *settings)
+    run_dir = tmp_path / "crashed"
+    run_dir.mkdir()
+    lines = tiny(text_corpus, shards_dir, *remote, *settings)
+    with pytest.raises(KeyError, match="pulled the plug"):
+        train_here([*lines, f"+callbacks.crash={{_target_: {__name__}.Crash, after: 3}}"], run_dir)
+    with patch.object(config, "invocation_overrides", lambda: ["callbacks.crash.after=1000"]):
+        train_here([f"resume={run_dir}"], tmp_path / "unused")
+    assert losses(run_dir) == losses(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_cache(bucket: Path, run: Callable[..., Path], tmp_path: Path, store: Store) -> None:
+    alone = run("data=shards", "budget.steps=4", "batch.micro_size=1")
+    overrides = tiny(bucket, tmp_path, "data=shards", f"data.path={URL}", "trainer.devices=2", "strategy=ddp")
+    overrides += ["budget.steps=4", f"data.cache_dir={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'ddp'}"]
+    command = [sys.executable, str(config.CONF_DIR.parent / "train.py"), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found, expected = ([float(loss) for loss in losses(folder)] for folder in (tmp_path / "ddp", alone))
+    assert found == pytest.approx(expected, rel=1e-5)  # gradients are summed in another order
+    assert {count for name, count in store.requests.items() if name.endswith(".bin")} == {1}
+
+
+def test_another_tokenizer_is_refused(run: Callable[..., Path], bucket: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tokenizer: .* was made with byte .* leave tokenizer= out"):
+        run("data=shards", "tokenizer=bpe", f"data.path={bucket}")
+    run("data=shards", "tokenizer=byte", f"data.path={bucket}")
+
+
+def test_what_is_wrong_is_said_before_anything_starts(
+    run: Callable[..., Path], tmp_path: Path, text_corpus: Path, bucket: Path, store: Store
+) -> None:
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    with pytest.raises(ConfigError, match=r"^s3://bucket/none/manifest.json is missing .* data\.path must be"):
+        run("data=shards", "data.path=s3://bucket/none", cache)
+    with pytest.raises(ConfigError, match=r"data\.path=nowhere has no manifest\.json"):
+        run("data=shards", "data.path=nowhere")
+    with pytest.raises(ConfigError, match=r"data\.cache_bytes=1000 is too small"):
+        run("data=shards", f"data.path={URL}", cache, "data.cache_bytes=1000")
+    assert not (tmp_path / "runs").exists()
+    text = [line for line in tiny(text_corpus, tmp_path) if not line.startswith("tokenizer")]
+    with pytest.raises(ConfigError, match=r"^tokenizer: needs an option: tokenizer=bpe$"):
+        train_here([*text, "~tokenizer"], tmp_path / "run")
+    store.fault = lambda key, count: "503" if key.endswith(".bin") else None
+    with pytest.raises(ConfigError, match=r"^s3://bucket/prefix/.*chunk-0-0.bin could not be read after 2 attempts"):
+        run("data=shards", f"data.path={URL}", cache, "data.attempts=2")
+
+
+def test_damage_met_by_a_worker_is_told_in_one_line(
+    run: Callable[..., Path], text_corpus: Path, tmp_path: Path
+) -> None:
+    folder = prepared(text_corpus, tmp_path / "shards", ["tokenizer=byte"])
+    file = folder / "text" / "train" / "chunk-0-0.bin"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        run("data=shards", f"data.path={folder}", "data.num_workers=1")
+    assert str(caught.value) == f"{file} holds other bytes than were written (its hash differs)"
+
+
+def test_prepared_shards_are_not_prepared(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^data: data=shards is prepared already"):
+        prepare_corpus(config.compose(["data=shards", f"data.path={tmp_path}"], "prepare"))

@@ -1,0 +1,220 @@
+"""`resume=<run folder>` goes on as if nothing had happened."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+from omegaconf import OmegaConf
+
+from thunderhead import config
+from thunderhead.training import resume as resuming
+from thunderhead.training.record import read_rows
+from thunderhead.training.run import train
+from tiny import tiny, train_here
+
+
+class Crash(Callback):
+    """Raise after an optimizer step."""
+
+    def __init__(self, *, after: int):
+        self.after = after
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        if trainer.global_step == self.after:
+            raise KeyError("pulled the plug")
+
+
+SETTINGS = (
+    "budget.steps=8",
+    "batch.global_tokens=256",  # four micro-batches of 2 × 32 tokens
+    "dropout=gpt2",
+    "attention.dropout=0.1",
+    "callbacks=default",
+    "callbacks.checkpoint.every_n_train_steps=2",
+    "validation.every=3",
+)
+
+
+def rows_of(run_dir: Path) -> list[tuple[str, str]]:
+    """(step, loss) of each row in metrics.csv."""
+    return [(row["step"], row["train/loss"]) for row in read_rows(run_dir / "metrics.csv")[1] if row["train/loss"]]
+
+
+def go_on(resume: str, *overrides: str, run_dir: Path | None = None) -> None:
+    """`python train.py resume=… <overrides>` in this process."""
+    with patch.object(config, "invocation_overrides", lambda: list(overrides)):
+        train_here([f"resume={resume}"], run_dir or Path("unused"))
+
+
+@pytest.fixture
+def losses(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., list[tuple[str, str]]]:
+    """Train under `name`, crash and resume if asked to; gives (step, loss) of each row in metrics.csv."""
+
+    def train_as(name: str, *overrides: str, crash_after: int | None = None, resume_with: tuple[str, ...] = ()):
+        run_dir = tmp_path / name
+        run_dir.mkdir()
+        lines = tiny(text_corpus, shards_dir, *SETTINGS, *overrides)
+        if crash_after is None:
+            train_here(lines, run_dir)
+        else:
+            crash = f"+callbacks.crash={{_target_: {__name__}.Crash, after: {crash_after}}}"
+            with pytest.raises(KeyError, match="pulled the plug"):
+                train_here([*lines, crash], run_dir)
+            # the plug is pulled once
+            go_on(str(run_dir), *resume_with, "callbacks.crash.after=1000")
+        return rows_of(run_dir)
+
+    return train_as
+
+
+@pytest.mark.parametrize("crash_after", [4, 5])  # at a checkpoint, and one step later
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("precision=bf16-mixed", "optimizer=muon", "data.num_workers=1"), ("data=mixture", "dropout=none")],
+    ids=["default", "bf16 with workers", "mixture"],
+)
+def test_bitwise_equal(crash_after: int, overrides: tuple[str, ...], losses: Callable[..., list[tuple[str, str]]],
+                       tmp_path: Path) -> None:  # fmt: skip
+    whole = losses("whole", *overrides)
+    resumed = losses("resumed", *overrides, crash_after=crash_after)
+    assert len(whole) == 8
+    assert resumed == whole
+    weights = [
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "resumed")
+    ]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_with_another_micro_batch(losses: Callable[..., list[tuple[str, str]]]) -> None:
+    without_dropout = ("dropout=none", "attention.dropout=0.0")
+    whole = losses("whole", *without_dropout)
+    resumed = losses("resumed", *without_dropout, crash_after=5, resume_with=("batch.micro_size=1",))
+    assert [step for step, _ in resumed] == [step for step, _ in whole]
+    # the same sequences in other micro-batches: sums in another order
+    torch.testing.assert_close(
+        torch.tensor([float(loss) for _, loss in resumed]), torch.tensor([float(loss) for _, loss in whole])
+    )
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    with pytest.raises(config.ConfigError, match=r"has no checkpoints/\*\.ckpt to go on from"):
+        train_here([f"resume={tmp_path}"], tmp_path / "unused")
+
+
+def flip(file: Path) -> None:
+    """Flip one bit of the weights, in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def truncate(file: Path) -> None:
+    """Cut off the last tenth."""
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 9 // 10])
+
+
+@pytest.mark.parametrize("damage", [flip, truncate])
+def test_a_damaged_checkpoint_is_passed_over(
+    damage: Callable[[Path], None], losses: Callable[..., list[tuple[str, str]]], run: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = run(*SETTINGS)
+    whole = rows_of(folder)
+    checkpoints = folder / "checkpoints"
+    assert {file.name for file in checkpoints.iterdir()} == {"step-6.ckpt", "step-8.ckpt", "best.ckpt", "last.ckpt"}
+    (checkpoints / "best.ckpt").unlink()
+    (folder / "summary.json").unlink()  # as if it had been stopped after its last checkpoint
+    damage(checkpoints / "last.ckpt")
+    damage(checkpoints / "step-8.ckpt")
+    capsys.readouterr()
+    go_on(str(folder))
+    said = capsys.readouterr().out
+    for name in ("last.ckpt", "step-8.ckpt"):
+        assert f"{name} is damaged and passed over (" in said
+    assert "Going on from" in said
+    assert "step-6.ckpt" in said
+    assert rows_of(folder) == whole
+    for file in checkpoints.glob("*.ckpt"):
+        assert resuming.damage(file) is None  # the damaged ones were written again
+
+    for file in checkpoints.glob("*.ckpt"):
+        damage(file)
+    with pytest.raises(config.ConfigError, match=r"last\.ckpt is damaged and passed over .*; .*step-6\.ckpt"):
+        go_on(str(folder))
+    with pytest.raises(config.ConfigError, match=r"resume: .*last\.ckpt is damaged"):
+        go_on(str(checkpoints / "last.ckpt"))
+
+
+def test_any_checkpoint_can_be_gone_on_from(run: Callable[..., Path]) -> None:
+    folder = run(*SETTINGS)
+    whole = rows_of(folder)
+    for name in ("step-6.ckpt", "best.ckpt"):  # best.ckpt is saved in the middle of a validation
+        (folder / "summary.json").unlink()
+        shutil.copy(folder / "checkpoints" / name, folder / "checkpoints" / "chosen.ckpt")
+        go_on(str(folder / "checkpoints" / "chosen.ckpt"))
+        assert rows_of(folder) == whole
+
+
+def test_auto_is_the_last_unfinished_run(
+    text_corpus: Path, shards_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "logs" / "runs" / "name"
+    # a choice of a group, and a value: the same command line starts and goes on
+    command = [*tiny(text_corpus, shards_dir, *SETTINGS, "optimizer.lr=1.0e-3"), "resume=auto"]
+
+    def start(time: str, *more: str) -> str:
+        (runs / time).mkdir(parents=True)
+        capsys.readouterr()
+        lines = [*command, *more]
+        with patch.object(config, "invocation_overrides", lambda: lines):
+            train_here(lines, runs / time)
+        return capsys.readouterr().out
+
+    crash = f"+callbacks.crash={{_target_: {__name__}.Crash, after: 5}}"
+    with pytest.raises(KeyError, match="pulled the plug"):
+        start("2026-01-01", crash)
+    with pytest.raises(KeyError, match="pulled the plug"):
+        start("2026-01-02", crash)  # goes on with the first, and crashes again
+    assert not (runs / "2026-01-02").exists()
+    said = start("2026-01-03", crash, "callbacks.crash.after=1000")
+    assert f"Going on from {runs}/2026-01-01/checkpoints/last.ckpt" in said
+    assert [folder.name for folder in runs.iterdir()] == ["2026-01-01"]
+    said = start("2026-01-04")
+    assert "no unfinished run in" in said
+    assert "starting anew" in said
+    assert rows_of(runs / "2026-01-04") == rows_of(runs / "2026-01-01")
+
+    (runs / "2026-01-04" / "summary.json").unlink()
+    with resuming.held(runs / "2026-01-04"), pytest.raises(config.ConfigError, match="still being trained by another"):
+        start("2026-01-05")
+    with pytest.raises(config.ConfigError, match="optimizer: a resumed run keeps its recorded optimizer"):
+        start("2026-01-06", "optimizer=adamw")
+
+
+def test_the_order_must_stay(run: Callable[..., Path]) -> None:
+    folder = run(*SETTINGS)
+    (folder / "summary.json").unlink()
+    with pytest.raises(config.ConfigError, match=r"resume: data\.shuffle_window changed since the checkpoint"):
+        go_on(str(folder / "checkpoints" / "step-6.ckpt"), "data.shuffle_window=7")
+
+
+def test_a_launched_rank_goes_on_from_the_checkpoint_it_is_given(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run(*SETTINGS)
+    whole = rows_of(folder)
+    checkpoint = folder / "checkpoints" / "step-6.ckpt"
+    flip(folder / "checkpoints" / "last.ckpt")  # the launching process has looked, ranks do not
+    monkeypatch.setenv("THUNDERHEAD_LAUNCHED", "1")
+    job = OmegaConf.create((folder / "config.yaml").read_text())
+    job.resume = str(checkpoint)
+    (folder / "summary.json").unlink()
+    train(job, folder)
+    assert rows_of(folder) == whole
+    assert (folder / "summary.json").exists()

@@ -1,0 +1,85 @@
+"""What a damaged checkpoint looks like, and which one is taken."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from thunderhead.config import ConfigError
+from thunderhead.training.callbacks.state import AtomicCheckpointIO
+from thunderhead.training.resume import damage, find, held
+
+
+def save(file: Path, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    weights = {f"layer{i}": torch.randn(20, 20, generator=generator) for i in range(3)}
+    AtomicCheckpointIO().save_checkpoint({"global_step": step, "state_dict": weights, "lr": 0.5}, file)
+
+
+def test_no_flipped_bit_is_loaded(tmp_path: Path) -> None:
+    """Any flipped bit is seen, or lies where torch.load does not look (dates, padding)."""
+    file = tmp_path / "a.ckpt"
+    save(file, 1)
+    assert damage(file) is None
+    whole, written = file.read_bytes(), torch.load(file, weights_only=True)
+    draw, seen = random.Random(0), 0
+    for _ in range(400):
+        content = bytearray(whole)
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        file.write_bytes(content)
+        if damage(file) is not None:
+            seen += 1
+            continue
+        read = torch.load(file, weights_only=True)
+        assert (read["global_step"], read["lr"]) == (1, 0.5)
+        assert all(torch.equal(read["state_dict"][name], written["state_dict"][name]) for name in written["state_dict"])
+    assert seen > 200
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_damaged(kept: float, tmp_path: Path) -> None:
+    file = tmp_path / "a.ckpt"
+    save(file, 1)
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * kept)])
+    assert damage(file) is not None
+
+
+def run_folder(folder: Path, *steps: int) -> Path:
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    for step in steps:
+        save(folder / "checkpoints" / f"step-{step}.ckpt", step)
+    return folder
+
+
+def test_the_newest_is_taken_by_its_steps(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", 1000, 30, 200)  # neither in the order of names nor of times
+    found = find(str(folder), tmp_path / "new")
+    assert found == (folder / "checkpoints" / "step-1000.ckpt", [])
+
+
+def test_auto_looks_beside_the_new_run(tmp_path: Path) -> None:
+    assert find("auto", tmp_path / "runs" / "03") is None
+    old, begun = run_folder(tmp_path / "runs" / "01", 5), run_folder(tmp_path / "runs" / "02")
+    found = find("auto", tmp_path / "runs" / "03")
+    assert found is not None
+    assert found.checkpoint == old / "checkpoints" / "step-5.ckpt"
+    save(begun / "checkpoints" / "last.ckpt", 2)
+    found = find("auto", tmp_path / "runs" / "03")
+    assert found is not None
+    assert found.checkpoint == begun / "checkpoints" / "last.ckpt"
+    for folder in (old, begun):
+        (folder / "summary.json").write_text('{"steps": 7}')
+        (folder / "plan.json").write_text('{"steps": 7}')
+    assert find("auto", tmp_path / "runs" / "03") is None
+
+
+def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    (folder / "checkpoints" / ".last.ckpt.x8s3").touch()  # left by a kill
+    with FileLock(folder / ".lock"), pytest.raises(ConfigError, match="still being trained"), held(folder):
+        pass
+    with held(folder):
+        assert list((folder / "checkpoints").iterdir()) == []
