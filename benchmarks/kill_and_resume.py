@@ -93,12 +93,13 @@ def compare(arguments: argparse.Namespace) -> tuple[list[str], bool]:
             kill_at(ranks, arguments.folder, target, draw.random())
         (folder,) = runs(arguments.folder, "killed")  # one: no start was anew
         found = {step: row for step, row in rows(folder).items() if step > resumed_from}
-        same = bool(found) and all(row == {name: wanted[step][name] for name in row} for step, row in found.items())
+        same = all(row == {name: wanted[step][name] for name in row} for step, row in found.items())
         equal &= same
-        last = max(found, default=0)
-        end = f"killed in step {last + 1}" if target is not None else "finished"
+        last = max(found, default=resumed_from)
+        end = f"killed in step {last + 1}" if found else "killed before its first step"
+        end = end if target is not None else "finished"
         litter = sum(1 for _ in (folder / "checkpoints").glob(".*"))
-        checks = "equal" if same else "**different**"
+        checks = ("equal" if found else "none") if same else "**different**"
         table.append(f"| {number} | {resumed_from} | {end} | {len(found)} | {litter} | {checks} |")
         print(table[-1], flush=True)
         if target is not None:

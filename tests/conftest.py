@@ -1,7 +1,9 @@
 import logging
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import requests
@@ -32,8 +34,9 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_process_group() -> Iterator[None]:
-    """A run of one process with strategy=ddp or fsdp leaves its process group to those that follow."""
-    yield
+    """A run of one process with strategy=ddp or fsdp leaves its process group and ranks to those that follow."""
+    with patch.dict(os.environ):
+        yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
