@@ -23,5 +23,5 @@ def test_killed_runs_end_where_undisturbed_ones_do(kills: int, steps: int, tmp_p
     logs = "\n".join(file.read_text()[-3000:] for file in tmp_path.glob("*.log"))
     assert ended.returncode == 0, ended.stdout + ended.stderr + logs
     table = (tmp_path / "table.md").read_text()
-    assert table.count("| equal |") == kills + 1
-    assert table.count("killed in step") == kills
+    assert table.count("| equal |") + table.count("| none |") == kills + 1
+    assert table.count("| killed ") == kills
