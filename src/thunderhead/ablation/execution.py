@@ -130,7 +130,7 @@ class LocalExecutor:
 
     def _start(self, job: Job) -> LocalProcess:
         job.folder.mkdir(parents=True, exist_ok=True)
-        lock = (job.folder / ".lock").open("w")
+        lock = (job.folder / ".job.lock").open("w")  # .lock is the run's own
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
