@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_curation import curate
 
 from thunderhead import config
 from thunderhead.config import CONF_DIR
-from thunderhead.data.curation import CharacterRatios, Filter, Language, Length, curate
+from thunderhead.data.curation import CharacterRatios, Filter, Language, Length
 from thunderhead.data.deduplication import ExactDuplicates
 from thunderhead.data.manifest import Manifest
 from thunderhead.data.prepare import find_manifest, prepare

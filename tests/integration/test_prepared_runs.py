@@ -9,7 +9,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from lightning import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 
 from object_store import SECRETS, Store
@@ -71,17 +70,6 @@ def test_a_run_reads_from_a_bucket_and_tells_no_secrets(
         train_here(resumed, remote)
 
 
-class Crash(Callback):
-    """Raise after an optimizer step."""
-
-    def __init__(self, *, after: int):
-        self.after = after
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
-        if trainer.global_step == self.after:
-            raise KeyError("pulled the plug")
-
-
 @pytest.mark.usefixtures("bucket")
 def test_a_run_goes_on_from_a_bucket_as_if_nothing_had_happened(
     run: Callable[..., Path], text_corpus: Path, shards_dir: Path, tmp_path: Path
@@ -93,7 +81,7 @@ def test_a_run_goes_on_from_a_bucket_as_if_nothing_had_happened(
     run_dir.mkdir()
     lines = tiny(text_corpus, shards_dir, *remote, *settings)
     with pytest.raises(KeyError, match="pulled the plug"):
-        train_here([*lines, f"+callbacks.crash={{_target_: {__name__}.Crash, after: 3}}"], run_dir)
+        train_here([*lines, "+callbacks.crash={_target_: crash.Crash, after: 3}"], run_dir)
     with patch.object(config, "invocation_overrides", lambda: ["callbacks.crash.after=1000"]):
         train_here([f"resume={run_dir}"], tmp_path / "unused")
     assert losses(run_dir) == losses(whole)

@@ -7,7 +7,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from lightning import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 
 from thunderhead import config
@@ -15,18 +14,6 @@ from thunderhead.training import resume as resuming
 from thunderhead.training.record import read_rows
 from thunderhead.training.run import train
 from tiny import tiny, train_here
-
-
-class Crash(Callback):
-    """Raise after an optimizer step."""
-
-    def __init__(self, *, after: int):
-        self.after = after
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
-        if trainer.global_step == self.after:
-            raise KeyError("pulled the plug")
-
 
 SETTINGS = (
     "budget.steps=8",
@@ -61,7 +48,7 @@ def losses(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...,
         if crash_after is None:
             train_here(lines, run_dir)
         else:
-            crash = f"+callbacks.crash={{_target_: {__name__}.Crash, after: {crash_after}}}"
+            crash = f"+callbacks.crash={{_target_: crash.Crash, after: {crash_after}}}"
             with pytest.raises(KeyError, match="pulled the plug"):
                 train_here([*lines, crash], run_dir)
             # the plug is pulled once
@@ -176,7 +163,7 @@ def test_auto_is_the_last_unfinished_run(
             train_here(lines, runs / time)
         return capsys.readouterr().out
 
-    crash = f"+callbacks.crash={{_target_: {__name__}.Crash, after: 5}}"
+    crash = "+callbacks.crash={_target_: crash.Crash, after: 5}"
     with pytest.raises(KeyError, match="pulled the plug"):
         start("2026-01-01", crash)
     with pytest.raises(KeyError, match="pulled the plug"):

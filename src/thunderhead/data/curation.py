@@ -8,14 +8,14 @@ import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 from typing_extensions import override
 
-from thunderhead.data.sources import Document, Source
+from thunderhead.data.sources import Document
 from thunderhead.types import Fraction, NonNegativeInt, PositiveInt
 
 EXAMPLES = 5
@@ -235,33 +235,3 @@ def first_reason(filters: Mapping[str, Filter], document_id: str, evidence: Mapp
         if (reason := rule.keep(document_id, evidence[name])) is not None:
             return f"{name}: {reason}"
     return None
-
-
-def curated(
-    documents: Iterable[Document], filters: Mapping[str, Filter], note: Callable[[Document, str | None], None]
-) -> Iterator[Document]:
-    """Yield the documents that all filters keep, in one process; `note` hears of each document, and why it goes."""
-    for document in documents:
-        evidence = {name: rule.inspect(document.text) for name, rule in filters.items()}
-        reason = first_reason(filters, document.id, evidence)
-        note(document, reason)
-        if reason is None:
-            yield document
-
-
-def curate(sources: Mapping[str, Source], filters: Mapping[str, Filter]) -> dict[str, Any]:
-    """Run the filters over all documents of the sources and say what they would remove; nothing is written.
-
-    Duplicates are found across sources: the first source keeps its document.
-
-    Returns:
-        What curation.json holds, see `Removals`.
-    """
-    removals = Removals()
-    for rule in filters.values():
-        rule.reset()
-    for name, source in sources.items():
-        removals.add_source(name)
-        for _ in curated(source.documents(), filters, partial(removals.add, name)):
-            pass
-    return removals.to_dict()

@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 from typing_extensions import override
 
-from thunderhead.data.tokenizer import DTYPE, EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens
+from thunderhead.data.tokenizer import DTYPE, EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens, encode_batch
 
 # How published tokenizers spell the end of a document, the likeliest first: GPT-2, Llama 2, Llama 3, Gemma …
 _EOS_SPELLINGS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|endofdocument|>", "<|end▁of▁sentence|>")
@@ -100,8 +100,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=DTYPE) for encoding in encodings]
+        return encode_batch(self._tokenizer, texts)
 
     @override
     def decode(self, ids: Iterable[int]) -> str:

@@ -118,6 +118,13 @@ class ByteTokenizer(Tokenizer):
         return cls()
 
 
+def encode_batch(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[Tokens]:
+    """Encode texts with a tokenizer of Hugging Face's library, without special tokens."""
+    # np.array refuses an id that the type cannot hold, where astype would wrap around.
+    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.array(encoding.ids, dtype=DTYPE) for encoding in encodings]
+
+
 class BpeTokenizer(Tokenizer):
     """Byte-level BPE trained on the corpus, with GPT-2's way of splitting text into words (Radford et al. 2019, 2.2).
 
@@ -189,9 +196,7 @@ class BpeTokenizer(Tokenizer):
 
     @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
-        # np.array refuses an id that the type cannot hold, where astype would wrap around.
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=DTYPE) for encoding in encodings]
+        return encode_batch(self._tokenizer, texts)
 
     @override
     def decode(self, ids: Iterable[int]) -> str:

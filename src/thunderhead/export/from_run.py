@@ -1,6 +1,5 @@
 """`python generate.py`: a run's model and tokenizer, read back from its record."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from thunderhead.data.tokenizer import Tokenizer
 from thunderhead.data.tokenizer import load_tokenizer as load_kind
 from thunderhead.training import hardware
 from thunderhead.training.module import GROUPS, LanguageModel
+from thunderhead.training.record import read_json
 
 
 def settings(*, run: str, checkpoint: Literal["last", "best"] = "last", accelerator: str = "auto") -> None:
@@ -78,7 +78,7 @@ def load_tokenizer(recorded: dict[str, Any], folder: Path) -> Tokenizer:
     file = folder / "tokenizer.json"
     try:
         if recorded.get("tokenizer") is None:  # prepared shards brought theirs
-            kind = json.loads((folder / "data.json").read_text())["tokenizer"]["name"]
+            kind = read_json(folder / "data.json")["tokenizer"]["name"]
             return load_kind(kind, file.read_text())
         tokenizer: Tokenizer = factory(recorded["tokenizer"]).func.from_json(file.read_text())  # type: ignore[attr-defined]
     except Exception as error:  # missing, damaged (each library has its own error), or of another kind

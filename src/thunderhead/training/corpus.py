@@ -1,5 +1,7 @@
 """`python prepare.py`: shards of a corpus, made or found, and what is in them."""
 
+from typing import Any
+
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
@@ -11,7 +13,7 @@ from thunderhead.data.curation_report import write_report
 from thunderhead.data.manifest import Manifest, verify
 from thunderhead.data.prepare import check_sources, find_manifest, prepare
 from thunderhead.training import display
-from thunderhead.training.planning import build_filters, is_prepared
+from thunderhead.training.planning import build_filters, is_prepared, one_line, shard_settings
 from thunderhead.types import PositiveInt
 
 
@@ -39,23 +41,40 @@ def prepare_corpus(config: DictConfig) -> Manifest:
         data = factory(resolved["data"]).keywords  # type: ignore[attr-defined]
         if "sources" not in data:
             raise ValueError("data: a synthetic task is made while it is trained on: there is nothing to prepare")
-        place = {name: data[name] for name in ("shards_dir", "validation_fraction")}
-        place["filters"] = build_filters(resolved["curation"])
+        filters = build_filters(resolved["curation"])
         check_sources(data["sources"], data.get("path"))
-        manifest = find_manifest(data["sources"], tokenizer, **place)
+        manifest = find_manifest(data["sources"], tokenizer, filters=filters, **shard_settings(data))
         if manifest is not None:
             verify(manifest)
             display.say("Prepared already, nothing to do (its checksums were compared and are right)")
         else:
             display.say(f"Preparing {', '.join(data['sources'])} with the {tokenizer.name} tokenizer")
-            manifest = prepare(data["sources"], tokenizer, **place, processes=resolved["processes"])
-    except (ValueError, ConnectionError) as error:
-        raise ConfigError([Problem("", str(error).strip().splitlines()[0])]) from error
+            manifest = make_shards(resolved, data)
+    except ValueError as error:
+        raise ConfigError([Problem("", one_line(error))]) from error
     _show(manifest)
     curation = manifest.folder / "curation.json"
     if curation.exists():
         display.say(f"curation   {write_report(curation)}")
     return manifest
+
+
+def make_shards(config: dict[str, Any], data: dict[str, Any]) -> Manifest:
+    """Prepare the shards of a resolved configuration, whose data module has the settings `data`.
+
+    Raises:
+        ConfigError: a source cannot be read or reached.
+    """
+    try:
+        return prepare(
+            data["sources"],
+            build(config["tokenizer"]),
+            filters=build_filters(config["curation"]),
+            processes=config.get("processes"),
+            **shard_settings(data),
+        )
+    except (ValueError, ConnectionError) as error:
+        raise ConfigError([Problem("", one_line(error))]) from error
 
 
 def _show(manifest: Manifest) -> None:

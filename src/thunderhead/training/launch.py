@@ -4,7 +4,6 @@ Lightning's own launcher repeats the command line in every process, which inside
 sweep again in each. Here the processes get the one composed configuration instead.
 """
 
-import json
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from thunderhead.config import to_yaml
+from thunderhead.training.record import read_json
 
 LAUNCHED = "THUNDERHEAD_LAUNCHED"
 SAVING_SECONDS = 600  # that processes have to end the step and save, once they are told to stop
@@ -87,5 +87,5 @@ def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str,
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    summary: dict[str, Any] = read_json(run_dir / "summary.json")
     return summary

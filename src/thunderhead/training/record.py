@@ -164,4 +164,4 @@ def tensorboards(trainer: Trainer) -> list[SummaryWriter]:
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
     """The results of a finished run, or None."""
     path = run_dir / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path) if path.exists() else None

@@ -1,7 +1,6 @@
 """Which run to go on with, and from which of its checkpoints."""
 
 import contextlib
-import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +70,7 @@ def _last_unfinished(run_dir: Path) -> Found | None:
 def is_finished(run_dir: Path) -> bool:
     """Whether a run has made all the steps of its plan."""
     summary, plan = record.read_summary(run_dir), run_dir / "plan.json"
-    return summary is not None and plan.is_file() and summary["steps"] >= json.loads(plan.read_text())["steps"]
+    return summary is not None and plan.is_file() and summary["steps"] >= record.read_json(plan)["steps"]
 
 
 def _newest(run_dir: Path) -> tuple[Path | None, list[str]]:
@@ -113,7 +112,7 @@ def _steps(checkpoint: Path) -> int:
 def recorded_overrides(run_dir: Path) -> list[str]:
     """Overrides that a run was started and resumed with."""
     file = run_dir / "environment.json"
-    environment: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    environment: dict[str, Any] = record.read_json(file) if file.is_file() else {}
     return list(environment.get("overrides", []))
 
 

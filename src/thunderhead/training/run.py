@@ -19,7 +19,6 @@ from thunderhead import config as configuration
 from thunderhead.config import ConfigError, Problem, build, factory
 from thunderhead.data.datamodule import TokenDataModule
 from thunderhead.data.manifest import Manifest
-from thunderhead.data.prepare import prepare
 from thunderhead.data.synthetic import Task
 from thunderhead.training import display, hardware, launch, record
 from thunderhead.training import resume as resuming
@@ -28,8 +27,9 @@ from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.schedule_picture import SchedulePicture
 from thunderhead.training.callbacks.state import AtomicCheckpointIO, ExactResume
 from thunderhead.training.callbacks.stop import StopOnSignal
+from thunderhead.training.corpus import make_shards
 from thunderhead.training.module import GROUPS, LanguageModel
-from thunderhead.training.planning import Planned, build_filters, one_line, plan_run, shard_settings
+from thunderhead.training.planning import Planned, one_line, plan_run
 from thunderhead.types import NonNegativeInt
 
 # Arguments of Lightning's Trainer that follow from other groups.
@@ -173,11 +173,7 @@ def _with_data(config: dict[str, Any], planned: Planned) -> Planned:
         return planned
     data = planned.data
     display.say(f"Preparing data: {', '.join(data['sources'])} → {data['shards_dir']} (once; the next run finds it)")
-    try:
-        filters = build_filters(config["curation"])
-        manifest = prepare(data["sources"], build(config["tokenizer"]), filters=filters, **shard_settings(data))
-    except ValueError as error:
-        raise ConfigError([Problem("", one_line(error))]) from error
+    manifest = make_shards(config, data)
     planned = plan_run(config, manifest)
     display.show_data(manifest, planned.plan)
     return planned
