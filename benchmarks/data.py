@@ -35,8 +35,7 @@ from loss_memory import RESULTS, hardware_slug
 from thunderhead import config as configuration
 from thunderhead.data import datamodule
 from thunderhead.data.manifest import (
-    DATA_FORMAT,
-    DTYPE_NAME,
+    DATA_FORMATS,
     FORMAT,
     Chunk,
     Manifest,
@@ -47,7 +46,7 @@ from thunderhead.data.manifest import (
 )
 from thunderhead.data.prepared import PreparedShards
 from thunderhead.data.shards import CHUNK_BYTES, ShardWriter
-from thunderhead.data.tokenizer import DTYPE, ByteTokenizer
+from thunderhead.data.tokenizer import ByteTokenizer
 from thunderhead.training import hardware
 from thunderhead.training.record import read_summary
 from thunderhead.training.run import train
@@ -67,7 +66,7 @@ def save_manifest(folder: Path, train: Shard, val: Shard) -> None:
         eos_id=tokenizer.eos_id,
         vocab_size=tokenizer.vocab_size,
         max_token_id=max(train.max_token_id, val.max_token_id),
-        dtype=DTYPE_NAME,
+        dtype=tokenizer.dtype.name,
         tokenizer=TokenizerRecord(tokenizer.name, tokenizer.settings, tokenizer.sha256),
         split_rule="",
         validation_fraction=0.01,
@@ -92,7 +91,7 @@ def loader(folder: Path, batch_size: int, verify: str) -> Iterator[torch.Tensor]
 def write_corpus(folder: Path) -> None:
     """The same random tokens as shards and as flat.bin."""
     draw = np.random.default_rng(0)
-    tokens = draw.integers(0, 257, TOKENS, dtype=DTYPE)
+    tokens = draw.integers(0, 257, TOKENS, dtype=np.uint16)
     tokens.tofile(folder / "flat.bin")
     shards = {}
     for split, part in (("train", tokens), ("val", tokens[: 10 * DOCUMENT])):
@@ -105,7 +104,7 @@ def write_corpus(folder: Path) -> None:
 
 def nanogpt(folder: Path, batch_size: int) -> Iterator[Any]:
     """karpathy/nanoGPT, train.py::get_batch, with the map opened once."""
-    data = np.memmap(folder / "flat.bin", dtype=DTYPE, mode="r")
+    data = np.memmap(folder / "flat.bin", dtype=np.uint16, mode="r")
     while True:
         ix = torch.randint(len(data) - T, (batch_size,))
         x = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in ix])
@@ -115,7 +114,7 @@ def nanogpt(folder: Path, batch_size: int) -> Iterator[Any]:
 
 def lean(folder: Path, batch_size: int) -> Iterator[Any]:
     """The least that gives the same batches as ours, at random offsets."""
-    data, draw = np.memmap(folder / "flat.bin", dtype=DTYPE, mode="r"), np.random.default_rng(1)
+    data, draw = np.memmap(folder / "flat.bin", dtype=np.uint16, mode="r"), np.random.default_rng(1)
     while True:
         offsets = draw.integers(0, len(data) - T, batch_size).tolist()
         yield torch.from_numpy(np.stack([data[i : i + T + 1] for i in offsets]).astype(np.int64))
@@ -187,10 +186,10 @@ def sparse_shard(folder: Path, tokens: int) -> Shard:
             stream.truncate(12 + 2 * size)
         hashes[size] = hashes.get(size) or sha256_of(file)
         chunks.append(Chunk(file.name, hashes[size], 12 + 2 * size, size, 1))
-        assert chunks[-1].bytes == chunk_bytes(chunks[-1])
+        assert chunks[-1].bytes == chunk_bytes(chunks[-1], "uint16")
     rows = [{"chunk_bytes": c.bytes, "chunk_size": 1, "dim": c.tokens, "filename": c.filename} for c in chunks]
     index = folder / "index.json"
-    index.write_text(json.dumps({"chunks": rows, "config": {"data_format": [DATA_FORMAT]}}))
+    index.write_text(json.dumps({"chunks": rows, "config": {"data_format": [DATA_FORMATS["uint16"]]}}))
     return Shard(sum(sizes), len(sizes), 2 * sum(sizes), 0.0, 0, sha256_of(index), tuple(chunks))
 
 

@@ -100,7 +100,8 @@ def tiny(corpus: Path, shards_dir: Path, *overrides: str) -> list[str]:
     without_path = {"data=stdlib", "data=mixture", *(f"data={name}" for name in OF_THE_HUB)}
     if not any(o.startswith("data.path=") for o in overrides) and without_path.isdisjoint(overrides):
         paths.append(f"data.path={corpus}")
-    if from_file := {"tokenizer=huggingface", "tokenizer=tiktoken"}.intersection(overrides):
+    from_file = {"tokenizer=huggingface", "tokenizer=tiktoken"}.intersection(overrides)
+    if from_file and not any(o.startswith("tokenizer.path=") for o in overrides):
         paths.append(f"tokenizer.path={tokenizer_file(from_file.pop(), shards_dir.parent)}")
     return lines + paths
 

@@ -81,7 +81,7 @@ def expected(module: TokenDataModule, samples: range) -> Tensor:
     )  # fmt: skip
     place = Mixture(turns, sizes, seed=5, window=100)
     readers = {
-        s: ShardReader(LocalChunks(module.manifest.shard_folder("train", s), shard), shard, T)
+        s: ShardReader(LocalChunks(module.manifest.shard_folder("train", s), shard), shard, T, "uint16")
         for s, shard in train.items()
     }
     found = [place(n) for n in samples]
@@ -125,7 +125,7 @@ def test_validation_reads_each_block_once_over_all_ranks(make: Make, world_size:
     module = make(**settings)
     n_blocks = blocks(module.manifest, "text", T, "val")
     shard = module.manifest.splits["val"]["text"]
-    reader = ShardReader(LocalChunks(module.manifest.shard_folder("val", "text"), shard), shard, T)
+    reader = ShardReader(LocalChunks(module.manifest.shard_folder("val", "text"), shard), shard, T, "uint16")
     all_blocks = [tuple(reader.view(i).tolist()) for i in range(n_blocks)]
     found = [tuple(row) for loader in loaders for batch in loader for row in batch.tolist()]
     samples = validation_samples(n_blocks, 10**9, world_size)
@@ -142,7 +142,7 @@ def test_validation_is_spread_over_the_split_and_limited(make: Make) -> None:
     n_blocks = blocks(module.manifest, "text", T, "val")
     assert n_blocks > 100
     shard = module.manifest.splits["val"]["text"]
-    reader = ShardReader(LocalChunks(module.manifest.shard_folder("val", "text"), shard), shard, T)
+    reader = ShardReader(LocalChunks(module.manifest.shard_folder("val", "text"), shard), shard, T, "uint16")
     (loader,) = module.val_dataloader()
     found = torch.cat(list(loader))
     assert len(found) == 20

@@ -102,9 +102,25 @@ DAMAGE = {
         lambda folder: edit_json(folder / "manifest.json", lambda manifest: manifest.update(vocab_size=100)),
         DamagedManifestError,
     ),
-    "wrong dtype in the manifest": (
+    "unknown dtype in the manifest": (
         lambda folder: edit_json(folder / "manifest.json", lambda manifest: manifest.update(dtype="int32")),
         WrongDtypeError,
+    ),
+    "dtype too wide for the vocabulary": (
+        lambda folder: edit_json(folder / "manifest.json", lambda manifest: manifest.update(dtype="uint32")),
+        WrongDtypeError,
+    ),
+    "dtype too narrow for the vocabulary": (
+        lambda folder: edit_json(folder / "manifest.json", lambda manifest: manifest.update(vocab_size=70_000)),
+        WrongDtypeError,
+    ),
+    "dtype of a larger vocabulary": (
+        lambda folder: edit_json(folder / "manifest.json", lambda m: m.update(vocab_size=70_000, dtype="uint32")),
+        DamagedManifestError,
+    ),
+    "vocabulary that no dtype holds": (
+        lambda folder: edit_json(folder / "manifest.json", lambda m: m.update(vocab_size=2**33, dtype="uint32")),
+        DamagedManifestError,
     ),
 }
 

@@ -41,7 +41,7 @@ def make(ahead: int, max_chunks: int, samples: int = 1000) -> tuple[Prefetcher, 
     prefetcher = Prefetcher(
         InTurn(),
         samples,
-        {"text": ShardReader(files, shard, 1)},
+        {"text": ShardReader(files, shard, 1, "uint16")},
         {"text": shard},
         ahead=ahead,
         max_bytes=100 * max_chunks,

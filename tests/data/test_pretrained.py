@@ -11,6 +11,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
+from tiktoken_ext import openai_public
 from tiktoken_ext.openai_public import r50k_pat_str
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -145,6 +146,20 @@ def test_ids_are_those_of_tiktoken(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tokenizer.eos_id, tokenizer.vocab_size) == (50256, 50257)
 
 
+@pytest.mark.parametrize("name", ["r50k_base", "p50k_base", "cl100k_base", "o200k_base"])
+def test_encodings_are_known_by_their_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tiktoken_file(tmp_path, name)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
+    ranks = load_tiktoken_bpe(str(file))
+    monkeypatch.setattr(openai_public, "load_tiktoken_bpe", lambda *args, **kwargs: ranks)  # instead of a download
+    published = getattr(openai_public, name)()
+    tokenizer, oracle = TiktokenTokenizer(path=str(file)), tiktoken.Encoding(**published | {"explicit_n_vocab": None})
+    assert tokenizer.eos_id == oracle.eot_token
+    for text in (*TEXTS, "the OTHER'S  in 1234\n\n /// It'LL \r\n  x", ""):
+        assert tokenizer.encode(text).tolist() == oracle.encode_ordinary(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_eos_is_found_or_named(tmp_path: Path) -> None:
     several = save(byte_level(["<s>", "</s>", "<|im_end|>"]), tmp_path / "several")
     assert HuggingFaceTokenizer(path=str(several)).eos_id == 1
@@ -187,11 +202,6 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"is no tokenizer\.json"):
         HuggingFaceTokenizer(path=str(tmp_path))
-    words = {f"w{i}": i for i in range(65_536)} | {"</s>": 65_536}
-    big = tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0"))
-    big.add_special_tokens(["</s>"])
-    with pytest.raises(ValueError, match=r"ids go up to 65,536, and shards hold uint16: .* at most 65,536 tokens"):
-        HuggingFaceTokenizer(path=str(save(big, tmp_path / "big")))
     unigram = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", -1.0), ("a", -2.0)], unk_id=0))
     with pytest.raises(ValueError, match="which token ends a document"):
         HuggingFaceTokenizer(path=str(save(unigram, tmp_path / "unigram")))
@@ -210,8 +220,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         TiktokenTokenizer(path=str(own), pattern="(")
     with pytest.raises(ValueError, match=r"tokenizer\.eos_id=5 is the id of a token of text: 270 is free"):
         TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+", eos_id=5)
-    with pytest.raises(ValueError, match="shards hold uint16"):
-        TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+", eos_id=100_257)
+    with pytest.raises(ValueError, match=r"go up to 4,294,967,296, and shards hold uint32: 4,294,967,295 is"):
+        TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+", eos_id=2**32)
     own.write_text("".join(own.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(ValueError, match="1 of the 256 bytes have no token"):
         TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+")
@@ -238,3 +248,53 @@ def test_shards_are_made_with_them_and_remember_them(corpus: Path, tmp_path: Pat
         ]
     )
     assert counts[tokens].sum() == shard.bytes
+
+
+def big_word_level(folder: Path) -> Path:
+    """70,000 words and EOS after them: ids up to 70,000."""
+    words = {f"w{i}": i for i in range(70_000)} | {"</s>": 70_000}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["</s>"])
+    return save(tokenizer, folder)
+
+
+def big_tiktoken(folder: Path) -> Path:
+    """All bytes, all pairs of bytes, and two words: ids above 65,535."""
+    pairs = (bytes([first, second]) for first in range(256) for second in range(256))
+    tokens = [bytes([i]) for i in range(256)] + list(pairs) + [b"abc", b"naive"]
+    folder.mkdir(parents=True)
+    file = folder / "cl100k_base.tiktoken"
+    file.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)))
+    return file
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "tiktoken"])
+def test_ids_above_65_535_are_written_and_read_exactly(kind: str, tmp_path: Path) -> None:
+    if kind == "huggingface":
+        tokenizer: Tokenizer = HuggingFaceTokenizer(path=str(big_word_level(tmp_path / "big")))
+        texts = [" ".join(f"w{i}" for i in range(first, 70_000, 1000)) for first in range(40)]
+    else:
+        tokenizer = TiktokenTokenizer(path=str(big_tiktoken(tmp_path / "big")))
+        texts = [f"abc {'xy' * i} naive abc 数据" for i in range(1, 41)]
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for i, text in enumerate(texts):
+        (corpus / f"{i:02}.txt").write_text(text)
+    manifest = prepare(
+        {"text": LocalText(path=str(corpus))}, tokenizer, shards_dir=tmp_path / "shards", validation_fraction=0.2
+    )
+    assert manifest.dtype == "uint32"
+    assert manifest.max_token_id == tokenizer.eos_id > 2**16
+    verify(manifest)
+    found = []
+    for split, by_source in manifest.splits.items():
+        for chunk in by_source["text"].chunks:
+            file = manifest.shard_folder(split, "text") / chunk.filename
+            content = np.fromfile(file, np.uint32, offset=4 * (chunk.documents + 2))
+            found += np.split(content, np.flatnonzero(content == tokenizer.eos_id) + 1)[:-1]
+    oracle = [[*tokenizer.encode(text).tolist(), tokenizer.eos_id] for text in texts]
+    assert sorted(document.tolist() for document in found) == sorted(oracle)
+    assert sum(i >= 2**16 for ids in oracle for i in ids) >= 80
+    again = manifest.load_tokenizer()
+    assert sorted(again.decode(document[:-1]) for document in found) == sorted(texts)

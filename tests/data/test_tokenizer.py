@@ -111,7 +111,7 @@ def test_bpe_trains_on_the_sample_only() -> None:
 
 
 def test_vocabularies_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"tokenizer\.vocab_size=65537 is too large for uint16 shards: use 65536"):
+    with pytest.raises(ValueError, match=r"tokenizer\.vocab_size=65537 is more than bpe learns: use 65536"):
         BpeTokenizer(vocab_size=65_537)
     with pytest.raises(ValueError, match=r"tokenizer\.vocab_size=256 leaves out bytes: use 257"):
         BpeTokenizer(vocab_size=256)

@@ -61,9 +61,9 @@ def test_a_budget_below_one_step(refused: Callable[..., str]) -> None:
     assert "budget: 127 tokens are less than one step of batch.global_tokens=128" in message
 
 
-def test_a_vocabulary_too_large_for_uint16(refused: Callable[..., str]) -> None:
+def test_a_vocabulary_larger_than_bpe_learns(refused: Callable[..., str]) -> None:
     message = refused("tokenizer=bpe", "tokenizer.vocab_size=100000")
-    assert "tokenizer.vocab_size=100000 is too large for uint16 shards: use 65536 or less" in message
+    assert "tokenizer.vocab_size=100000 is more than bpe learns: use 65536 or less" in message
 
 
 def test_a_context_longer_than_all_the_text(refused: Callable[..., str], tmp_path: Path) -> None:

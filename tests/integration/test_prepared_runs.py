@@ -1,5 +1,6 @@
 """Runs on prepared shards, in a folder and in object storage: the same losses, and no secrets in their records."""
 
+import json
 import logging
 import os
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import tokenizers
 from omegaconf import OmegaConf
+from tokenizers import models, pre_tokenizers
 
 from object_store import SECRETS, Store
 from thunderhead import config
@@ -85,6 +88,38 @@ def test_a_run_goes_on_from_a_bucket_as_if_nothing_had_happened(
     with patch.object(config, "invocation_overrides", lambda: ["callbacks.crash.after=1000"]):
         train_here([f"resume={run_dir}"], tmp_path / "unused")
     assert losses(run_dir) == losses(whole)
+
+
+def test_a_vocabulary_of_four_bytes_a_token_is_trained_on_and_resumed(
+    run: Callable[..., Path], shards_dir: Path, tmp_path: Path
+) -> None:
+    words = {f"w{i}": i for i in range(70_000)} | {"</s>": 70_000}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for i in range(40):
+        (corpus / f"{i}.txt").write_text(" ".join(f"w{69_999 - (i * 60 + j) * 29}" for j in range(60)))
+    big = ("data=text", f"data.path={corpus}", "tokenizer=huggingface", f"tokenizer.path={tmp_path}")
+    big = (*big, "data.validation_fraction=0.2", "data.max_validation_tokens=64", "generation.max_new_tokens=2")
+    settings = ("budget.steps=4", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=2")
+    whole = run(*big, *settings)
+    record = json.loads((whole / "data.json").read_text())
+    assert (record["dtype"], record["vocab_size"], record["max_token_id"]) == ("uint32", 70_001, 70_000)
+
+    crashed = tmp_path / "crashed"
+    crashed.mkdir()
+    lines = tiny(corpus, shards_dir, *big, *settings)
+    with pytest.raises(KeyError, match="pulled the plug"):
+        train_here([*lines, "+callbacks.crash={_target_: crash.Crash, after: 3}"], crashed)
+    with patch.object(config, "invocation_overrides", lambda: ["callbacks.crash.after=1000"]):
+        train_here([f"resume={crashed}"], tmp_path / "unused")
+    assert losses(crashed) == losses(whole)
+
+    shards = shards_dir / record["key"]
+    assert losses(run("data=shards", f"data.path={shards}", *settings)) == losses(whole)
 
 
 @pytest.mark.slow

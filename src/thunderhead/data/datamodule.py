@@ -319,7 +319,7 @@ class TokenDataModule(lightning.LightningDataModule):
         """Read the samples that `place` finds in a split of the sources."""
         assert self.manifest is not None
         readers = {
-            source: ShardReader(self._chunks(split, source, shard), shard, self.context_length)
+            source: ShardReader(self._chunks(split, source, shard), shard, self.context_length, self.manifest.dtype)
             for source in sources
             for shard in [self.manifest.splits[split][source]]
         }

@@ -19,12 +19,11 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
-from thunderhead.data.tokenizer import DTYPE, MAX_VOCAB_SIZE, Tokenizer, load_tokenizer
+from thunderhead.data.tokenizer import MAX_VOCAB_SIZE, Tokenizer, dtype_for, load_tokenizer
 
 FORMAT = 1  # raise when the same text would give other shards
-DTYPE_NAME = np.dtype(DTYPE).name
-# litdata's name for a one-dimensional numpy array, whose type it numbers by its own table.
-DATA_FORMAT = "no_header_numpy:5"  # uint16; a test compares it with what litdata writes
+# litdata's names for a one-dimensional numpy array, whose type it numbers by its own table.
+DATA_FORMATS = {"uint16": "no_header_numpy:5", "uint32": "no_header_numpy:6"}
 SplitName = Literal["train", "val"]
 # A manifest may come from elsewhere, and these become parts of paths.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
@@ -48,7 +47,7 @@ class ForeignTokenizerError(ShardError):
 
 
 class WrongDtypeError(ShardError):
-    """The index of a shard names another type of token than the manifest."""
+    """The manifest names another type of token than its vocabulary needs, or the index of a shard another one."""
 
 
 class DamagedIndexError(ShardError):
@@ -134,6 +133,7 @@ class Manifest:
         Raises:
             MissingManifestError: there is none.
             DamagedManifestError: it is not a manifest of this version, or contradicts itself.
+            WrongDtypeError: its type of tokens is not that of its vocabulary.
         """
         folder = Path(folder)
         file = folder / "manifest.json"
@@ -150,17 +150,19 @@ class Manifest:
         shards = [shard for by_source in manifest.splits.values() for shard in by_source.values()]
         if manifest.format != FORMAT:
             raise DamagedManifestError(f"{file} has format {manifest.format}, this version reads {FORMAT}")
+        if manifest.dtype != (dtype := dtype_for(manifest.vocab_size).name):
+            raise WrongDtypeError(
+                f"{file} says dtype {manifest.dtype}, but {manifest.vocab_size:,} tokens are told apart by {dtype}"
+            )
         if (
             set(manifest.splits) != {"train", "val"}
             or any(set(by_source) != set(manifest.sources) for by_source in manifest.splits.values())
             or any(sum(chunk.tokens for chunk in shard.chunks) != shard.tokens for shard in shards)
             or max((shard.max_token_id for shard in shards), default=-1) != manifest.max_token_id
-            or any(chunk.bytes != chunk_bytes(chunk) for shard in shards for chunk in shard.chunks)
+            or any(chunk.bytes != chunk_bytes(chunk, dtype) for shard in shards for chunk in shard.chunks)
             or not max(manifest.max_token_id, manifest.eos_id) < manifest.vocab_size <= MAX_VOCAB_SIZE
         ):
             raise DamagedManifestError(f"{file} contradicts itself; remove {folder} to prepare anew")
-        if manifest.dtype != DTYPE_NAME:
-            raise WrongDtypeError(f"{file} says dtype {manifest.dtype}, this version writes and reads {DTYPE_NAME}")
         return manifest
 
     def save(self, folder: Path) -> Self:
@@ -205,13 +207,13 @@ def verify(manifest: Manifest, level: Literal["full", "sizes"] = "full") -> None
     for split, by_source in manifest.splits.items():
         for source, shard in by_source.items():
             folder = manifest.shard_folder(split, source)
-            verify_index(folder, shard)
+            verify_index(folder, shard, manifest.dtype)
             for chunk in shard.chunks:
                 verify_chunk(folder / chunk.filename, shard, chunk, level)
 
 
-def verify_index(folder: Path, shard: Shard) -> None:
-    """Compare litdata's index of a shard with the manifest; raises as `verify` does."""
+def verify_index(folder: Path, shard: Shard, dtype: str) -> None:
+    """Compare litdata's index of a shard with the manifest and its type of tokens; raises as `verify` does."""
     file = folder / "index.json"
     if not file.exists():
         raise DamagedIndexError(f"{file} is missing; remove {folder.parents[1]} to prepare anew")
@@ -219,8 +221,10 @@ def verify_index(folder: Path, shard: Shard) -> None:
         data_format = json.loads(file.read_bytes())["config"]["data_format"]
     except (ValueError, KeyError, TypeError):
         data_format = None
-    if data_format is not None and data_format != [DATA_FORMAT]:
-        raise WrongDtypeError(f"{file} says tokens are {data_format}, the manifest says {DTYPE_NAME} ({DATA_FORMAT})")
+    if data_format is not None and data_format != [DATA_FORMATS[dtype]]:
+        raise WrongDtypeError(
+            f"{file} says tokens are {data_format}, the manifest says {dtype} ({DATA_FORMATS[dtype]})"
+        )
     if sha256_of(file) != shard.index_sha256:
         raise DamagedIndexError(f"{file} was changed since it was written; remove {folder.parents[1]} to prepare anew")
 
@@ -242,9 +246,9 @@ def verify_chunk(file: Path, shard: Shard, chunk: Chunk, level: Literal["full", 
     raise DamagedChunkError(f"{file} holds other bytes than were written (its hash differs)")
 
 
-def chunk_bytes(chunk: Chunk) -> int:
+def chunk_bytes(chunk: Chunk, dtype: str) -> int:
     """Size of a chunk in litdata's format: the number of documents, where each begins and the last ends, the tokens."""
-    return 4 * (chunk.documents + 2) + np.dtype(DTYPE).itemsize * chunk.tokens
+    return 4 * (chunk.documents + 2) + np.dtype(dtype).itemsize * chunk.tokens
 
 
 def sha256_of(file: Path) -> str:

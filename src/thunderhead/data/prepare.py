@@ -28,7 +28,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from thunderhead.data.curation import Filter, Removals, first_reason
 from thunderhead.data.manifest import (
-    DTYPE_NAME,
     FORMAT,
     ForeignTokenizerError,
     Manifest,
@@ -164,7 +163,7 @@ def prepare(
                 eos_id=trained.eos_id,
                 vocab_size=trained.vocab_size,
                 max_token_id=max(shard.max_token_id for by_source in splits.values() for shard in by_source.values()),
-                dtype=DTYPE_NAME,
+                dtype=trained.dtype.name,
                 tokenizer=TokenizerRecord(trained.name, tokenizer.settings, trained.sha256),
                 split_rule=SPLIT_RULE,
                 validation_fraction=validation_fraction,

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from filelock import FileLock
 from typing_extensions import override
 
@@ -27,7 +28,7 @@ from thunderhead.data.prefetch import Prefetcher
 from thunderhead.data.shards import Chunks
 from thunderhead.data.sources import Share
 from thunderhead.data.storage import ChunkCache, Remote, fetch_record, is_remote
-from thunderhead.data.tokenizer import DTYPE, Tokenizer
+from thunderhead.data.tokenizer import Tokenizer
 from thunderhead.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 _log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def find_prepared(tokenizer: Tokenizer | None, *, path: str, cache_dir: str, att
                     shard_folder.mkdir(parents=True, exist_ok=True)
                     index = shard_folder / "index.json"
                     remote.fetch(index.relative_to(folder).as_posix(), index)
-                    verify_index(shard_folder, shard)
+                    verify_index(shard_folder, shard, manifest.dtype)
     else:
         if not Path(path, "manifest.json").is_file():
             hint = nearest(Path(path)) if not Path(path).exists() else ""
@@ -193,7 +194,7 @@ class PreparedShards(TokenDataModule):
         check_cache(self.manifest, self._cache_bytes, self.context_length, self.shuffle_window)
         for split, by_source in self.manifest.splits.items():
             for source, shard in by_source.items():
-                verify_index(self.manifest.shard_folder(split, source), shard)
+                verify_index(self.manifest.shard_folder(split, source), shard, self.manifest.dtype)
                 for number in range(len(shard.chunks)) if self.verify == "full" else ():
                     self._chunks(split, source, shard).file(number)
 
@@ -247,7 +248,7 @@ def check_cache(manifest: Manifest, cache_bytes: int, context_length: int, windo
     needed = 0
     for shard in manifest.splits["train"].values():
         largest = max(chunk.bytes for chunk in shard.chunks)
-        window_bytes = window * context_length * DTYPE().itemsize
+        window_bytes = window * context_length * np.dtype(manifest.dtype).itemsize
         needed += min(sum(chunk.bytes for chunk in shard.chunks), 2 * (window_bytes + 2 * largest))
     if cache_bytes < 2 * needed:
         raise ValueError(

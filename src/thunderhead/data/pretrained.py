@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 from typing_extensions import override
 
-from thunderhead.data.tokenizer import DTYPE, EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens, encode_batch
+from thunderhead.data.tokenizer import EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens, encode_batch
 
 # How published tokenizers spell the end of a document, the likeliest first: GPT-2, Llama 2, Llama 3, Gemma …
 _EOS_SPELLINGS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|endofdocument|>", "<|end▁of▁sentence|>")
@@ -22,10 +22,22 @@ _BYTE_LEVEL_ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # how SentencePiece spells a byte that is in no other token
 
 # tiktoken's encodings by the name of their file: how words are split, and the id of <|endoftext|>; as in
-# tiktoken_ext/openai_public.py of tiktoken 0.14, where they are bound to a download. cl100k_base and o200k_base have
-# more ids than the shards can hold.
+# tiktoken_ext/openai_public.py of tiktoken 0.14, where they are bound to a download.
 _GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-_ENCODINGS = {"gpt2": (_GPT2_WORDS, 50256), "r50k_base": (_GPT2_WORDS, 50256), "p50k_base": (_GPT2_WORDS, 50256)}
+_CL100K_WORDS = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"
+    r"|\s+(?!\S)|\s"
+)
+_O200K_WORDS = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_ENCODINGS = {
+    **dict.fromkeys(("gpt2", "r50k_base", "p50k_base"), (_GPT2_WORDS, 50256)),
+    "cl100k_base": (_CL100K_WORDS, 100257),
+    "o200k_base": (_O200K_WORDS, 199999),
+}
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -39,8 +51,7 @@ class HuggingFaceTokenizer(Tokenizer):
         eos: spelling of the token that ends a document; null: as tokenizer_config.json says, or one of the usual.
 
     Raises:
-        ValueError: there is no such file, it is no tokenizer, EOS is not found, text can spell EOS, or token ids do not
-            fit the shards.
+        ValueError: there is no such file, it is no tokenizer, EOS is not found, or text can spell EOS.
     """
 
     name = "huggingface"
@@ -65,7 +76,6 @@ class HuggingFaceTokenizer(Tokenizer):
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # the spelling of a special token in a text is text
         self._tokenizer, self._eos = tokenizer, eos
-        _check_size(self.vocab_size, "tokenizer.path")
         if self.eos_id in self.encode(f"a{eos}b"):
             raise ValueError(
                 f"tokenizer.eos={eos} can be spelled by text, which would end documents: name another token"
@@ -100,7 +110,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
-        return encode_batch(self._tokenizer, texts)
+        return encode_batch(self._tokenizer, texts, self.dtype)
 
     @override
     def decode(self, ids: Iterable[int]) -> str:
@@ -197,7 +207,12 @@ class TiktokenTokenizer(Tokenizer):
         except ImportError:
             raise ValueError("tokenizer=tiktoken needs tiktoken: pip install 'thunderhead[tiktoken]'") from None
         self._ranks, self._pattern, self._eos_id = ranks, pattern, eos_id
-        _check_size(self.vocab_size, "tokenizer.path")
+        self._size = max(eos_id, *ranks.values()) + 1
+        if self.vocab_size > MAX_VOCAB_SIZE:
+            raise ValueError(
+                f"tokenizer.path: its ids, EOS among them, go up to {self.vocab_size - 1:,}, and shards hold uint32:"
+                f" {MAX_VOCAB_SIZE - 1:,} is the largest"
+            )
         try:
             self._encoding = tiktoken.Encoding(
                 self.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={EOS: eos_id}
@@ -213,7 +228,7 @@ class TiktokenTokenizer(Tokenizer):
     @property
     @override
     def vocab_size(self) -> int:
-        return max(self.eos_id, *self._ranks.values()) + 1
+        return self._size
 
     @property
     @override
@@ -226,7 +241,7 @@ class TiktokenTokenizer(Tokenizer):
 
     @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
-        return [np.array(self._encoding.encode_ordinary(text), dtype=DTYPE) for text in texts]
+        return [np.array(ids, dtype=self.dtype) for ids in map(self._encoding.encode_ordinary, texts)]
 
     @override
     def decode(self, ids: Iterable[int]) -> str:
@@ -266,14 +281,6 @@ def _read(file: Path, where: str, wanted: str) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise ValueError(f"{where}={file} cannot be read ({error.strerror}): give {wanted}") from None
-
-
-def _check_size(vocab_size: int, where: str) -> None:
-    if vocab_size > MAX_VOCAB_SIZE:
-        raise ValueError(
-            f"{where}: its ids go up to {vocab_size - 1:,}, and shards hold uint16: choose a tokenizer of at most"
-            f" {MAX_VOCAB_SIZE:,} tokens"
-        )
 
 
 def _configured_eos(folder: Path) -> str | None:

@@ -12,8 +12,8 @@ import numpy as np
 from litdata.streaming.item_loader import TokensLoader
 from litdata.streaming.writer import BinaryWriter
 
-from thunderhead.data.manifest import DATA_FORMAT, Chunk, MissingChunkError, Shard, sha256_of, verify_chunk
-from thunderhead.data.tokenizer import DTYPE, Tokens
+from thunderhead.data.manifest import DATA_FORMATS, Chunk, MissingChunkError, Shard, sha256_of, verify_chunk
+from thunderhead.data.tokenizer import Tokens, dtype_for
 
 CHUNK_BYTES = 64 * 2**20  # litdata's usual chunk: large enough to stream from object storage
 
@@ -26,15 +26,16 @@ class ShardWriter:
         self._folder = folder
         self._writer = BinaryWriter(str(folder), chunk_bytes=chunk_bytes, item_loader=TokensLoader())
         self._writer._rank = 0  # else it numbers files by torch.distributed's rank, and waits for all ranks
+        self._dtype = dtype_for(vocab_size)
         self._counts = np.zeros(vocab_size, dtype=np.int64)
         self._documents = self._bytes = self.tokens = 0
 
     def add(self, tokens: Tokens, n_bytes: int) -> None:
         """Add a document (EOS included) that stands for `n_bytes` of text."""
-        assert tokens.dtype == DTYPE  # litdata would write a mixture of types without complaint
+        assert tokens.dtype == self._dtype  # litdata would write a mixture of types without complaint
         with warnings.catch_warnings(action="ignore"):  # a document larger than a chunk gets a larger chunk: no harm
             self._writer.add_item(self._documents, tokens)
-        self._counts += np.bincount(tokens, minlength=len(self._counts))
+        np.add.at(self._counts, tokens, 1)  # bincount takes as long as the vocabulary is large
         self._documents += 1
         self.tokens += len(tokens)
         self._bytes += n_bytes
@@ -49,7 +50,7 @@ class ShardWriter:
         file = self._folder / "index.json"
         index = json.loads(file.read_bytes())
         index["updated_at"] = "0"  # litdata puts the time here; without it the same text gives the same bytes
-        assert index["config"]["data_format"] == [DATA_FORMAT]
+        assert index["config"]["data_format"] == [DATA_FORMATS[self._dtype.name]]
         file.write_text(json.dumps(index, sort_keys=True))
         chunks = tuple(
             Chunk(
@@ -125,12 +126,14 @@ class ShardReader:
         chunks: where the files are.
         shard: what the manifest says about them.
         context_length: a block is one token longer.
+        dtype: of the tokens, as the manifest says.
     """
 
     _KEEP = 16  # chunks that stay open; a window of the order spans three of the usual size at a context of 1024
 
-    def __init__(self, chunks: Chunks, shard: Shard, context_length: int):
+    def __init__(self, chunks: Chunks, shard: Shard, context_length: int, dtype: str):
         self.chunks, self._shard, self._context_length = chunks, shard, context_length
+        self._dtype = np.dtype(dtype)
         self._ends: list[int] = np.cumsum(blocks_per_chunk(shard, context_length)).tolist()
         self._open: dict[int, Tokens] = {}
 
@@ -154,12 +157,13 @@ class ShardReader:
         """Map the tokens of a chunk, and let the one go that was mapped first if there are too many."""
         while len(self._open) >= self._KEEP:
             del self._open[next(iter(self._open))]
-        chunk, itemsize = self._shard.chunks[number], np.dtype(DTYPE).itemsize
+        chunk = self._shard.chunks[number]
+        first = chunk.bytes - chunk.tokens * self._dtype.itemsize
         for _ in range(3):
             path = self.chunks.file(number)
             with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                tokens: Tokens = np.frombuffer(mapped, DTYPE, offset=chunk.bytes - chunk.tokens * itemsize)
+                tokens: Tokens = np.frombuffer(mapped, self._dtype, offset=first)
                 self._open[number] = tokens
                 return tokens
         raise MissingChunkError(f"{path} was deleted while it was in use")

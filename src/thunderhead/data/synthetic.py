@@ -24,7 +24,7 @@ from thunderhead.data.datamodule import ENDLESS, MicroBatches, TokenDataModule, 
 from thunderhead.data.manifest import SplitName
 from thunderhead.data.mixture import Entry
 from thunderhead.data.order import permutation
-from thunderhead.data.tokenizer import DTYPE, EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens
+from thunderhead.data.tokenizer import EOS, Tokenizer, Tokens
 from thunderhead.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 VALIDATION_SEED = 0  # the same sequences for every seed of a run, so that losses compare
@@ -275,8 +275,6 @@ class SymbolTokenizer(Tokenizer):
     name = "symbols"
 
     def __init__(self, symbols: Sequence[str]):
-        if len(symbols) >= MAX_VOCAB_SIZE:
-            raise ValueError(f"data.task has {len(symbols)} symbols, at most {MAX_VOCAB_SIZE - 1} are possible")
         self._symbols = list(symbols)
         self._ids = {symbol: i for i, symbol in enumerate(self._symbols)}
 
@@ -304,7 +302,7 @@ class SymbolTokenizer(Tokenizer):
         if unknown := sorted({symbol for text in texts for symbol in text.split()} - self._ids.keys()):
             first, last = self._symbols[0], self._symbols[-1]
             raise ValueError(f"{' '.join(unknown)} is no symbol of this task: known are {first} … {last}, with spaces")
-        return [np.array([self._ids[symbol] for symbol in text.split()], dtype=DTYPE) for text in texts]
+        return [np.array([self._ids[symbol] for symbol in text.split()], dtype=self.dtype) for text in texts]
 
     @override
     def decode(self, ids: Iterable[int]) -> str:

@@ -17,10 +17,14 @@ from typing_extensions import override
 from thunderhead.types import PositiveInt
 
 EOS = "<|endoftext|>"
-DTYPE = np.uint16
-MAX_VOCAB_SIZE = 2**16  # what uint16 can tell apart
+MAX_VOCAB_SIZE = 2**32  # what uint32 can tell apart
 
-Tokens = npt.NDArray[np.uint16]
+Tokens = npt.NDArray[np.uint16 | np.uint32]
+
+
+def dtype_for(vocab_size: int) -> np.dtype[np.uint16 | np.uint32]:
+    """Choose the type of tokens on the disk: two bytes if they hold all ids of the vocabulary, four if not."""
+    return np.dtype(np.uint16) if vocab_size <= 2**16 else np.dtype(np.uint32)
 
 
 class Tokenizer(ABC):
@@ -73,6 +77,11 @@ class Tokenizer(ABC):
         return self.encode_batch([text])[0]
 
     @property
+    def dtype(self) -> np.dtype[np.uint16 | np.uint32]:
+        """The type of the tokens."""
+        return dtype_for(self.vocab_size)
+
+    @property
     def sha256(self) -> str:
         """Tell one trained tokenizer from another."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -92,7 +101,7 @@ class ByteTokenizer(Tokenizer):
 
     @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
-        return [np.frombuffer(text.encode(), dtype=np.uint8).astype(DTYPE) for text in texts]
+        return [np.frombuffer(text.encode(), dtype=np.uint8).astype(self.dtype) for text in texts]
 
     @override
     def decode(self, ids: Iterable[int]) -> str:
@@ -118,11 +127,13 @@ class ByteTokenizer(Tokenizer):
         return cls()
 
 
-def encode_batch(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[Tokens]:
+def encode_batch(
+    tokenizer: tokenizers.Tokenizer, texts: Sequence[str], dtype: np.dtype[np.uint16 | np.uint32]
+) -> list[Tokens]:
     """Encode texts with a tokenizer of Hugging Face's library, without special tokens."""
     # np.array refuses an id that the type cannot hold, where astype would wrap around.
     encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.array(encoding.ids, dtype=DTYPE) for encoding in encodings]
+    return [np.array(encoding.ids, dtype=dtype) for encoding in encodings]
 
 
 class BpeTokenizer(Tokenizer):
@@ -132,18 +143,20 @@ class BpeTokenizer(Tokenizer):
     the vocabulary is smaller, as the manifest records. `to_json` is the tokenizer.json of Hugging Face's `tokenizers`.
 
     Args:
-        vocab_size: tokens to learn, bytes and EOS included; 65,536 at most (shards hold uint16).
+        vocab_size: tokens to learn, bytes and EOS included; 65,536 at most.
         sample_bytes: train on this many bytes: documents from all over the corpus, chosen by hash. They are held in
             memory. (By then the merges hardly change.)
     """
 
     name = "bpe"
     _MIN_FREQUENCY = 2  # a pair seen once is no regularity
+    _MAX_VOCAB_SIZE = 65_536
 
     def __init__(self, *, vocab_size: PositiveInt = 8192, sample_bytes: PositiveInt = 200_000_000):
-        if vocab_size > MAX_VOCAB_SIZE:
+        if vocab_size > self._MAX_VOCAB_SIZE:
             raise ValueError(
-                f"tokenizer.vocab_size={vocab_size} is too large for uint16 shards: use {MAX_VOCAB_SIZE} or less"
+                f"tokenizer.vocab_size={vocab_size} is more than bpe learns: use {self._MAX_VOCAB_SIZE} or less, or a"
+                " published tokenizer (tokenizer=huggingface)"
             )
         if vocab_size < 257:
             raise ValueError(f"tokenizer.vocab_size={vocab_size} leaves out bytes: use 257 (256 bytes and EOS) or more")
@@ -196,7 +209,7 @@ class BpeTokenizer(Tokenizer):
 
     @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
-        return encode_batch(self._tokenizer, texts)
+        return encode_batch(self._tokenizer, texts, self.dtype)
 
     @override
     def decode(self, ids: Iterable[int]) -> str:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from thunderhead.data.split import is_validation
-from thunderhead.data.tokenizer import DTYPE, Tokenizer, Tokens
+from thunderhead.data.tokenizer import Tokenizer, Tokens
 
 if TYPE_CHECKING:
     from thunderhead.data.curation import Filter
@@ -69,7 +69,7 @@ class Encode(Work[Encoded]):
 
     @override
     def __call__(self, texts: list[str]) -> Encoded:
-        eos = np.array([self._tokenizer.eos_id], dtype=DTYPE)
+        eos = np.array([self._tokenizer.eos_id], dtype=self._tokenizer.dtype)
         documents = self._tokenizer.encode_batch(texts)
         return Encoded(
             tokens=np.concatenate([part for tokens in documents for part in (tokens, eos)]),
