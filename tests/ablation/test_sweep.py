@@ -139,6 +139,15 @@ def test_what_is_solved_for_cannot_be_swept(
         grid(*overrides, **values)
 
 
+def test_arms_are_told_apart_by_their_configurations(grid: Callable[..., int], tmp_path: Path) -> None:
+    """The learning rate follows from the seed, so that two seeds are two arms; 1e-3 and 0.001 are one, trained once."""
+    assert grid("optimizer.lr=${seed}", attention=["mha"], seed=["1", "2"]) == 0
+    rows = (tmp_path / "sweep" / "results.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in rows[1:]] == ["mha seed=1", "mha seed=2"]
+    assert grid(seed=["1"], **{"optimizer.lr": ["1e-3", "0.001"]}) == 0
+    assert len((tmp_path / "sweep" / "results.csv").read_text().splitlines()) == 2
+
+
 def test_an_unknown_baseline(grid: Callable[..., int]) -> None:
     with pytest.raises(ConfigError, match="no arm is called gpa: mha, gqa"):
         grid(attention=["mha", "gqa"], baseline="gpa")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thunderhead.data.datamodule import MicroBatches, TokenDataModule, validation_samples
 from thunderhead.data.manifest import DamagedChunkError
-from thunderhead.data.mixture import Mixture, plan_turns
+from thunderhead.data.mixture import Mixture, plan_turns, trained_blocks
 from thunderhead.data.order import blocks
 from thunderhead.data.prepare import find_manifest
 from thunderhead.data.shards import LocalChunks, ShardReader, blocks_per_chunk
@@ -75,11 +75,12 @@ def expected(module: TokenDataModule, samples: range) -> Tensor:
     """Look each sample up on its own, with an order and readers of its own."""
     train = module.manifest.splits["train"]
     sizes = {s: blocks_per_chunk(shard, T) for s, shard in train.items()}
+    trained = trained_blocks({s: sum(n) for s, n in sizes.items()}, T, module.max_training_tokens)
     turns = plan_turns(
-        module.sources, {s: sum(n) for s, n in sizes.items()}, temperature=1.0, at_max_epochs="redistribute",
+        module.sources, trained, temperature=1.0, at_max_epochs="redistribute",
         steps=STEPS, sequences_per_step=SEQUENCES_PER_STEP,
     )  # fmt: skip
-    place = Mixture(turns, sizes, seed=5, window=100)
+    place = Mixture(turns, sizes, seed=5, window=100, trained=trained)
     readers = {
         s: ShardReader(LocalChunks(module.manifest.shard_folder("train", s), shard), shard, T, "uint16")
         for s, shard in train.items()
@@ -135,6 +136,25 @@ def test_validation_reads_each_block_once_over_all_ranks(make: Make, world_size:
     assert len({len(loader) for loader in loaders}) == 1
     assert len({batch.shape for loader in loaders for batch in loader}) == 1
     assert [batch.tolist() for batch in loaders[0]] == [batch.tolist() for batch in loaders[0]]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_part_of_the_data_is_trained_on_and_all_validated_on(make: Make) -> None:
+    """10 blocks in steps of 8, on two ranks of which one has workers: the samples of one rank, 0.8 epochs a step."""
+    settings = {"max_training_tokens": 10 * T + 5, "max_validation_tokens": 8 * T}
+    steps = 5
+    by_rank = []
+    for rank, num_workers in enumerate((0, 2)):
+        module = make(rank, 2, num_workers=num_workers, **settings)
+        by_rank.append(take(iter(module.train_dataloader()), 2 * steps).unflatten(0, (steps, 2)))
+    found = torch.stack(by_rank, dim=2).flatten(0, 3)
+    module = make(**settings)
+    assert torch.equal(found, expected(module, range(8 * steps)))
+    assert len({tuple(block.tolist()) for block in found}) == 10
+    assert torch.equal(found[:10].sort(dim=0).values, found[10:20].sort(dim=0).values)
+    assert module.ledger(steps)(8 * steps)["text"].epochs == 4.0
+    (validation,), (whole,) = (make(**s).val_dataloader() for s in (settings, {"max_validation_tokens": 8 * T}))
+    assert torch.equal(next(iter(validation)), next(iter(whole)))
 
 
 def test_validation_is_spread_over_the_split_and_limited(make: Make) -> None:
@@ -217,6 +237,7 @@ def test_each_source_is_validated_on_its_own(make: Make, mixture: Mixed) -> None
         ({"shuffle_window": 50}, "data.shuffle_window"),
         ({"temperature": 2.0}, "the weights and max_epochs of data.sources"),
         ({"validation_fraction": 0.3}, "the training data"),
+        ({"max_training_tokens": 100 * T}, "the weights and max_epochs of data.sources and data.max_training_tokens"),
     ],
 )
 def test_a_resume_in_another_order_is_refused(

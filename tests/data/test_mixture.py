@@ -21,6 +21,7 @@ from thunderhead.data.mixture import (
     plan_turns,
     repetition,
     stages,
+    trained_blocks,
     turns,
     weights_by_fraction,
 )
@@ -216,6 +217,56 @@ def test_a_mixture_is_turns_and_orders() -> None:
     assert ledger(0) == {"a": (0, 0, 0), "b": (0, 0, 0)}
     again = pickle.loads(pickle.dumps(mixture))
     assert [again(n) for n in range(80)] == found
+
+
+sizes = st.dictionaries(
+    st.sampled_from("abc"), st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any), min_size=1
+)
+
+
+@given(sizes, st.integers(1, 200), st.integers(1, 20))
+def test_a_part_of_the_data_is_seen_again_and_again(blocks: dict[str, list[int]], wanted: int, window: int) -> None:
+    available = {s: sum(counted) for s, counted in blocks.items()}
+    try:
+        trained = trained_blocks(available, 32, 32 * wanted)
+    except ValueError:
+        # too many, or too few for one of each
+        assert wanted >= sum(available.values()) or not all(counts(available, wanted).values())
+        return
+    assert sum(trained.values()) == wanted
+    for s, count in trained.items():
+        assert 0 < count <= available[s]
+        share = Fraction(available[s], sum(available.values()))
+        assert abs(count - wanted * share) <= Fraction(1, 2) + share * len(blocks) / 2
+    planned = plan_turns(
+        {s: source(float(n)) for s, n in trained.items()}, trained,
+        temperature=1.0, at_max_epochs="stop", steps=1, sequences_per_step=1,
+    )  # fmt: skip
+    mixture = Mixture(planned, blocks, seed=3, window=window, trained=trained)
+    found = [mixture(n) for n in range(3 * wanted)]
+    for s, count in trained.items():
+        seen = Counter((sample.epoch, sample.block) for sample in found if sample.source == s)
+        parts = [{block for epoch, block in seen if epoch == number} for number in range(3)]
+        assert parts[0] == parts[1] == parts[2]  # the same blocks in each epoch, each of them once
+        assert len(parts[0]) == count
+        assert max(parts[0]) < available[s]
+        assert set(seen.values()) == {1}
+
+
+def test_a_part_that_cannot_be() -> None:
+    available = {"many": 900, "few": 10}
+    assert trained_blocks(available, 32, None) == available
+    assert trained_blocks(available, 32, 91 * 32 + 31) == {"many": 90, "few": 1}
+    with pytest.raises(ValueError, match=r"max_training_tokens=29120 leaves nothing out, there are 29120 tokens"):
+        trained_blocks(available, 32, 910 * 32)
+    with pytest.raises(
+        ValueError, match=r"max_training_tokens=960 leaves no block .* of few: use at least (\d+)"
+    ) as error:
+        trained_blocks(available, 32, 960)
+    enough = int(str(error.value).partition("use at least ")[2].partition(",")[0])
+    assert trained_blocks(available, 32, enough)["few"] == 1
+    with pytest.raises(ValueError, match="of few"):
+        trained_blocks(available, 32, enough - 1)
 
 
 def test_the_mixture_is_the_one_of_the_first_release() -> None:

@@ -1,3 +1,4 @@
+import itertools
 import pickle
 from collections import Counter
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thunderhead.data.manifest import Manifest
-from thunderhead.data.order import Order, blocks, check_blocks, permutation
+from thunderhead.data.order import Order, blocks, check_blocks, permutation, spread, spread_over_chunks
 
 MakeShards = Callable[..., Manifest]
 sizes = st.lists(st.integers(0, 20), min_size=1, max_size=8).filter(any)
@@ -29,6 +30,22 @@ def test_a_sample_does_not_depend_on_what_was_asked_before(chunks: list[int], wi
     order = Order("a", chunks, seed=7, window=window)
     for n in asked:
         assert order(n) == Order("a", chunks, seed=7, window=window)(n)
+
+
+@given(sizes, st.data())
+def test_a_part_is_spread_evenly(chunks: list[int], data: st.DataObject) -> None:
+    total = sum(chunks)
+    count = data.draw(st.integers(1, total))
+    part = [spread(number, count, total) for number in range(count)]
+    assert len(set(part)) == count
+    assert all(0 <= block < total for block in part)
+    assert {b - a for a, b in itertools.pairwise(part)} <= {total // count, -(-total // count)}
+    chunk_of = [index for index, size in enumerate(chunks) for _ in range(size)]
+    found = Counter(chunk_of[block] for block in part)
+    assert spread_over_chunks(chunks, count) == [found[index] for index in range(len(chunks))]
+    for divisor in (d for d in range(1, count + 1) if count % d == 0):
+        assert {spread(number, divisor, total) for number in range(divisor)} <= set(part)
+    assert spread_over_chunks(chunks, total) == chunks
 
 
 def test_windows_hold_a_contiguous_run_of_the_permuted_chunks() -> None:

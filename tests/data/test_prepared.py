@@ -225,6 +225,16 @@ def test_a_cache_that_cannot_hold_the_window_is_refused(make: Make, shards: Mani
         make(URL, cache_bytes=enough - 1)
 
 
+def test_a_part_of_the_blocks_lies_in_all_chunks(make: Make, shards: Manifest) -> None:
+    part = {"max_training_tokens": 100 * T, "shuffle_window": 50}
+    here = take(make(shards.folder, **part), 30)
+    assert torch.equal(take(make(URL, **part), 30), here)
+    assert len({tuple(block.tolist()) for block in here.flatten(0, 1)}) == min(100, here.flatten(0, 1).shape[0])
+    make(URL, shuffle_window=50, cache_bytes=90_000)
+    with pytest.raises(ValueError, match=r"too small to shuffle data\.shuffle_window=50"):
+        make(URL, cache_bytes=90_000, **part)
+
+
 def test_the_tokenizer_is_that_of_the_shards(shards: Manifest, tmp_path: Path) -> None:
     place = {"path": str(shards.folder), "cache_dir": str(tmp_path), "attempts": 1, "timeout": 1.0}
     assert find_prepared(None, **place) == find_prepared(ByteTokenizer(), **place) == shards

@@ -1,6 +1,11 @@
 """What the machine can do, on machines made up by patching torch."""
 
+import os
 import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,6 +113,25 @@ def test_measured_matmul_speed_is_that_of_a_computer() -> None:
 def test_other_allocators_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
     assert hardware.keep_freed_memory() is False
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="no huge pages here")
+@pytest.mark.parametrize(("environment", "in_use"), [({}, True), ({"THP_MEM_ALLOC_ENABLE": "0"}, False)])
+def test_big_tensors_lie_in_huge_pages(environment: dict[str, str], in_use: bool) -> None:
+    inherited = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    code = (
+        "import thunderhead.training.hardware, torch; x = torch.zeros(2**24); x.fill_(1.0)\n"  # 64 MiB
+        "print(open('/proc/self/smaps_rollup').read())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=inherited | environment, capture_output=True, text=True, check=True
+    )
+    (kib,) = re.findall(r"AnonHugePages:\s+(\d+) kB", done.stdout)
+    if "[always]" not in HUGE_PAGES.read_text() or in_use:
+        assert (int(kib) > 32 * 1024) is in_use
 
 
 def test_the_cpu_has_a_name() -> None:

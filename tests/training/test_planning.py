@@ -62,6 +62,34 @@ def test_repetition_is_noted_and_refused(plan: Callable[..., Plan]) -> None:
     assert meant.epochs["code"] == pytest.approx(17, rel=0.01)
 
 
+def test_the_same_steps_are_more_epochs_of_fewer_tokens(
+    run: Callable[..., Path], text_corpus: Path, shards_dir: Path
+) -> None:
+    """25 steps of 4 blocks: 1 and 4 epochs of the first of many; the validation is the same, and so are the tokens."""
+    summaries, plans = [], []
+    for blocks in (100, 25):
+        folder = run("budget.steps=25", f"data.max_training_tokens={32 * blocks}")
+        summaries.append(json.loads((folder / "summary.json").read_text()))
+        plans.append(json.loads((folder / "plan.json").read_text()))
+    assert [summary["ledger"]["text"]["epochs"] for summary in summaries] == [1.0, 4.0]
+    assert [planned["epochs"] for planned in plans] == [{"text": 1.0}, {"text": 4.0}]
+    assert "an epoch is 800 tokens" in " ".join(plans[1]["notes"])
+    for same in ("validation_data", "validation_text", "tokens", "steps"):
+        assert summaries[0][same] == summaries[1][same]
+    assert summaries[0]["val_loss"] != summaries[1]["val_loss"]
+
+    def refused(*overrides: str) -> str:
+        with pytest.raises(ConfigError) as error:
+            plan_run(config.plain(config.compose(tiny(text_corpus, shards_dir, *overrides))))
+        return str(error.value)
+
+    assert "leaves no block of model.context_length=32 tokens of text: use at least 32" in refused(
+        "data.max_training_tokens=31"
+    )
+    assert "leaves nothing out" in refused("data.max_training_tokens=10000000")
+    assert "would be seen 16.7 times" in refused("budget.steps=25", "data.max_training_tokens=192")
+
+
 def test_the_others_take_the_place_of_a_source_that_is_used_up(plan: Callable[..., Plan]) -> None:
     found = plan("budget.steps=1000", "data.sources.prose.max_epochs=0.01")
     assert found.steps == 1000

@@ -43,11 +43,6 @@ class Job:
         """What tells this job from the others of its sweep: `mha seed=1`."""
         return _name(self.choices) or "run"
 
-    @property
-    def arm(self) -> str:
-        """What tells its arm from the others of its sweep, the seed left out: `mha`."""
-        return arm_name(self.choices)
-
 
 def make_job(choices: Mapping[str, str], config: dict[str, Any], sweep_dir: Path, subfolder: str = "") -> Job:
     """A job in the folder that it has in this sweep already, or will have: `attention_mha-seed_1-<key>`.

@@ -119,13 +119,13 @@ def run_search(
 
         jobs = [job for _, job in trials.values()]
         sweep.jobs += [job for job in jobs if job.folder not in {known.folder for known in sweep.jobs}]
+        sweep.names |= {job.folder: job.name for job in jobs}
         try:
             outcomes = sweep.run(jobs, f"Search, {len(study.trials)} of {n_trials} trials", is_hopeless)
         except (Interrupted, KeyboardInterrupt):
             interrupted = True
             break
         for place, (trial, job) in trials.items():
-            sweep.names[place] = job.name
             summary = record.read_summary(place)
             if summary is not None:
                 is_hopeless(job)  # tells what an earlier start logged

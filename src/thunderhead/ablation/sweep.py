@@ -1,6 +1,7 @@
 """The way of one sweep: check and plan all → match → tune → run → report."""
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from thunderhead import config as configuration
 from thunderhead.ablation import match as matching
 from thunderhead.ablation import tune as tuning
 from thunderhead.ablation.execution import Executor, Interrupted, Monitor, Outcome, log_file, run_jobs
-from thunderhead.ablation.jobs import Job, arm_name, make_job
+from thunderhead.ablation.jobs import Job, arm_key, arm_name, make_job
 from thunderhead.ablation.match import Match, Matched
 from thunderhead.ablation.progress import Board
 from thunderhead.ablation.report import write_report
@@ -97,7 +98,7 @@ class Sweep:
                 "jobs": {
                     str(job.folder.relative_to(self.folder)): {
                         "name": job.name,
-                        "arm": job.arm,
+                        "arm": self.names[job.folder],
                         **(outcome._asdict() if (outcome := self.outcomes.get(job.folder)) else {"state": "waiting"}),
                     }
                     for job in self.jobs
@@ -108,8 +109,7 @@ class Sweep:
         recorded = [j.folder for j in self.jobs if j.folder not in failed and (j.folder / "plan.json").is_file()]
         try:
             runs = read_runs(recorded)
-            names = [job.arm for job in self.jobs if job.folder in recorded]
-            known = baseline if baseline in names else None
+            known = baseline if baseline in (self.names[folder] for folder in recorded) else None
             if baseline is not None and known is None:
                 self.notes.append(f"No run of the baseline {baseline} has begun yet.")
             write_report(self.folder, runs, baseline=known, failures=self.failures, notes=self.notes, names=self.names)
@@ -185,17 +185,22 @@ def _sweep_options(candidates: Sequence[Candidate]) -> tuple[Any, Any]:
 
 
 def _make_arms(candidates: Sequence[Candidate]) -> list[Arm]:
-    """Check and plan every candidate, all problems at once, and group them."""
+    """Check and plan every candidate, all problems at once, and group them by their configurations.
+
+    Values may follow from the seed (optimizer.lr=${…}): candidates that share a name are several arms then, and the
+    seeds are added to it.
+    """
     arms: dict[str, Arm] = {}
     found: dict[Problem, list[str]] = {}
     for candidate in candidates:
-        name = arm_name(candidate.choices)
+        key = arm_key(candidate.config)
         problems = find_problems(candidate.config)
         if not problems:
             try:
-                if name not in arms:
-                    arms[name] = Arm(name, [], plan_run(candidate.config).plan)
-                arms[name].members.append(candidate)
+                if key not in arms:
+                    arms[key] = Arm(arm_name(candidate.choices), [], plan_run(candidate.config).plan)
+                if candidate.config["seed"] not in [member.config["seed"] for member in arms[key].members]:
+                    arms[key].members.append(candidate)
             except ConfigError as error:
                 problems = error.problems
         for problem in problems:
@@ -208,6 +213,10 @@ def _make_arms(candidates: Sequence[Candidate]) -> list[Arm]:
                 for p, n in found.items()
             ]
         )
+    uses = Counter(arm.name for arm in arms.values())
+    for arm in arms.values():
+        if uses[arm.name] > 1:
+            arm.name += f" seed={','.join(str(member.config['seed']) for member in arm.members)}"
     return list(arms.values())
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from thunderhead.data.manifest import Manifest, Shard, SplitName, verify
-from thunderhead.data.mixture import AtMaxEpochs, Entry, Ledger, Mixture, Turns, plan_turns
-from thunderhead.data.order import blocks, check_blocks
+from thunderhead.data.mixture import AtMaxEpochs, Entry, Ledger, Mixture, Turns, plan_turns, trained_blocks
+from thunderhead.data.order import blocks, check_blocks, spread
 from thunderhead.data.prefetch import Prefetcher
 from thunderhead.data.prepare import check_sources, find_manifest, prepare
 from thunderhead.data.shards import Chunks, LocalChunks, ShardReader, blocks_per_chunk
@@ -74,7 +74,7 @@ class ValidationPlace:
 
     def __call__(self, n: int) -> tuple[str, int]:
         """Look up sample n."""
-        return self._source, n * self._n_blocks // self._samples
+        return self._source, spread(n, self._samples, self._n_blocks)
 
 
 class MicroBatches(Sampler[list[int]]):
@@ -124,6 +124,8 @@ class TokenDataModule(lightning.LightningDataModule):
         path: a place for data.path=…, for sources to refer to as ${data.path}.
         shards_dir: folder for shards of all corpora, each under its own key.
         validation_fraction: share of the documents, chosen by hash, that is never trained on.
+        max_training_tokens: train on so many tokens again and again: a fixed selection of blocks spread evenly over
+            each source's training split, the same for all seeds; None: on all. Validation stays what it is.
         max_validation_tokens: validate on at most so many tokens: a fixed selection spread evenly over the split.
         shuffle_window: blocks that are shuffled together (see `Order`).
         num_workers: processes that load; 0 is fastest (one process reads 100 M tokens/s, sending them costs more).
@@ -146,6 +148,7 @@ class TokenDataModule(lightning.LightningDataModule):
         path: str | None = None,
         shards_dir: str = "data/shards",
         validation_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05,
+        max_training_tokens: PositiveInt | None = None,
         max_validation_tokens: PositiveInt = 65_536,
         shuffle_window: PositiveInt = 65_536,
         num_workers: NonNegativeInt = 0,
@@ -158,7 +161,8 @@ class TokenDataModule(lightning.LightningDataModule):
         self.context_length, self.micro_batch_size = context_length, micro_batch_size
         self.sequences_per_step, self.seed = sequences_per_step, seed
         self.shards_dir, self.validation_fraction = shards_dir, validation_fraction
-        self.max_validation_tokens, self.shuffle_window = max_validation_tokens, shuffle_window
+        self.max_training_tokens, self.max_validation_tokens = max_training_tokens, max_validation_tokens
+        self.shuffle_window = shuffle_window
         self.num_workers, self.verify = num_workers, verify
         self.temperature, self.at_max_epochs = temperature, at_max_epochs
         self.manifest: Manifest | None = None  # may be given beforehand; else it is looked up or made
@@ -183,6 +187,7 @@ class TokenDataModule(lightning.LightningDataModule):
             self.manifest = find_manifest(self.sources, self.tokenizer, **self._settings())
             assert self.manifest is not None, "prepare_data comes first"
         check_blocks(self.manifest, self.context_length)
+        self._trained_blocks()
         self._verify()
 
     def _verify(self) -> None:
@@ -236,6 +241,7 @@ class TokenDataModule(lightning.LightningDataModule):
             "data.shuffle_window": self.shuffle_window,
             "the training data": hashlib.sha256(str(sorted(chunks.items())).encode()).hexdigest(),
             "the weights and max_epochs of data.sources": self._mixture.turns.until(samples),
+            **({"data.max_training_tokens": limit} if (limit := self.max_training_tokens) is not None else {}),
         }
 
     def train_dataloader(self) -> DataLoader[Tensor]:
@@ -255,10 +261,13 @@ class TokenDataModule(lightning.LightningDataModule):
         assert self.trainer is not None
         self._first_sample, self._first_step = self.samples_seen, self.trainer.global_step
         turns, counts = self._turns(self.trainer.max_steps), self._block_counts()
-        self._mixture = Mixture(turns, counts, seed=self.seed, window=self.shuffle_window)
+        self._mixture = Mixture(
+            turns, counts, seed=self.seed, window=self.shuffle_window, trained=self._trained_blocks()
+        )
         now = self._order_of(self._first_sample)
         if self._order_before is not None and now is not None and self._order_before != now:
-            other = [name for name, value in now.items() if self._order_before.get(name) != value]
+            names = dict.fromkeys([*now, *self._order_before])
+            other = [name for name in names if self._order_before.get(name) != now.get(name)]
             raise ValueError(
                 f"resume: {' and '.join(other)} changed since the checkpoint, so that its first"
                 f" {self._first_sample:,} samples would have come in another order: set them back"
@@ -269,8 +278,7 @@ class TokenDataModule(lightning.LightningDataModule):
 
     def ledger(self, steps: int) -> Callable[[int], dict[str, Entry]]:
         """Keep the books of a run of so many steps: what each source gave to its first n samples."""
-        blocks = {source: sum(sizes) for source, sizes in self._block_counts().items()}
-        return Ledger(self._turns(steps), blocks, self.context_length)
+        return Ledger(self._turns(steps), self._trained_blocks(), self.context_length)
 
     def _block_counts(self) -> dict[str, list[int]]:
         """Training blocks in each chunk, by source."""
@@ -278,10 +286,15 @@ class TokenDataModule(lightning.LightningDataModule):
         train = self.manifest.splits["train"]
         return {source: blocks_per_chunk(shard, self.context_length) for source, shard in train.items()}
 
+    def _trained_blocks(self) -> dict[str, int]:
+        """Blocks of each source that are trained on."""
+        available = {source: sum(sizes) for source, sizes in self._block_counts().items()}
+        return trained_blocks(available, self.context_length, self.max_training_tokens)
+
     def _turns(self, steps: int) -> Turns:
         return plan_turns(
             self.sources,
-            {source: sum(sizes) for source, sizes in self._block_counts().items()},
+            self._trained_blocks(),
             temperature=self.temperature,
             at_max_epochs=self.at_max_epochs,
             steps=steps,

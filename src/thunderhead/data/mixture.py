@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
-from thunderhead.data.order import Order
+from thunderhead.data.order import Order, spread, spread_over_chunks
 from thunderhead.data.sources import Share
 
 AtMaxEpochs = Literal["redistribute", "stop"]
@@ -148,6 +148,42 @@ def stages(sources: Mapping[str, Share], temperature: float, steps: int, sequenc
     return found
 
 
+# --- part of the data ------------------------------------------------------------------------------------------------
+
+
+def trained_blocks(
+    available: Mapping[str, int], context_length: int, max_training_tokens: int | None
+) -> dict[str, int]:
+    """Say how many blocks of each source are trained on: all, or so many in all, the same part of each source.
+
+    Args:
+        available: blocks of each source's training split.
+        context_length: tokens trained on in a block.
+        max_training_tokens: data.max_training_tokens; None: no limit.
+
+    Raises:
+        ValueError: it leaves a source without a block, or leaves nothing out.
+    """
+    if max_training_tokens is None:
+        return dict(available)
+    total, wanted = sum(available.values()), max_training_tokens // context_length
+    if wanted >= total:
+        raise ValueError(
+            f"data.max_training_tokens={max_training_tokens} leaves nothing out, there are {total * context_length}"
+            " tokens: lower it, or set it to null"
+        )
+    some = {source: count for source, count in available.items() if count}  # `check_blocks` names the others
+    found = counts(some, wanted)
+    if not all(found.values()):
+        enough = bisect.bisect_left(range(total), 1, key=lambda n: min(counts(some, n).values()))
+        raise ValueError(
+            f"data.max_training_tokens={max_training_tokens} leaves no block of model.context_length={context_length}"
+            f" tokens of {' and '.join(name for name, n in found.items() if not n)}: use at least"
+            f" {enough * context_length}, or null"
+        )
+    return dict.fromkeys(available, 0) | found
+
+
 # --- the whole run ---------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +289,7 @@ def plan_turns(
 
     Args:
         sources: with weights and max_epochs.
-        blocks: training blocks of each source.
+        blocks: of each source that are trained on.
         temperature: see `stages`.
         at_max_epochs: see `Turns`.
         steps: of the run.
@@ -281,16 +317,31 @@ class Mixture:
         blocks: number of blocks in each chunk, by source.
         seed: of the order within the sources; the turns have none.
         window: blocks that are shuffled together (see `Order`).
+        trained: number of blocks of each source that take part, spread evenly over it; None: all.
     """
 
-    def __init__(self, turns: Turns, blocks: Mapping[str, Sequence[int]], *, seed: int, window: int):
+    def __init__(
+        self,
+        turns: Turns,
+        blocks: Mapping[str, Sequence[int]],
+        *,
+        seed: int,
+        window: int,
+        trained: Mapping[str, int] | None = None,
+    ):
         self.turns = turns
-        self._orders = {name: Order(name, sizes, seed=seed, window=window) for name, sizes in blocks.items()}
+        self._blocks = {name: sum(sizes) for name, sizes in blocks.items()}
+        self._trained = dict(trained or self._blocks)
+        self._orders = {
+            name: Order(name, spread_over_chunks(sizes, self._trained[name]), seed=seed, window=window)
+            for name, sizes in blocks.items()
+        }
 
     def __call__(self, n: int) -> Sample:
         """Say which block sample n is."""
         source, k = self.turns(n)
-        return Sample(source, *self._orders[source](k))
+        epoch, number = self._orders[source](k)
+        return Sample(source, epoch, spread(number, self._trained[source], self._blocks[source]))
 
 
 class Ledger:
@@ -298,7 +349,7 @@ class Ledger:
 
     Args:
         turns: whose sample n is.
-        blocks: training blocks of each source.
+        blocks: of each source that are trained on.
         context_length: tokens trained on in a sample.
     """
 

@@ -6,6 +6,7 @@ runs with the same seed see the same tokens at the same step. `thunderhead.data.
 
 import bisect
 import hashlib
+import itertools
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -82,6 +83,21 @@ def permutation(size: int, *key: int) -> npt.NDArray[np.int64]:
 def blocks(manifest: Manifest, source: str, context_length: int, split: SplitName = "train") -> int:
     """Count the blocks of context_length + 1 tokens in one split of a source."""
     return sum(blocks_per_chunk(manifest.splits[split][source], context_length))
+
+
+def spread(number: int, count: int, blocks: int) -> int:
+    """Say which block is number `number` of `count` that are spread evenly over `blocks`.
+
+    The selection of a count holds that of each of its divisors.
+    """
+    return number * blocks // count
+
+
+def spread_over_chunks(sizes: Sequence[int], count: int) -> list[int]:
+    """Count those of `count` evenly spread blocks that lie in each chunk, of which `sizes` tells all blocks."""
+    ends = [0, *itertools.accumulate(sizes)]
+    before = [-(-end * count // ends[-1]) for end in ends]  # those whose spread() is below
+    return [after - first for first, after in itertools.pairwise(before)]
 
 
 def check_blocks(manifest: Manifest, context_length: int) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,8 @@ from thunderhead.data.manifest import (
     verify_chunk,
     verify_index,
 )
-from thunderhead.data.mixture import AtMaxEpochs, Turns
+from thunderhead.data.mixture import AtMaxEpochs, Turns, trained_blocks
+from thunderhead.data.order import blocks
 from thunderhead.data.prefetch import Prefetcher
 from thunderhead.data.shards import Chunks
 from thunderhead.data.sources import Share
@@ -130,6 +132,7 @@ class PreparedShards(TokenDataModule):
         cache_bytes: PositiveInt = 20_000_000_000,
         attempts: PositiveInt = 6,
         timeout: PositiveFloat = 30.0,
+        max_training_tokens: PositiveInt | None = None,
         max_validation_tokens: PositiveInt = 65_536,
         shuffle_window: PositiveInt = 65_536,
         num_workers: NonNegativeInt = 0,
@@ -144,6 +147,7 @@ class PreparedShards(TokenDataModule):
             sequences_per_step,
             seed,
             sources={},  # what the shards hold is known in `setup`
+            max_training_tokens=max_training_tokens,
             max_validation_tokens=max_validation_tokens,
             shuffle_window=shuffle_window,
             num_workers=num_workers,
@@ -191,7 +195,13 @@ class PreparedShards(TokenDataModule):
             verify(self.manifest, "full" if self.verify == "full" else "sizes")
             return
         self.manifest.load_tokenizer()
-        check_cache(self.manifest, self._cache_bytes, self.context_length, self.shuffle_window)
+        check_cache(
+            self.manifest,
+            self.context_length,
+            cache_bytes=self._cache_bytes,
+            shuffle_window=self.shuffle_window,
+            max_training_tokens=self.max_training_tokens,
+        )
         for split, by_source in self.manifest.splits.items():
             for source, shard in by_source.items():
                 verify_index(self.manifest.shard_folder(split, source), shard, self.manifest.dtype)
@@ -237,14 +247,20 @@ def shares(manifest: Manifest, given: Mapping[str, Share]) -> dict[str, Share]:
     return dict(given) or {name: Share() for name in manifest.sources}
 
 
-def check_cache(manifest: Manifest, cache_bytes: int, context_length: int, window: int) -> None:
+def check_cache(
+    manifest: Manifest, context_length: int, *, cache_bytes: int, shuffle_window: int, max_training_tokens: int | None
+) -> None:
     """Refuse a cache that cannot hold what is shuffled together: chunks would be fetched again and again.
 
-    Half of the cache is for the current windows of all sources and the next ones, at most two chunks longer each.
+    Half of the cache is for the current windows of all sources and the next ones, at most two chunks longer each. The
+    blocks of a window lie further apart where only a part of the data is trained on.
 
     Raises:
         ValueError: it is too small.
     """
+    available = {source: blocks(manifest, source, context_length) for source in manifest.splits["train"]}
+    trained = trained_blocks(available, context_length, max_training_tokens)
+    window = math.ceil(shuffle_window * sum(available.values()) / max(sum(trained.values()), 1))
     needed = 0
     for shard in manifest.splits["train"].values():
         largest = max(chunk.bytes for chunk in shard.chunks)
@@ -252,6 +268,6 @@ def check_cache(manifest: Manifest, cache_bytes: int, context_length: int, windo
         needed += min(sum(chunk.bytes for chunk in shard.chunks), 2 * (window_bytes + 2 * largest))
     if cache_bytes < 2 * needed:
         raise ValueError(
-            f"data.cache_bytes={cache_bytes} is too small to shuffle data.shuffle_window={window} blocks of"
+            f"data.cache_bytes={cache_bytes} is too small to shuffle data.shuffle_window={shuffle_window} blocks of"
             f" {context_length} tokens: use at least {2 * needed}, or a smaller window"
         )

@@ -9,7 +9,7 @@ import torch
 from thunderhead.config import ConfigError, Problem, build, factory
 from thunderhead.data.curation import Filter
 from thunderhead.data.manifest import Manifest
-from thunderhead.data.mixture import Turns, plan_turns, repetition, weights_by_fraction
+from thunderhead.data.mixture import Turns, plan_turns, repetition, trained_blocks, weights_by_fraction
 from thunderhead.data.order import blocks, check_blocks
 from thunderhead.data.prepare import check_sources, find_manifest
 from thunderhead.data.prepared import check_cache, find_prepared, shares
@@ -157,7 +157,8 @@ def _data(
             found = manifest if isinstance(manifest, Manifest) else find_prepared(tokenizer, **location(data))
             data["sources"] = shares(found, data["sources"])
             if is_remote(data["path"]):
-                check_cache(found, data["cache_bytes"], config["model"]["context_length"], data["shuffle_window"])
+                names = "cache_bytes", "shuffle_window", "max_training_tokens"
+                check_cache(found, config["model"]["context_length"], **{name: data[name] for name in names})
             manifest = found
     elif data:
         with problems.collect():
@@ -195,6 +196,8 @@ def _derive(
     available = {}
     if isinstance(manifest, Manifest):
         available = {source: blocks(manifest, source, context_length) for source in manifest.sources}
+        with problems.collect():
+            available = trained_blocks(available, context_length, data.get("max_training_tokens"))
         epoch_tokens = context_length * sum(available.values())
     sizes = Sizes(decoder.parameter_counts(), flops_per_token, batch.global_tokens, epoch_tokens)
     sequences = batch.global_tokens // context_length
@@ -235,6 +238,7 @@ def _derive(
         notes=[
             f"precision {machine.precision} ({machine.why_precision})",
             *_storage_notes(config["data"]),
+            *_part_notes(config["data"]),
             *(["tokens are the task's own symbols, the tokenizer is not used"] if isinstance(manifest, Task) else []),
             *(drawn.notes if drawn is not None else []),
         ],
@@ -256,6 +260,14 @@ def _storage_notes(data: dict[str, Any]) -> list[str]:
     return [
         f"data is fetched from {data['path']} into {data['cache_dir']}: at most {size}, then the longest unused goes"
     ]
+
+
+def _part_notes(data: dict[str, Any]) -> list[str]:
+    """What is trained on, if that is not all."""
+    limit = data.get("max_training_tokens")
+    return (
+        [f"an epoch is {limit:,} tokens, spread evenly over the training data: the rest is left out"] if limit else []
+    )
 
 
 def is_prepared(config: dict[str, Any]) -> bool:
