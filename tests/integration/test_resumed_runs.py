@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from thunderhead import config
 from thunderhead.training import resume as resuming
-from thunderhead.training.record import read_rows
+from thunderhead.training.record import read_rows, write_rows
 from thunderhead.training.run import train
 from tiny import tiny, train_here
 
@@ -29,6 +29,11 @@ SETTINGS = (
 def rows_of(run_dir: Path) -> list[tuple[str, str]]:
     """(step, loss) of each row in metrics.csv."""
     return [(row["step"], row["train/loss"]) for row in read_rows(run_dir / "metrics.csv")[1] if row["train/loss"]]
+
+
+def validations_of(run_dir: Path) -> list[tuple[str, str]]:
+    """(step, loss) of each validation in metrics.csv."""
+    return [(row["step"], row["val/loss"]) for row in read_rows(run_dir / "metrics.csv")[1] if row["val/loss"]]
 
 
 def go_on(resume: str, *overrides: str, run_dir: Path | None = None) -> None:
@@ -146,6 +151,30 @@ def test_any_checkpoint_can_be_gone_on_from(run: Callable[..., Path]) -> None:
         shutil.copy(folder / "checkpoints" / name, folder / "checkpoints" / "chosen.ckpt")
         go_on(str(folder / "checkpoints" / "chosen.ckpt"))
         assert rows_of(folder) == whole
+
+
+@pytest.mark.parametrize("killed", ["before the validation", "after the validation", "before the summary"])
+def test_no_validation_is_left_out_or_made_twice(killed: str, run: Callable[..., Path]) -> None:
+    folder = run(*SETTINGS)
+    whole, validations = rows_of(folder), validations_of(folder)
+    assert [step for step, _ in validations] == ["3", "6", "8"]
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    (folder / "summary.json").unlink()
+    checkpoint = folder / "checkpoints" / ("last.ckpt" if killed == "before the summary" else "step-6.ckpt")
+    if killed == "before the validation":
+        columns, rows = read_rows(folder / "metrics.csv")
+        write_rows(
+            folder / "metrics.csv", columns, [row for row in rows if int(row["step"]) <= 6 and not row["val/loss"]]
+        )
+        (folder / "checkpoints" / "best.ckpt").unlink()
+        validations = validations[1:]  # that of step 3 was dropped here with the others
+    go_on(str(checkpoint))
+    assert rows_of(folder) == whole
+    assert validations_of(folder) == validations
+    again = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(again[key], value) for key, value in last["state_dict"].items())
+    assert torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == best["global_step"]
 
 
 def test_auto_is_the_last_unfinished_run(

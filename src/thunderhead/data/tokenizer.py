@@ -1,5 +1,6 @@
 """Text to token ids and back: bytes, or byte-level BPE trained on the corpus. Others': thunderhead.data.pretrained."""
 
+import functools
 import hashlib
 import heapq
 import itertools
@@ -81,7 +82,7 @@ class Tokenizer(ABC):
         """The type of the tokens."""
         return dtype_for(self.vocab_size)
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """Tell one trained tokenizer from another."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -233,6 +234,7 @@ class BpeTokenizer(Tokenizer):
         return cls._wrap(trained, vocab_size=trained.get_vocab_size())
 
 
+@functools.lru_cache(maxsize=2)  # a run asks several times, and 128,000 tokens take a second or two to read
 def load_tokenizer(name: str, text: str) -> Tokenizer:
     """Read a trained tokenizer of the given kind ("byte", "bpe", "huggingface", "tiktoken") from its JSON.
 

@@ -136,6 +136,13 @@ class MetricsCsv(Logger):
             columns, rows = read_rows(self.path)
             write_rows(self.path, columns, [row for row in rows if int(row["step"]) <= step])
 
+    @rank_zero_only
+    def forget_validation(self, step: int) -> None:
+        """Drop the row of a step's validation, which a resumed run will write again."""
+        if self.path.exists():
+            columns, rows = read_rows(self.path)
+            write_rows(self.path, columns, [r for r in rows if int(r["step"]) != step or not r.get("val/loss")])
+
 
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and rows of a metrics.csv; a last row that was cut off by a crash is left out."""

@@ -85,8 +85,12 @@ class LogMetrics(Callback):
         self._start()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock: validation is no training time."""
+        """Stop the clock: validation is no training time. What comes before the first step is made once more."""
         self._stop()
+        if not self.started:
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsCsv):
+                    logger.forget_validation(trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""

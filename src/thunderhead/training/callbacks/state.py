@@ -20,7 +20,8 @@ class ExactResume(Callback):
     of ranks starts these generators anew. It counts micro-batches: they are counted anew from the optimizer steps, so
     that a run may go on with another accumulation. And ModelCheckpoint may save between the micro-batches of a step
     (after a time, or once more right after a resume), whose gradients are lost then: the states saved are those before
-    the step's first micro-batch, as the step will begin again.
+    the step's first micro-batch, as the step will begin again. It saves before the validation of the same step, which a
+    resumed run would leave out: it is made then.
 
     Args:
         seed: of the run.
@@ -30,6 +31,7 @@ class ExactResume(Callback):
         self.seed = seed
         self._restored: list[dict[str, Any]] | None = None
         self._before_step: tuple[int, dict[str, Any]] | None = None  # (step under way, state before it)
+        self._validated_at: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed this rank, or restore what it had."""
@@ -48,8 +50,13 @@ class ExactResume(Callback):
         if first and trainer.accumulate_grad_batches > 1:  # 0.15 ms
             self._before_step = (trainer.global_step, _state())
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember that this step was validated."""
+        self._validated_at = trainer.global_step
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the states of all ranks into the checkpoint."""
+        """Put the states of all ranks into the checkpoint, and which step was validated last."""
+        checkpoint["validated_at"] = self._validated_at
         step, before = self._before_step or (None, {})
         state = _plain(before if step == trainer.global_step else _state())
         states: list[Any] = [state]
@@ -59,12 +66,19 @@ class ExactResume(Callback):
         checkpoint["random_state"] = states
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember the states until training starts, and count micro-batches anew."""
+        """Remember the states until training starts, count micro-batches anew, and have a validation made up for."""
         self._restored = checkpoint.get("random_state")
+        loops = checkpoint["loops"]["fit_loop"]
         micro_batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        progress = loops["epoch_loop.batch_progress"]
         for scope in ("total", "current"):
             progress[scope] |= dict.fromkeys(progress[scope], micro_batches)
+        self._validated_at = checkpoint.get("validated_at")
+        if self._validated_at != checkpoint["global_step"]:
+            # Lightning makes a validation again that ended in its first batch, if the step is one to validate
+            progress = loops["epoch_loop.val_loop.batch_progress"]
+            progress["current"] |= dict.fromkeys(progress["current"], 0)
+            progress["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
 
 def _state() -> dict[str, Any]:
