@@ -109,7 +109,7 @@ class Sweep:
         recorded = [j.folder for j in self.jobs if j.folder not in failed and (j.folder / "plan.json").is_file()]
         try:
             runs = read_runs(recorded)
-            known = baseline if baseline in (self.names[folder] for folder in recorded) else None
+            known = baseline if baseline in [self.names[folder] for folder in recorded] else None
             if baseline is not None and known is None:
                 self.notes.append(f"No run of the baseline {baseline} has begun yet.")
             write_report(self.folder, runs, baseline=known, failures=self.failures, notes=self.notes, names=self.names)

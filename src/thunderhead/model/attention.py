@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
-from thunderhead.model.context import SequenceContext, dense_mask, sparse_mask
+from thunderhead.model.context import SequenceContext, dense_mask, next_mask, sparse_mask
 from thunderhead.model.init import ResidualProjection
 from thunderhead.model.norm import normalize
 from thunderhead.model.position import rotate
@@ -119,12 +119,25 @@ class Attention(nn.Module):
             return {"block_mask": sparse_mask(n_tokens, device, self.window, document_ids)}
         return {"mask": dense_mask(n_tokens, device, self.window, document_ids, slopes_H)}
 
+    def next_masks(
+        self, n_tokens: int, device: torch.device, document_ids: Tensor | None, slopes_H: Tensor | None
+    ) -> dict[str, Any]:
+        """The same for one token, the last of `n_tokens`, where the others are cached.
+
+        Raises ValueError for a soft-cap, which needs flex_attention.
+        """
+        if self.logit_softcap is not None:
+            raise ValueError(f"attention.logit_softcap={self.logit_softcap:g} does not go with a key/value cache")
+        return {"mask": next_mask(min(self.window or n_tokens, n_tokens), device, document_ids, slopes_H)}
+
     def attend(self, q_BHTE: Tensor, k_BGTE: Tensor, v_BGTV: Tensor, context: SequenceContext) -> Tensor:
         """Causal softmax(q k^T / sqrt(E)) v, (B, H, T, V), under all the options above. H is a multiple of G.
 
         Raises ValueError where flex_attention would have to train without a CUDA device.
         """
         grouped = q_BHTE.shape[1] != k_BGTE.shape[1]
+        if context.cache is not None:
+            k_BGTE, v_BGTV = context.cache.extend(k_BGTE, v_BGTV, self.window)
         q_BHTE, k_BGTE = q_BHTE.to(v_BGTV.dtype), k_BGTE.to(v_BGTV.dtype)  # float32 after a norm under autocast
         if context.block_mask is not None:
             return self._flex(q_BHTE, k_BGTE, v_BGTV, context, grouped)
@@ -139,7 +152,7 @@ class Attention(nn.Module):
             v_BGTV,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None,
+            is_causal=mask is None and q_BHTE.shape[2] == k_BGTE.shape[2],  # one token after a cache sees all of it
             enable_gqa=grouped,
         )
 

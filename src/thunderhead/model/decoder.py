@@ -13,7 +13,7 @@ from thunderhead.model import init
 from thunderhead.model.attention import Attention
 from thunderhead.model.block import Block, ResidualDropout
 from thunderhead.model.checkpointing import ActivationCheckpointing
-from thunderhead.model.context import SequenceContext, document_layout
+from thunderhead.model.context import LayerCache, SequenceContext, document_layout
 from thunderhead.model.loss import LossTerms, NextTokenLoss
 from thunderhead.model.position import Position
 from thunderhead.types import PositiveFloat, PositiveInt
@@ -129,21 +129,26 @@ class Decoder(nn.Module):
         """The training loss of predicting targets (B, T) from tokens (B, T), int64; targets of −100 are left out."""
         return self.loss(self.hidden(tokens_BT), self.head_weight, targets_BT, self.vocab_size)
 
-    def logits(self, tokens_BT: Tensor) -> Tensor:
-        """Scores of the next token after each token, (B, T, V) without padding, in the compute dtype."""
-        return F.linear(self.hidden(tokens_BT), self.head_weight)[..., : self.vocab_size]
+    def logits(self, tokens_BT: Tensor, cache: "Cache | None" = None) -> Tensor:
+        """Scores of the next token after each token, (B, T, V) without padding, in the compute dtype.
 
-    def hidden(self, tokens_BT: Tensor) -> Tensor:
+        With a cache, the tokens are those that follow the ones it has seen: any number first, then one at a time.
+        """
+        return F.linear(self.hidden(tokens_BT, cache), self.head_weight)[..., : self.vocab_size]
+
+    def hidden(self, tokens_BT: Tensor, cache: "Cache | None" = None) -> Tensor:
         """Final hidden states (B, T, D), normalised, ready for the head.
 
-        Raises ValueError if T is more than context_length.
+        Raises ValueError if T, with what is cached, is more than context_length.
         """
-        context = self._context(tokens_BT)
+        context = self._context(tokens_BT) if cache is None else self._context_after(tokens_BT, cache)
         x_BTD = self.position.embed(self.embedding(tokens_BT), context.position_ids)
         if self.embedding_norm is not None:
             x_BTD = self.embedding_norm(x_BTD)
         x_BTD = F.dropout(x_BTD, self.embedding_dropout, self.training)
         for index, block in enumerate(self.blocks):
+            if cache is not None:
+                context = context._replace(cache=cache.layers[index])
             x_BTD = self.activation_checkpointing(index, block, x_BTD, context)
         return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
 
@@ -163,6 +168,33 @@ class Decoder(nn.Module):
             rotation=self.position.rotation(position_ids),
             slopes=slopes_H,
             **self.attention.masks(n_tokens, device, document_ids, slopes_H),
+        )
+
+    def _context_after(self, tokens_BT: Tensor, cache: "Cache") -> SequenceContext:
+        """The context of tokens that follow those in a cache, which takes them in."""
+        n_new, is_first = tokens_BT.shape[1], cache.tokens_BT is None
+        all_BT = tokens_BT if cache.tokens_BT is None else torch.cat((cache.tokens_BT, tokens_BT), dim=1)
+        cache.tokens_BT = all_BT
+        if is_first:
+            return self._context(tokens_BT)
+        assert n_new == 1, "after the first tokens come single ones"
+        n_tokens, device = all_BT.shape[1], all_BT.device
+        if n_tokens > self.context_length:
+            raise ValueError(
+                f"there are {n_tokens} tokens with those cached, model.context_length={self.context_length}"
+            )
+        document_ids, position_ids = None, torch.tensor([[n_tokens - 1]], device=device)
+        if self.attention.document_mask:
+            assert self.eos_id is not None
+            document_ids, all_positions = document_layout(all_BT, self.eos_id)
+            position_ids = all_positions[:, -1:]
+        slopes_H = self.position.slopes(device)
+        return SequenceContext(
+            position_ids=position_ids,
+            document_ids=None if document_ids is None else document_ids[:, -1:],
+            rotation=self.position.rotation(position_ids),
+            slopes=slopes_H,
+            **self.attention.next_masks(n_tokens, device, document_ids, slopes_H),
         )
 
     def parameter_counts(self) -> dict[str, int]:
@@ -195,3 +227,19 @@ class Decoder(nn.Module):
         matrices = sum(p.numel() for p in self.blocks.parameters() if p.ndim >= 2) + self.head_weight.numel()
         scores = sum(block.attention.score_flops_per_token() for block in self.blocks)  # type: ignore[union-attr, operator]
         return 2 * matrices + scores
+
+
+class Cache:
+    """The keys and values of the tokens that a decoder has seen, for text token by token.
+
+        cache = Cache(decoder)
+        logits = decoder.logits(prompt_BT, cache)[:, -1]
+        logits = decoder.logits(next_B[:, None], cache)[:, -1]
+
+    It holds what the layers hand to `Attention.attend`: with multi-head latent attention the keys and values of all
+    heads, not the latent.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.layers = [LayerCache(decoder.context_length) for _ in range(decoder.n_layers)]
+        self.tokens_BT: Tensor | None = None

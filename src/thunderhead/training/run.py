@@ -28,6 +28,7 @@ from thunderhead.training.callbacks.schedule_picture import SchedulePicture
 from thunderhead.training.callbacks.state import AtomicCheckpointIO, ExactResume
 from thunderhead.training.callbacks.stop import StopOnSignal
 from thunderhead.training.corpus import make_shards
+from thunderhead.training.decoding import decode_tokens_per_second
 from thunderhead.training.module import GROUPS, LanguageModel
 from thunderhead.training.planning import Planned, one_line, plan_run
 from thunderhead.types import NonNegativeInt
@@ -253,6 +254,7 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
             text = sample_answers(model.decoder, manifest, model.device)
         else:
             text = factory(config["generation"])(model.decoder, tokenizer, model.device)
+        decode_speed = decode_tokens_per_second(model.decoder, model.device) if trainer.is_global_zero else None
     results = {name: value.item() for name, value in trainer.callback_metrics.items()}
     seconds = log_metrics.training_seconds
     summary = {
@@ -271,6 +273,7 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
         "tokens_per_second": log_metrics.tokens_timed / seconds if seconds else None,
         "seconds": seconds,
         "peak_memory_bytes": peak_memory,
+        "decode_tokens_per_second": decode_speed,
         "validation_data": _validation_data(manifest, datamodule.max_validation_tokens),
         "validation_text": _validation_text(manifest, datamodule.max_validation_tokens),
         "precision": planned.machine.precision,

@@ -1,0 +1,59 @@
+"""How fast a trained model makes text: measured, shortly."""
+
+import statistics
+import time
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from thunderhead.model.decoder import Cache, Decoder
+
+WARM_UP = 3  # tokens that are not measured
+ENOUGH = 256  # tokens
+
+
+@torch.inference_mode()
+def decode_tokens_per_second(decoder: Decoder, device: torch.device, max_seconds: float = 0.5) -> float | None:
+    """Tokens a second of one sequence, each from those before it by a key/value cache; uncompiled.
+
+    From a prompt of half the context to its end, and again, until `max_seconds` or ENOUGH tokens: one over the median
+    time of a token.
+
+    Returns:
+        The speed; None where it would not be that of the model: its parameters are spread over devices, or its
+        attention keeps nothing in a cache (a soft-cap, or a class that does not call `Attention.attend`).
+    """
+    if decoder.attention.logit_softcap is not None or any(isinstance(p, DTensor) for p in decoder.parameters()):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    tokens_1T = torch.randint(decoder.vocab_size, (1, decoder.context_length), generator=generator).to(device)
+    prompt = max(1, decoder.context_length // 2)
+    was_training = decoder.training
+    decoder.eval()
+    seconds: list[float] = []
+    begin = time.perf_counter()
+    try:
+        with torch.compiler.set_stance("force_eager"):  # each length would be compiled by itself
+            while len(seconds) < ENOUGH and (time.perf_counter() - begin < max_seconds or len(seconds) <= WARM_UP):
+                cache = Cache(decoder)
+                decoder.logits(tokens_1T[:, :prompt], cache)
+                if any(layer.n_tokens != prompt for layer in cache.layers) or prompt == decoder.context_length:
+                    return None
+                for place in range(prompt, decoder.context_length):
+                    start = _now(device)
+                    decoder.logits(tokens_1T[:, place : place + 1], cache).argmax(dim=-1)
+                    seconds.append(_now(device) - start)
+                    if len(seconds) > WARM_UP and seconds[-1] + time.perf_counter() - begin > max_seconds:
+                        break
+    finally:
+        decoder.train(was_training)
+    return 1 / statistics.median(seconds[WARM_UP:])
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, after all that the device was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
