@@ -1,5 +1,6 @@
 """An object store for tests: moto's S3 on loopback, behind a proxy that fails, stalls and damages on demand."""
 
+import contextlib
 import http.client
 import threading
 import time
@@ -13,7 +14,8 @@ from urllib.parse import urlsplit
 import boto3
 
 Fault = Callable[[str, int], str | None]
-"""What happens to the k-th request (from 1) of an object: "503", "404", "403", "stall", "cut", "flip" or None."""
+"""What happens to the k-th request (from 1) of an object: None, or
+"503", "404", "403", "stall", "trickle", "cut", "flip"."""
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIATHUNDERHEAD00001",
     "AWS_SECRET_ACCESS_KEY": "s3cr3t/of+thunderhead/0123456789abcdef",
@@ -76,14 +78,21 @@ class Store:
                 connection.close()
                 if fault == "flip":
                     body[len(body) // 2] ^= 1
-                self._answer(response.status, bytes(body), cut=fault == "cut")
+                self._answer(response.status, bytes(body), fault)
 
-            def _answer(self, status: int, body: bytes, cut: bool = False) -> None:
+            def _answer(self, status: int, body: bytes, fault: str | None = None) -> None:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body[: len(body) // 2] if cut else body)
-                if cut:
+                if fault == "trickle":
+                    with contextlib.suppress(OSError):  # until the client has had enough
+                        for byte in body:
+                            self.wfile.write(bytes([byte]))
+                            time.sleep(0.05)
+                    self.close_connection = True
+                    return
+                self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
+                if fault == "cut":
                     self.close_connection = True
 
             def log_message(self, *_: Any) -> None:

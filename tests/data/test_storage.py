@@ -53,7 +53,7 @@ def test_objects_are_fetched_whole(remote: Remote, shards: Manifest, tmp_path: P
     assert (tmp_path / "tokenizer.json").read_bytes() == (shards.folder / "tokenizer.json").read_bytes()
 
 
-@pytest.mark.parametrize("fault", ["503", "429", "stall", "cut", "flip"])
+@pytest.mark.parametrize("fault", ["503", "429", "stall", "trickle", "cut", "flip"])
 def test_what_may_pass_is_tried_again(
     remote: Remote, cache: ChunkCache, shards: Manifest, store: Store, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -65,7 +65,7 @@ def test_what_may_pass_is_tried_again(
     assert "attempt 2 of 3" in logged
 
 
-@pytest.mark.parametrize("fault", ["503", "stall", "cut"])
+@pytest.mark.parametrize("fault", ["503", "stall", "trickle", "cut"])
 def test_what_does_not_pass_is_an_error_that_names_the_object(
     remote: Remote, cache: ChunkCache, shards: Manifest, store: Store, fault: str, tmp_path: Path
 ) -> None:
@@ -150,11 +150,26 @@ def test_no_secret_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- other stores ----------------------------------------------------------------------------------------------------
 
 
+def test_a_slow_server_is_waited_for(tmp_path: Path) -> None:
+    blocks = iter([bytes(4000)] * 3 + [b""])
+
+    def read1(_: int) -> bytes:
+        time.sleep(0.15)
+        return next(blocks)
+
+    with open(tmp_path / "file", "wb") as file:
+        storage._copy(read1, file, 0.1)  # 27 kB a second
+    assert (tmp_path / "file").stat().st_size == 12_000
+
+
 def test_a_web_server_will_do(store: Store, shards: Manifest, tmp_path: Path) -> None:
     remote = Remote(f"{store.endpoint}/bucket/some/prefix", attempts=2, timeout=0.5)
     store.fault = lambda key, count: "stall" if count == 1 else None
     fetch_record(remote, tmp_path)
     assert Manifest.load(tmp_path) == shards
+    store.fault = lambda key, count: "trickle"
+    with pytest.raises(StorageError, match=r"after 2 attempts: only \d+ bytes came in 0\.\d s$"):
+        remote.fetch("text/train/index.json", tmp_path / "index.json")
     store.fault = lambda key, count: "cut"
     with pytest.raises(StorageError, match=r"index\.json could not be read after 2 attempts"):
         remote.fetch("text/train/index.json", tmp_path / "index.json")

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from tokenizers import models, pre_tokenizers
 from object_store import SECRETS, Store
 from thunderhead import config
 from thunderhead.config import ConfigError
+from thunderhead.data.prepare import prepare
+from thunderhead.data.sources import LocalText
+from thunderhead.data.tokenizer import ByteTokenizer
 from thunderhead.export.from_run import generate_text
 from thunderhead.training.corpus import prepare_corpus
 from thunderhead.training.record import read_rows
@@ -120,6 +124,68 @@ def test_a_vocabulary_of_four_bytes_a_token_is_trained_on_and_resumed(
 
     shards = shards_dir / record["key"]
     assert losses(run("data=shards", f"data.path={shards}", *settings)) == losses(whole)
+
+
+@pytest.fixture
+def many_chunks(store: Store, text_corpus: Path, tmp_path: Path) -> None:
+    """The corpus as bytes in chunks of 120 blocks, in the bucket."""
+    manifest = prepare(
+        {"text": LocalText(path=str(text_corpus))}, ByteTokenizer(),
+        shards_dir=tmp_path / "many", validation_fraction=0.05, chunk_bytes=8_000,
+    )  # fmt: skip
+    store.upload(manifest.folder, "bucket", "prefix")
+
+
+def train_chunks(store: Store) -> int:
+    """How many chunks of the training split were asked for."""
+    return sum("/train/chunk" in name for name in store.requests)
+
+
+FAR = ("data=shards", f"data.path={URL}", "data.shuffle_window=20", "data.attempts=2", "data.timeout=1.0")
+
+
+@pytest.mark.usefixtures("many_chunks")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_store_that_goes_away_ends_the_run_in_one_line(
+    num_workers: int, run: Callable[..., Path], text_corpus: Path, shards_dir: Path, tmp_path: Path, store: Store,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    far = (*FAR, f"data.num_workers={num_workers}", "validation.every=100", "trainer.log_every_n_steps=1")
+    settings = (*far, "budget.steps=60", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=10")
+    run_dir = tmp_path / "cut off"
+    run_dir.mkdir()
+    store.fault = lambda key, count: "503" if "/train/chunk" in key and train_chunks(store) > 1 else None
+    lines = tiny(text_corpus, shards_dir, *settings, f"data.cache_dir={tmp_path / 'cache'}")
+    with pytest.raises(SystemExit) as ended:
+        train_here(lines, run_dir)
+    assert ended.value.code == 1
+    output = capfd.readouterr()
+    (said,) = [line for line in output.err.splitlines() if line.startswith("error: ")]
+    assert re.fullmatch(
+        r"error: s3://bucket/prefix/text/train/chunk-\S+ could not be read after 2 attempts: .*as asked;"
+        rf" stopped at step \d+ of 60; go on with: python train\.py resume={run_dir}", said
+    )  # fmt: skip
+    assert "Traceback" not in output.out + output.err
+    assert (run_dir / "checkpoints" / "last.ckpt").exists()
+    assert not (run_dir / "summary.json").exists()
+
+    store.fault = lambda key, count: None
+    train_here([f"resume={run_dir}"], tmp_path / "unused")
+    assert losses(run_dir) == losses(run(*settings, f"data.cache_dir={tmp_path / 'another'}"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("many_chunks")
+def test_a_store_that_goes_away_ends_all_ranks(text_corpus: Path, tmp_path: Path, store: Store) -> None:
+    store.fault = lambda key, count: "503" if "/train/chunk" in key and train_chunks(store) > 1 else None
+    settings = (*FAR, "budget.steps=60", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=10")
+    lines = tiny(text_corpus, tmp_path, *settings, "trainer.devices=2", "strategy=ddp", "batch.micro_size=1")
+    lines += [f"data.cache_dir={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'run'}"]
+    command = [sys.executable, str(config.CONF_DIR.parent / "train.py"), *lines]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 1, done.stderr
+    assert f"of 60; go on with: python train.py resume={tmp_path / 'run'}" in done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ class PreparedShards(TokenDataModule):
         cache_dir: folder for what is fetched from object storage; several runs may share it.
         cache_bytes: of chunks in `cache_dir`, at most.
         attempts: how often an object is asked for until the run is given up, with pauses of 1, 2, 4 … 30 s between.
-        timeout: seconds without an answer, or without more of it, after which an attempt has failed.
+        timeout: seconds without an answer, or with less than 10 kB a second of it, after which an attempt has failed.
         verify: first_use: see above. full: the same for all chunks at the start; from object storage, that fetches all.
     """
 

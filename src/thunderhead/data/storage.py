@@ -31,6 +31,7 @@ from thunderhead.data.manifest import Chunk, MissingChunkError, MissingManifestE
 SCHEMES = ("s3", "gs", "hf", "http", "https")
 _FIRST_PAUSE = 1.0  # seconds before the second attempt, twice as long before each further one
 _LONGEST_PAUSE = 30.0
+_LEAST_RATE = 10_000  # bytes a second over data.timeout; a server that sends less is as good as silent
 _log = logging.getLogger(__name__)
 
 
@@ -41,12 +42,16 @@ class StorageError(ShardError):
 class S3(S3Downloader):  # type: ignore[misc]  # litdata has no types
     """litdata's, with one plain GET: boto3's transfer manager would repeat a stalled one five times by itself."""
 
+    timeout: float
+
     def download_fileobj(self, remote_filepath: str, fileobj: IO[bytes]) -> None:
         """Write s3://bucket/key into a file."""
         url = urlsplit(remote_filepath)
-        body = self._client.client.get_object(Bucket=url.netloc, Key=url.path.lstrip("/"))["Body"]
-        with contextlib.closing(body):
-            shutil.copyfileobj(body, fileobj, 1 << 20)  # raises where the body is shorter than it said
+        answer = self._client.client.get_object(Bucket=url.netloc, Key=url.path.lstrip("/"))
+        with contextlib.closing(answer["Body"]) as body:
+            n_bytes = _copy(body._raw_stream.read1, fileobj, self.timeout)
+        if n_bytes != answer["ContentLength"]:
+            raise OSError(f"{n_bytes:,} of {answer['ContentLength']:,} bytes came")
 
 
 class HuggingFace(HFDownloader):  # type: ignore[misc]
@@ -68,10 +73,28 @@ class Http(Downloader):  # type: ignore[misc]
 
     def download_fileobj(self, remote_filepath: str, fileobj: IO[bytes]) -> None:
         """Write the answer to a GET into a file."""
-        with requests.get(remote_filepath, stream=True, timeout=self._storage_options["timeout"]) as response:
+        timeout = self._storage_options["timeout"]
+        with requests.get(remote_filepath, stream=True, timeout=timeout) as response:
             response.raise_for_status()
-            for block in response.iter_content(1 << 20):
-                fileobj.write(block)
+            _copy(functools.partial(response.raw.read1, decode_content=True), fileobj, timeout)
+
+
+def _copy(read1: Callable[[int], bytes], file: IO[bytes], timeout: float) -> int:
+    """Copy what a server sends, block by block as it comes; return how many bytes these were.
+
+    The clients' timeouts end a silence, not a trickle: every byte begins them anew.
+
+    Raises:
+        TimeoutError: less than _LEAST_RATE came over `timeout` seconds.
+    """
+    began, before, n_bytes = time.monotonic(), 0, 0
+    while block := read1(1 << 20):
+        n_bytes += file.write(block)
+        if (seconds := time.monotonic() - began) > timeout:
+            if n_bytes - before < _LEAST_RATE * seconds:
+                raise TimeoutError(f"only {n_bytes - before:,} bytes came in {seconds:.1f} s")
+            began, before = time.monotonic(), n_bytes
+    return n_bytes
 
 
 def is_remote(path: str) -> bool:
@@ -85,8 +108,8 @@ class Remote:
     Args:
         url: s3://bucket/prefix, gs://bucket/prefix, hf://datasets/owner/name/prefix, http(s)://host/prefix.
         attempts: how often an object is asked for until it is given up.
-        timeout: seconds without an answer, or without more of it, after which an attempt has failed (for gs and hf
-            their clients' own).
+        timeout: seconds without an answer, or without more of it (10 kB a second), after which an attempt has failed
+            (for gs and hf their clients' own).
 
     Raises:
         ValueError: the URL is of another kind, or holds a password or a query, which would end up in records.
@@ -167,7 +190,9 @@ def downloader(scheme: str, timeout: float, process_id: int) -> Downloader:
     """Make the client of a kind of store; one a process, as they do not live through a fork."""
     if scheme == "s3":
         once = botocore.config.Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1})
-        return S3("", "", [], {"config": once})
+        client = S3("", "", [], {"config": once})
+        client.timeout = timeout
+        return client
     if scheme == "gs":
         return GCPDownloader("", "", [])
     if scheme == "hf":

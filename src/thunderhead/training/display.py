@@ -19,6 +19,11 @@ def say(text: str) -> None:
     _console.print(escape(text), soft_wrap=True)
 
 
+def complain(text: str) -> None:
+    """One line on stderr, of what ended a run."""
+    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+
+
 def quantity(number: float) -> str:
     """6.84 M, 1.2 B; exact below 10,000."""
     if number < 10_000:

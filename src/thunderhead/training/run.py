@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from thunderhead import config as configuration
 from thunderhead.config import ConfigError, Problem, build, factory
 from thunderhead.data.datamodule import TokenDataModule
-from thunderhead.data.manifest import Manifest
+from thunderhead.data.manifest import Manifest, ShardError
 from thunderhead.data.synthetic import Task
 from thunderhead.training import display, hardware, launch, record
 from thunderhead.training import resume as resuming
@@ -227,24 +227,26 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
         plan.sequences_per_step,
         datamodule.ledger(plan.steps),
     )
-    last = run_dir / "checkpoints" / "last.ckpt"
+    last = run_dir / resuming.CHECKPOINTS / "last.ckpt"
     stop = StopOnSignal(last)
     trainer = make_trainer(config, planned, run_dir, log_metrics, [ExactResume(config["seed"]), stop])
     with _quiet_lightning():
         try:
             trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
+            if trainer.global_step >= plan.steps and log_metrics.validated_at != trainer.global_step:
+                trainer.validate(model, datamodule=datamodule, verbose=False)
         except ValueError as error:
             if not log_metrics.started:  # damaged shards, a refused combination: found before the first step
                 raise ConfigError([Problem("", one_line(error))]) from error
-            raise
+            if not isinstance(error, ShardError):
+                raise
+            # each rank reads for itself: whoever cannot go on says so
+            display.complain(f"{one_line(error)}; {_stopped(trainer, plan.steps, run_dir)}")
+            raise SystemExit(1) from None
         if trainer.global_step < plan.steps:
-            where = f"stopped at step {trainer.global_step:,} of {plan.steps:,}"
-            saved = f"go on with: python train.py resume={run_dir}" if last.exists() else "no checkpoint was kept"
             if trainer.is_global_zero:
-                display.say(f"{where}; {saved}")
+                display.say(_stopped(trainer, plan.steps, run_dir))
             raise SystemExit(128 + stop.received if stop.received else 1)
-        if log_metrics.validated_at != trainer.global_step:
-            trainer.validate(model, datamodule=datamodule, verbose=False)
         if trainer.checkpoint_callbacks:
             trainer.save_checkpoint(last)
 
@@ -288,6 +290,13 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
         record.write_json(run_dir / "summary.json", summary)
         display.show_summary(summary, text, run_dir)
     return summary
+
+
+def _stopped(trainer: Trainer, steps: int, run_dir: Path) -> str:
+    """Say where a run ended before its time, and how to go on with it."""
+    kept = any((run_dir / resuming.CHECKPOINTS).glob("*.ckpt"))
+    go_on = f"go on with: python train.py resume={run_dir}" if kept else "no checkpoint was kept"
+    return f"stopped at step {trainer.global_step:,} of {steps:,}; {go_on}"
 
 
 def _unigram_entropy(manifest: Manifest | Task) -> float:
