@@ -1,7 +1,7 @@
 """Stands for train.py in tests of sweeps: writes the record that a run leaves, in a tenth of a second.
 
 The loss depends on lr (best at 1e-3), d_ff and seed. Environment: FAKE_FAIL=<attention> fails that attention's runs;
-FAKE_SLOW=1 waits for SIGTERM at step 1 and leaves a checkpoint.
+FAKE_SLOW=<seconds> waits so long for SIGTERM at step 1, and leaves a checkpoint if it comes.
 """
 
 import json
@@ -43,7 +43,7 @@ if os.environ.get("FAKE_SLOW") and not resumed:
 
     signal.signal(signal.SIGTERM, save)
     (folder / "metrics.csv").write_text(header + rows.splitlines()[0] + "\n")
-    time.sleep(60)
+    time.sleep(float(os.environ["FAKE_SLOW"]))
 (folder / "metrics.csv").write_text(header + rows)
 summary = {"val_loss": loss, "perplexity": math.exp(loss), "bits_per_byte": loss, "tokens": 128 * steps, "steps": steps}
 summary |= {"parameters": 1000, "flops": 1000 * steps, "tokens_per_second": 1000.0, "seconds": 0.128 * steps}

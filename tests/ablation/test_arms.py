@@ -101,3 +101,14 @@ def test_other_commits_devices_seeds_and_budgets_are_told(tmp_path: Path) -> Non
     ):
         assert part in found
     assert grouping.matched(*arms) == ["parameters"]
+
+
+def test_a_match_of_time_is_told_with_its_miss(tmp_path: Path) -> None:
+    match = {"by": "time", "target": 20.0, "reached": 20.0, "set": {"budget.steps": 100}}
+    write_run(tmp_path / "1", ["attention=mha"], match=match, summary={"seconds": 20.0})
+    slower = {"seconds": 26.0, "tokens": 50_000, "flops": 1e9, "parameters": 1}
+    write_run(tmp_path / "2", ["attention=mqa"], match=match, summary=slower)
+    mha, mqa = make_arms(read_runs([tmp_path]))
+    assert grouping.matched(mqa, mha) == ["time (missed by +30.0 %)"]
+    (warning,) = grouping.warnings([mha, mqa])
+    assert warning.startswith("mqa trained on 0.5 × the tokens and 0.2 × the FLOPs of mha, in 1.3 × its time")

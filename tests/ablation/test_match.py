@@ -1,5 +1,6 @@
 """Matching meets its target as closely as the solved value can; pairs start alike and see the same tokens."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,35 @@ def test_same_seed_same_weights_where_shapes_agree(planned: Any) -> None:
         assert any("q_proj" in name for name in drawn)
         assert len(drawn) >= 4
         assert all(torch.equal(states[0][name], other[name]) for name in drawn)
+
+
+def test_pairs_of_real_runs_see_the_same_tokens_and_begin_alike(run: Callable[..., Path], tmp_path: Path) -> None:
+    """Two arms of one seed; the same arm in other micro-batches; another seed."""
+    arms = {
+        "mha": ["attention=mha", "seed=1"],
+        "gqa": ["attention=gqa", "attention.n_kv_heads=2", "seed=1"],
+        "micro": ["attention=mha", "seed=1", "batch.global_tokens=128", "batch.micro_size=4"],
+        "other": ["attention=mha", "seed=2"],
+    }
+    seen = {}
+    for name, overrides in arms.items():
+        file = tmp_path / name
+        run(*overrides, "budget.steps=4", "+callbacks.spy._target_=spy.Spy", f"+callbacks.spy.file={file}")
+        seen[name] = torch.load(file)
+    reference = seen["mha"]
+    assert [len(tokens) for tokens in reference["tokens"]] == [4] * 4
+    for name in ("gqa", "micro", "other"):
+        same = [torch.equal(a, b) for a, b in zip(reference["tokens"], seen[name]["tokens"], strict=True)]
+        assert same == [name != "other"] * 4
+        shared = {
+            key: torch.equal(weight, seen[name]["weights"][key])
+            for key, weight in reference["weights"].items()
+            if weight.std() > 0 and weight.shape == seen[name]["weights"][key].shape  # not the norms, which are ones
+        }
+        assert set(shared.values()) == {name != "other"}
+        different = {"blocks.0.attention.k_proj.weight", "blocks.0.attention.v_proj.weight"}
+        assert "blocks.0.attention.q_proj.weight" in shared
+        assert different.isdisjoint(shared) == (name == "gqa")
 
 
 def test_match_in_a_single_run_is_refused() -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from thunderhead import config
 from thunderhead.ablation.execution import LocalExecutor
-from thunderhead.ablation.search import run_search, space_of
+from thunderhead.ablation.search import reports, run_search, space_of
 from thunderhead.config import ConfigError
 from tiny import tiny
 
@@ -53,3 +54,38 @@ def test_a_search_finds_the_optimum_and_goes_on(text_corpus: Path, shards_dir: P
     assert len(list((tmp_path / "sweep").glob("*/starts.txt"))) == 7  # the first four were found, not run again
     best = min(study, key=lambda trial: trial["val_loss"])
     assert 0.5e-3 < best["params"]["optimizer.lr"] < 2e-3
+
+
+def test_a_trial_above_the_median_is_ended_and_told(
+    text_corpus: Path, shards_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trials finish; of the later ones those that are worse at their first validation never see their second."""
+    monkeypatch.setenv("FAKE_SLOW", "1.5")
+    space, _ = space_of(parsed("optimizer.lr=tag(log,interval(1e-4,1e-2))"))
+
+    def search(n_trials: int) -> list[dict[str, Any]]:
+        status = run_search(
+            space, [], lambda lines: config.plain(config.compose(tiny(text_corpus, shards_dir, *lines))),
+            tmp_path / "sweep", LocalExecutor(1, FAKE), n_jobs=1, n_trials=n_trials, seed=3, pruner="median",
+            n_startup_trials=2, arguments=[],
+        )  # fmt: skip
+        assert status == 0
+        study: list[dict[str, Any]] = json.loads((tmp_path / "sweep" / "study.json").read_text())["trials"]
+        return study
+
+    study = search(5)
+    assert [trial["state"] for trial in study[:2]] == ["complete", "complete"]
+    pruned = [trial for trial in study if trial["state"] == "pruned"]
+    assert pruned
+    states = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
+    folders = [tmp_path / "sweep" / folder for folder, job in states.items() if job["state"] == "pruned"]
+    assert len(folders) == len(pruned)
+    for folder in folders:
+        assert not (folder / "summary.json").exists()
+        assert max(reports(folder)) == 1
+    page = (tmp_path / "sweep" / "report.html").read_text()
+    assert page.count("pruned at step 1 of 2: its validation loss was above the median") == len(pruned)
+    # a second start knows them by what they logged, and starts none again
+    before = {file: file.read_text() for file in (tmp_path / "sweep").glob("*/starts.txt")}
+    assert search(5) == study
+    assert {file: file.read_text() for file in (tmp_path / "sweep").glob("*/starts.txt")} == before

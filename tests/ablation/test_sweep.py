@@ -76,7 +76,7 @@ def test_a_sweep_ended_by_a_signal_leaves_a_report_and_goes_on(
     folder = tmp_path / "sweep"
     assert grid(attention=["mla"], seed=["1"]) == 0
     first = next(folder.glob("*/starts.txt")).parent  # finished before: not varied, so called by its key alone
-    monkeypatch.setenv("FAKE_SLOW", "1")
+    monkeypatch.setenv("FAKE_SLOW", "60")
 
     def end() -> None:
         for _ in range(200):
@@ -151,6 +151,22 @@ def test_arms_are_told_apart_by_their_configurations(grid: Callable[..., int], t
 def test_an_unknown_baseline(grid: Callable[..., int]) -> None:
     with pytest.raises(ConfigError, match="no arm is called gpa: mha, gqa"):
         grid(attention=["mha", "gqa"], baseline="gpa")
+
+
+def test_time_is_matched_by_measured_speeds(
+    grid: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stand-in logs 1,000 + step tokens a second at step `step`, and in its summary 1,000."""
+    values = {"attention": ["mha", "mqa"], "seed": ["1", "2"]}
+    assert grid("match=time", "match.steps=4", "budget.steps=50", **values) == 0
+    said = capsys.readouterr().out
+    assert "match=time: mqa: budget.steps=50 → 6.38 seconds for 6.38 (exact)" in said  # 50 · 128 / 1003.5
+    assert "mqa: finished" in said
+    assert "matched tokens, FLOPs, parameters and time (missed by +0.0 %)" in said
+    folder = tmp_path / "sweep"
+    assert len(starts(folder, "speed/*")) == 2
+    for file in folder.glob("*/match.json"):  # measured, in place of the forecast
+        assert json.loads(file.read_text())["target"] == json.loads(file.read_text())["reached"] == 6.4
 
 
 def test_devices_are_shared() -> None:

@@ -46,7 +46,9 @@ class ThunderheadSweeper(Sweeper):
         from .launchers import ThunderheadLauncher
 
         if not isinstance(self.launcher, ThunderheadLauncher):
-            raise ConfigError([Problem("hydra/launcher", "is not Thunderhead's: use processes (n_jobs) or slurm")])
+            name = type(self.launcher).__name__
+            message = f"{name} cannot run this sweep: leave it out, and for two runs at a time hydra.launcher.n_jobs=2"
+            raise ConfigError([Problem("hydra/launcher", f"{message}; or hydra/launcher=slurm")])
         return self.launcher.executor()
 
     def overrides(self, arguments: Sequence[str]) -> list[Override]:

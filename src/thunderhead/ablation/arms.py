@@ -214,9 +214,22 @@ def tokenizer(run: Run) -> str:
 
 
 def matched(a: Arm, b: Arm) -> list[str]:
-    """What is equal within TOLERANCE in two arms: of tokens, FLOPs, parameters."""
+    """What is equal within TOLERANCE in two arms: of tokens, FLOPs, parameters; and time, where it was to be equal."""
     quantities = {"tokens": "tokens", "flops": "FLOPs", "parameters": "parameters"}
-    return [label for name, label in quantities.items() if _close(a.first.results[name], b.first.results[name])]
+    found = [label for name, label in quantities.items() if _close(a.first.results[name], b.first.results[name])]
+    ratio = _time_ratio(a, b)
+    return found if ratio is None else [*found, f"time (missed by {_percent(ratio - 1)})"]
+
+
+def _time_ratio(a: Arm, b: Arm) -> float | None:
+    """Measured seconds of one arm's training relative to the other's; None unless a sweep has matched them in time."""
+    by_time = all(arm.first.match is not None and arm.first.match.by == "time" for arm in (a, b))
+    seconds = a.mean("seconds"), b.mean("seconds")
+    return seconds[0] / seconds[1] if by_time and seconds[0] and seconds[1] else None
+
+
+def _percent(part: float) -> str:
+    return f"{part:+.1%}".replace("-", "−").replace("%", " %")
 
 
 def _close(a: float, b: float) -> bool:
@@ -262,8 +275,11 @@ def warnings(arms: Sequence[Arm]) -> list[str]:
             message = (
                 f"{arm.name} trained on {ratios[0]:.3g} × the tokens and {ratios[1]:.3g} × the FLOPs of {first.name}"
             )
-            by = arm.first.match.by if arm.first.match else None
-            found.append(f"{message} (matched: time)." if by == "time" else f"{message}: the budgets are not matched.")
+            time = _time_ratio(arm, first)
+            if time is None:
+                found.append(f"{message}: the budgets are not matched.")
+            else:
+                found.append(f"{message}, in {time:.3g} × its time, which was to be equal.")
     for arm in arms:
         if arm.repeated:
             older = ", ".join(str(run.folder) for run in arm.repeated)

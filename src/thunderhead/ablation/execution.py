@@ -20,6 +20,7 @@ from thunderhead.ablation.progress import Board
 from thunderhead.training.launch import RANK_VARIABLES
 
 POLL_SECONDS = 0.5
+PRUNED = "its validation loss was above the median of the trials before it"
 # Set for this process, by us or by a scheduler, and not meant for the jobs.
 NOT_INHERITED = {*RANK_VARIABLES, "HYDRA_FULL_ERROR", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"}
 
@@ -282,7 +283,7 @@ def _outcome(job: Job, status: int, *, pruned: bool, killed: bool) -> Outcome:
     if status == 0 and state(job.folder) == "finished":
         return Outcome("finished")
     if pruned:
-        return Outcome("pruned")
+        return Outcome("pruned", PRUNED)
     if status in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM) or killed:
         return Outcome("stopped", _signal_words(status))
     if status == -signal.SIGKILL:

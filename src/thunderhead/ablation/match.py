@@ -189,4 +189,5 @@ def describe(matched: Matched) -> str:
     unit = {"params": "parameters", "flops": "training FLOPs", "time": "seconds"}[matched.by]
     changes = ", ".join(f"{name}={value}" for name, value in matched.set.items()) or "unchanged"
     form = ".3g" if matched.by != "params" else ",.0f"
-    return f"{changes} → {matched.reached:{form}} {unit} for {matched.target:{form}} ({matched.missed:+.3%})"
+    missed = "exact" if abs(matched.missed) < 5e-6 else f"{matched.missed:+.3%}"
+    return f"{changes} → {matched.reached:{form}} {unit} for {matched.target:{form}} ({missed})"

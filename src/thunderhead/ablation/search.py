@@ -14,8 +14,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from thunderhead.ablation.execution import Executor, Interrupted
-from thunderhead.ablation.jobs import Job, make_job
+from thunderhead.ablation.execution import PRUNED, Executor, Interrupted, Outcome
+from thunderhead.ablation.jobs import Job, make_job, state
 from thunderhead.ablation.sweep import SINGLE_RUN, Sweep
 from thunderhead.config import ConfigError, Problem
 from thunderhead.training import record
@@ -78,8 +78,8 @@ def run_search(
     """Search by TPE (Bergstra et al. 2011) for the lowest validation loss.
 
     Trials run in groups of `n_jobs`. The sampler is seeded and told the results in order: a search that goes on draws
-    the trials that it had, finds them finished by their keys, and continues (pruned ones run again up to where they
-    were pruned, unless Optuna lets them live). The study is in study.json.
+    the trials that it had, finds them finished by their keys, or pruned by what they logged, and continues. The study
+    is in study.json.
 
     Returns:
         The exit status: 0, 1 if trials failed, 130 after Ctrl-C.
@@ -117,11 +117,15 @@ def run_search(
                     trial.report(loss, step)
             return trial.should_prune()
 
+        # pruned in an earlier start
+        pruned = {p for p, (_, job) in trials.items() if state(p) == "partial" and is_hopeless(job)}
+        sweep.note([trials[place][1] for place in pruned], dict.fromkeys(pruned, Outcome("pruned", PRUNED)))
         jobs = [job for _, job in trials.values()]
         sweep.jobs += [job for job in jobs if job.folder not in {known.folder for known in sweep.jobs}]
         sweep.names |= {job.folder: job.name for job in jobs}
         try:
-            outcomes = sweep.run(jobs, f"Search, {len(study.trials)} of {n_trials} trials", is_hopeless)
+            waiting = [job for job in jobs if job.folder not in pruned]
+            sweep.run(waiting, f"Search, {len(study.trials)} of {n_trials} trials", is_hopeless)
         except (Interrupted, KeyboardInterrupt):
             interrupted = True
             break
@@ -131,7 +135,7 @@ def run_search(
                 is_hopeless(job)  # tells what an earlier start logged
             if summary is not None and math.isfinite(summary["val_loss"]):
                 study.tell(trial, summary["val_loss"])
-            elif outcomes[place].state == "pruned":
+            elif sweep.outcomes[place].state == "pruned":
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             else:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)

@@ -1,6 +1,7 @@
 """The jobs of a sweep as one SLURM job array, through submitit."""
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ class ArmJob:
     def __init__(self, job: Job, program: Sequence[str]):
         self.job, self.program = job, tuple(program)
         self._process: subprocess.Popen[bytes] | None = None
+        self._told = False
 
     def __call__(self) -> int:
         """Train, or go on from the checkpoint; returns the exit status."""
@@ -35,8 +37,14 @@ class ArmJob:
         drop = {"HYDRA_FULL_ERROR"} if is_rank else NOT_INHERITED
         environment = {name: value for name, value in os.environ.items() if name not in drop}
         with log_file(self.job.folder).open("ab") as log:
-            command = prepare_start(self.job, self.program)
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            self._process = subprocess.Popen(
+                prepare_start(self.job, self.program),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # SLURM's warning is not for it, and a second SIGTERM would end it at once
+            )
+            signal.signal(signal.SIGTERM, lambda number, frame: self._terminate())  # scancel's, which submitit ignores
             while (status := self._process.poll()) is None:  # not wait(): the signal's handler could not wait, too
                 time.sleep(POLL_SECONDS)
             return status
@@ -44,11 +52,17 @@ class ArmJob:
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Called by submitit before time runs out: let the run save, and queue the job again."""
         if self._process is not None:
-            self._process.terminate()
+            self._terminate()
             end = time.monotonic() + SAVING_SECONDS
             while self._process.poll() is None and time.monotonic() < end:
                 time.sleep(POLL_SECONDS)
         return submitit.helpers.DelayedSubmission(ArmJob(self.job, self.program))
+
+    def _terminate(self) -> None:
+        """Let the run save and end; told once."""
+        if self._process is not None and not self._told:
+            self._told = True
+            self._process.terminate()
 
 
 class SlurmRunning:

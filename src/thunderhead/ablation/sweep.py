@@ -1,8 +1,9 @@
 """The way of one sweep: check and plan all → match → tune → run → report."""
 
+import statistics
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from thunderhead import config as configuration
 from thunderhead.ablation import match as matching
 from thunderhead.ablation import tune as tuning
 from thunderhead.ablation.execution import Executor, Interrupted, Monitor, Outcome, log_file, run_jobs
-from thunderhead.ablation.jobs import Job, arm_key, arm_name, make_job
+from thunderhead.ablation.jobs import Job, arm_key, arm_name, make_job, steps
 from thunderhead.ablation.match import Match, Matched
 from thunderhead.ablation.progress import Board
 from thunderhead.ablation.report import write_report
@@ -63,6 +64,7 @@ class Sweep:
     def __post_init__(self) -> None:
         self.outcomes: dict[Path, Outcome] = {}
         self.failures: list[Failure] = []
+        self.pruned: list[Failure] = []
         self.notes: list[str] = []
         self.names: dict[Path, str] = {}
         self.jobs: list[Job] = []
@@ -77,17 +79,21 @@ class Sweep:
             with Board(jobs, title) as board:
                 found = run_jobs(jobs, self.executor, board, monitor)
         except Interrupted as interrupted:
-            self._note(jobs, interrupted.outcomes)
+            self.note(jobs, interrupted.outcomes)
             raise
-        self._note(jobs, found)
+        self.note(jobs, found)
         return found
 
-    def _note(self, jobs: Sequence[Job], outcomes: dict[Path, Outcome]) -> None:
+    def note(self, jobs: Sequence[Job], outcomes: dict[Path, Outcome]) -> None:
+        """Keep how jobs ended."""
         self.outcomes |= outcomes
         for job in jobs:
             outcome = outcomes.get(job.folder)
             if outcome is not None and outcome.state == "failed":
                 self.failures.append(Failure(job.name, f"{outcome.message} (see {log_file(job.folder)})"))
+            elif outcome is not None and outcome.state == "pruned":
+                at, of = steps(job.folder) or (0, 0)
+                self.pruned.append(Failure(job.name, f"pruned at step {at:,} of {of:,}: {outcome.message}"))
 
     def report(self, baseline: str | None) -> None:
         """The report of the jobs that are there."""
@@ -105,14 +111,15 @@ class Sweep:
                 },
             },
         )
-        failed = {folder for folder, outcome in self.outcomes.items() if outcome.state == "failed"}  # with a reason
-        recorded = [j.folder for j in self.jobs if j.folder not in failed and (j.folder / "plan.json").is_file()]
+        told = {folder for folder, outcome in self.outcomes.items() if outcome.state in ("failed", "pruned")}
+        recorded = [j.folder for j in self.jobs if j.folder not in told and (j.folder / "plan.json").is_file()]
         try:
             runs = read_runs(recorded)
             known = baseline if baseline in [self.names[folder] for folder in recorded] else None
             if baseline is not None and known is None:
                 self.notes.append(f"No run of the baseline {baseline} has begun yet.")
-            write_report(self.folder, runs, baseline=known, failures=self.failures, notes=self.notes, names=self.names)
+            ended = [*self.failures, *self.pruned]
+            write_report(self.folder, runs, baseline=known, failures=ended, notes=self.notes, names=self.names)
         except ValueError as error:  # records that cannot be read
             say(f"no report: {error}")
 
@@ -154,7 +161,7 @@ def run_grid(
         interrupted = False
     except (Interrupted, KeyboardInterrupt):
         interrupted = True
-    _record_measured_time(sweep)
+    _record_measured_time(sweep, reference.name)
     sweep.report(baseline)
     if interrupted or sweep.failures:
         say(f"go on with: {Path(sys.argv[0]).name} -m resume={folder}")
@@ -261,15 +268,15 @@ def _match(arms: Sequence[Arm], reference: Arm, match: Match, sweep: Sweep | Non
         say("match=time: the number of steps is known once the speed of each arm is measured")
         return
 
-    def measure(config: dict[str, Any]) -> float:
-        assert sweep is not None
-        return _measured_speed(config, sweep)
+    def measure_of(arm: Arm) -> Callable[[dict[str, Any]], float]:
+        assert sweep is not None or match.by != "time"
+        return lambda config: _measured_speed(arm, config, sweep)  # type: ignore[arg-type]
 
-    target = match.target(reference.members[0].config, reference.plan, measure)
+    target = match.target(reference.members[0].config, reference.plan, measure_of(reference))
     problems = []
     for arm in arms:
         try:
-            solved = [match.apply(member.config, arm.plan, target, measure) for member in arm.members]
+            solved = [match.apply(member.config, arm.plan, target, measure_of(arm)) for member in arm.members]
         except ValueError as error:
             problems.append(Problem(arm.name, str(error)))
             continue
@@ -280,13 +287,16 @@ def _match(arms: Sequence[Arm], reference: Arm, match: Match, sweep: Sweep | Non
         raise ConfigError(problems)
 
 
-def _measured_speed(config: dict[str, Any], sweep: Sweep) -> float:
-    """Train a few steps, once in the life of a sweep; arms of one seed have the same speed as those of another."""
+def _measured_speed(arm: Arm, config: dict[str, Any], sweep: Sweep) -> float:
+    """Train a few steps, once in the life of a sweep; an arm's members have one speed."""
     short = matching.measuring_run({**config, "seed": 1}, config["budget"]["steps"])
-    job = make_job({}, short, sweep.folder, "speed")
-    outcome = sweep.run([job], "Measuring speed")[job.folder]
+    varied = {name: value for name, value in arm.members[0].choices.items() if name != "seed"}
+    job = make_job(varied, short, sweep.folder, "speed")
+    if job.folder not in sweep.outcomes:
+        sweep.run([job], "Measuring speed")
+    outcome = sweep.outcomes[job.folder]
     if outcome.state != "finished":
-        raise ConfigError([Problem("match", f"the speed could not be measured: {outcome.message}")])
+        raise ConfigError([Problem("match", f"the speed of {arm.name} could not be measured: {outcome.message}")])
     return matching.speed(record.read_rows(job.folder / "metrics.csv")[1])
 
 
@@ -363,11 +373,13 @@ def _jobs(arms: Sequence[Arm], sweep: Sweep) -> list[Job]:
     return jobs
 
 
-def _record_measured_time(sweep: Sweep) -> None:
-    """Put the seconds that a matched arm really took in place of the forecast."""
-    for job in sweep.jobs:
-        path, summary = job.folder / "match.json", record.read_summary(job.folder)
-        if summary is not None and path.is_file():
-            content = record.read_json(path)
-            if content["by"] == "time":
-                record.write_json(path, content | {"reached": summary["seconds"]})
+def _record_measured_time(sweep: Sweep, reference: str) -> None:
+    """Put seconds that were measured in place of those forecast: of a job, and of the mean run of the reference."""
+    seconds = {job.folder: summary["seconds"] for job in sweep.jobs if (summary := record.read_summary(job.folder))}
+    of_reference = [value for folder, value in seconds.items() if sweep.names[folder] == reference]
+    for folder, reached in seconds.items():
+        path = folder / "match.json"
+        content = record.read_json(path) if path.is_file() else {"by": None}
+        if content["by"] == "time":
+            target = {"target": statistics.fmean(of_reference)} if of_reference else {}
+            record.write_json(path, content | target | {"reached": reached})
