@@ -31,6 +31,7 @@ def write_run(
     planned_steps: int = STEPS,
     summary: dict[str, Any] | None = None,
     match: dict[str, Any] | None = None,
+    plan: dict[str, Any] | None = None,
     commit: str = "0123456789abcdef",
 ) -> Path:
     """A run whose validation loss falls as 2 · (planned steps / step) ^ 0.1 down to `loss` at its last step.
@@ -41,8 +42,9 @@ def write_run(
     folder.mkdir(parents=True)
     record.write_text(folder / "config.yaml", config.to_yaml(settings))
     record.write_text(folder / "tokenizer.json", "{}")
-    plan = {"steps": planned_steps, "tokens_per_step": TOKENS_PER_STEP, "flops_per_token": FLOPS_PER_TOKEN}
-    record.write_json(folder / "plan.json", plan | {"vocab_size": VOCAB_SIZE, "memory": {"parameters": 10_000}})
+    planned = {"steps": planned_steps, "tokens_per_step": TOKENS_PER_STEP, "flops_per_token": FLOPS_PER_TOKEN}
+    planned |= {"vocab_size": VOCAB_SIZE, "memory": {"parameters": 10_000}}
+    record.write_json(folder / "plan.json", planned | (plan or {}))
     git = {"commit": commit, "changed_files": []}
     environment = {"packages": {"torch": "2.13.0"}, "git": git, "overrides": list(overrides)}
     record.write_json(folder / "environment.json", environment)

@@ -97,6 +97,69 @@ class GridSweeper(ThunderheadSweeper):
             sys.exit(status)
 
 
+class IsoFlopSweeper(ThunderheadSweeper):
+    """Sizes of the model at equal compute budgets, and a scaling law fitted to them.
+
+    Args:
+        sizes: by name, what makes a model of that size: {d64: {model.d_model: 64, optimizer.lr: 1.0e-2}}.
+        budgets: training FLOPs.
+        held_out: size and training FLOPs of a larger run, which the law predicts: {size: d64, flops: 1.0e+12}; or None.
+        min_steps: combinations with fewer optimizer steps are left out.
+        count: which parameters N counts: total or non_embedding.
+        params: further overrides of all runs; only the seed may have several values.
+        baseline: None: there is none.
+    """
+
+    def __init__(
+        self,
+        *,
+        sizes: dict[str, dict[str, Any]],
+        budgets: list[float],
+        held_out: dict[str, Any] | None,
+        min_steps: int,
+        count: str,
+        params: dict[str, Any] | None = None,
+        baseline: None = None,
+    ):
+        self.params, self.baseline = params or {}, baseline
+        given = {"sizes": sizes, "budgets": budgets, "held_out": held_out, "min_steps": min_steps, "count": count}
+        self.settings: dict[str, Any] = {
+            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for name, value in given.items()
+        }
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the grid; ends the program with its exit status if that is not 0."""
+        from thunderhead.ablation.isoflop import read_settings, run_isoflop
+        from thunderhead.config import ConfigError, Problem
+
+        held_out = read_settings(self.settings)
+        problems, seeds, fixed = [], [], []
+        if self.baseline is not None:
+            problems.append(Problem("hydra.sweeper.baseline", "a scaling law compares with none: leave it out"))
+        for override in self.overrides(arguments):
+            if override.key_or_group == "seed" and override.is_sweep_override():
+                seeds = list(map(str, override.sweep_string_iterator()))
+            elif override.is_sweep_override():
+                message = "would mix several laws: beside sizes and budgets, only the seed may have several values"
+                problems.append(Problem(override.key_or_group, message))
+            else:
+                fixed.append(str(override.input_line))
+        if problems:
+            raise ConfigError(problems)
+        status = run_isoflop(
+            **self.settings | {"held_out": held_out},
+            overrides=fixed,
+            seeds=seeds,
+            compose=self.compose,
+            folder=self.folder,
+            executor=self.executor(),
+            arguments=sys.argv[1:],
+        )
+        if status:
+            sys.exit(status)
+
+
 class OptunaSweeper(ThunderheadSweeper):
     """A search by Optuna's TPE for the lowest validation loss; as many trials at once as the launcher's n_jobs.
 

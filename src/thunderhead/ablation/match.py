@@ -6,10 +6,11 @@ An arm's configuration goes in, and comes out with one value solved for: the fee
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from thunderhead.training.law import Count, counted
 from thunderhead.training.module import build_decoder
 from thunderhead.training.plan import Plan
 from thunderhead.types import PositiveInt
@@ -70,7 +71,7 @@ class EqualParameters:
         multiple_of: the width is rounded to it.
     """
 
-    count: Literal["total", "non_embedding"]
+    count: Count
     multiple_of: PositiveInt
     by = "params"
     solves = ("model.d_ff", "activation.hidden_ratio", "activation.multiple_of")
@@ -99,9 +100,7 @@ class EqualParameters:
             return self._counted(build_decoder(config, plan.vocab_size, None).parameter_counts())
 
     def _counted(self, parameters: dict[str, int]) -> int:
-        if self.count == "total":
-            return parameters["total"]
-        return parameters["total"] - sum(parameters[part] for part in ("embedding", "position", "head"))
+        return counted(parameters, self.count)
 
 
 def _with_width(config: Config, d_ff: int) -> Config:

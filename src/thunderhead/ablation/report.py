@@ -96,13 +96,11 @@ def write_report(
 
 
 def _html(analysis: Analysis, caches: dict[str, float], pictures: dict[str, dict[str, str]]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("thunderhead.ablation", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     names = [arm.name for arm in analysis.arms]
     what = ", ".join(names) if len(names) <= 8 else f"{len(names)} arms"
     n_runs = sum(len(arm.runs) for arm in analysis.arms)
-    return environment.get_template("report.html.jinja").render(
+    return render(
+        "report.html.jinja",
         title=f"Comparison of {what}" if len(names) > 1 else f"Result of {what}" if names else "No finished run",
         subtitle=f"{n_runs} finished runs of {len(names)} arms · {datetime.now():%Y-%m-%d %H:%M} · Thunderhead",
         answers=[(*_verdict(c), s) for c, s in zip(analysis.comparisons, analysis.sentences, strict=True)],
@@ -351,13 +349,25 @@ def _write_figures(folder: Path, analysis: Analysis, caches: dict[str, float]) -
             path.unlink(missing_ok=True)  # an earlier report's
             if figure is None:
                 continue
-            figure.savefig(path, dpi=150)
-            svg = io.BytesIO()
-            figure.savefig(svg, format="svg", metadata={"Date": None})
-            source = f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
-            width = f"{100 * figure.get_figwidth() / figures.WIDTH:.0f}"
-            pictures[name] = {"source": source, "caption": caption, "width": width}
+            pictures[name] = save_figure(figure, path, caption)
     return pictures
+
+
+def save_figure(figure: Figure, path: Path, caption: str) -> dict[str, str]:
+    """Write a PNG file, and give what the page's `picture` macro takes."""
+    figure.savefig(path, dpi=150)
+    svg = io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    source = f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
+    return {"source": source, "caption": caption, "width": f"{100 * figure.get_figwidth() / figures.WIDTH:.0f}"}
+
+
+def render(template: str, **content: Any) -> str:
+    """A page of this folder's templates."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("thunderhead.ablation", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template(template).render(**content)
 
 
 def _write_csv(path: Path, analysis: Analysis, caches: dict[str, float]) -> None:

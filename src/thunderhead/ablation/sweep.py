@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from thunderhead import config as configuration
 from thunderhead.ablation import match as matching
@@ -16,7 +16,7 @@ from thunderhead.ablation.jobs import Job, arm_key, arm_name, make_job, steps
 from thunderhead.ablation.match import Match, Matched
 from thunderhead.ablation.progress import Board
 from thunderhead.ablation.report import write_report
-from thunderhead.ablation.runs import Failure, read_runs
+from thunderhead.ablation.runs import Failure, Run, read_runs
 from thunderhead.config import ConfigError, Problem, build
 from thunderhead.training import record
 from thunderhead.training.display import say
@@ -53,6 +53,23 @@ class Arm:
         self.members = [member._replace(config=config) for member, config in zip(self.members, configs, strict=True)]
 
 
+class Report(Protocol):
+    """Writes what a sweep found into its folder; see `thunderhead.ablation.report.write_report`."""
+
+    def __call__(
+        self,
+        folder: Path,
+        runs: Sequence[Run],
+        *,
+        baseline: str | None,
+        failures: Sequence[Failure],
+        notes: Sequence[str],
+        names: Mapping[Path, str],
+    ) -> Path:
+        """Write it; gives the path of report.html."""
+        ...
+
+
 @dataclass
 class Sweep:
     """A sweep's folder, where its jobs run, and what is to be said about it in the end."""
@@ -60,6 +77,7 @@ class Sweep:
     folder: Path
     executor: Executor
     arguments: list[str]
+    write_report: Report = write_report
 
     def __post_init__(self) -> None:
         self.outcomes: dict[Path, Outcome] = {}
@@ -119,13 +137,19 @@ class Sweep:
             if baseline is not None and known is None:
                 self.notes.append(f"No run of the baseline {baseline} has begun yet.")
             ended = [*self.failures, *self.pruned]
-            write_report(self.folder, runs, baseline=known, failures=ended, notes=self.notes, names=self.names)
+            self.write_report(self.folder, runs, baseline=known, failures=ended, notes=self.notes, names=self.names)
         except ValueError as error:  # records that cannot be read
             say(f"no report: {error}")
 
 
 def run_grid(
-    candidates: Sequence[Candidate], folder: Path, executor: Executor, *, baseline: str | None, arguments: list[str]
+    candidates: Sequence[Candidate],
+    folder: Path,
+    executor: Executor,
+    *,
+    baseline: str | None,
+    arguments: list[str],
+    report: Report = write_report,
 ) -> int:
     """Run a grid and report.
 
@@ -135,6 +159,7 @@ def run_grid(
         executor: where jobs run.
         baseline: name of the arm to match and compare with; None = the first is matched to, and the report chooses.
         arguments: of the command line, to go on with later.
+        report: what is written in the end.
 
     Returns:
         The exit status: 0, 1 if jobs failed, 130 after Ctrl-C.
@@ -150,7 +175,7 @@ def run_grid(
         _match(arms, reference, match, None)
         _show(arms, folder)
         return 0
-    sweep = Sweep(folder, executor, arguments)
+    sweep = Sweep(folder, executor, arguments, report)
     sweep.begin()
     try:
         _match(arms, reference, match, sweep)

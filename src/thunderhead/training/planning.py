@@ -241,6 +241,7 @@ def _derive(
             *_part_notes(config["data"]),
             *(["tokens are the task's own symbols, the tokenizer is not used"] if isinstance(manifest, Task) else []),
             *(drawn.notes if drawn is not None else []),
+            *budget.notes(sizes, steps * batch.global_tokens),
         ],
         memory=memory.estimate(
             lambda: build_decoder(config, decoder.vocab_size, decoder.eos_id),
