@@ -224,6 +224,7 @@ def test_what_is_wrong_is_said_before_anything_starts(
     store.fault = lambda key, count: "503" if key.endswith(".bin") else None
     with pytest.raises(ConfigError, match=r"^s3://bucket/prefix/.*chunk-0-0.bin could not be read after 2 attempts"):
         run("data=shards", f"data.path={URL}", cache, "data.attempts=2")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_damage_met_by_a_worker_is_told_in_one_line(
@@ -237,6 +238,7 @@ def test_damage_met_by_a_worker_is_told_in_one_line(
     with pytest.raises(ConfigError) as caught:
         run("data=shards", f"data.path={folder}", "data.num_workers=1")
     assert str(caught.value) == f"{file} holds other bytes than were written (its hash differs)"
+    assert not (tmp_path / "runs").exists()  # refused: nothing is left of it
 
 
 def test_prepared_shards_are_not_prepared(tmp_path: Path) -> None:

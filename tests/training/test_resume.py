@@ -83,3 +83,34 @@ def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
         pass
     with held(folder):
         assert list((folder / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "recorded", "is_removed"),
+    [
+        (ConfigError([]), True, True),
+        (SystemExit(2), True, True),  # of the processes that a run on several devices launches
+        (KeyboardInterrupt(), False, True),
+        (KeyboardInterrupt(), True, False),
+        (SystemExit(1), True, False),
+    ],
+)
+def test_what_a_refused_run_leaves(error: BaseException, recorded: bool, is_removed: bool, tmp_path: Path) -> None:
+    new = tmp_path / "name" / "new"
+
+    def end(folder: Path) -> None:
+        with held(folder):
+            assert (folder / ".lock").exists()
+            if recorded:
+                (folder / "config.yaml").touch()
+            raise error
+
+    with pytest.raises(type(error)):
+        end(new)
+    assert new.parent.exists() is new.exists() is not is_removed
+    before = tmp_path / "before"
+    before.mkdir()
+    (before / "notes.txt").touch()  # not ours
+    with pytest.raises(type(error)):
+        end(before)
+    assert (before / "notes.txt").exists()

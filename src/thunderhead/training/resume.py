@@ -1,6 +1,7 @@
 """Which run to go on with, and from which of its checkpoints."""
 
 import contextlib
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,10 +121,13 @@ def recorded_overrides(run_dir: Path) -> list[str]:
 def held(run_dir: Path) -> Iterator[None]:
     """Hold a run's folder for this process, until it ends, however it ends; and remove half-written checkpoints.
 
+    The folder of a new run is removed again if the run is refused, or ends before its configuration is recorded.
+
     Raises:
         ConfigError: another process trains this run.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    is_new = not any(run_dir.iterdir())  # so that all in it is this run's
     lock = FileLock(run_dir / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -135,5 +139,13 @@ def held(run_dir: Path) -> Iterator[None]:
         left.unlink()
     try:
         yield
+    except BaseException as error:
+        # of processes that were launched, the exit status tells
+        refused = isinstance(error, ConfigError) or (isinstance(error, SystemExit) and error.code == 2)
+        if is_new and (refused or not (run_dir / "config.yaml").exists()):
+            shutil.rmtree(run_dir, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                run_dir.parent.rmdir()
+        raise
     finally:
         lock.release()
