@@ -56,7 +56,8 @@ def test_refusals_come_with_the_plan(text_corpus: Path, shards_dir: Path) -> Non
         plan_run(config.plain(config.compose(lines)))
     assert [p.message for p in refused.value.problems] == [
         "parametrization: the base model (model.d_model=16) cannot be made: attention.n_kv_heads=4 does not divide "
-        "model.n_heads=2: use 1 or 2 (change parametrization.base_d_model, or set its values in parametrization.base_values)"
+        "model.n_heads=2: use 1 or 2 (change parametrization.base_d_model, or set its values in "
+        "parametrization.base_values)"
     ]
     with pytest.raises(ConfigError, match="the updates of SGD scale otherwise"):
         plan_run(config.plain(config.compose([*lines, "attention.n_kv_heads=1"])))

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,33 +47,46 @@ class MaximalUpdate:
 
     def base(self, config: Config) -> Config:
         """The model's configuration in the sizes of the base model."""
-        values = self._proportional(config["model"]) | self.base_values
-        for path, value in values.items():
-            config = _with_value(config, path, value)
-        return config
-
-    def _proportional(self, model: Config) -> Config:
-        d_model, n_heads, d_ff = model["d_model"], model["n_heads"], model.get("d_ff")
-        values: Config = {"model.d_model": self.base_d_model}
-        if d_ff is not None:  # match=params solves for any number: the nearest one is a base as good
-            values["model.d_ff"] = max(1, round(d_ff * self.base_d_model / d_model))
-        if "model.n_heads" not in self.base_values:
-            heads, rest = divmod(n_heads * self.base_d_model, d_model)
-            if rest:
-                raise ValueError(
-                    f"parametrization.base_d_model={self.base_d_model} is no whole number of heads of the size that "
-                    f"model.n_heads={n_heads} gives at model.d_model={d_model}: use a multiple of "
-                    f"{math.lcm(d_model, n_heads) // n_heads}, or say parametrization.base_values={{model.n_heads: …}}"
-                )
-            values["model.n_heads"] = heads
-        return values
+        return at_width(config, self.base_d_model, self.base_values, "parametrization.base_")
 
 
-def _with_value(config: Config, path: str, value: Any, where: str = "") -> Config:
+def at_width(config: Config, d_model: int, values: Mapping[str, Any], prefix: str = "") -> Config:
+    """A model's configuration at another width: heads of the same size, feed-forward layers in proportion.
+
+    Args:
+        config: with the group `model`, and those that `values` reaches into.
+        d_model: the width.
+        values: further settings by config path; they come before what is in proportion.
+        prefix: what the user calls `d_model` and `values`, without these words: for errors.
+
+    Raises:
+        ValueError: heads do not fit the width, or a path in `values` leads nowhere.
+    """
+    model = config["model"]
+    sizes: Config = {"model.d_model": d_model}
+    if model.get("d_ff") is not None:  # match=params solves for any number: the nearest one is a base as good
+        sizes["model.d_ff"] = max(1, round(model["d_ff"] * d_model / model["d_model"]))
+    if "model.n_heads" not in values:
+        heads, rest = divmod(model["n_heads"] * d_model, model["d_model"])
+        if rest:
+            raise ValueError(
+                f"{prefix}d_model={d_model} is no whole number of heads of the size that model.n_heads="
+                f"{model['n_heads']} gives at model.d_model={model['d_model']}: use a multiple of "
+                f"{math.lcm(model['d_model'], model['n_heads']) // model['n_heads']}, or say "
+                f"{prefix}values={{model.n_heads: …}}"
+            )
+        sizes["model.n_heads"] = heads
+    for path, value in {**sizes, **values}.items():
+        config = _with_value(config, path, value, f"{prefix}values: ")
+    return config
+
+
+def _with_value(config: Config, path: str, value: Any, said_by: str, above: str = "") -> Config:
     """A copy with another value at a config path that is there."""
     name, _, rest = path.partition(".")
     if not isinstance(config, dict) or name not in config:
         near = difflib.get_close_matches(name, config, n=1) if isinstance(config, dict) else []
-        hint = f"; did you mean {where}{near[0]}?" if near else ""
-        raise ValueError(f"parametrization.base_values: {where}{path} is no setting of the model{hint}")
-    return {**config, name: _with_value(config[name], rest, value, f"{where}{name}.") if rest else value}
+        hint = f"; did you mean {above}{near[0]}?" if near else ""
+        raise ValueError(f"{said_by}{above}{path} is no setting of the model{hint}")
+    below = _with_value(config[name], rest, value, said_by, f"{above}{name}.") if rest else value
+    return {**config, name: below}
