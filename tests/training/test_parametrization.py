@@ -25,7 +25,7 @@ MUP = ("parametrization=mup", "parametrization.base_d_model=16")  # tiny runs ar
 
 def base(base_d_model: int = 256, base_values: dict[str, Any] | None = None, **model: Any) -> dict[str, Any]:
     settings = {"model": MODEL | model, "attention": {"n_kv_heads": 8}}
-    return MaximalUpdate(base_d_model=base_d_model, base_values=base_values or {}).base(settings)
+    return MaximalUpdate(base_d_model=base_d_model, base_values=base_values).base(settings)
 
 
 def test_the_base_is_in_proportion() -> None:

@@ -2,7 +2,9 @@
 
 If they do, the best learning rate of a small model is that of a large one (Yang et al. 2203.03466, appendix D.1, where
 this check is from). What is measured is the mean absolute change, over all coordinates, of what a layer puts out, from
-before the first step to after the last one, on the batch that is trained on.
+before the first step to after the last one, on the batch that is trained on. Of the logits it is that of the targets,
+against the mean logit: all others' holds what random initial weights of the head make of a change, and that part falls
+as 1 / sqrt(width) by design.
 
 Shape letters: B sequences, T tokens a sequence.
 """
@@ -94,7 +96,7 @@ def changes(
     config: dict[str, Any],
     *,
     widths: Sequence[int],
-    values: dict[str, Any],
+    values: dict[str, Any] | None,
     steps: int,
     sequences: int,
     vocab_size: int,
@@ -112,24 +114,29 @@ def changes(
         seeds: of weights and tokens; the mean over them is what counts.
 
     Raises:
-        ValueError: a model or optimizer cannot be built at a width.
+        ValueError: a model or optimizer cannot be built at a width, or the attention cannot train on a CPU.
     """
     found: Changes = {}
     for width in widths:
         sized = {**config, **at_width({n: config[n] for n in ("model", *COMPONENTS)}, width, values)}
         for seed in seeds:
             decoder = build_decoder(sized, vocab_size, 0)
+            if decoder.attention.needs_flex:
+                raise ValueError(
+                    "attention.logit_softcap and attention.backend=flex need flex_attention, which trains on CUDA only:"
+                    " check with attention.logit_softcap=null and attention.backend=auto"
+                )
             decoder.initialize(seed)
             decoder.eval()
             optimizer = build_optimizer(sized, decoder)
             tokens_BT1 = _zipf(sequences, decoder.context_length + 1, vocab_size, seed)
             inputs_BT, targets_BT = tokens_BT1[:, :-1], tokens_BT1[:, 1:]
-            before = _activations(decoder, inputs_BT)
+            before = _activations(decoder, inputs_BT, targets_BT)
             for _ in range(steps):
                 optimizer.zero_grad()
                 decoder(inputs_BT, targets_BT).loss.backward()
                 optimizer.step()
-            for layer, after in _activations(decoder, inputs_BT).items():
+            for layer, after in _activations(decoder, inputs_BT, targets_BT).items():
                 change = float((after - before[layer]).abs().mean()) / len(seeds)
                 by_width = found.setdefault(layer, {})
                 by_width[width] = by_width.get(width, 0.0) + change
@@ -144,8 +151,8 @@ def _zipf(n_sequences: int, n_tokens: int, vocab_size: int, seed: int) -> Tensor
 
 
 @torch.no_grad()
-def _activations(decoder: Decoder, tokens_BT: Tensor) -> dict[str, Tensor]:
-    """What the layers put out: embedding, branches and sum of each block, logits."""
+def _activations(decoder: Decoder, inputs_BT: Tensor, targets_BT: Tensor) -> dict[str, Tensor]:
+    """What the layers put out: embedding, branches and sum of each block, logits of the targets."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -160,11 +167,12 @@ def _activations(decoder: Decoder, tokens_BT: Tensor) -> dict[str, Tensor]:
         modules |= {f"block {index} {part}": module for part, module in parts.items()}  # type: ignore[misc]
     handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     try:
-        logits = decoder.logits(tokens_BT)
+        logits_BTV = decoder.logits(inputs_BT)
     finally:
         for handle in handles:
             handle.remove()
-    return found | {"logits": logits}
+    target_BT = logits_BTV.gather(-1, targets_BT[..., None]).squeeze(-1)
+    return found | {"target logits": target_BT - logits_BTV.mean(-1)}
 
 
 def slopes(found: Changes) -> dict[str, float]:

@@ -28,12 +28,12 @@ class Growth(NamedTuple):
 
     @property
     def init_factor(self) -> float:
-        """Of the initial standard deviation (Yang et al. 2203.03466, table 3).
+        """Of the initial standard deviation: 1 / sqrt(fan_in) (Yang et al. 2203.03466, table 8).
 
-        1 / sqrt(fan_in) for hidden matrices; 1 / fan_in where only the input grows, as that of the one key head of
-        multi-query attention: larger random weights there would drown what the gradient tells the layers below.
+        Also where only the input grows, as that of the one key head of multi-query attention. The limit of large width
+        asks for 1 / fan_in there, as for an output; at real widths attention fades by it (measured in docs/mup.md).
         """
-        return 1 / self.fan_in if self.fan_out == 1 else self.fan_in**-0.5
+        return self.fan_in**-0.5
 
 
 def growth(model: nn.Module, base: nn.Module) -> dict[str, Growth]:

@@ -39,18 +39,18 @@ class MaximalUpdate:
     Args:
         base_d_model: width of the base model. Its n_heads and d_ff follow in proportion, so that heads keep their size.
         base_values: further values of the base model by config path: of what is given as an absolute number and yet
-            grows with the width, as {attention.n_kv_heads: 2}.
+            grows with the width, as {attention.n_kv_heads: 2}. None is no more.
     """
 
     base_d_model: PositiveInt
-    base_values: dict[str, Any]
+    base_values: dict[str, Any] | None
 
     def base(self, config: Config) -> Config:
         """The model's configuration in the sizes of the base model."""
         return at_width(config, self.base_d_model, self.base_values, "parametrization.base_")
 
 
-def at_width(config: Config, d_model: int, values: Mapping[str, Any], prefix: str = "") -> Config:
+def at_width(config: Config, d_model: int, values: Mapping[str, Any] | None = None, prefix: str = "") -> Config:
     """A model's configuration at another width: heads of the same size, feed-forward layers in proportion.
 
     Args:
@@ -62,7 +62,7 @@ def at_width(config: Config, d_model: int, values: Mapping[str, Any], prefix: st
     Raises:
         ValueError: heads do not fit the width, or a path in `values` leads nowhere.
     """
-    model = config["model"]
+    model, values = config["model"], values or {}
     sizes: Config = {"model.d_model": d_model}
     if model.get("d_ff") is not None:  # match=params solves for any number: the nearest one is a base as good
         sizes["model.d_ff"] = max(1, round(model["d_ff"] * d_model / model["d_model"]))
