@@ -83,7 +83,7 @@ def test_growth_of_grouped_and_low_rank_projections(grown, attention, part, expe
     ],
 )
 def test_factor_of_the_initial_std(shape, base_shape, factor):
-    assert Growth(shape, base_shape).init_factor == factor
+    assert Growth(shape, base_shape).init_factor == pytest.approx(factor)
 
 
 def test_what_is_no_hidden_matrix_has_no_growth(grown):

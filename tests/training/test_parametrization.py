@@ -8,10 +8,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import yaml
 
 from thunderhead import config
 from thunderhead.ablation.match import EqualParameters
 from thunderhead.config import ConfigError
+from thunderhead.export.from_run import load_model, read_record
 from thunderhead.model.attention import Attention
 from thunderhead.training.module import LanguageModel, build_decoder
 from thunderhead.training.parametrization import MaximalUpdate
@@ -96,6 +98,27 @@ def test_a_checkpoint_goes_on_bit_for_bit(optimizer: str, text_corpus: Path, sha
     assert rows(folders[1]) == rows(folders[0])
     model = LanguageModel.load_from_checkpoint(folders[0] / "checkpoints" / "last.ckpt")
     assert model.decoder.output_scale == 1 / 2
+
+
+def test_records_from_before_the_choice_are_standard_ones(run: Callable[..., Path]) -> None:
+    folder = run("callbacks=default")
+    recorded = yaml.safe_load((folder / "config.yaml").read_text())
+    del recorded["parametrization"]
+    (folder / "config.yaml").write_text(config.to_yaml(recorded))
+    read, weights = read_record(folder, "last")
+    assert load_model(read, weights).decoder.growth == {}
+    with patch.object(config, "invocation_overrides", lambda: ["budget.steps=3"]):
+        train_here([f"resume={folder}"], folder)
+    summary = read_summary(folder)
+    assert summary is not None
+    assert summary["steps"] == 3
+
+
+def test_the_experiments_widths_keep_the_size_of_heads() -> None:
+    composed = config.plain(config.compose(["experiment=mup_transfer", "model.d_model=512"]))
+    assert composed["model"]["n_heads"] == 16
+    with pytest.raises(ConfigError, match=r"^model\.n_heads: .*100 is no multiple of 32"):
+        config.plain(config.compose(["experiment=mup_transfer", "model.d_model=100"]))
 
 
 def test_sharded_weights_and_steps_are_those_of_one_device(run: Callable[..., Path]) -> None:

@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from thunderhead import config as configuration
+from thunderhead.ablation.arms import option_of
 from thunderhead.ablation.figures import COLOURS, MARKERS, style
 from thunderhead.config import ConfigError, Problem
 from thunderhead.model.decoder import Decoder
@@ -64,7 +65,7 @@ def check_coordinates(config: DictConfig) -> None:
         if len(set(resolved["widths"])) < 2:
             raise ConfigError([Problem("widths", "needs two widths or more: widths=[64,128,256]")])
         chosen = resolved["parametrization"]
-        compared = {"standard": STANDARD} if chosen == STANDARD else {"standard": STANDARD, "chosen": chosen}
+        compared = {"standard": STANDARD, option_of("parametrization", resolved): chosen}
         names = ("widths", "values", "steps", "sequences", "vocab_size", "seeds")
         measured = {
             name: changes({**resolved, "parametrization": node}, **{n: resolved[n] for n in names})
@@ -76,8 +77,6 @@ def check_coordinates(config: DictConfig) -> None:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError([Problem("", one_line(error))]) from error
-    if "chosen" in measured:
-        measured = {"standard": measured["standard"], str(chosen["_target_"]).rpartition(".")[2]: measured["chosen"]}
     picture = folder / "coordinates.png"
     with mpl.rc_context(style()):
         draw(measured).savefig(picture, dpi=110)

@@ -33,7 +33,7 @@ class Growth(NamedTuple):
         Also where only the input grows, as that of the one key head of multi-query attention. The limit of large width
         asks for 1 / fan_in there, as for an output; at real widths attention fades by it (measured in docs/mup.md).
         """
-        return self.fan_in**-0.5
+        return 1 / math.sqrt(self.fan_in)
 
 
 def growth(model: nn.Module, base: nn.Module) -> dict[str, Growth]:
