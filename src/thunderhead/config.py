@@ -55,6 +55,16 @@ class ConfigError(Exception):
 # Compose
 
 
+def _divide(dividend: int, divisor: int) -> int:
+    """`${divide:${model.d_model},64}` in YAML: as many as fit, exactly."""
+    if dividend % divisor:
+        raise ValueError(f"{dividend} is no multiple of {divisor}")
+    return dividend // divisor
+
+
+OmegaConf.register_new_resolver("divide", _divide, replace=True)
+
+
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
     """The composed configuration, as `python train.py <overrides>` has it; for tests, notebooks and tools."""
     GlobalHydra.instance().clear()

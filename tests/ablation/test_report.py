@@ -227,3 +227,49 @@ def test_it_prints(report: Path, tmp_path: Path) -> None:
     pdf = tmp_path / "report.pdf"
     chromium(f"--print-to-pdf={pdf}", report.as_uri(), profile=tmp_path / "profile")
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes())) <= 8
+
+
+def learning_rate_runs(folder: Path, losses: dict[tuple[str, int], dict[float, float]]) -> list[Run]:
+    """A run for each (parametrization, width) and learning rate."""
+    for (parametrization, width), by_rate in losses.items():
+        for rate, loss in by_rate.items():
+            overrides = [f"parametrization={parametrization}", f"model.d_model={width}", f"model.n_heads={width // 8}"]
+            write_run(folder / f"{parametrization}-{width}-{rate}", [*overrides, f"optimizer.lr={rate}"], loss=loss)
+    return read_runs([folder])
+
+
+def test_learning_rates_have_a_panel_for_each_parametrization_and_a_line_for_each_width(tmp_path: Path) -> None:
+    losses = {
+        ("standard", 32): {0.001: 3.2, 0.002: 3.1, 0.004: 3.0},
+        ("standard", 64): {0.001: 2.8, 0.002: 2.9, 0.004: 9.0},
+        ("mup", 32): {0.001: 3.1, 0.002: 3.0, 0.004: 3.2},
+        ("mup", 64): {0.001: 2.9, 0.002: 2.7, 0.004: 2.8},
+    }
+    figure = figures.learning_rates(analyse(learning_rate_runs(tmp_path, losses)))
+    assert figure is not None
+    found = {}
+    for axes in figure.axes:
+        for line in axes.get_lines():
+            if len(line.get_xdata()) > 1:
+                panel, label = axes.get_title().partition(":")[0], str(line.get_label())
+                found[panel, label] = dict(zip(map(float, line.get_xdata()), map(float, line.get_ydata()), strict=True))
+    assert found == {
+        ("standard", "d_model=32: best 0.004"): losses["standard", 32],
+        ("standard", "d_model=64: best 0.001"): losses["standard", 64],
+        ("mup", "d_model=32: best 0.002"): losses["mup", 32],
+        ("mup", "d_model=64: best 0.002"): losses["mup", 64],
+    }
+    low, high = figure.axes[0].get_ylim()
+    assert low < 2.7
+    assert 3.2 < high < 9.0  # what went wrong does not flatten the rest
+
+
+def test_learning_rates_are_drawn_only_where_nothing_else_varies(tmp_path: Path) -> None:
+    assert figures.learning_rates(analyse([])) is None
+    runs = learning_rate_runs(tmp_path, {("standard", 32): {0.001: 3.0}, ("standard", 64): {0.002: 2.9}})
+    assert figures.learning_rates(analyse(runs)) is None
+    more = learning_rate_runs(tmp_path / "more", {("standard", 64): {0.001: 3.0, 0.002: 2.9}})
+    figure = figures.learning_rates(analyse(more))
+    assert figure is not None
+    assert len(figure.axes) == 1
+    assert next(str(line.get_label()) for line in figure.axes[0].get_lines()) == "loss: best 0.002"

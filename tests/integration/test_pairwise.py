@@ -45,6 +45,10 @@ INVALID = {
         for curation in GROUPS["curation"]
         if curation != "none"
     },
+    **{
+        ("parametrization=mup", f"optimizer={optimizer}"): "^parametrization=mup has learning-rate rules for AdamW"
+        for optimizer in ("sgd", "adafactor")
+    },
     ("strategy=fsdp", "compile=model"): "^compile.scope: compile=model cannot trace .* use compile=block",
 }
 

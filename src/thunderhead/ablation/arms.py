@@ -171,6 +171,12 @@ def show_value(value: Any) -> str:
     return json.dumps(value) if value is not None else "null"
 
 
+def option_of(group: str, config: dict[str, Any]) -> str:
+    """The option of a group that a configuration has: the one in conf/ with its target, or the target's own name."""
+    found, _ = _option(group, config.get(group), set())
+    return found or str((config.get(group) or {}).get("_target_", ABSENT)).rpartition(".")[2]
+
+
 def _option(group: str, node: Any, paths: set[str]) -> tuple[str | None, list[str]]:
     """The option of conf/<group> with the node's target that is nearest to it, and where the node deviates from it.
 

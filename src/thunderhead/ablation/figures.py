@@ -1,6 +1,6 @@
 """The pictures of the report, in colours that the colour-blind tell apart (Okabe & Ito), with a marker for each arm."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from scipy.stats import binned_statistic
 
 from thunderhead.ablation import statistics
 from thunderhead.ablation.analysis import Analysis
+from thunderhead.ablation.arms import option_of, show_value
 from thunderhead.ablation.runs import Array, Curve
 from thunderhead.ablation.statistics import Interval
 
@@ -198,6 +199,76 @@ def band(curves: Sequence[Curve], axis: str, end: float) -> tuple[Array, Array, 
     full = np.isfinite(binned).all(axis=0)
     centres = (edges[:-1] + edges[1:])[full] / 2
     return centres, binned[:, full].mean(axis=0), binned[:, full].min(axis=0), binned[:, full].max(axis=0)
+
+
+LR = "optimizer.lr"
+
+
+def learning_rates(analysis: Analysis) -> Figure | None:
+    """Final loss against the peak learning rate: a line for arms that differ in nothing else, its best marked.
+
+    A panel for each parametrization, so that one sees whether the best rate stays. None if the rate alone never varies.
+    """
+    if LR not in analysis.different:
+        return None
+    others = {path: values for path, values in analysis.different.items() if path != LR}
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for index, arm in enumerate(analysis.arms):
+        values = {path: column[index] for path, column in others.items()}
+        panel = option_of("parametrization", arm.first.config) if _is_parametrized(others) else ""
+        line = " ".join(_telling(values, others))
+        rate = float(analysis.different[LR][index])
+        panels.setdefault(panel, {}).setdefault(line, []).append((rate, analysis.mean(arm)))
+    panels = {panel: {k: sorted(v) for k, v in lines.items() if len(v) > 1} for panel, lines in panels.items()}
+    panels = {panel: lines for panel, lines in panels.items() if lines}
+    if not panels:
+        return None
+    drawn = {line: _Look(index) for index, line in enumerate(dict.fromkeys(k for p in panels.values() for k in p))}
+    figure = _figure(WIDTH if len(panels) > 1 else 6.5, 4.2)
+    for axes, (panel, lines) in zip(
+        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+    ):
+        for line, points in lines.items():
+            look, best = drawn[line], min(points, key=lambda point: point[1])
+            axes.plot(
+                *zip(*points, strict=True),
+                marker=look.marker,
+                linestyle=look.line,
+                color=look.colour,
+                markersize=5,
+                label=f"{line or 'loss'}: best {best[0]:.2g}",
+            )
+            axes.plot(*best, look.marker, color=look.colour, markersize=12, markeredgecolor="#000000")
+        axes.set_xscale("log", base=2)
+        rates = sorted({rate for points in lines.values() for rate, _ in points})
+        axes.set_xticks(rates, [f"{rate:.2g}" for rate in rates])
+        axes.set_xlabel("peak learning rate")
+        axes.set_title(f"{panel}: final loss by learning rate" if panel else "Final loss by learning rate")
+        axes.legend(loc="best")
+    losses = [[loss for _, loss in points] for lines in panels.values() for points in lines.values()]
+    lowest, highest = min(map(min, losses)), max(map(min, losses))
+    margin = max(highest - lowest, 0.1)
+    figure.axes[0].set_ylim(lowest - 0.15 * margin, min(max(map(max, losses)), highest + 2 * margin) + 0.15 * margin)
+    figure.axes[0].set_ylabel(f"final loss ({analysis.unit}), mean over seeds")
+    return figure
+
+
+def _is_parametrized(different: Mapping[str, Any]) -> bool:
+    return any(path.startswith("parametrization.") for path in different)
+
+
+def _telling(values: Mapping[str, Any], columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """As many of the settings as it takes to tell what the columns tell, without the parametrization's."""
+    kept: list[str] = []
+    told = 1
+    for path in columns:
+        if path.startswith("parametrization."):
+            continue
+        rows = {str(row) for row in zip(*(columns[name] for name in [*kept, path]), strict=True)}
+        if len(rows) > told:
+            kept.append(path)
+            told = len(rows)
+    return [f"{path.rpartition('.')[2]}={show_value(values[path])}" for path in kept]
 
 
 def pareto(analysis: Analysis, costs: Sequence[tuple[str, dict[str, float]]]) -> Figure | None:

@@ -340,10 +340,11 @@ def _write_figures(folder: Path, analysis: Analysis, caches: dict[str, float]) -
             drawn["results"] = "Final loss of each arm, and its difference to the reference", figures.results(analysis)
             drawn["curves"] = "Loss against tokens, FLOPs and seconds", figures.curves(analysis)
             drawn["differences"] = "Training loss minus the reference's", figures.differences(analysis)
+            drawn["learning_rates"] = "Final loss against the learning rate", figures.learning_rates(analysis)
             drawn["pareto"] = "Final loss against the cost of inference", figures.pareto(analysis, costs)
         folder.mkdir(parents=True, exist_ok=True)
         pictures = {}
-        for name in ("results", "curves", "differences", "pareto"):
+        for name in ("results", "learning_rates", "curves", "differences", "pareto"):
             caption, figure = drawn.get(name, ("", None))
             path = folder / f"{name}.png"
             path.unlink(missing_ok=True)  # an earlier report's

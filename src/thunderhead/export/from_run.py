@@ -11,7 +11,7 @@ from thunderhead.config import ConfigError, Problem, build, factory
 from thunderhead.data.tokenizer import Tokenizer
 from thunderhead.data.tokenizer import load_tokenizer as load_kind
 from thunderhead.training import hardware
-from thunderhead.training.module import GROUPS, LanguageModel
+from thunderhead.training.module import GROUPS, STANDARD, LanguageModel
 from thunderhead.training.record import read_json
 
 
@@ -58,8 +58,9 @@ def read_record(folder: Path, checkpoint: str) -> tuple[dict[str, Any], Path]:
         message = f"{folder} is no run folder (it has no config.yaml): give one of logs/runs/<name>/<time>"
         raise ConfigError([Problem("run", message)])
     recorded = yaml.safe_load(file.read_text())
-    if not isinstance(recorded, dict) or not set(GROUPS) <= set(recorded):
+    if not isinstance(recorded, dict) or not set(GROUPS) <= {*recorded, "parametrization"}:
         raise ConfigError([Problem("run", f"{file} is not the configuration of a training run")])
+    recorded.setdefault("parametrization", STANDARD)
     if not weights.is_file():
         there = sorted(path.stem for path in weights.parent.glob("*.ckpt"))
         has = f"it has {', '.join(there)}" if there else "it has none: it did not get that far, or had callbacks=none"

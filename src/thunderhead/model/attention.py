@@ -7,6 +7,7 @@ Shape letters: B sequences, T tokens a sequence, D model dimensions, H query hea
 query or key head, V of a value head, C of a compressed latent.
 """
 
+import math
 from functools import cache
 from typing import Any, Literal
 
@@ -84,6 +85,15 @@ class Attention(nn.Module):
         self.rotary_dim = self.head_dim
         self.v_head_dim = self.head_dim
         self.kv_cache_elements_per_token = 2 * n_heads * self.head_dim
+        self.score_scale: float | None = None  # None: 1 / sqrt(head_dim)
+
+    def follow_base(self, base: "Attention") -> None:
+        """Maximal update parametrization: scores fall with 1 / head_dim, from those of the base (2203.03466, 4).
+
+        The reason: queries and keys that training has aligned have a product that grows like head_dim, not its root.
+        """
+        if self.head_dim != base.head_dim:
+            self.score_scale = math.sqrt(base.head_dim) / self.head_dim
 
     def forward(self, x_BTD: Tensor, context: SequenceContext) -> Tensor:
         """Mix tokens: (B, T, D) to (B, T, D)."""
@@ -133,6 +143,8 @@ class Attention(nn.Module):
     def attend(self, q_BHTE: Tensor, k_BGTE: Tensor, v_BGTV: Tensor, context: SequenceContext) -> Tensor:
         """Causal softmax(q k^T / sqrt(E)) v, (B, H, T, V), under all the options above. H is a multiple of G.
 
+        `score_scale`, where set, stands in for 1 / sqrt(E).
+
         Raises ValueError where flex_attention would have to train without a CUDA device.
         """
         grouped = q_BHTE.shape[1] != k_BGTE.shape[1]
@@ -153,6 +165,7 @@ class Attention(nn.Module):
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=mask is None and q_BHTE.shape[2] == k_BGTE.shape[2],  # one token after a cache sees all of it
+            scale=self.score_scale,
             enable_gqa=grouped,
         )
 
@@ -175,7 +188,7 @@ class Attention(nn.Module):
         # Uncompiled, flex_attention materialises all scores; an enclosing torch.compile takes it in by itself.
         attend = _compiled_flex_attention() if q.is_cuda and not torch.compiler.is_compiling() else flex_attention
         plain = softcap is None and slopes_H is None
-        y = attend(q, k, v, None if plain else modify, context.block_mask, enable_gqa=grouped)
+        y = attend(q, k, v, None if plain else modify, context.block_mask, scale=self.score_scale, enable_gqa=grouped)
         assert isinstance(y, Tensor)
         return y
 

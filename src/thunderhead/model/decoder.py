@@ -14,6 +14,7 @@ from thunderhead.model.attention import Attention
 from thunderhead.model.block import Block, ResidualDropout
 from thunderhead.model.checkpointing import ActivationCheckpointing
 from thunderhead.model.context import LayerCache, SequenceContext, document_layout
+from thunderhead.model.growth import Growth
 from thunderhead.model.loss import LossTerms, NextTokenLoss
 from thunderhead.model.position import Position
 from thunderhead.types import PositiveFloat, PositiveInt
@@ -81,6 +82,8 @@ class Decoder(nn.Module):
         self.vocab_size = vocab_size or tokenizer_vocab_size
         self.init_std = init_std
         self.scale_residual_init = scale_residual_init
+        self.growth: dict[str, Growth] = {}  # these two: see thunderhead.model.growth
+        self.output_scale = 1.0
         n_rows = -(-self.vocab_size // vocab_multiple) * vocab_multiple
 
         rates = dropout()
@@ -123,7 +126,11 @@ class Decoder(nn.Module):
 
     def initialize(self, seed: int) -> None:
         """Draw all weights, a pure function of the seed and each parameter's name; see `init.initialize`."""
-        init.initialize(self, seed, self.init_std, self.n_layers, self.scale_residual_init)
+        init.initialize(self, seed, self.init_std, self.n_layers, self.scale_residual_init, self.growth)
+
+    def follow_base(self, base: "Decoder") -> None:
+        """Maximal update parametrization: logits are divided by the growth of d_model (2203.03466, table 8)."""
+        self.output_scale = base.embedding.embedding_dim / self.embedding.embedding_dim
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> LossTerms:
         """The training loss of predicting targets (B, T) from tokens (B, T), int64; targets of −100 are left out."""
@@ -137,7 +144,7 @@ class Decoder(nn.Module):
         return F.linear(self.hidden(tokens_BT, cache), self.head_weight)[..., : self.vocab_size]
 
     def hidden(self, tokens_BT: Tensor, cache: "Cache | None" = None) -> Tensor:
-        """Final hidden states (B, T, D), normalised, ready for the head.
+        """Final hidden states (B, T, D), normalised and scaled, ready for the head.
 
         Raises ValueError if T, with what is cached, is more than context_length.
         """
@@ -150,7 +157,9 @@ class Decoder(nn.Module):
             if cache is not None:
                 context = context._replace(cache=cache.layers[index])
             x_BTD = self.activation_checkpointing(index, block, x_BTD, context)
-        return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
+        if self.final_norm is not None:
+            x_BTD = self.final_norm(x_BTD)
+        return x_BTD if self.output_scale == 1 else x_BTD * self.output_scale
 
     def _context(self, tokens_BT: Tensor) -> SequenceContext:
         """Positions, rotation and masks: once for all blocks."""

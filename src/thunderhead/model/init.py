@@ -2,10 +2,13 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from thunderhead.model.growth import Growth
 
 
 class ResidualProjection(nn.Linear):
@@ -13,12 +16,20 @@ class ResidualProjection(nn.Linear):
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, seed: int, std: float, n_layers: int, scale_residual: bool) -> None:
+def initialize(  # noqa: PLR0917 - of the model's own settings, in their order
+    model: nn.Module,
+    seed: int,
+    std: float,
+    n_layers: int,
+    scale_residual: bool,
+    growth: Mapping[str, Growth] | None = None,
+) -> None:
     """Draw all parameters of `model` anew. Right after building, or after building on "meta" and `to_empty`.
 
     - nn.Linear, nn.Embedding: normal(0, std) cut at ±3 std (GPT-2's std is 0.02; the cut as in torchtitan); biases 0.
     - ResidualProjection: std / sqrt(2 · n_layers) if `scale_residual`, so that the variance of the residual stream does
       not grow with depth (Radford et al. 2019, section 2.3: two branches a layer).
+    - `growth`: of parameters by name (see `thunderhead.model.growth`); their std is multiplied by its `init_factor`.
     - any other module with parameters of its own: by its own `reset_parameters()`.
 
     Every tensor has its own generator, seeded by (seed, name of the parameter), on the CPU in float32: a module added
@@ -36,8 +47,10 @@ def initialize(model: nn.Module, seed: int, std: float, n_layers: int, scale_res
             for name, parameter in own.items():
                 full = torch.zeros(parameter.shape, dtype=torch.float32)
                 if name == "weight":
+                    grown = (growth or {}).get(f"{module_name}.{name}")
+                    own_std = weight_std if grown is None else weight_std * grown.init_factor
                     generator = torch.Generator().manual_seed(_seed_of(seed, f"{module_name}.{name}"))
-                    nn.init.trunc_normal_(full, 0.0, weight_std, -3 * weight_std, 3 * weight_std, generator)
+                    nn.init.trunc_normal_(full, 0.0, own_std, -3 * own_std, 3 * own_std, generator)
                 _copy_in(parameter, full)
         else:
             _reset(module, module_name, own, seed)

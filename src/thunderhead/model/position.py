@@ -77,14 +77,17 @@ class SinusoidalPosition(Position):
         if d_model % 2:
             raise ValueError(f"position=sinusoidal pairs dimensions: model.d_model={d_model} must be even")
         self.base = base
-        self.scale_embedding = scale_embedding
+        self.embedding_scale = math.sqrt(d_model) if scale_embedding else 1.0
+
+    def follow_base(self, base: "SinusoidalPosition") -> None:
+        """Maximal update parametrization: embeddings enter the model at one size, whatever the width."""
+        self.embedding_scale = base.embedding_scale
 
     def embed(self, x_BTD: Tensor, position_ids: Tensor) -> Tensor:
         """Add the sinusoids."""
         angles = _angles(position_ids, _frequencies(self.base, self.d_model, position_ids.device))
         table_BTD = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
-        scale = math.sqrt(self.d_model) if self.scale_embedding else 1.0
-        return x_BTD * scale + table_BTD.to(x_BTD.dtype)
+        return x_BTD * self.embedding_scale + table_BTD.to(x_BTD.dtype)
 
 
 class AlibiPosition(Position):

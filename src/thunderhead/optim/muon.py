@@ -1,5 +1,6 @@
 """Muon for the hidden matrices and AdamW for everything else, as one optimizer."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -9,6 +10,13 @@ from torch.optim import Muon as MatrixMuon
 
 from thunderhead.optim.groups import holds_matrices
 from thunderhead.types import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
+
+AdjustLr = Literal["original", "match_rms_adamw"]
+
+
+def update_scale(adjust_lr_fn: AdjustLr, rows: int, columns: int) -> float:
+    """What torch multiplies the update of a (rows, columns) matrix by, whose singular values are all about 1."""
+    return math.sqrt(max(1, rows / columns)) if adjust_lr_fn == "original" else 0.2 * math.sqrt(max(rows, columns))
 
 
 class Muon(Optimizer):
@@ -51,7 +59,7 @@ class Muon(Optimizer):
         ns_steps: PositiveInt = 5,
         ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
         eps: PositiveFloat = 1e-7,
-        adjust_lr_fn: Literal["original", "match_rms_adamw"] = "match_rms_adamw",
+        adjust_lr_fn: AdjustLr = "match_rms_adamw",
         adamw_lr: PositiveFloat | None = None,
         adamw_betas: tuple[Probability, Probability] = (0.9, 0.95),
         adamw_eps: PositiveFloat = 1e-8,

@@ -15,14 +15,18 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from thunderhead.config import build, factory
 from thunderhead.model.decoder import Decoder
+from thunderhead.model.growth import grow_from
 from thunderhead.model.loss import IGNORED_TARGET
+from thunderhead.optim.transfer import transfer_learning_rates
 from thunderhead.training.metrics import BitsPerByte
 from thunderhead.training.parallel import FullyShardedStrategy, shard
 
 # What a decoder is made of: groups whose nodes are factories, called by the decoder itself.
 COMPONENTS = ("attention", "position", "activation", "norm", "dropout", "block", "loss", "activation_checkpointing")
 # Groups that LanguageModel is built from, and keeps as plain hyper-parameters.
-GROUPS = ("model", *COMPONENTS, "optimizer", "scheduler", "parameter_groups", "compile")
+GROUPS = ("model", *COMPONENTS, "optimizer", "scheduler", "parameter_groups", "parametrization", "compile")
+# Of records from before there was a choice.
+STANDARD = {"_target_": "thunderhead.training.parametrization.Standard"}
 
 
 def build_decoder(config: dict[str, Any], vocab_size: int, eos_id: int | None) -> Decoder:
@@ -36,6 +40,23 @@ def build_decoder(config: dict[str, Any], vocab_size: int, eos_id: int | None) -
     Raises:
         ValueError: the components contradict each other; the message names the config paths.
     """
+    decoder = _assemble(config, vocab_size, eos_id)
+    base_config = build(config.get("parametrization", STANDARD)).base(
+        {name: config[name] for name in ("model", *COMPONENTS)}
+    )
+    if base_config is not None:
+        try:
+            with torch.device("meta"):
+                grow_from(decoder, _assemble(base_config, vocab_size, eos_id))
+        except ValueError as error:
+            raise ValueError(
+                f"parametrization: the base model (model.d_model={base_config['model']['d_model']}) cannot be made: "
+                f"{error} (change parametrization.base_d_model, or set its values in parametrization.base_values)"
+            ) from error
+    return decoder
+
+
+def _assemble(config: dict[str, Any], vocab_size: int, eos_id: int | None) -> Decoder:
     components = {name: factory(config[name]) for name in COMPONENTS}
     return factory(config["model"])(tokenizer_vocab_size=vocab_size, eos_id=eos_id, **components)  # type: ignore[no-any-return]
 
@@ -44,13 +65,15 @@ def build_optimizer(config: dict[str, Any], decoder: Decoder) -> torch.optim.Opt
     """The configured optimizer over the decoder's parameter groups.
 
     Raises:
-        ValueError: a setting is out of range, or parameter_groups.no_decay matches nothing.
+        ValueError: a setting is out of range, parameter_groups.no_decay matches nothing, or the parametrization has
+            no rule for this optimizer.
     """
     groups = factory(config["parameter_groups"])(decoder)
     try:
         optimizer: torch.optim.Optimizer = factory(config["optimizer"])(groups)
     except (ValueError, AssertionError) as error:  # torch's and others' own words, which do not say where
         raise ValueError(f"optimizer: {str(error).removeprefix('optimizer.')}") from error
+    transfer_learning_rates(optimizer, decoder)
     return optimizer
 
 

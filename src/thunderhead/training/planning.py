@@ -237,6 +237,7 @@ def _derive(
         accelerator=machine.accelerator,
         notes=[
             f"precision {machine.precision} ({machine.why_precision})",
+            *_width_notes(decoder),
             *_storage_notes(config["data"]),
             *_part_notes(config["data"]),
             *(["tokens are the task's own symbols, the tokenizer is not used"] if isinstance(manifest, Task) else []),
@@ -251,6 +252,14 @@ def _derive(
             shards=machine.world_size if is_sharded(config) else 1,
         ),
     )
+
+
+def _width_notes(decoder: Decoder) -> list[str]:
+    """How much wider the model is than the one that its settings are for."""
+    if not decoder.growth:
+        return []
+    d_model = decoder.embedding.embedding_dim
+    return [f"muP: {1 / decoder.output_scale:.3g} × the base width {d_model * decoder.output_scale:.0f}"]
 
 
 def _storage_notes(data: dict[str, Any]) -> list[str]:

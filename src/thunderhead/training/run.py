@@ -29,7 +29,7 @@ from thunderhead.training.callbacks.state import AtomicCheckpointIO, ExactResume
 from thunderhead.training.callbacks.stop import StopOnSignal
 from thunderhead.training.corpus import make_shards
 from thunderhead.training.decoding import decode_tokens_per_second
-from thunderhead.training.module import GROUPS, LanguageModel
+from thunderhead.training.module import GROUPS, STANDARD, LanguageModel
 from thunderhead.training.planning import Planned, one_line, plan_run
 from thunderhead.types import NonNegativeInt
 
@@ -131,7 +131,8 @@ def _resolve(config: DictConfig, run_dir: Path) -> tuple[dict[str, Any], Path | 
         recorded = yaml.safe_load((folder / "config.yaml").read_text())
         overrides = [o for o in configuration.invocation_overrides() if not o.startswith(("resume=", "hydra"))]
         known = resuming.recorded_overrides(folder)
-        resolved = configuration.with_overrides(recorded, overrides, known) | {"resume": str(checkpoint)}
+        resolved = {"parametrization": STANDARD, **configuration.with_overrides(recorded, overrides, known)}
+        resolved["resume"] = str(checkpoint)
     if problems := find_problems(resolved):
         raise ConfigError(problems)
     return resolved, checkpoint

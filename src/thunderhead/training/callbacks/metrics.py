@@ -135,8 +135,12 @@ class LogMetrics(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Keep the learning rate of the step about to be taken (of the first group; all follow one schedule)."""
-        self._lr = float(optimizer.param_groups[0]["lr"])
+        """Keep the learning rate of the step about to be taken (of the first group; all follow one schedule).
+
+        It is the configured one times the schedule, without the group's multiplier from a parametrization.
+        """
+        group = optimizer.param_groups[0]
+        self._lr = float(group["lr"]) / group.get("lr_multiplier", 1.0)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the row of a validation, and let the clock run again."""

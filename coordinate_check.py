@@ -1,0 +1,17 @@
+"""Does a parametrization keep its promise at every width: python coordinate_check.py attention=gqa (see --help)."""
+
+import hydra
+from omegaconf import DictConfig
+
+from thunderhead import config
+from thunderhead.ablation.coordinate_check import check_coordinates
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="coordinate_check")
+def main(cfg: DictConfig) -> None:
+    """Measure, print and draw."""
+    config.job(check_coordinates, cfg)
+
+
+if __name__ == "__main__":
+    config.run(main, "coordinate_check")
