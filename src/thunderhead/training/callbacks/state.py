@@ -16,11 +16,12 @@ class ExactResume(Callback):
     """What Lightning leaves out of a checkpoint, or takes from it too literally.
 
     It saves no random state: here each rank's is saved and restored, so that dropout goes on as if never stopped.
-    Ranks draw from generators of their own (seed + rank) from the start of training; a run resumed on another number
-    of ranks starts these generators anew. It counts micro-batches: they are counted anew from the optimizer steps, so
-    that a run may go on with another accumulation. And ModelCheckpoint may save between the micro-batches of a step
-    (after a time, or once more right after a resume), whose gradients are lost then: the states saved are those before
-    the step's first micro-batch, as the step will begin again.
+    Ranks draw from generators of their own (seed + data-parallel rank: those that compute a model together drop the
+    same activations) from the start of training; a run resumed on other ranks starts these generators anew. It counts
+    micro-batches: they are counted anew from the optimizer steps, so that a run may go on with another accumulation.
+    And ModelCheckpoint may save between the micro-batches of a step (after a time, or once more right after a resume),
+    whose gradients are lost then: the states saved are those before the step's first micro-batch, as the step will
+    begin again.
 
     Args:
         seed: of the run.
@@ -29,14 +30,15 @@ class ExactResume(Callback):
     def __init__(self, seed: int):
         self.seed = seed
         self._restored: list[dict[str, Any]] | None = None
+        self._restored_ranks: list[int] = []  # the data-parallel rank of each rank when these were saved
         self._before_step: tuple[int, dict[str, Any]] | None = None  # (step under way, state before it)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed this rank, or restore what it had."""
-        if self._restored is not None and len(self._restored) == trainer.world_size:
+        if self._restored is not None and self._restored_ranks == _data_parallel_ranks(trainer):
             _set_state(self._restored[trainer.global_rank])
         else:
-            seed = self.seed + trainer.global_rank
+            seed = self.seed + _data_parallel_ranks(trainer)[trainer.global_rank]
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.manual_seed(seed)
@@ -57,14 +59,22 @@ class ExactResume(Callback):
             states = [None] * trainer.world_size
             torch.distributed.all_gather_object(states, state)
         checkpoint["random_state"] = states
+        checkpoint["data_parallel_ranks"] = _data_parallel_ranks(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember the states until training starts, and count micro-batches anew."""
         self._restored = checkpoint.get("random_state")
+        self._restored_ranks = checkpoint.get("data_parallel_ranks", list(range(len(self._restored or []))))
         micro_batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for scope in ("total", "current"):
             progress[scope] |= dict.fromkeys(progress[scope], micro_batches)
+
+
+def _data_parallel_ranks(trainer: Trainer) -> list[int]:
+    """The data-parallel rank of every rank: tensor-parallel ranks, which share one, are neighbours."""
+    shared = getattr(trainer.strategy, "tensor_parallel_size", 1)
+    return [rank // shared for rank in range(trainer.world_size)]
 
 
 def _state() -> dict[str, Any]:
