@@ -79,8 +79,12 @@ INSTEAD = {
     "compile=model": ("compile=model", "compile.backend=eager"),
     # a sweep's; here its first arm alone
     **{name: (name, "match=none", "tune=none") for name in ABLATIONS},
-    # publishes n_kv_heads=8
+    # publish n_kv_heads=8
     "experiment=llama-1b": ("experiment=llama-1b", "model.n_heads=8"),
+    "experiment=llama-70b": ("experiment=llama-70b", "model.n_heads=8"),
+    # one process
+    "strategy=hsdp": ("strategy=hsdp", "strategy.replicate_size=1"),
+    "strategy=fsdp_tp": ("strategy=fsdp_tp", "strategy.tensor_parallel_size=1"),
 }
 
 

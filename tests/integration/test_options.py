@@ -17,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 NAMES = [f"{group}={option}" for group, options in OPTIONS.items() for option in options]
 NO_GPU = "^trainer.accelerator=gpu: PyTorch finds no cuda device here, only cpu: use trainer=auto$"
 NO_MPS = "^trainer.accelerator=mps: PyTorch finds no mps device here, only cpu: use trainer=auto$"
+NO_FP8 = r"^precision=fp8 needs a GPU with float8 tensor cores .* on cpu: use precision=bf16-mixed$"
 NO_NETWORK = (
     r"^data\.sources\.[\w-]+: dataset=\S+ is read from huggingface\.co, over the network, and HF_HUB_OFFLINE is set:"
     r" unset it, use data=text with files of your own, or name a folder$"
@@ -29,6 +30,7 @@ REFUSED = {
         for option in OPTIONS[group]
         if option != "none"
     },
+    **({"precision=fp8": NO_FP8} if not torch.cuda.is_available() else {}),
     **({"trainer=gpu": NO_GPU} if not torch.cuda.is_available() and not torch.backends.mps.is_available() else {}),
     **({"trainer=mps": NO_MPS} if not torch.backends.mps.is_available() else {}),
     **{f"data={name}": NO_NETWORK for name in OF_THE_HUB},  # tests/data/test_huggingface.py reads local copies

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 LEFT_OUT = {
     "experiment",  # sets the other groups; test_options has each
     "generation",  # one option
+    "plan",  # one option
     "batch",  # one option
     "loss",  # one option
     "validation",  # one option
@@ -30,6 +31,7 @@ FEWER = {
     "tokenizer": ["byte", "bpe"],  # the others are read from files, which is all the difference
     "trainer": ["auto", "cpu"],  # gpu and mps are refused here
     "compile": ["none", "block", "model"],
+    "precision": [option for option in OPTIONS["precision"] if option != "fp8"],  # refused here
 }
 GROUPS = {group: FEWER.get(group, options) for group, options in OPTIONS.items() if group not in LEFT_OUT}
 # Pairs of options that exclude each other, and what the refusal says.
@@ -49,7 +51,10 @@ INVALID = {
         ("parametrization=mup", f"optimizer={optimizer}"): "^parametrization=mup has learning-rate rules for AdamW"
         for optimizer in ("sgd", "adafactor")
     },
-    ("strategy=fsdp", "compile=model"): "^compile.scope: compile=model cannot trace .* use compile=block",
+    **{
+        (f"strategy={strategy}", "compile=model"): "^compile.scope: compile=model cannot trace .* use compile=block"
+        for strategy in ("fsdp", "fsdp_tp", "hsdp")
+    },
 }
 
 

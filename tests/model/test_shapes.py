@@ -21,6 +21,14 @@ LLAMA_1B = {
     "vocab_size": 128256,
     "tie_word_embeddings": True,
 }
+LLAMA_70B = {
+    "hidden_size": 8192,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "intermediate_size": 28672,
+    "vocab_size": 128256,
+}
 PYTHIA_160M = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -50,6 +58,7 @@ PUBLISHED: dict[str, tuple[list[str], int, Callable[[], PreTrainedModel]]] = {
     "llama-160m": (["experiment=llama"], 162_417_408, lambda: LlamaForCausalLM(llama_config(**LLAMA_160M))),
     "llama-1b": (["experiment=llama-1b"], 1_235_814_400, lambda: LlamaForCausalLM(llama_config(**LLAMA_1B))),
     "llama-7b": (["experiment=llama"], 6_738_415_616, lambda: LlamaForCausalLM(llama_config())),
+    "llama-70b": (["experiment=llama-70b"], 70_553_706_496, lambda: LlamaForCausalLM(llama_config(**LLAMA_70B))),
     "pythia-160m": (["experiment=pythia"], 162_322_944, lambda: GPTNeoXForCausalLM(neox_config(**PYTHIA_160M))),
 }
 
@@ -79,8 +88,8 @@ RECIPES = [
 
 @pytest.mark.parametrize("experiment", RECIPES)
 def test_recipes_build_and_train_at_tiny_size(build: Callable[..., Decoder], experiment: str) -> None:
-    overrides = ["model.vocab_size=null", "model.d_ff=null"] if experiment == "llama-1b" else []
-    overrides += ["attention.n_kv_heads=2"] if experiment == "llama-1b" else []
+    published = experiment in ("llama-1b", "llama-70b")
+    overrides = ["model.vocab_size=null", "model.d_ff=null", "attention.n_kv_heads=2"] if published else []
     decoder = build(f"experiment={experiment}", *overrides).train()
     tokens = torch.randint(61, (2, 17))
     decoder(tokens[:, :-1], tokens[:, 1:]).loss.backward()

@@ -10,6 +10,7 @@ from thunderhead import config
 from thunderhead.model.decoder import Decoder
 from thunderhead.training import memory
 from thunderhead.training.module import build_decoder, build_optimizer
+from thunderhead.training.parallel import Parallelism, fsdp, single, tensor_parallel
 from tiny import tiny
 
 VOCAB = 257
@@ -19,13 +20,16 @@ def resolved(*overrides: str) -> dict[str, Any]:
     return config.plain(config.compose(tiny("x", "x", *overrides)))
 
 
-def estimate(settings: dict[str, Any], precision: str = "fp32", shards: int = 1) -> dict[str, int]:
+def estimate(
+    settings: dict[str, Any], precision: str = "fp32", parallelism: Parallelism | None = None, accumulation: int = 1
+) -> dict[str, int]:
     return memory.estimate(
         lambda: build_decoder(settings, VOCAB, 0),
         lambda decoder: build_optimizer(settings, decoder),
         micro_batch_size=3,
         precision=precision,
-        shards=shards,
+        parallelism=parallelism or single(1),
+        accumulation=accumulation,
     )
 
 
@@ -84,14 +88,41 @@ def test_checkpointing_and_half_precision_need_less() -> None:
     mixed, true = estimate(resolved(), "bf16-mixed"), estimate(resolved(), "bf16-true")
     assert mixed["activations"] < plain["activations"]
     assert mixed["optimizer_state"] == plain["optimizer_state"]
-    assert true["parameters"] == plain["parameters"] // 2
+    assert true["parameters"] == plain["parameters"]  # master weights
+    assert true["activations"] < mixed["activations"]
 
 
 def test_shards_divide_all_but_activations() -> None:
-    whole, quarter = estimate(resolved()), estimate(resolved(), shards=4)
+    whole, quarter = estimate(resolved()), estimate(resolved(), parallelism=fsdp(4))
     assert quarter["activations"] == whole["activations"]
     for part in ("parameters", "gradients", "optimizer_state"):
         assert quarter[part] == whole[part] // 4
+    assert quarter["gathered"] == whole["parameters"]  # of two blocks, both
+
+
+def test_gradients_wait_unsharded_for_the_last_micro_batch() -> None:
+    whole, at_end = estimate(resolved()), estimate(resolved(), parallelism=fsdp(4), accumulation=2)
+    each = estimate(resolved(), parallelism=fsdp(4, sync_every_micro_batch=True), accumulation=2)
+    assert at_end["gradients"] == whole["gradients"]
+    assert each["gradients"] == whole["gradients"] // 4
+
+
+def test_gathered_are_two_blocks_and_the_rest() -> None:
+    deep = resolved("model.n_layers=8")
+    decoder = build_decoder(deep, VOCAB, 0)
+    blocks = bytes_of(decoder.blocks.parameters())
+    rest = bytes_of(decoder.parameters()) - blocks
+    assert estimate(deep, parallelism=fsdp(4))["gathered"] == rest + blocks // 4
+    assert estimate(deep, parallelism=fsdp(4, reshard_after_forward=False))["gathered"] == rest + blocks
+
+
+def test_tensor_parallelism_divides_what_its_plan_divides() -> None:
+    whole, half = estimate(resolved()), estimate(resolved(), parallelism=tensor_parallel(2))
+    decoder = build_decoder(resolved(), VOCAB, 0)
+    norms = 4 * decoder.parameter_counts()["norm"]
+    for part in ("parameters", "gradients"):
+        assert half[part] == (whole[part] - norms) // 2 + norms
+    assert half["optimizer_state"] == pytest.approx((whole["optimizer_state"] - 2 * norms) / 2 + 2 * norms, rel=1e-3)
 
 
 class Stubborn(nn.Module):

@@ -22,10 +22,10 @@ VOCAB, CONTEXT = 257, 32
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 
 
-def language_model(*overrides: str, seed: int = 1, total_steps: int = 4) -> LanguageModel:
+def language_model(*overrides: str, seed: int = 1, total_steps: int = 4, precision: str = "fp32") -> LanguageModel:
     resolved = config.plain(config.compose(tiny("x", "x", *overrides)))
     groups = {group: resolved[group] for group in GROUPS}
-    return LanguageModel(groups, seed=seed, vocab_size=VOCAB, eos_id=256, total_steps=total_steps)
+    return LanguageModel(groups, seed=seed, vocab_size=VOCAB, eos_id=256, total_steps=total_steps, precision=precision)
 
 
 def batches(n: int, size: int) -> list[Tensor]:
@@ -90,10 +90,32 @@ def test_mixed_precision_keeps_weights_gradients_and_state_in_float32(
     assert {t.dtype for t in state} == {torch.float32}
 
 
-def test_bf16_true_keeps_everything_in_bfloat16() -> None:
-    model, dtypes = language_model(), Dtypes()
-    fit(model, batches(2, 2), precision="bf16-true", callbacks=(dtypes,), max_steps=2)
-    assert dtypes.computed == dtypes.gradients == {p.dtype for p in model.parameters()} == {torch.bfloat16}
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon", "adafactor"])
+def test_bf16_true_computes_in_bfloat16_and_trains_float32_weights(optimizer: str) -> None:
+    model, dtypes = language_model(f"optimizer={optimizer}", precision="bf16-true"), Dtypes()
+    residual: set[torch.dtype] = set()
+    model.configure_model()
+    model.decoder.blocks[1].register_forward_hook(lambda _, __, output: residual.add(output.dtype))
+    trainer = fit(model, batches(4, 2), precision="bf16-true", callbacks=(dtypes,), max_steps=4)
+    assert dtypes.computed == residual == {torch.bfloat16}
+    assert dtypes.gradients == {p.dtype for p in model.parameters()} == {torch.float32}
+    state = [t for s in trainer.optimizers[0].state.values() for t in s.values() if isinstance(t, Tensor)]
+    assert {t.dtype for t in state} == {torch.float32}
+    plain = language_model(f"optimizer={optimizer}")
+    plain.configure_model()
+    assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_steps_below_bfloat16s_spacing_are_not_lost() -> None:
+    """A learning rate under which a bfloat16 weight would never move: 1e-5 of weights of about 0.02."""
+    model = language_model("optimizer=lion", "optimizer.lr=1.0e-6", "scheduler=constant", precision="bf16-true")
+    model.configure_model()
+    before = {name: p.detach().clone() for name, p in model.decoder.named_parameters()}
+    fit(model, batches(4, 2), precision="bf16-true", max_steps=4)
+    after = dict(model.decoder.named_parameters())
+    name = "blocks.0.attention.q_proj.weight"
+    assert (after[name] != before[name]).float().mean() > 0.99
+    assert (after[name].bfloat16() == before[name].bfloat16()).float().mean() > 0.9
 
 
 def test_accumulation_equals_one_big_batch() -> None:

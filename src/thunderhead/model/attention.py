@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+from torch.distributed.tensor.parallel.style import ParallelStyle
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -20,6 +22,7 @@ from thunderhead.model.context import SequenceContext, dense_mask, next_mask, sp
 from thunderhead.model.init import ResidualProjection
 from thunderhead.model.norm import normalize
 from thunderhead.model.position import rotate
+from thunderhead.model.styles import IntoShards, Replicated, input_of_all, refuse_uneven
 from thunderhead.types import PositiveFloat, PositiveInt, Probability
 
 Backend = Literal["auto", "sdpa", "flex"]
@@ -251,6 +254,25 @@ class GroupedQueryAttention(Attention):
         y_BTD: Tensor = self.out_proj(_merge_heads(self.attend(q_BHTE, k_BGTE, v_BGTE, context)))
         return y_BTD
 
+    def tensor_parallel_plan(self, n_ranks: int) -> dict[str, ParallelStyle]:
+        """Each rank has n_heads / n_ranks query heads with their key/value heads.
+
+        Raises ValueError if the heads cannot be divided so.
+        """
+        refuse_uneven("model.n_heads", self.n_heads, n_ranks)
+        kv_heads = [n for n in _divisors(self.n_heads) if n % n_ranks == 0]
+        nearest = f"attention.n_kv_heads={_one_of(kv_heads)}"
+        refuse_uneven("attention.n_kv_heads", self.n_kv_heads, n_ranks, nearest)
+        styles: dict[str, ParallelStyle] = {
+            "": input_of_all(None),
+            **{name: ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")},
+            "out_proj": RowwiseParallel(),
+        }
+        for name, norm in (("q_norm", self.q_norm), ("k_norm", self.k_norm)):
+            if not isinstance(norm, nn.Identity):
+                styles[name] = Replicated(on_shards=True)
+        return styles
+
 
 class SlidingWindowAttention(GroupedQueryAttention):
     """Grouped-query attention in which a token sees the last `window` tokens, itself included (Mistral, 2310.06825).
@@ -374,6 +396,7 @@ class MultiHeadLatentAttention(Attention):
         self.kv_down_proj = nn.Linear(d_model, self.kv_lora_rank + self.rotary_dim, bias=qkv_bias)
         self.kv_latent_norm = nn.RMSNorm(self.kv_lora_rank, eps=1e-6)
         self.kv_proj = nn.Linear(self.kv_lora_rank, n_heads * (self.nope_dim + self.v_head_dim), bias=qkv_bias)
+        self.shared_key = nn.Identity()  # where the rotary key, which all heads share, enters them
         self.q_norm, self.k_norm = _head_norms(self.head_dim, qk_norm)
         self.out_proj = ResidualProjection(n_heads * self.v_head_dim, d_model, bias=bias)
 
@@ -385,12 +408,33 @@ class MultiHeadLatentAttention(Attention):
             self.kv_proj(normalize(self.kv_latent_norm, latent_BTC)), self.nope_dim + self.v_head_dim
         )
         k_nope_BHTE, v_BHTV = torch.split(kv_BHTE, [self.nope_dim, self.v_head_dim], dim=-1)
-        k_BHTE = torch.cat((k_nope_BHTE, k_shared_BTR[:, None].expand(-1, self.n_heads, -1, -1)), dim=-1)
+        k_shared_BHTR = self.shared_key(k_shared_BTR)[:, None].expand(-1, k_nope_BHTE.shape[1], -1, -1)
+        k_BHTE = torch.cat((k_nope_BHTE, k_shared_BHTR), dim=-1)
         q_BHTE, k_BHTE = normalize(self.q_norm, q_BHTE), normalize(self.k_norm, k_BHTE)
         if context.rotation is not None:
             q_BHTE, k_BHTE = self._rotate_end(q_BHTE, context.rotation), self._rotate_end(k_BHTE, context.rotation)
         y_BTD: Tensor = self.out_proj(_merge_heads(self.attend(q_BHTE, k_BHTE, v_BHTV, context)))
         return y_BTD
+
+    def tensor_parallel_plan(self, n_ranks: int) -> dict[str, ParallelStyle]:
+        """Each rank has n_heads / n_ranks heads; all compute the latents, which are small.
+
+        Raises ValueError if the heads cannot be divided so.
+        """
+        refuse_uneven("model.n_heads", self.n_heads, n_ranks)
+        styles: dict[str, ParallelStyle] = {
+            "kv_down_proj": Replicated(),
+            "kv_latent_norm": Replicated(),
+            "shared_key": IntoShards(),
+            "q_proj": ColwiseParallel(),
+            "kv_proj": ColwiseParallel(),
+            "out_proj": RowwiseParallel(),
+        }
+        if not isinstance(self.q_down_proj, nn.Identity):
+            styles |= {"q_down_proj": Replicated(), "q_latent_norm": Replicated()}
+        if not isinstance(self.q_norm, nn.Identity):
+            styles |= {"q_norm": Replicated(on_shards=True), "k_norm": Replicated(on_shards=True)}
+        return styles
 
     def _rotate_end(self, x_BHTE: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         nope, rope = torch.split(x_BHTE, [self.nope_dim, self.rotary_dim], dim=-1)

@@ -77,6 +77,7 @@ class Decoder(nn.Module):
                 "raise it, or set it to null to follow the tokenizer"
             )
         self.eos_id = eos_id
+        self.local_heads = slice(None)  # of the attention heads, those of this rank under tensor parallelism
         self.n_layers = n_layers
         self.context_length = context_length
         self.vocab_size = vocab_size or tokenizer_vocab_size
@@ -171,6 +172,8 @@ class Decoder(nn.Module):
             assert self.eos_id is not None
             document_ids, position_ids = document_layout(tokens_BT, self.eos_id)
         slopes_H = self.position.slopes(device)
+        if slopes_H is not None:
+            slopes_H = slopes_H[self.local_heads]
         return SequenceContext(
             position_ids=position_ids,
             document_ids=document_ids,

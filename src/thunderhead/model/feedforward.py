@@ -10,9 +10,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+from torch.distributed.tensor.parallel.style import ParallelStyle
 from torch.nn import functional as F
 
 from thunderhead.model.init import ResidualProjection
+from thunderhead.model.styles import input_of_all, refuse_uneven
 from thunderhead.types import PositiveFloat, PositiveInt
 
 
@@ -51,6 +54,11 @@ class FeedForward(nn.Module):
         """(B, T, D) to (B, T, D)."""
         y_BTD: Tensor = self.down_proj(self.function(self.up_proj(x_BTD)))
         return y_BTD
+
+    def tensor_parallel_plan(self, n_ranks: int) -> dict[str, ParallelStyle]:
+        """Each rank has 1/n_ranks of the hidden dimensions. Raises ValueError if these cannot be divided so."""
+        refuse_uneven("model.d_ff", self.up_proj.out_features, n_ranks)
+        return {"": input_of_all(), "up_proj": ColwiseParallel(), "down_proj": RowwiseParallel()}
 
 
 class GatedFeedForward(nn.Module):
@@ -93,6 +101,12 @@ class GatedFeedForward(nn.Module):
         """(B, T, D) to (B, T, D)."""
         y_BTD: Tensor = self.down_proj(self.function(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
         return y_BTD
+
+    def tensor_parallel_plan(self, n_ranks: int) -> dict[str, ParallelStyle]:
+        """Each rank has 1/n_ranks of the hidden dimensions. Raises ValueError if these cannot be divided so."""
+        refuse_uneven("model.d_ff", self.up_proj.out_features, n_ranks)
+        columns = {"gate_proj": ColwiseParallel(), "up_proj": ColwiseParallel()}
+        return {"": input_of_all(), **columns, "down_proj": RowwiseParallel()}
 
 
 def _refuse_ignored(d_ff: int | None, **settings: float | None) -> None:

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from thunderhead.model.growth import Growth
 
 
 class ResidualProjection(nn.Linear):
     """A linear layer whose output is added to the residual stream; `initialize` scales its weights down with depth."""
+
+    adds_to_residual = True  # what `initialize` looks for: other classes may take this one's place (float8)
 
 
 @torch.no_grad()
@@ -42,7 +45,7 @@ def initialize(  # noqa: PLR0917 - of the model's own settings, in their order
         if not own:
             continue
         if isinstance(module, nn.Linear | nn.Embedding):
-            scaled = scale_residual and isinstance(module, ResidualProjection)
+            scaled = scale_residual and getattr(module, "adds_to_residual", False)
             weight_std = std / math.sqrt(2 * n_layers) if scaled else std
             for name, parameter in own.items():
                 full = torch.zeros(parameter.shape, dtype=torch.float32)
@@ -81,11 +84,24 @@ def _seed_of(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]) >> 1  # 63 bits: a non-negative int64
 
 
+def _local_part(full: Tensor, parameter: DTensor) -> Tensor:
+    """The part of this rank. A dimension that is divided twice was divided by the innermost mesh dimension first."""
+    mesh = parameter.device_mesh
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None
+    for mesh_dim in reversed(range(mesh.ndim)):
+        placement = parameter.placements[mesh_dim]
+        if not placement.is_replicate():
+            assert isinstance(placement, Shard | _StridedShard)
+            chunks = full.chunk(mesh.size(mesh_dim), placement.dim)
+            index = coordinate[mesh_dim]
+            full = chunks[index] if index < len(chunks) else full.narrow(placement.dim, 0, 0)
+    return full
+
+
 def _copy_in(parameter: nn.Parameter, full: Tensor) -> None:
     """Copy a full CPU tensor into a parameter; of a sharded one, into this rank's slice without communication."""
     if isinstance(parameter, DTensor):
-        mesh = parameter.device_mesh
-        shard = distribute_tensor(full.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None)
-        parameter.to_local().copy_(shard.to_local())
+        parameter.to_local().copy_(_local_part(full, parameter))
     else:
         parameter.copy_(full)

@@ -42,11 +42,11 @@ def parameter_groups(
     assert isinstance(model.head, nn.Linear | None), (
         "parameter_groups takes the decoder itself, whose head is model.head"
     )
-    head_weight = None if model.head is None else model.head.weight
+    head_weight = None if model.head is None else _weight_of(model.head)
     # A tied weight has two names, and a pattern may mean either.
     names = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     undecayed = {id(names[name]) for pattern in no_decay for name in _matches(pattern, names)}
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    tables = {id(_weight_of(module)) for module in model.modules() if isinstance(module, nn.Embedding)}
     if not decay_embeddings:
         undecayed |= tables
 
@@ -68,6 +68,11 @@ def parameter_groups(
 def holds_matrices(group: dict[str, Any]) -> bool:
     """Whether a group made by `parameter_groups` holds hidden matrices, decayed or not."""
     return group.get("name") in ("matrices", "matrices_no_decay")
+
+
+def _weight_of(module: nn.Module) -> nn.Parameter:
+    """The parameter itself: what the module computes with as self.weight may be a view (bfloat16, or gathered)."""
+    return dict(module.named_parameters(recurse=False))["weight"]
 
 
 def _matches(pattern: str, names: Iterable[str]) -> list[str]:

@@ -55,6 +55,8 @@ def show_plan(plan: Plan) -> None:
     flops = f"{quantity(plan.flops_per_token)}FLOPs (forward and backward), {plan.flops:.3g} FLOPs in the run"
     table.add_row("per token", flops)
     ranks = f" × {plan.data_parallel_size} ranks" if plan.data_parallel_size > 1 else ""
+    if plan.tensor_parallel_size > 1:
+        ranks += f" (of {plan.tensor_parallel_size} devices each)"
     table.add_row(
         "per step",
         f"{plan.tokens_per_step:,} tokens = {plan.context_length} tokens × {plan.micro_batch_size} sequences{ranks}"
@@ -74,12 +76,17 @@ def show_plan(plan: Plan) -> None:
     if plan.shares is not None and len(plan.shares) > 1:
         table.add_row("mixture", ", ".join(f"{source} {share:.2%}" for source, share in plan.shares.items()))
     precision, *others = plan.notes
-    table.add_row("device", f"{plan.accelerator}; {precision}")
+    devices = f"{plan.devices:,} × " if plan.devices > 1 else ""
+    table.add_row("device", f"{devices}{plan.accelerator}; {precision}")
     for note in others:
         table.add_row("note", note)
     total = sum(plan.memory.values())
     parts = ", ".join(f"{part.replace('_', ' ')} {size(n)}" for part, n in plan.memory.items())
     table.add_row("memory", f"about {size(total)} a device ({parts})")
+    if plan.tokens_per_day is not None:
+        low, high = plan.tokens_per_day
+        days = f"{plan.tokens / high:,.3g} to {plan.tokens / low:,.3g} days"
+        table.add_row("speed", f"{quantity(low)} to {quantity(high)} tokens a day (plan.mfu): {days}")
     _console.print(table)
 
 

@@ -1,6 +1,7 @@
 """What the machine can do: accelerator, precision, peak speed, allocator."""
 
 import ctypes
+import importlib.util
 import platform
 import resource
 import sys
@@ -17,19 +18,27 @@ LIGHTNING_PRECISION = {
     "fp32": "32-true",
     "bf16-mixed": "bf16-mixed",
     "fp16-mixed": "16-mixed",
-    "bf16-true": "bf16-true",
+    "bf16-true": "32-true",  # the decoder computes with bfloat16 views of its float32 weights
+    "fp8": "bf16-mixed",  # around the layers that multiply in float8
 }
 COMPUTE_DTYPE = {
     "fp32": torch.float32,
     "bf16-mixed": torch.bfloat16,
     "fp16-mixed": torch.float16,
     "bf16-true": torch.bfloat16,
+    "fp8": torch.bfloat16,
 }
+FP8_CAPABILITY = (8, 9)  # Ada and Hopper are the first with float8 tensor cores
 
 
 def autocast(accelerator: str, precision: str) -> torch.autocast:
     """The autocast context of a precision, outside of the Trainer."""
-    return torch.autocast(accelerator, COMPUTE_DTYPE[precision], enabled=precision.endswith("mixed"))
+    return torch.autocast(accelerator, COMPUTE_DTYPE[precision], enabled=is_mixed(precision))
+
+
+def is_mixed(precision: str) -> bool:
+    """Whether a precision computes under autocast."""
+    return precision.endswith("mixed") or precision == "fp8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +47,40 @@ class Precision:
 
     Args:
         kind: `fp32`; `bf16-mixed` and `fp16-mixed` multiply in 16 bits and keep weights, gradients and optimizer
-            state in float32 (fp16 with loss scaling); `bf16-true` keeps everything in bfloat16; `auto` is bf16-mixed
-            where the hardware computes bfloat16 fast, else fp32.
+            state in float32 (fp16 with loss scaling); `bf16-true` computes everything in bfloat16, norms and residual
+            stream too, from weights that are kept and updated in float32; `fp8` is bf16-mixed with the blocks' linear
+            layers multiplied in float8 (torchao); `auto` is bf16-mixed where the hardware computes bfloat16 fast, else
+            fp32.
     """
 
-    kind: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed", "bf16-true"]
+    kind: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed", "bf16-true", "fp8"]
 
-    def resolve(self, accelerator: str) -> tuple[str, str]:
-        """The kind to use on `accelerator` (cpu, cuda or mps), and why."""
+    def resolve(self, accelerator: str, is_here: bool = True) -> tuple[str, str]:
+        """The kind to use on `accelerator` (cpu, cuda or mps), and why; `is_here` tells that this machine has it.
+
+        Raises:
+            ValueError: float8 without a GPU that multiplies it, or without torchao.
+        """
+        if self.kind == "fp8":
+            _check_fp8(accelerator, is_here)
         if self.kind != "auto":
             why = "as configured"
             if self.kind == "fp16-mixed" and accelerator == "cpu":
                 why += "; CPUs emulate float16 and are very slow in it: bf16-mixed is meant for them"
             return self.kind, why
-        fast, why = fast_bfloat16(accelerator)
+        fast, why = fast_bfloat16(accelerator) if is_here else (accelerator == "cuda", "GPUs since sm80 have bfloat16")
         return ("bf16-mixed" if fast else "fp32"), f"auto: {why}"
+
+
+def _check_fp8(accelerator: str, is_here: bool) -> None:
+    if accelerator != "cuda" or (is_here and torch.cuda.get_device_capability() < FP8_CAPABILITY):
+        device = f"sm{''.join(map(str, torch.cuda.get_device_capability()))}" if accelerator == "cuda" else accelerator
+        raise ValueError(
+            f"precision=fp8 needs a GPU with float8 tensor cores (CUDA sm89 or newer), and this run is on {device}:"
+            " use precision=bf16-mixed"
+        )
+    if is_here and importlib.util.find_spec("torchao") is None:
+        raise ValueError("precision=fp8 needs torchao: uv pip install 'thunderhead[fp8]', or use precision=bf16-mixed")
 
 
 def fast_bfloat16(accelerator: str) -> tuple[bool, str]:
@@ -93,19 +121,23 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
 
 
-def resolve_accelerator(accelerator: str) -> str:
+def resolve_accelerator(accelerator: str, must_be_here: bool = True) -> str:
     """`auto`, `gpu` and the like to cpu, cuda or mps.
+
+    Args:
+        accelerator: as in `trainer.accelerator`.
+        must_be_here: of this machine; a plan alone may be for another.
 
     Raises:
         ValueError: the machine has no such device.
     """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = accelerators()
     if accelerator == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if available[name])
     wanted = ("cuda" if available["cuda"] or not available["mps"] else "mps") if accelerator == "gpu" else accelerator
     if wanted not in available:
         raise ValueError(f"trainer.accelerator={accelerator} is unknown: use auto, cpu, gpu, cuda or mps")
-    if not available[wanted]:
+    if not available[wanted] and must_be_here:
         here = ", ".join(name for name, present in available.items() if present)
         raise ValueError(
             f"trainer.accelerator={accelerator}: PyTorch finds no {wanted} device here, only {here}: use trainer=auto"
@@ -113,7 +145,12 @@ def resolve_accelerator(accelerator: str) -> str:
     return wanted
 
 
-def device_count(devices: Any, accelerator: str) -> int:
+def accelerators() -> dict[str, bool]:
+    """What this machine can compute on."""
+    return {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+
+
+def device_count(devices: Any, accelerator: str, must_be_here: bool = True) -> int:
     """Devices on this node that `trainer.devices` asks for: a number, `auto` or -1 (all), or a list of indices.
 
     Raises:
@@ -121,11 +158,17 @@ def device_count(devices: Any, accelerator: str) -> int:
     """
     present = torch.cuda.device_count() if accelerator == "cuda" else 1
     if devices in ("auto", -1, "-1"):
+        if present == 0:
+            raise ValueError(
+                f"trainer.devices={devices} counts the devices of this machine, which has none: write how many"
+            )
         return present
     if isinstance(devices, list):
         devices = len(devices)
     if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
         raise ValueError(f"trainer.devices={devices}: write a number of devices, a list of indices, or auto")
+    if accelerator == "cuda" and must_be_here and devices > present:
+        raise ValueError(f"trainer.devices={devices}: this machine has {present} GPU(s): use at most so many")
     return devices
 
 
@@ -163,7 +206,7 @@ def peak_flops(accelerator: str, kind: str) -> float | None:
     Returns:
         None where nothing is known, so that no MFU is reported.
     """
-    dtype = COMPUTE_DTYPE[kind]
+    dtype = COMPUTE_DTYPE[kind]  # of float8 too, whose MFU is told against bfloat16's peak
     if accelerator == "cuda":
         peak = get_available_flops(torch.device("cuda"), dtype)
         return float(peak) if peak else None

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from thunderhead.model.decoder import Decoder
-from thunderhead.training.hardware import COMPUTE_DTYPE
+from thunderhead.model.tensor_parallel import share_of_parameters
+from thunderhead.training.hardware import COMPUTE_DTYPE, is_mixed
+from thunderhead.training.low_precision import compute_in
+from thunderhead.training.parallel import Parallelism
 
 _log = logging.getLogger(__name__)
 
@@ -19,9 +22,13 @@ def estimate(
     *,
     micro_batch_size: int,
     precision: str,
-    shards: int,
+    parallelism: Parallelism,
+    accumulation: int = 1,
 ) -> dict[str, int]:
     """Bytes on one device of parameters, gradients, optimizer state, and activations that wait for the backward pass.
+
+    Where parameters are sharded, also of those gathered for computing: two blocks (one computes, the next is fetched),
+    embeddings and head; or all. Under tensor parallelism activations are counted undivided, which is too many.
 
     One forward pass and one optimizer step run on fake tensors, which have shapes and types but no storage; what
     autograd saves and what the optimizer keeps is added up. Left out: temporary buffers, the allocator's losses, and
@@ -32,12 +39,12 @@ def estimate(
         optimizer: makes the optimizer of a decoder.
         micro_batch_size: sequences of a forward pass.
         precision: a resolved kind, see `hardware.Precision`.
-        shards: devices that parameters, gradients and optimizer state are divided among.
+        parallelism: what is divided among how many devices.
+        accumulation: micro-batches of a step; with several, gradients may wait unsharded for the last.
 
     Returns:
         Bytes by part; a part that could not be counted is left out.
     """
-    halves = 2 if precision == "bf16-true" else 1  # counted in float32
     with FakeTensorMode():
         decoder = build()
         parameters = list(decoder.parameters())
@@ -47,7 +54,20 @@ def estimate(
         state = _optimizer_state(optimizer(decoder))
         if state is not None:
             bytes_of["optimizer_state"] = state
-        bytes_of = {part: n // halves // shards for part, n in bytes_of.items()}
+        share = share_of_parameters(decoder, parallelism.tensor_parallel_size)
+        shards = {
+            "parameters": parallelism.parameter_shards,
+            "gradients": parallelism.gradient_shards if accumulation > 1 else parallelism.state_shards,
+            "optimizer_state": parallelism.state_shards,
+        }
+        whole = bytes_of["parameters"]
+        bytes_of = {part: int(n * share / shards[part]) for part, n in bytes_of.items()}
+        if parallelism.on_cpu:
+            bytes_of = {}
+        if parallelism.gathers:
+            blocks = [_bytes(block.parameters()) for block in decoder.blocks]
+            at_once = whole if parallelism.gathers_all else whole - sum(blocks) + sum(sorted(blocks)[-2:])
+            bytes_of["gathered"] = int(at_once * share)
         activations = _saved_for_backward(decoder, micro_batch_size, precision)
         if activations is not None:
             bytes_of["activations"] = activations
@@ -83,11 +103,13 @@ def _saved_for_backward(decoder: Decoder, micro_batch_size: int, precision: str)
 
     tokens_BT = torch.empty(micro_batch_size, decoder.context_length, dtype=torch.int64)
     dtype = COMPUTE_DTYPE[precision]
+    if precision == "bf16-true":
+        compute_in(decoder, dtype)
     decoder.train()
     try:
         with (
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-            torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
+            torch.autocast("cpu", dtype=dtype, enabled=is_mixed(precision)),
         ):
             decoder(tokens_BT, tokens_BT)
     except Exception as error:  # a user's module may look at values; the plan then goes without this figure

@@ -1,5 +1,6 @@
 """LanguageModel: the LightningModule that hosts the decoder, its optimizer and its schedule. Hooks only."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -18,8 +19,9 @@ from thunderhead.model.decoder import Decoder
 from thunderhead.model.growth import grow_from
 from thunderhead.model.loss import IGNORED_TARGET
 from thunderhead.optim.transfer import transfer_learning_rates
+from thunderhead.training.low_precision import compute_in, multiply_in_fp8
 from thunderhead.training.metrics import BitsPerByte
-from thunderhead.training.parallel import FullyShardedStrategy, shard
+from thunderhead.training.parallel import MeshStrategy
 
 # What a decoder is made of: groups whose nodes are factories, called by the decoder itself.
 COMPONENTS = ("attention", "position", "activation", "norm", "dropout", "block", "loss", "activation_checkpointing")
@@ -100,6 +102,7 @@ class LanguageModel(LightningModule):
         token_bytes: bytes of text behind each token id, for bits per byte; None leaves that metric out.
         measure_accuracy: whether validation also says how often the most probable token is right.
         sources: names of the validation loaders; losses of several are told apart.
+        precision: a resolved kind, see `hardware.Precision`; Lightning is told separately.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class LanguageModel(LightningModule):
         token_bytes: list[int] | None = None,
         measure_accuracy: bool = False,
         sources: Sequence[str] = ("all",),
+        precision: str = "fp32",
     ):
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -131,23 +135,28 @@ class LanguageModel(LightningModule):
         self.measure_step = True  # set by the metrics callback: whether the current step will be logged
 
     def configure_model(self) -> None:
-        """Build the decoder, draw its weights and shard it. Weights depend on the seed alone, not on the strategy."""
+        """Build the decoder, divide it and draw its weights. Weights depend on the seed alone, not on the strategy."""
         if hasattr(self, "decoder"):
             return
         config, seed = self.hparams["config"], self.hparams["seed"]
         sizes = {"vocab_size": self.hparams["vocab_size"], "eos_id": self.hparams["eos_id"]}
         compilation = build(config["compile"])
         strategy = self._trainer.strategy if self._trainer is not None else None
-        if isinstance(strategy, FullyShardedStrategy):
-            with torch.device("meta"):
-                decoder = build_decoder(config, **sizes)
-            compilation.apply(decoder)
-            shard(decoder, strategy.device_mesh, strategy.reshard_after_forward)
-            decoder.to_empty(device=strategy.root_device)
-        else:
+        precision = self.hparams["precision"]
+        compute_dtype = torch.bfloat16 if precision == "bf16-true" else None
+        on_mesh = isinstance(strategy, MeshStrategy)
+        with torch.device("meta") if on_mesh else contextlib.nullcontext():
             decoder = build_decoder(config, **sizes)
+        if precision == "fp8":
+            multiply_in_fp8(decoder)
+        if isinstance(strategy, MeshStrategy):
+            strategy.parallelize(decoder, compute_dtype, compilation.apply)
+            decoder.to_empty(device=strategy.storage_device)
+        else:
             compilation.apply(decoder)
         decoder.initialize(seed)
+        if compute_dtype is not None and not (isinstance(strategy, MeshStrategy) and strategy.shards):
+            compute_in(decoder, compute_dtype)
         self.decoder = decoder
 
     def configure_optimizers(self) -> Any:

@@ -4,11 +4,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
 from thunderhead.training.law import Count, Law, counted, read_law
-from thunderhead.types import PositiveFloat, PositiveInt, WholeNumber
+from thunderhead.types import PositiveFloat, PositiveInt, Probability, WholeNumber
 
 BACKWARD_FLOPS = 3  # a backward pass costs twice its forward pass (Kaplan et al. 2001.08361, section 2.1)
 CHINCHILLA = 20.0
 """Tokens a parameter that are about compute-optimal (Hoffmann et al. 2203.15556)."""
+
+
+USABLE_MEMORY = 0.9
+"""Of a device's memory, for what the plan counts: the rest goes to buffers, fragments and libraries."""
 
 
 class Sizes(NamedTuple):
@@ -227,6 +231,42 @@ class Validation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Assumptions:
+    """What the plan of a run on GPUs assumes about them: nothing that a run depends on.
+
+    Args:
+        peak_flops: FLOP/s of a GPU that MFU is told against.
+        memory_gib: memory of a GPU.
+        mfu: from … to: the part of that peak that training reaches.
+    """
+
+    peak_flops: PositiveFloat
+    memory_gib: PositiveFloat
+    mfu: tuple[Probability, Probability]
+
+    def tokens_per_day(self, flops_per_token: int, devices: int) -> tuple[float, float]:
+        """Tokens that the devices train on in a day at each end of the range."""
+        low, high = (86_400 * mfu * self.peak_flops * devices / flops_per_token for mfu in self.mfu)
+        return low, high
+
+    def remarks(self, memory: dict[str, int], micro_size: int) -> list[str]:
+        """Whether a device's memory holds what a run needs there (bytes by part), and the largest micro-batch."""
+        available, needed = int(self.memory_gib * 2**30 * USABLE_MEMORY), sum(memory.values())
+        if "activations" not in memory:
+            return []
+        a_sequence = memory["activations"] / micro_size
+        fits = int((available - needed + memory["activations"]) / a_sequence)
+        usable = f"the {USABLE_MEMORY:.0%} of {self.memory_gib:g} GiB that can be planned with"
+        if fits < 1:
+            return [f"does not fit: needs {needed / 2**30:.1f} GiB with batch.micro_size={micro_size}, above {usable}"]
+        if needed > available:
+            return [
+                f"does not fit: needs {needed / 2**30:.1f} GiB, above {usable}: use batch.micro_size={fits} or less"
+            ]
+        return [f"batch.micro_size could be {fits}, by {usable}"] if fits > micro_size else []
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a run will do. Tokens are counted over all ranks, FLOPs without recomputation, bytes per device."""
 
@@ -234,7 +274,9 @@ class Plan:
     flops_per_token: int
     context_length: int
     vocab_size: int
+    devices: int
     data_parallel_size: int
+    tensor_parallel_size: int
     micro_batch_size: int
     accumulation: int
     sequences_per_step: int
@@ -250,6 +292,7 @@ class Plan:
     accelerator: str
     notes: list[str]
     memory: dict[str, int]
+    tokens_per_day: tuple[float, float] | None  # from, to; None where nothing is assumed about the devices
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, for plan.json."""

@@ -16,9 +16,11 @@ from thunderhead.data.prepared import check_cache, find_prepared, shares
 from thunderhead.data.storage import is_remote
 from thunderhead.data.synthetic import Task
 from thunderhead.model.decoder import Decoder
+from thunderhead.model.tensor_parallel import problems_of as tensor_parallel_problems
 from thunderhead.optim.schedules import warmup_steps
 from thunderhead.training import hardware, memory
 from thunderhead.training.module import build_decoder, build_optimizer
+from thunderhead.training.parallel import Parallelism, single
 from thunderhead.training.plan import EpochsBudget, Plan, Sizes, training_flops_per_token, whole_steps
 
 UNKNOWN_EPOCH = 2**40
@@ -33,6 +35,8 @@ class Machine(NamedTuple):
     world_size: int
     precision: str
     why_precision: str
+    parallelism: Parallelism
+    notes: list[str]
 
 
 class Planned(NamedTuple):
@@ -84,9 +88,12 @@ def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) ->
         what = "attention.logit_softcap" if config["attention"].get("logit_softcap") else "attention.backend=flex"
         message = f"needs flex_attention, which trains on CUDA only, and this run is on {machine.accelerator}"
         problems.note(Problem(what, f"{message}: set it to null or auto"))
-    if is_sharded(config) and config["compile"]["scope"] == "model":
+    for message in tensor_parallel_problems(decoder, machine.parallelism.tensor_parallel_size):
+        problems.note(Problem("", f"{message} (strategy={machine.parallelism.name})"))
+    if machine.parallelism.is_sharded and config["compile"]["scope"] == "model":
         message = (
-            "compile=model cannot trace through strategy=fsdp, which gathers each block's weights: use compile=block"
+            f"compile=model cannot trace through strategy={machine.parallelism.name}, which gathers each block's"
+            " weights: use compile=block"
         )
         problems.note(Problem("compile.scope", message))
     optimizer = config["optimizer"]
@@ -111,17 +118,27 @@ def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) ->
 
 
 def _machine(config: dict[str, Any], problems: _Problems) -> Machine:
-    trainer = config["trainer"]
+    trainer, run_here = config["trainer"], not config["dry_run"]
     accelerator, n_devices = "cpu", 1
     with problems.collect():
-        accelerator = hardware.resolve_accelerator(trainer.get("accelerator", "auto"))
+        accelerator = hardware.resolve_accelerator(trainer.get("accelerator", "auto"), run_here)
+    is_here = hardware.accelerators()[accelerator]
     with problems.collect():
-        n_devices = hardware.device_count(trainer.get("devices", 1), accelerator)
+        n_devices = hardware.device_count(trainer.get("devices", 1), accelerator, run_here)
     world_size = n_devices * int(trainer.get("num_nodes", 1))
+    parallelism = single(1)
     with problems.collect():
-        factory(config["strategy"])(world_size)
-    precision, why = build(config["precision"]).resolve(accelerator)
-    return Machine(accelerator, n_devices, world_size, precision, why)
+        parallelism = factory(config["strategy"])(world_size)
+    if parallelism.needs_cuda and accelerator != "cuda":
+        what = "strategy.cpu_offload=true" if parallelism.on_cpu else f"strategy={parallelism.name}"
+        problems.note(Problem(what, f"needs CUDA devices, and this run is on {accelerator}: use strategy=fsdp"))
+    precision, why = "fp32", ""
+    with problems.collect():
+        precision, why = build(config["precision"]).resolve(accelerator, is_here)
+    notes = []
+    if not is_here or (accelerator == "cuda" and n_devices > torch.cuda.device_count()):
+        notes = [f"planned for hardware that is not here: {world_size:,} × {accelerator}"]
+    return Machine(accelerator, n_devices, world_size, precision, why, parallelism, notes)
 
 
 def _data(
@@ -204,7 +221,7 @@ def _derive(
     accumulation = steps = warmup = every = 0
     drawn: _Drawn | None = None
     with problems.collect():
-        accumulation = batch.accumulation(context_length, machine.world_size)
+        accumulation = batch.accumulation(context_length, machine.parallelism.data_parallel_size)
     with problems.collect():
         steps = whole_steps(budget.total_tokens(sizes), batch.global_tokens)
         if available:
@@ -216,12 +233,23 @@ def _derive(
         every = validation.steps(max(steps, 1))
     if problems:
         return None
+    needed = memory.estimate(
+        lambda: build_decoder(config, decoder.vocab_size, decoder.eos_id),
+        lambda built: build_optimizer(config, built),
+        micro_batch_size=batch.micro_size,
+        precision=machine.precision,
+        parallelism=machine.parallelism,
+        accumulation=accumulation,
+    )
+    assumptions = build(config["plan"]) if machine.accelerator == "cuda" else None
     return Plan(
         parameters=sizes.parameters,
         flops_per_token=flops_per_token,
         context_length=context_length,
         vocab_size=decoder.vocab_size,
-        data_parallel_size=machine.world_size,
+        devices=machine.world_size,
+        data_parallel_size=machine.parallelism.data_parallel_size,
+        tensor_parallel_size=machine.parallelism.tensor_parallel_size,
         micro_batch_size=batch.micro_size,
         accumulation=accumulation,
         sequences_per_step=sequences,
@@ -238,19 +266,16 @@ def _derive(
         notes=[
             f"precision {machine.precision} ({machine.why_precision})",
             *_width_notes(decoder),
+            *machine.notes,
+            *(assumptions.remarks(needed, batch.micro_size) if assumptions else []),
             *_storage_notes(config["data"]),
             *_part_notes(config["data"]),
             *(["tokens are the task's own symbols, the tokenizer is not used"] if isinstance(manifest, Task) else []),
             *(drawn.notes if drawn is not None else []),
             *budget.notes(sizes, steps * batch.global_tokens),
         ],
-        memory=memory.estimate(
-            lambda: build_decoder(config, decoder.vocab_size, decoder.eos_id),
-            lambda built: build_optimizer(config, built),
-            micro_batch_size=batch.micro_size,
-            precision=machine.precision,
-            shards=machine.world_size if is_sharded(config) else 1,
-        ),
+        memory=needed,
+        tokens_per_day=assumptions.tokens_per_day(flops_per_token, machine.world_size) if assumptions else None,
     )
 
 
@@ -342,11 +367,6 @@ def _draw(data: dict[str, Any], available: dict[str, int], steps: int, sequences
     for message in refused:
         problems.note(Problem("", message))
     return _Drawn(steps, epochs, shares, notes + repeated)
-
-
-def is_sharded(config: dict[str, Any]) -> bool:
-    """Whether each rank holds a part of every parameter."""
-    return str(config["strategy"]["_target_"]).endswith(".fsdp")
 
 
 def location(data: dict[str, Any]) -> dict[str, Any]:

@@ -219,12 +219,13 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
         token_bytes=None if isinstance(manifest, Task) else tokenizer.token_bytes().tolist(),
         measure_accuracy=isinstance(manifest, Task),
         sources=["task"] if isinstance(manifest, Task) else list(manifest.splits["val"]),
+        precision=planned.machine.precision,
     )
     peak = hardware.peak_flops(planned.machine.accelerator, planned.machine.precision)
     log_metrics = LogMetrics(
         plan.tokens_per_step,
         plan.flops_per_token,
-        peak * plan.data_parallel_size if peak else None,
+        peak * plan.devices if peak else None,
         plan.sequences_per_step,
         datamodule.ledger(plan.steps),
     )
@@ -351,7 +352,7 @@ def make_trainer(
             config["trainer"],
             **precision,
             plugins=plugins,
-            strategy=factory(config["strategy"])(plan.data_parallel_size),
+            strategy=planned.machine.parallelism.strategy(),
             callbacks=all_callbacks,
             logger=loggers or False,
             default_root_dir=str(run_dir),

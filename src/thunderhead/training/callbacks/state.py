@@ -16,12 +16,12 @@ class ExactResume(Callback):
     """What Lightning leaves out of a checkpoint, or takes from it too literally.
 
     It saves no random state: here each rank's is saved and restored, so that dropout goes on as if never stopped.
-    Ranks draw from generators of their own (seed + rank) from the start of training; a run resumed on another number
-    of ranks starts these generators anew. It counts micro-batches: they are counted anew from the optimizer steps, so
-    that a run may go on with another accumulation. And ModelCheckpoint may save between the micro-batches of a step
-    (after a time, or once more right after a resume), whose gradients are lost then: the states saved are those before
-    the step's first micro-batch, as the step will begin again. It saves before the validation of the same step, which a
-    resumed run would leave out: it is made then.
+    Ranks draw from generators of their own (seed + data-parallel rank: those that compute a model together drop the
+    same activations) from the start of training; a run resumed on other ranks starts these generators anew. It counts
+    micro-batches: they are counted anew from the optimizer steps, so that a run may go on with another accumulation.
+    And ModelCheckpoint may save between the micro-batches of a step (after a time, or once more right after a resume),
+    whose gradients are lost then: the states saved are those before the step's first micro-batch, as the step will
+    begin again. It saves before the validation of the same step, which a resumed run would leave out: it is made then.
 
     Args:
         seed: of the run.
@@ -30,15 +30,16 @@ class ExactResume(Callback):
     def __init__(self, seed: int):
         self.seed = seed
         self._restored: list[dict[str, Any]] | None = None
+        self._restored_ranks: list[int] = []  # the data-parallel rank of each rank when these were saved
         self._before_step: tuple[int, dict[str, Any]] | None = None  # (step under way, state before it)
         self._validated_at: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed this rank, or restore what it had."""
-        if self._restored is not None and len(self._restored) == trainer.world_size:
+        if self._restored is not None and self._restored_ranks == _data_parallel_ranks(trainer):
             _set_state(self._restored[trainer.global_rank])
         else:
-            seed = self.seed + trainer.global_rank
+            seed = self.seed + _data_parallel_ranks(trainer)[trainer.global_rank]
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.manual_seed(seed)
@@ -64,10 +65,12 @@ class ExactResume(Callback):
             states = [None] * trainer.world_size
             torch.distributed.all_gather_object(states, state)
         checkpoint["random_state"] = states
+        checkpoint["data_parallel_ranks"] = _data_parallel_ranks(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember the states until training starts, count micro-batches anew, and have a validation made up for."""
         self._restored = checkpoint.get("random_state")
+        self._restored_ranks = checkpoint.get("data_parallel_ranks", list(range(len(self._restored or []))))
         loops = checkpoint["loops"]["fit_loop"]
         micro_batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
         progress = loops["epoch_loop.batch_progress"]
@@ -79,6 +82,12 @@ class ExactResume(Callback):
             progress = loops["epoch_loop.val_loop.batch_progress"]
             progress["current"] |= dict.fromkeys(progress["current"], 0)
             progress["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+
+
+def _data_parallel_ranks(trainer: Trainer) -> list[int]:
+    """The data-parallel rank of every rank: tensor-parallel ranks, which share one, are neighbours."""
+    shared = getattr(trainer.strategy, "tensor_parallel_size", 1)
+    return [rank // shared for rank in range(trainer.world_size)]
 
 
 def _state() -> dict[str, Any]:

@@ -1,0 +1,121 @@
+"""Runs in several processes (gloo): one group of them trains many cases, as starting one takes seconds."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SECONDS = 280  # for all cases together
+
+
+class Case(NamedTuple):
+    """`python train.py <overrides>`, or resume=…, with its record in `folder`."""
+
+    folder: Path
+    overrides: list[str]
+
+
+def train_in_processes(n: int, cases: Iterable[Case], work: Path, seconds: int = SECONDS) -> list[dict[str, Any]]:
+    """Train the cases one after the other in n processes; returns of each what rank 0 says, and errors as `error`."""
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "cases.json").write_text(json.dumps([[str(case.folder), case.overrides] for case in cases]))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(work)],
+            env=os.environ
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+            | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+            | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""},
+            stdout=(work / f"{rank}.log").open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(n)
+    ]
+    try:
+        statuses = [process.wait(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    logs = "\n".join((work / f"{rank}.log").read_text()[-3000:] for rank in range(n))
+    assert statuses == [0] * n, logs
+    results: list[dict[str, Any]] = json.loads((work / "results.json").read_text())
+    return results
+
+
+def _local_bytes(trainer: Any) -> dict[str, int]:
+    """Bytes that this rank stores: of parameters and of the optimizer's state (tensors of one element left out)."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    def size(tensor: torch.Tensor) -> int:
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        return local.numel() * local.element_size()
+
+    states = [s for optimizer in trainer.optimizers for per in optimizer.state.values() for s in per.values()]
+    tensors = [s for s in states if isinstance(s, torch.Tensor) and s.numel() > 1]
+    return {
+        "parameters": sum(map(size, trainer.model.parameters())),
+        "optimizer_state": sum(map(size, tensors)),
+    }
+
+
+def _one(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """One case in this process."""
+    from unittest.mock import patch
+
+    import torch
+    from lightning import Trainer
+
+    from thunderhead import config
+    from tiny import train_here
+
+    stored: dict[str, int] = {}
+    fit = Trainer.fit
+
+    def measured(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        fit(trainer, *args, **kwargs)
+        stored.update(_local_bytes(trainer))
+
+    given = [o for o in overrides if o.startswith("resume=")]
+    rest = [o for o in overrides if not o.startswith("resume=")]
+    with patch.object(Trainer, "fit", measured):
+        try:
+            if given:
+                with patch.object(config, "invocation_overrides", lambda: rest):
+                    train_here(given, folder)
+            else:
+                train_here(rest, folder)
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            if torch.distributed.is_initialized() and not isinstance(error, config.ConfigError):
+                raise  # other ranks may hang
+            return {"error": str(error)}
+    return stored
+
+
+def _main(work: Path) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    results = []
+    for folder, overrides in json.loads((work / "cases.json").read_text()):
+        print(">>>", overrides, flush=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        results.append(_one(Path(folder), overrides))
+    if os.environ["RANK"] == "0":
+        (work / "results.json").write_text(json.dumps(results))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))
