@@ -36,8 +36,9 @@ class _Stored(ParallelStyle):
 
         def whole(parameter: Tensor) -> Tensor:
             # FSDP2, which looks at a parameter while it is sharded over data-parallel ranks, too, must find the thing.
-            computes = isinstance(parameter, DTensor) and parameter.device_mesh == device_mesh
-            return self._whole(parameter) if computes else parameter
+            if isinstance(parameter, DTensor) and parameter.device_mesh == device_mesh:
+                return self._whole(parameter)
+            return parameter
 
         view_parameters(module, whole)
         return module
