@@ -85,10 +85,16 @@ def test_a_sweep_trains_reports_and_is_not_repeated(text_corpus: Path, shards_di
     assert train_py(f"resume={sweep}").count("finished before") == 2
 
 
-def test_joblib_is_refused_with_what_to_use_instead(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> None:
-    lines = tiny(text_corpus, shards_dir, "attention=mha,mqa", "hydra/launcher=joblib")
-    said = train_py(*lines, f"hydra.sweep.dir={tmp_path / 'sweep'}", status=2)
-    assert "JoblibLauncher cannot run this sweep" in said
+def test_joblib_is_the_processes_launcher_and_others_are_refused(
+    text_corpus: Path, shards_dir: Path, tmp_path: Path
+) -> None:
+    lines = [
+        *tiny(text_corpus, shards_dir, "attention=mha,mqa", "dry_run=true"),
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    ]
+    assert "mqa: 1 run(s)" in train_py(*lines, "hydra/launcher=joblib")
+    said = train_py(*lines, "hydra/launcher=basic", status=2)
+    assert "BasicLauncher cannot run this sweep" in said
     assert "hydra.launcher.n_jobs=2" in said
 
 
