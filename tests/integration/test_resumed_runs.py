@@ -36,6 +36,14 @@ def validations_of(run_dir: Path) -> list[tuple[str, str]]:
     return [(row["step"], row["val/loss"]) for row in read_rows(run_dir / "metrics.csv")[1] if row["val/loss"]]
 
 
+# A checkpoint of every validation, val-3.ckpt and so on.
+KEEP_ALL = (
+    "callbacks.best.filename='val-{step}'",
+    "callbacks.best.save_top_k=-1",
+    "+callbacks.best.auto_insert_metric_name=false",
+)
+
+
 def go_on(resume: str, *overrides: str, run_dir: Path | None = None) -> None:
     """`python train.py resume=… <overrides>` in this process."""
     with patch.object(config, "invocation_overrides", lambda: list(overrides)):
@@ -234,3 +242,16 @@ def test_a_launched_rank_goes_on_from_the_checkpoint_it_is_given(
     train(job, folder)
     assert rows_of(folder) == whole
     assert (folder / "summary.json").exists()
+
+
+def test_a_validation_made_up_for_is_made_once(run: Callable[..., Path]) -> None:
+    """A checkpoint is written in the middle of it, and may be what the next start goes on from."""
+    folder = run(*SETTINGS, "data.max_validation_tokens=512", *KEEP_ALL)
+    whole, validations = rows_of(folder), validations_of(folder)
+    for name in ("step-6.ckpt", "val-6.ckpt"):
+        (folder / "summary.json").unlink()
+        if name == "step-6.ckpt":
+            (folder / "checkpoints" / "val-6.ckpt").unlink()
+        go_on(str(folder / "checkpoints" / name))
+        assert rows_of(folder) == whole
+        assert validations_of(folder) == validations

@@ -77,11 +77,12 @@ class ExactResume(Callback):
         for scope in ("total", "current"):
             progress[scope] |= dict.fromkeys(progress[scope], micro_batches)
         self._validated_at = checkpoint.get("validated_at")
-        if self._validated_at != checkpoint["global_step"]:
-            # Lightning makes a validation again that ended in its first batch, if the step is one to validate
-            progress = loops["epoch_loop.val_loop.batch_progress"]
-            progress["current"] |= dict.fromkeys(progress["current"], 0)
-            progress["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        # Lightning goes on with a validation that ended in a batch (started, not processed) if the step is one to
+        # validate. Its totals go on counting from here, so a later checkpoint must not look like that again.
+        is_validated = self._validated_at == checkpoint["global_step"]
+        progress = loops["epoch_loop.val_loop.batch_progress"]
+        progress["current"] |= dict.fromkeys(progress["current"], 0)
+        progress["total"] |= {"ready": 1, "started": 1, "processed": int(is_validated), "completed": int(is_validated)}
 
 
 def _data_parallel_ranks(trainer: Trainer) -> list[int]:
