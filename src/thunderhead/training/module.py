@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -168,6 +169,16 @@ class LanguageModel(LightningModule):
             optimizer._step_supports_amp_scaling = False
         factor = partial(factory(config["scheduler"]), total_steps=self.hparams["total_steps"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Follow the schedule, which counts all steps.
+
+        fp16's gradient scaler leaves out steps whose gradients overflow, the first ones as a rule, while it looks for
+        its scale; torch takes that for a schedule that is called before its optimizer.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step\\(\\)` before", UserWarning)
+            scheduler.step()
 
     def training_step(self, batch_BT1: Tensor, batch_idx: int) -> Tensor:
         """The loss of one micro-batch."""
