@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy.stats import binned_statistic
 
 from thunderhead.ablation import statistics
@@ -276,10 +276,10 @@ def pareto(analysis: Analysis, costs: Sequence[tuple[str, dict[str, float]]]) ->
 
     Args:
         analysis: for the losses.
-        costs: a label, and the cost by arm, lower is better; costs in which the arms do not differ are left out.
+        costs: a label, and the cost by arm, lower is better; those in which arms differ by less than 1 % are left out.
     """
     shown = [
-        (label, cost) for label, cost in costs if len(cost) > 1 and max(cost.values()) > 1.001 * min(cost.values())
+        (label, cost) for label, cost in costs if len(cost) > 1 and max(cost.values()) > 1.01 * min(cost.values())
     ]
     if not shown:
         return None
@@ -297,6 +297,7 @@ def pareto(analysis: Analysis, costs: Sequence[tuple[str, dict[str, float]]]) ->
                 [x], [y], yerr=errors, fmt=look.marker, color=look.colour, markersize=9, capsize=4, label=arm.name
             )
         axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.margins(x=0.15)
         axes.legend(loc="best")
