@@ -15,7 +15,7 @@ from thunderhead.config import CONF_DIR
 
 # Settings that change where a run lies, what it shows or how it loads, and never a loss.
 NO_DIFFERENCE = (
-    *("name", "seed", "resume", "dry_run", "keep_freed_memory", "logger", "generation"),
+    *("name", "seed", "resume", "dry_run", "keep_freed_memory", "profile", "logger", "generation"),
     *("callbacks.progress", "callbacks.checkpoint", "callbacks.best"),
     *("data.shards_dir", "data.num_workers", "data.verify"),
 )

@@ -278,9 +278,7 @@ def pareto(analysis: Analysis, costs: Sequence[tuple[str, dict[str, float]]]) ->
         analysis: for the losses.
         costs: a label, and the cost by arm, lower is better; those in which arms differ by less than 1 % are left out.
     """
-    shown = [
-        (label, cost) for label, cost in costs if len(cost) > 1 and max(cost.values()) > 1.01 * min(cost.values())
-    ]
+    shown = [(label, cost) for label, cost in costs if len(cost) > 1 and max(cost.values()) > 1.01 * min(cost.values())]
     if not shown:
         return None
     figure = _figure(WIDTH if len(shown) > 1 else 6.5, 4)

@@ -1,6 +1,7 @@
 """What a person sees on the terminal: the plan, the data, the summary."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,17 @@ def show_data(manifest: Manifest, plan: Plan) -> None:
             f"  {source}: {train.tokens:,} tokens to train on ({train.bytes / train.tokens:.2f} bytes a token), "
             f"{held_out.tokens:,} held out; this run sees {epochs:.2f} epochs"
         )
+
+
+def show_profile(operators: Sequence[tuple[str, int, float]], *, total: float, folder: Path) -> None:
+    """The slowest operators: name, calls, own time in µs; `total` is that of all."""
+    table = Table(title="Profile: own time of operators", title_justify="left", title_style="bold", box=None)
+    for name in ("operator", "calls", "ms", "share"):
+        table.add_column(name, justify="left" if name == "operator" else "right")
+    for operator, calls, microseconds in operators:
+        table.add_row(escape(operator), f"{calls:,}", f"{microseconds / 1000:,.1f}", f"{microseconds / total:.1%}")
+    _console.print(table)
+    say(f"Profile: {folder}: table.txt, and a trace for https://ui.perfetto.dev or TensorBoard's profiler plugin")
 
 
 def show_summary(summary: dict[str, Any], text: str, run_dir: Path) -> None:

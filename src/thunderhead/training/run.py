@@ -24,6 +24,7 @@ from thunderhead.training import display, hardware, launch, record
 from thunderhead.training import resume as resuming
 from thunderhead.training.answers import sample_answers
 from thunderhead.training.callbacks.metrics import LogMetrics
+from thunderhead.training.callbacks.profile import ProfileSteps
 from thunderhead.training.callbacks.schedule_picture import SchedulePicture
 from thunderhead.training.callbacks.state import AtomicCheckpointIO, ExactResume
 from thunderhead.training.callbacks.stop import StopOnSignal
@@ -55,9 +56,15 @@ DERIVED = {
 
 
 def settings(
-    *, name: str, seed: NonNegativeInt, dry_run: bool, keep_freed_memory: bool, resume: str | None = None
+    *,
+    name: str,
+    seed: NonNegativeInt,
+    dry_run: bool,
+    keep_freed_memory: bool,
+    profile: bool = False,
+    resume: str | None = None,
 ) -> None:
-    """The top-level settings, for the check: the run's name, its seed, only plan, allocator, the run to continue."""
+    """The top-level settings, for the check; conf/train.yaml says what each does."""
 
 
 def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
@@ -344,6 +351,7 @@ def make_trainer(
         SchedulePicture(schedule, config["optimizer"]["lr"], plan.tokens_per_step),
         *(build(node) for node in config["callbacks"].values()),
         *callbacks,
+        *([ProfileSteps(run_dir / "profile")] if config.get("profile") else []),  # older records do not have it
     ]
     precision = hardware.precision_plugin(planned.machine.precision, planned.machine.accelerator)
     plugins = [*precision.pop("plugins", []), AtomicCheckpointIO()]
