@@ -103,6 +103,8 @@ def compare(arguments: argparse.Namespace) -> tuple[list[str], bool]:
         checks = ("equal" if found else "none") if same else "**different**"
         table.append(f"| {number} | {resumed_from} | {end} | {len(found)} | {litter} | {checks} |")
         print(table[-1], flush=True)
+        if resume.is_finished(folder):  # the last step was faster than the kill
+            break
         if target is not None:
             newest = resume.find(str(folder), folder)
             assert newest is not None

@@ -29,7 +29,7 @@ def plan(run: Callable[..., Path], text_corpus: Path, shards_dir: Path) -> Calla
 
 
 def data_notes(plan: Plan) -> list[str]:
-    return plan.notes[1:]  # the first is on precision
+    return plan.notes[2:]  # the first are on precision and compilation
 
 
 def test_epochs_and_shares_follow_from_the_weights(plan: Callable[..., Plan]) -> None:

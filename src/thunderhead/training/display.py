@@ -76,9 +76,10 @@ def show_plan(plan: Plan) -> None:
         table.add_row("epochs", ", ".join(f"{source} {epochs:.2f}" for source, epochs in plan.epochs.items()))
     if plan.shares is not None and len(plan.shares) > 1:
         table.add_row("mixture", ", ".join(f"{source} {share:.2%}" for source, share in plan.shares.items()))
-    precision, *others = plan.notes
+    precision, compilation, *others = plan.notes
     devices = f"{plan.devices:,} × " if plan.devices > 1 else ""
     table.add_row("device", f"{devices}{plan.accelerator}; {precision}")
+    table.add_row("compile", compilation.removeprefix("compile "))
     for note in others:
         table.add_row("note", note)
     total = sum(plan.memory.values())

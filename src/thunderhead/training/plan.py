@@ -293,6 +293,7 @@ class Plan:
     notes: list[str]
     memory: dict[str, int]
     tokens_per_day: tuple[float, float] | None  # from, to; None where nothing is assumed about the devices
+    compile: str = "none"  # what is compiled: none, block or model
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, for plan.json."""

@@ -242,6 +242,14 @@ def _derive(
         accumulation=accumulation,
     )
     assumptions = build(config["plan"]) if machine.accelerator == "cuda" else None
+    flops = steps * batch.global_tokens * flops_per_token
+    scope, why_scope = build(config["compile"]).resolve(
+        flops,
+        accelerator=machine.accelerator,
+        precision=machine.precision,
+        devices=machine.world_size,
+        by_block=machine.parallelism.is_sharded,
+    )
     return Plan(
         parameters=sizes.parameters,
         flops_per_token=flops_per_token,
@@ -256,15 +264,16 @@ def _derive(
         tokens_per_step=batch.global_tokens,
         steps=steps,
         tokens=steps * batch.global_tokens,
-        flops=steps * batch.global_tokens * flops_per_token,
+        flops=flops,
         warmup_steps=warmup,
         validation_every=every,
         epochs=drawn.epochs if drawn is not None else {} if isinstance(manifest, Task) else None,
         shares=drawn.shares if drawn is not None else None,
         precision=machine.precision,
         accelerator=machine.accelerator,
-        notes=[
+        notes=[  # display.show_plan knows the first two
             f"precision {machine.precision} ({machine.why_precision})",
+            f"compile {scope} ({why_scope})",
             *_width_notes(decoder),
             *machine.notes,
             *(assumptions.remarks(needed, batch.micro_size) if assumptions else []),
@@ -276,6 +285,7 @@ def _derive(
         ],
         memory=needed,
         tokens_per_day=assumptions.tokens_per_day(flops_per_token, machine.world_size) if assumptions else None,
+        compile=scope,
     )
 
 

@@ -218,7 +218,7 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
     if isinstance(manifest, Manifest):
         datamodule.manifest = manifest
     model = LanguageModel(
-        {group: config[group] for group in GROUPS},
+        {group: config[group] for group in GROUPS} | {"compile": config["compile"] | {"scope": plan.compile}},
         seed=config["seed"],
         vocab_size=manifest.vocab_size,
         eos_id=manifest.eos_id,
