@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # uv does not read pip's settings: hand pip's own find-links on, so that a local build of torch is used where there is one.
 FIND_LINKS = $(shell $(BIN)/python -m pip config get global.find-links 2>/dev/null || echo "$$PIP_FIND_LINKS")
 
+# Runs and tests start many processes: each imports torch and friends, which takes twice as long without their bytecode.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup train test test-slow check format docs clean
 
 help:  ## Show this list

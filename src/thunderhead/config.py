@@ -20,7 +20,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -319,6 +319,8 @@ def run(main: Callable[[], Any], config_name: str = "train") -> None:
         _refuse(error.problems)
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(_composition_problems(error, config_name))
+    except BrokenPipeError:  # the reader has seen enough, as in `train.py --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def repeated_sweep(arguments: list[str]) -> list[str]:
@@ -352,7 +354,10 @@ def _refuse(problems: Sequence[Problem]) -> typing.NoReturn:
 
 def _composition_problems(error: Exception, config_name: str) -> list[Problem]:
     """Hydra stops at the first override that it cannot apply; look at the others too, and suggest."""
-    message = "\n    ".join(line for line in str(error).strip().splitlines() if line.strip())
+    if isinstance(error, MissingConfigException) and (unknown := _unknown_options()):
+        return unknown
+    lines = str(error).partition("Config search path")[0].strip().splitlines()
+    message = "\n    ".join(line for line in lines if line.strip())
     if isinstance(error.__cause__, OmegaConfBaseException) and str(error.__cause__) not in message:
         message += "\n    " + str(error.__cause__).splitlines()[0]
     if not isinstance(error, ConfigCompositionException) or "Could not override" not in message:
@@ -379,6 +384,23 @@ def _composition_problems(error: Exception, config_name: str) -> list[Problem]:
             )
             problems.append(Problem(key, f"is unknown; {hint}"))
     return problems or [Problem("", message)]
+
+
+def _unknown_options() -> list[Problem]:
+    """Choices on the command line that no group of conf/ has; empty where options may also come from elsewhere."""
+    if any(argument.startswith(("--config-dir", "-cd")) for argument in sys.argv):
+        return []
+    problems = []
+    for override in OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and a[0] != "-"]):
+        options = sorted(file.stem for file in (CONF_DIR / override.key_or_group).glob("*.yaml"))
+        chosen = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
+        for choice in chosen:
+            if options and isinstance(choice, str) and choice not in options:
+                near = difflib.get_close_matches(choice, options, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}? " if near else ""
+                message = f"has no option {choice}; {hint}Options: {', '.join(options)}"
+                problems.append(Problem(override.key_or_group, message))
+    return problems
 
 
 def to_yaml(config: dict[str, Any]) -> str:

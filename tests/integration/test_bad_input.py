@@ -146,9 +146,15 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
             ("attention.n_kv_heads", "optimizer.lr"),
         ),
         (("attention.n_kvheads=2",), ("attention.n_kvheads", "did you mean attention.n_kv_heads?")),
-        (("attention=foo",), ("foo", "gqa", "mha", "mla")),
+        (
+            ("attention=foo", "optimizer=adam"),
+            (
+                "attention has no option foo; Options: gqa, mha, mla",
+                "optimizer has no option adam; did you mean adamw?",
+            ),
+        ),
     ],
-    ids=["values", "unknown key", "unknown option"],
+    ids=["values", "unknown key", "unknown options"],
 )
 def test_the_program_refuses(
     overrides: tuple[str, ...],
