@@ -36,7 +36,7 @@ def test_inputs_and_targets() -> None:
 
 
 def test_loss_and_accuracy_are_those_of_the_answers() -> None:
-    resolved = config.plain(config.compose(tiny("x", "x")))
+    resolved = config.plain(config.compose(tiny("x", "x", "compile=none")))
     model = LanguageModel(
         {group: resolved[group] for group in GROUPS},
         seed=1,

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` 
 
 
 def language_model(*overrides: str, seed: int = 1, total_steps: int = 4, precision: str = "fp32") -> LanguageModel:
-    resolved = config.plain(config.compose(tiny("x", "x", *overrides)))
+    resolved = config.plain(config.compose(tiny("x", "x", "compile=none", *overrides)))
     groups = {group: resolved[group] for group in GROUPS}
     return LanguageModel(groups, seed=seed, vocab_size=VOCAB, eos_id=256, total_steps=total_steps, precision=precision)
 
