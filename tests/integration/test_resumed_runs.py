@@ -255,3 +255,47 @@ def test_a_validation_made_up_for_is_made_once(run: Callable[..., Path]) -> None
         go_on(str(folder / "checkpoints" / name))
         assert rows_of(folder) == whole
         assert validations_of(folder) == validations
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a run, but the lock."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != ".lock")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+REFUSED = {
+    "data.shuffle_window=7": r"resume: data\.shuffle_window changed since the checkpoint",
+    "model.n_layers=3": r"resume: the weights do not fit.* changed since the checkpoint: model\.n_layers=3 \(was 2\)",
+    "parameter_groups.decay_embeddings=false": r"parameter_groups\.decay_embeddings: changed .*\(true → false\)",
+    "optimizer._target_=torch.optim.Adam": r"optimizer\._target_: changed since the checkpoint",
+    "optimizer.amsgrad=true": r"optimizer\.amsgrad: changed since the checkpoint",
+    "budget.steps=5": r"budget: .* 5 steps, and the checkpoint has made 6",
+}
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(run: Callable[..., Path], shards_dir: Path) -> None:
+    """Whenever the refusal comes: what is recorded next is what the next start goes on with."""
+    folder = run(*SETTINGS, "validation.every=5")
+    whole = rows_of(folder)
+    (folder / "summary.json").unlink()
+    before = contents(folder)
+    checkpoint = str(folder / "checkpoints" / "step-6.ckpt")
+    for setting, message in REFUSED.items():
+        with pytest.raises(config.ConfigError, match=message):
+            go_on(checkpoint, setting)
+        assert contents(folder) == before, setting
+
+    chunks = {file: file.read_bytes() for file in shards_dir.rglob("train/*.bin")}
+    for file, content in chunks.items():
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:  # found when the first batch is read
+        with pytest.raises(config.ConfigError, match="holds other bytes than were written"):
+            go_on(checkpoint, "generation.max_new_tokens=7")
+    finally:
+        for file, content in chunks.items():
+            file.write_bytes(content)
+    assert contents(folder) == before
+
+    go_on(checkpoint)
+    assert rows_of(folder) == whole
+    assert {name for name in contents(folder) if name not in before} == {"summary.json"}

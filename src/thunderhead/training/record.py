@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+STAGED = ".resuming"  # in a run's folder
 
 
 def write_text(path: Path, text: str) -> None:
@@ -40,12 +42,35 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, indented for readers."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, to_json(content))
+
+
+def to_json(content: Any) -> str:
+    """JSON, indented for readers."""
+    return json.dumps(content, indent=2) + "\n"
 
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def stage(run_dir: Path, files: Mapping[str, str]) -> None:
+    """Keep new texts of files of a run beside them, until `take_over` or `discard`."""
+    for name, text in files.items():
+        write_text(run_dir / STAGED / name, text)
+
+
+def take_over(run_dir: Path) -> None:
+    """Put staged files in their places, if there are any."""
+    for file in sorted((run_dir / STAGED).glob("[!.]*")):
+        os.replace(file, run_dir / file.name)
+    discard(run_dir)
+
+
+def discard(run_dir: Path) -> None:
+    """Forget staged files."""
+    shutil.rmtree(run_dir / STAGED, ignore_errors=True)
 
 
 def surroundings() -> dict[str, Any]:

@@ -11,7 +11,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from thunderhead.config import ConfigError, Problem
+from thunderhead.data.manifest import Manifest
+from thunderhead.data.synthetic import Task
 from thunderhead.training import record
+from thunderhead.training.module import COMPONENTS, GROUPS, build_decoder
 
 CHECKPOINTS = "checkpoints"
 
@@ -110,6 +113,95 @@ def _steps(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
 
 
+class Change(NamedTuple):
+    """A setting that is not what it was when a checkpoint was written."""
+
+    path: str
+    then: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}={_show(self.now)} (was {_show(self.then)})"
+
+
+def check(checkpoint: Path, config: dict[str, Any], steps: int, data: Manifest | Task) -> list[Change]:
+    """Compare a checkpoint with the run that goes on from it.
+
+    Args:
+        checkpoint: intact.
+        config: of the run that goes on, resolved and planned.
+        steps: that its plan makes in all.
+        data: what it trains on.
+
+    Returns:
+        Settings of the model and of its training that have changed, and may.
+
+    Raises:
+        ConfigError: others have changed, weights do not fit, or the steps are made already; names all.
+    """
+    content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    then = content["hyper_parameters"]
+    changes = [
+        Change(path, old, new)
+        for group in GROUPS
+        if group != "compile" and group in then["config"]
+        for path, old, new in _differences(group, then["config"][group], config[group])
+    ]
+    problems = [
+        Problem(change.path, f"changed since the checkpoint ({_show(change.then)} → {_show(change.now)}): {why}")
+        for change in changes
+        if (why := _why_not(change)) is not None
+    ]
+    if content["global_step"] > steps:
+        message = f"the plan is for {steps:,} steps, and the checkpoint has made {content['global_step']:,}: raise it"
+        problems.append(Problem("budget", f"{message}, or go on from an earlier checkpoint"))
+    with torch.device("meta"):
+        weights = build_decoder(config, data.vocab_size, data.eos_id).state_dict()
+    shapes = {f"decoder.{name}": list(weight.shape) for name, weight in weights.items()}
+    saved = {name: list(weight.shape) for name, weight in content["state_dict"].items() if name.startswith("decoder.")}
+    if differing := [name for name in saved | shapes if saved.get(name) != shapes.get(name)]:
+        guilty = [str(change) for change in changes if change.path.partition(".")[0] in ("model", *COMPONENTS)]
+        if then["vocab_size"] != data.vocab_size:
+            guilty.append(f"the tokenizer's vocabulary, {data.vocab_size:,} (was {then['vocab_size']:,})")
+        name = differing[0]
+        message = (
+            f"the weights do not fit the model ({name.removeprefix('decoder.')} has the shape {saved.get(name)} in the"
+            f" checkpoint, and now {shapes.get(name)}): "
+        )
+        message += (
+            f"changed since the checkpoint: {', '.join(guilty)}: set it back"
+            if guilty
+            else "the settings are the same, so the code has changed: go back to that of environment.json"
+        )
+        problems.append(Problem("resume", message))
+    if problems:
+        raise ConfigError(problems)
+    return changes
+
+
+def _differences(path: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Values that both have, and that differ: records from before there was a setting lack it."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in then:
+            if key in now:
+                yield from _differences(f"{path}.{key}", then[key], now[key])
+    elif then != now:
+        yield path, then, now
+
+
+def _why_not(change: Change) -> str | None:
+    """Why a run cannot go on with a changed setting; None: it can."""
+    if change.path.startswith(("parameter_groups.", "parametrization.")):
+        return "the optimizer's state is kept in the groups that follow from it: set it back"
+    if change.path == "optimizer._target_" or (change.path == "optimizer.amsgrad" and change.now):
+        return "the checkpoint does not have the state that this needs: set it back"
+    return None
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def recorded_overrides(run_dir: Path) -> list[str]:
     """Overrides that a run was started and resumed with."""
     file = run_dir / "environment.json"
@@ -137,6 +229,7 @@ def held(run_dir: Path) -> Iterator[None]:
         pass
     for left in (run_dir / CHECKPOINTS).glob(".*.ckpt.*"):  # see AtomicCheckpointIO
         left.unlink()
+    record.discard(run_dir)
     try:
         yield
     except BaseException as error:
@@ -148,4 +241,5 @@ def held(run_dir: Path) -> Iterator[None]:
                 run_dir.parent.rmdir()
         raise
     finally:
+        record.discard(run_dir)  # of a resume that was refused
         lock.release()

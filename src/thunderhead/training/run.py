@@ -26,7 +26,7 @@ from thunderhead.training.answers import sample_answers
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.profile import ProfileSteps
 from thunderhead.training.callbacks.schedule_picture import SchedulePicture
-from thunderhead.training.callbacks.state import AtomicCheckpointIO, ExactResume
+from thunderhead.training.callbacks.state import AtomicCheckpointIO, BeginRecord, ExactResume
 from thunderhead.training.callbacks.stop import StopOnSignal
 from thunderhead.training.corpus import make_shards
 from thunderhead.training.decoding import decode_tokens_per_second
@@ -105,13 +105,21 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
     with resuming.held(run_dir) if launch.global_rank() == 0 else contextlib.nullcontext():
         planned = _with_data(resolved, planned)
         assert planned.manifest is not None
+        if checkpoint is not None:
+            resuming.check(checkpoint, resolved, planned.plan.steps, planned.manifest)
         overrides = resuming.recorded_overrides(run_dir)
         overrides += [override for override in configuration.invocation_overrides() if override not in overrides]
-        record.write_text(run_dir / "tokenizer.json", planned.manifest.load_tokenizer().to_json())
-        record.write_json(run_dir / "data.json", planned.manifest.summary())
-        record.write_text(run_dir / "config.yaml", configuration.to_yaml(resolved))
-        record.write_json(run_dir / "plan.json", planned.plan.to_dict())
-        record.write_json(run_dir / "environment.json", record.surroundings() | {"overrides": overrides})
+        files = {
+            "tokenizer.json": planned.manifest.load_tokenizer().to_json(),
+            "data.json": record.to_json(planned.manifest.summary()),
+            "config.yaml": configuration.to_yaml(resolved),
+            "plan.json": record.to_json(planned.plan.to_dict()),
+            "environment.json": record.to_json(record.surroundings() | {"overrides": overrides}),
+        }
+        if launch.global_rank() == 0:
+            record.stage(run_dir, files)
+            if checkpoint is None:  # what a run was resumed with is recorded once it is accepted, by BeginRecord
+                record.take_over(run_dir)
         if planned.machine.n_processes > 1 and not launch.is_rank():
             summary = launch.launch(resolved, run_dir, planned.machine.n_processes)
         else:
@@ -238,7 +246,9 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
     )
     last = run_dir / resuming.CHECKPOINTS / "last.ckpt"
     stop = StopOnSignal(last)
-    trainer = make_trainer(config, planned, run_dir, log_metrics, [ExactResume(config["seed"]), stop])
+    trainer = make_trainer(
+        config, planned, run_dir, log_metrics, [ExactResume(config["seed"]), BeginRecord(run_dir), stop]
+    )
     with _quiet_lightning():
         try:
             trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)

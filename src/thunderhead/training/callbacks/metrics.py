@@ -77,11 +77,8 @@ class LogMetrics(Callback):
             self._since = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; a resumed run writes what came after its checkpoint again."""
+        """Start the clock."""
         self._step_before = trainer.global_step
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCsv):
-                logger.forget_after(trainer.global_step)
         self._start()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -11,6 +11,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from thunderhead.training import record
+from thunderhead.training.record import MetricsCsv
+
 
 class ExactResume(Callback):
     """What Lightning leaves out of a checkpoint, or takes from it too literally.
@@ -113,6 +116,43 @@ def _set_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+class BeginRecord(Callback):
+    """Change a run's record when it is sure to go on: until its first batch is there, a resume may be refused.
+
+    What was staged is recorded (`record.stage`), and rows of metrics from after the checkpoint go: they will be written
+    again.
+
+    Args:
+        run_dir: the run's folder.
+    """
+
+    def __init__(self, run_dir: Path):
+        self.run_dir = run_dir
+        self._begun = False
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A validation that is made up for comes before the first batch."""
+        self._begin(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The first batch is there."""
+        self._begin(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """All steps had been made."""
+        self._begin(trainer)
+
+    def _begin(self, trainer: Trainer) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCsv):
+                logger.forget_after(trainer.global_step)
+        if trainer.is_global_zero:
+            record.take_over(self.run_dir)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
