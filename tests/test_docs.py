@@ -1,0 +1,66 @@
+"""The commands that README, docs and --help show are accepted: they compose, and every value passes the check."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from thunderhead import config
+from thunderhead.training import run
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "conf" / "hydra" / "help").glob("*.yaml")]
+# In text a command stands between backticks; in a block or in --help it ends at a comment or at two spaces.
+COMMAND = re.compile(r"`python ((?:train|prepare|coordinate_check)\.py[^`]*)`|^ *python ((?:train|prepare|coordinate_check)\.py.*)$", re.M)  # fmt: skip # noqa: E501
+PLACEHOLDERS = ("…", "<", "my_package", "my_conf", "--", "...", "[group=option")
+# Overrides that go to Hydra's own configuration, which `compose` leaves out.
+HYDRAS = ("hydra",)
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command) of each command that can be taken as it stands."""
+    found = []
+    for page in PAGES:
+        for in_text, in_block in COMMAND.findall(page.read_text()):
+            command = re.split(r" #|   *", in_text or in_block)[0].strip()
+            if not any(placeholder in command for placeholder in PLACEHOLDERS):
+                found.append((page.name, command))
+    return sorted(set(found))
+
+
+def combinations(arguments: list[str]) -> list[list[str]]:
+    """Overrides of single runs in which each swept value comes up once."""
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    options = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        if o.is_sweep_override() and o.is_discrete_sweep()
+        else [] if o.is_sweep_override() else [str(o.input_line)]
+        for o in parsed
+    ]  # fmt: skip
+    options = [values for values in options if values]
+    longest = max((len(values) for values in options), default=1)
+    return [[values[min(i, len(values) - 1)] for values in options] for i in range(longest)]
+
+
+def test_there_are_many() -> None:
+    assert len(commands()) > 40
+    assert {page.name for page in PAGES} >= {"README.md", "sweeps.md", "thunderhead.yaml"}
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_a_shown_command_is_accepted(page: str, command: str) -> None:
+    program, *arguments = shlex.split(command.replace("~", "/home/me"))  # as a shell has it
+    arguments = [a for a in arguments if a != "-m" and not a.startswith(HYDRAS)]
+    settings = run.settings if program == "train.py" else None
+    for overrides in combinations(arguments):
+        composed = config.compose(overrides, "train" if program == "train.py" else program.removesuffix(".py"))
+        assert config.check(config.plain(composed), settings) == []
+
+
+def test_pages_that_are_linked_are_there() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links {target}"
