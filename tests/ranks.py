@@ -1,5 +1,6 @@
 """Runs in several processes (gloo): one group of them trains many cases, as starting one takes seconds."""
 
+import hashlib
 import json
 import os
 import socket
@@ -27,18 +28,17 @@ def train_in_processes(n: int, cases: Iterable[Case], work: Path, seconds: int =
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(work)],
-            env=os.environ
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
-            | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-            | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""},
-            stdout=(work / f"{rank}.log").open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(n)
-    ]
+    processes = []
+    for rank in range(n):
+        with (work / f"{rank}.log").open("w") as log:
+            environment = (
+                os.environ
+                | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+                | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+                | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
+            )
+            command = [sys.executable, __file__, str(work)]
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
     try:
         statuses = [process.wait(timeout=seconds) for process in processes]
     finally:
@@ -67,38 +67,56 @@ def _local_bytes(trainer: Any) -> dict[str, int]:
     }
 
 
-def _one(folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """One case in this process."""
+def _hash_of_weights(module: Any) -> str:
+    """SHA-256 of all parameters, whole, in the order of their names."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.decoder.named_parameters()):
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        digest.update(name.encode() + whole.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def train_one(case: Case) -> dict[str, Any]:
+    """One case in this process; returns what it stored, and a hash of the weights that it began with."""
     from unittest.mock import patch
 
     import torch
-    from lightning import Trainer
+    from lightning import Callback, Trainer
 
     from thunderhead import config
+    from thunderhead.training.resume import SWITCHABLE
     from tiny import train_here
 
-    stored: dict[str, int] = {}
+    said: dict[str, Any] = {}
     fit = Trainer.fit
 
-    def measured(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        fit(trainer, *args, **kwargs)
-        stored.update(_local_bytes(trainer))
+    class Hash(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            said["initial_weights"] = _hash_of_weights(pl_module)
 
-    given = [o for o in overrides if o.startswith("resume=")]
-    rest = [o for o in overrides if not o.startswith("resume=")]
-    with patch.object(Trainer, "fit", measured):
+    def measured(trainer: Any, *args: Any, **kwargs: Any) -> None:
+        trainer.callbacks.append(Hash())
+        fit(trainer, *args, **kwargs)
+        said.update(_local_bytes(trainer))
+
+    resumed = any(o.startswith("resume=") for o in case.overrides)
+    rest = [o for o in case.overrides if not o.startswith("resume=")]
+    # What is not recorded cannot be composed here, as the options of the recorded run were: see config.with_overrides.
+    composed = [o for o in case.overrides if not resumed or o.startswith(("resume=", *SWITCHABLE))]
+    case.folder.mkdir(parents=True, exist_ok=True)
+    torch.compiler.reset()  # Dynamo gives up on code that it saw in too many variants
+    with patch.object(Trainer, "fit", measured), patch.object(config, "invocation_overrides", lambda: rest):
         try:
-            if given:
-                with patch.object(config, "invocation_overrides", lambda: rest):
-                    train_here(given, folder)
-            else:
-                train_here(rest, folder)
+            train_here(composed, case.folder)
         except (Exception, SystemExit) as error:
             traceback.print_exc()
             if torch.distributed.is_initialized() and not isinstance(error, config.ConfigError):
                 raise  # other ranks may hang
             return {"error": str(error)}
-    return stored
+    return said
 
 
 def _main(work: Path) -> None:
@@ -108,8 +126,7 @@ def _main(work: Path) -> None:
     results = []
     for folder, overrides in json.loads((work / "cases.json").read_text()):
         print(">>>", overrides, flush=True)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        results.append(_one(Path(folder), overrides))
+        results.append(train_one(Case(Path(folder), overrides)))
     if os.environ["RANK"] == "0":
         (work / "results.json").write_text(json.dumps(results))
     if torch.distributed.is_initialized():

@@ -215,6 +215,19 @@ def test_overrides_that_a_recorded_configuration_cannot_take() -> None:
     assert second == Problem("budget.step", "is unknown; did you mean budget.steps?")
 
 
+def test_some_groups_of_a_recorded_configuration_may_be_switched() -> None:
+    overrides = ["strategy.replicate_size=4", "strategy=hsdp", "budget.steps=7"]
+    composed = config.plain(config.compose(overrides))
+    recorded = config.plain(config.compose(["strategy=ddp"]))
+    switched = {"strategy": composed["strategy"]}
+    assert config.chosen_groups(overrides) == {"strategy", "strategy.replicate_size", "budget.steps"}
+    changed = config.with_overrides(recorded, overrides, ["strategy=ddp"], switched)
+    assert changed == recorded | switched | {"budget": recorded["budget"] | {"steps": 7}}
+    assert changed["strategy"]["replicate_size"] == 4
+    back = config.with_overrides(changed, ["strategy=ddp"], ["strategy=ddp"], {"strategy": recorded["strategy"]})
+    assert back["strategy"] == recorded["strategy"]  # the newest choice holds, not the first
+
+
 def test_yaml_gives_the_configuration_back() -> None:
     resolved = config.plain(config.compose([]))
     assert yaml.safe_load(config.to_yaml(resolved)) == resolved

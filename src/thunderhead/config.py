@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,22 +97,32 @@ def _missing(value: Any, path: str = "") -> list[str]:
     return [found for key, child in value.items() for found in _missing(child, f"{path}.{key}" if path else str(key))]
 
 
-def with_overrides(config: dict[str, Any], overrides: Sequence[str], recorded: Sequence[str] = ()) -> dict[str, Any]:
-    """A recorded configuration with `key=value` overrides applied; groups cannot be switched any more.
+def with_overrides(
+    config: dict[str, Any],
+    overrides: Sequence[str],
+    recorded: Sequence[str] = (),
+    switched: Mapping[str, dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """A recorded configuration with `key=value` overrides applied; most groups cannot be switched any more.
 
     Args:
         config: the recorded configuration.
         overrides: to apply.
         recorded: overrides that it was composed with: the choices of groups among them hold already.
+        switched: groups that take the place of the recorded ones, as `overrides` compose them.
 
     Raises:
         ConfigError: an override names a key that the recorded configuration does not have, or a whole group.
 
     """
+    switched = switched or {}
+    config = {**config, **switched}
     merged, problems = OmegaConf.create(config), []
     OmegaConf.set_struct(merged, True)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
+        if key in switched:
+            continue
         is_value = _exists(config, key) and not isinstance(OmegaConf.select(merged, key), DictConfig)
         if override.input_line in recorded and not is_value:
             continue
@@ -276,6 +286,11 @@ def build(node: dict[str, Any], **supplied: Any) -> Any:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Command line
+
+
+def chosen_groups(overrides: Sequence[str]) -> set[str]:
+    """What `overrides` give a value to, without those below it: `attention` of attention=gqa."""
+    return {override.key_or_group for override in OverridesParser.create().parse_overrides(list(overrides))}
 
 
 def invocation_overrides() -> list[str]:

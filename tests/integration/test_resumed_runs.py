@@ -46,8 +46,9 @@ KEEP_ALL = (
 
 def go_on(resume: str, *overrides: str, run_dir: Path | None = None) -> None:
     """`python train.py resume=… <overrides>` in this process."""
+    switched = [override for override in overrides if override.startswith(resuming.SWITCHABLE)]
     with patch.object(config, "invocation_overrides", lambda: list(overrides)):
-        train_here([f"resume={resume}"], run_dir or Path("unused"))
+        train_here([f"resume={resume}", *switched], run_dir or Path("unused"))
 
 
 @pytest.fixture
@@ -99,6 +100,27 @@ def test_with_another_micro_batch(losses: Callable[..., list[tuple[str, str]]]) 
     torch.testing.assert_close(
         torch.tensor([float(loss) for _, loss in resumed]), torch.tensor([float(loss) for _, loss in whole])
     )
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo's
+@pytest.mark.usefixtures("fresh_compiler")
+def test_how_it_is_computed_may_change(run: Callable[..., Path], tmp_path: Path) -> None:
+    """Strategy, compilation and activation checkpointing; tests/integration/test_strategies.py has several devices."""
+    folder = run(*SETTINGS)
+    whole = rows_of(folder)
+    how = ("strategy=fsdp", "strategy.reshard_after_forward=false", "activation_checkpointing=block")
+    for overrides in (how, ("compile=block", "compile.backend=eager", "strategy=single"), ("compile=none",)):
+        (folder / "summary.json").unlink()
+        go_on(str(folder / "checkpoints" / "step-6.ckpt"), *overrides)
+        assert [step for step, _ in rows_of(folder)] == [step for step, _ in whole]
+        losses = [float(loss) for _, loss in rows_of(folder)]
+        assert losses == pytest.approx([float(loss) for _, loss in whole], rel=1e-5)
+    recorded = OmegaConf.load(folder / "config.yaml")
+    assert recorded.strategy == {"_target_": "thunderhead.training.parallel.single"}
+    assert recorded.activation_checkpointing.every == 1
+    assert recorded.compile.scope == "none"
+    with pytest.raises(config.ConfigError, match=r"compile\.scope: compile=model cannot trace"):
+        go_on(str(folder / "checkpoints" / "step-6.ckpt"), "strategy=fsdp", "compile=model")
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -73,12 +73,16 @@ def test_a_run_records_what_was_compiled(
 
 @pytest.mark.parametrize("scope", ["block", "model"])
 def test_nothing_is_compiled_again(scope: str, run: Callable[..., Path]) -> None:
-    """Graphs of a run with one validation, and of one with four and accumulated micro-batches in between."""
+    """Graphs of a run with one validation, and of one with four and accumulated micro-batches in between.
+
+    Both end with a sample of text, whose every token would be another graph.
+    """
     graphs = []
     for steps in (2, 8):
         torch.compiler.reset()
         counters.clear()
-        run(f"compile={scope}", "compile.backend=eager", f"budget.steps={steps}", "validation.every=2")
+        more = ("validation.every=2", "generation.max_new_tokens=20")  # more lengths than Dynamo takes
+        run(f"compile={scope}", "compile.backend=eager", f"budget.steps={steps}", *more)
         graphs.append(counters["stats"]["unique_graphs"])
     torch.compiler.reset()
     assert graphs[0] == graphs[1] > 0

@@ -14,7 +14,7 @@ ENOUGH = 256  # tokens
 
 @torch.inference_mode()
 def decode_tokens_per_second(decoder: Decoder, device: torch.device, max_seconds: float = 0.5) -> float | None:
-    """Tokens a second of one sequence, each from those before it by a key/value cache; uncompiled.
+    """Tokens a second of one sequence, each from those before it by a key/value cache.
 
     From a prompt of half the context to its end, and again, until `max_seconds` or ENOUGH tokens: one over the median
     time of a token.
@@ -33,18 +33,17 @@ def decode_tokens_per_second(decoder: Decoder, device: torch.device, max_seconds
     seconds: list[float] = []
     begin = time.perf_counter()
     try:
-        with torch.compiler.set_stance("force_eager"):  # each length would be compiled by itself
-            while len(seconds) < ENOUGH and (time.perf_counter() - begin < max_seconds or len(seconds) <= WARM_UP):
-                cache = Cache(decoder)
-                decoder.logits(tokens_1T[:, :prompt], cache)
-                if any(layer.n_tokens != prompt for layer in cache.layers) or prompt == decoder.context_length:
-                    return None
-                for place in range(prompt, decoder.context_length):
-                    start = _now(device)
-                    decoder.logits(tokens_1T[:, place : place + 1], cache).argmax(dim=-1)
-                    seconds.append(_now(device) - start)
-                    if len(seconds) > WARM_UP and seconds[-1] + time.perf_counter() - begin > max_seconds:
-                        break
+        while len(seconds) < ENOUGH and (time.perf_counter() - begin < max_seconds or len(seconds) <= WARM_UP):
+            cache = Cache(decoder)
+            decoder.logits(tokens_1T[:, :prompt], cache)
+            if any(layer.n_tokens != prompt for layer in cache.layers) or prompt == decoder.context_length:
+                return None
+            for place in range(prompt, decoder.context_length):
+                start = _now(device)
+                decoder.logits(tokens_1T[:, place : place + 1], cache).argmax(dim=-1)
+                seconds.append(_now(device) - start)
+                if len(seconds) > WARM_UP and seconds[-1] + time.perf_counter() - begin > max_seconds:
+                    break
     finally:
         decoder.train(was_training)
     return 1 / statistics.median(seconds[WARM_UP:])

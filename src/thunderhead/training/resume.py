@@ -17,6 +17,8 @@ from thunderhead.training import record
 from thunderhead.training.module import COMPONENTS, GROUPS, build_decoder
 
 CHECKPOINTS = "checkpoints"
+SWITCHABLE = ("strategy", "compile", "activation_checkpointing")
+"""Groups that say how a run is computed and not what: a resumed run may choose others."""
 
 
 class Found(NamedTuple):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -146,7 +147,11 @@ def _resolve(config: DictConfig, run_dir: Path) -> tuple[dict[str, Any], Path | 
         recorded = yaml.safe_load((folder / "config.yaml").read_text())
         overrides = [o for o in configuration.invocation_overrides() if not o.startswith(("resume=", "hydra"))]
         known = resuming.recorded_overrides(folder)
-        resolved = {"parametrization": STANDARD, **configuration.with_overrides(recorded, overrides, known)}
+        switched = {
+            group: configuration.plain(config[group])
+            for group in sorted(configuration.chosen_groups(overrides).intersection(resuming.SWITCHABLE))
+        }
+        resolved = {"parametrization": STANDARD, **configuration.with_overrides(recorded, overrides, known, switched)}
         resolved["resume"] = str(checkpoint)
     if problems := find_problems(resolved):
         raise ConfigError(problems)
@@ -270,7 +275,10 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
             trainer.save_checkpoint(last)
 
     peak_memory = hardware.peak_memory(planned.machine.accelerator)
-    with hardware.autocast(planned.machine.accelerator, planned.machine.precision):
+    with (
+        hardware.autocast(planned.machine.accelerator, planned.machine.precision),
+        torch.compiler.set_stance("force_eager"),  # each length would be compiled by itself, until Dynamo gives up
+    ):
         if isinstance(manifest, Task):
             text = sample_answers(model.decoder, manifest, model.device)
         else:

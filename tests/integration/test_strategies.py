@@ -1,0 +1,171 @@
+"""Every strategy trains as one process does: the same weights, tokens and losses, whatever is divided among whom.
+
+All cases of a number of processes run in one group of processes, as starting one takes seconds.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from ranks import Case, train_in_processes, train_one
+from thunderhead.training.record import read_json, read_rows
+from tiny import tiny
+
+# Dynamo hides this warning of its own look at activations, which does not help where warnings are errors.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),  # of a run that was copied
+]
+
+FIVE_DIGITS = 1e-5  # relative
+SINGLE = ("strategy=single",)
+TWO = {  # processes
+    "ddp": ("strategy=ddp",),
+    "fsdp": ("strategy=fsdp",),
+    "zero2": ("strategy=fsdp", "strategy.reshard_after_forward=false"),
+    "tensor_parallel": ("strategy=tensor_parallel",),
+}
+FOUR = {
+    "fsdp_tp": ("strategy=fsdp_tp", "strategy.tensor_parallel_size=2"),
+    "hsdp": ("strategy=hsdp", "strategy.replicate_size=2"),
+}
+# Eight sequences a step: 4 micro-batches of one process (and of tensor parallelism), 2 of two, 1 of four. Gradients are
+# longer than 0.5 here, so that every step is clipped.
+BASE = (
+    *("batch.global_tokens=256", "budget.steps=4", "trainer.gradient_clip_val=0.5", "callbacks=default"),
+    *("callbacks.checkpoint.every_n_train_steps=2", "~callbacks.best", "validation.every=4"),
+)
+# Everything else that meets a strategy, at once; both kinds of parameter groups, heads that share keys.
+RICH = (
+    *("batch.global_tokens=256", "budget.steps=4", "trainer.gradient_clip_val=0.5"),
+    *("activation_checkpointing=block", "compile=block", "attention.n_kv_heads=2", "attention.qk_norm=true"),
+    *("model.tie_embeddings=true", "optimizer=lion", "position=learned", "activation=gelu", "norm=layernorm"),
+)
+
+
+class Ran(NamedTuple):
+    """What is left of a run."""
+
+    folder: Path
+    said: dict[str, Any]  # by rank 0
+
+    def rows(self, column: str = "train/loss", after: int = 0) -> list[tuple[int, float]]:
+        rows = read_rows(self.folder / "metrics.csv")[1]
+        return [(int(row["step"]), float(row[column])) for row in rows if row[column] and int(row["step"]) > after]
+
+
+Train = Callable[[int, dict[str, Iterable[str]]], dict[str, Ran]]
+
+
+@pytest.fixture(scope="module")
+def train(text_corpus: Path, shards_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """train(2, {name: overrides}) trains new runs, or goes on with those that an override resume=… names."""
+
+    def train(n: int, runs: dict[str, Iterable[str]]) -> dict[str, Ran]:
+        work = tmp_path_factory.mktemp("ranks")
+        cases = []
+        for name, overrides in runs.items():
+            resumed = next((Path(o.partition("=")[2]) for o in overrides if o.startswith("resume=")), None)
+            lines = [*overrides, f"trainer.devices={n}"]
+            if resumed is None:
+                lines = [*tiny(text_corpus, shards_dir, *lines)]
+            cases.append(Case(resumed.parents[1] if resumed is not None else work / name, lines))
+        said = [train_one(case) for case in cases] if n == 1 else train_in_processes(n, cases, work)
+        return {name: Ran(case.folder, one) for name, case, one in zip(runs, cases, said, strict=True)}
+
+    return train
+
+
+def assert_same(run: Ran, reference: Ran, after: int = 0) -> None:
+    """Losses and norms of gradients of every step to five digits, and the same tokens."""
+    assert "error" not in run.said, run.said["error"]
+    for column in ("train/loss", "grad_norm"):
+        assert run.rows(column, after) == [
+            (step, pytest.approx(value, rel=FIVE_DIGITS)) for step, value in reference.rows(column, after)
+        ]
+    assert read_json(run.folder / "data.json") == read_json(reference.folder / "data.json")
+    summaries = [read_json(one.folder / "summary.json") for one in (run, reference)]
+    assert summaries[0]["val_loss"] == pytest.approx(summaries[1]["val_loss"], rel=FIVE_DIGITS)
+    assert summaries[0]["tokens"] == summaries[1]["tokens"]
+
+
+def cut(run: Ran, folder: Path) -> str:
+    """A copy of a run that was stopped after step 2, as resume=… names it."""
+    assert "error" not in run.said, run.said["error"]
+    shutil.copytree(run.folder, folder)
+    (folder / "summary.json").unlink()
+    return f"resume={folder}/checkpoints/step-2.ckpt"
+
+
+@pytest.fixture(scope="module")
+def one(train: Train) -> dict[str, Ran]:
+    return train(1, {"base": (*SINGLE, *BASE), "rich": (*SINGLE, *RICH)})
+
+
+@pytest.fixture(scope="module")
+def two(train: Train, one: dict[str, Ran], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
+    folder = tmp_path_factory.mktemp("stopped")
+    kinds = {"base": BASE, "rich": RICH}
+    runs = {f"{kind} {name}": (*options, *kinds[kind]) for kind, (name, options) in product(kinds, TWO.items())}
+    # From one process to two; what two leave behind is gone on with by others below.
+    runs |= {f"single → {name}": (cut(one["base"], folder / name), *TWO[name]) for name in ("ddp", "fsdp")}
+    runs["mqa"] = (*TWO["tensor_parallel"], *BASE, "attention=mqa")
+    return train(2, runs)
+
+
+@pytest.fixture(scope="module")
+def four(
+    train: Train, one: dict[str, Ran], two: dict[str, Ran], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Ran]:
+    folder = tmp_path_factory.mktemp("stopped")
+    runs = {f"base {name}": (*options, *BASE) for name, options in FOUR.items()}
+    runs["rich fsdp_tp"] = (*FOUR["fsdp_tp"], *RICH)
+    runs["fsdp → fsdp_tp"] = (cut(two["base fsdp"], folder / "fsdp"), *FOUR["fsdp_tp"])
+    runs["tensor_parallel → hsdp"] = (cut(two["base tensor_parallel"], folder / "tp"), *FOUR["hsdp"])
+    return train(4, runs)
+
+
+@pytest.mark.parametrize("strategy", TWO)
+@pytest.mark.parametrize("kind", ["base", "rich"])
+def test_two_processes_train_as_one(kind: str, strategy: str, one: dict[str, Ran], two: dict[str, Ran]) -> None:
+    assert_same(two[f"{kind} {strategy}"], one[kind])
+
+
+@pytest.mark.parametrize("strategy", TWO)
+def test_initial_weights_are_the_same_bit_for_bit(strategy: str, one: dict[str, Ran], two: dict[str, Ran]) -> None:
+    for kind in ("base", "rich"):
+        assert two[f"{kind} {strategy}"].said["initial_weights"] == one[kind].said["initial_weights"]
+    assert one["base"].said["initial_weights"] != one["rich"].said["initial_weights"]
+
+
+@pytest.mark.parametrize("name", ["base fsdp_tp", "base hsdp", "rich fsdp_tp"])
+def test_four_processes_train_as_one(name: str, one: dict[str, Ran], four: dict[str, Ran]) -> None:
+    reference = one[name.partition(" ")[0]]
+    assert_same(four[name], reference)
+    assert four[name].said["initial_weights"] == reference.said["initial_weights"]
+
+
+@pytest.mark.parametrize("name", ["single → ddp", "single → fsdp"])
+def test_one_process_is_gone_on_with_by_two(name: str, one: dict[str, Ran], two: dict[str, Ran]) -> None:
+    assert_same(two[name], one["base"])
+
+
+@pytest.mark.parametrize("name", ["fsdp → fsdp_tp", "tensor_parallel → hsdp"])
+def test_two_processes_are_gone_on_with_by_four(name: str, one: dict[str, Ran], four: dict[str, Ran]) -> None:
+    assert_same(four[name], one["base"])
+
+
+def test_two_and_four_processes_are_gone_on_with_by_one(
+    train: Train, one: dict[str, Ran], two: dict[str, Ran], four: dict[str, Ran], tmp_path: Path
+) -> None:
+    stopped = {"fsdp": two["base fsdp"], "tensor_parallel": two["base tensor_parallel"], "hsdp": four["base hsdp"]}
+    for run in train(1, {name: (cut(run, tmp_path / name), *SINGLE) for name, run in stopped.items()}).values():
+        assert_same(run, one["base"])
+
+
+def test_what_cannot_be_divided_is_refused_by_name(two: dict[str, Ran]) -> None:
+    assert "attention.n_kv_heads=1 cannot be divided among 2 tensor-parallel ranks" in two["mqa"].said["error"]
