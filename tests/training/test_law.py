@@ -111,5 +111,5 @@ def test_a_file_that_is_no_law_is_refused(tmp_path: Path, changes: dict[str, obj
     file.write_text("{")
     with pytest.raises(ValueError, match="is no fitted law"):
         read_law(file)
-    with pytest.raises(ValueError, match="No such file or directory.*experiment=scaling_law"):
+    with pytest.raises(ValueError, match=r"No such file or directory.*experiment=scaling_law"):
         read_law(tmp_path / "none.json")
