@@ -3,12 +3,14 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from ranks import Case, train_in_processes
 from thunderhead import config
 from thunderhead.training import resume as resuming
 from thunderhead.training.record import read_rows, write_rows
@@ -321,3 +323,69 @@ def test_a_refused_resume_leaves_the_run_as_it_was(run: Callable[..., Path], sha
     go_on(checkpoint)
     assert rows_of(folder) == whole
     assert {name for name in contents(folder) if name not in before} == {"summary.json"}
+
+
+def settings_of(checkpoint: Path) -> tuple[list[dict[str, Any]], list[float]]:
+    """Settings of the optimizer's groups in a checkpoint, and the schedule's peak learning rates."""
+    content = torch.load(checkpoint, weights_only=True)
+    groups = content["optimizer_states"][0]["param_groups"]
+    keys = ("name", "lr", "initial_lr", "betas", "weight_decay", "eps", "momentum", "lr_multiplier")
+    plain = [{k: tuple(g[k]) if isinstance(g[k], list) else g[k] for k in keys if k in g} for g in groups]
+    return plain, content["lr_schedulers"][0]["base_lrs"]
+
+
+# What can be changed on resuming; all must be as in a run that had it from the start, when nothing else is.
+CHANGED = {
+    "adamw": ("optimizer.lr=0.005", "optimizer.weight_decay=0.3", "optimizer.betas=[0.8,0.7]"),
+    "muon": ("optimizer.lr=0.005", "optimizer.momentum=0.8", "optimizer.adamw_betas=[0.8,0.7]"),
+    "adafactor": ("optimizer.lr=0.005", "optimizer.beta2_decay=-0.7"),
+    "lion": ("optimizer.lr=0.0005", "optimizer.betas=[0.8,0.7]"),
+    "sgd": ("optimizer.lr=0.2", "optimizer.momentum=0.5"),
+}
+
+
+@pytest.mark.parametrize("optimizer", CHANGED)
+def test_changed_settings_of_the_optimizer_take_effect(
+    optimizer: str, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the first step after the checkpoint on, with the schedule's peak and shape."""
+    changed = (*CHANGED[optimizer], "scheduler.final_ratio=0.3")
+    mup = ("parametrization=mup", "parametrization.base_d_model=16") if optimizer in ("adamw", "muon", "lion") else ()
+    settings = (*SETTINGS, f"optimizer={optimizer}", "validation.every=8", *mup)
+    other = run(*settings, *changed)
+    folder = run(*settings)
+    before = rows_of(folder)
+    (folder / "summary.json").unlink()
+    capsys.readouterr()
+    go_on(str(folder / "checkpoints" / "step-6.ckpt"), *changed)
+    said = capsys.readouterr().out
+    for setting in changed:
+        path, _, value = setting.partition("=")
+        assert f"{path}={value.replace(',', ', ')} (was " in said
+    assert settings_of(folder / "checkpoints" / "last.ckpt") == settings_of(other / "checkpoints" / "last.ckpt")
+    rates = [[row["lr"] for row in read_rows(f / "metrics.csv")[1] if row["lr"]] for f in (folder, other)]
+    assert rates[0][6:] == rates[1][6:]
+    assert rates[0][:6] != rates[1][:6]
+    assert rows_of(folder)[:7] == before[:7]  # a step's loss is from before it
+    assert rows_of(folder)[7:] != before[7:]
+
+
+def test_changed_settings_take_effect_when_sharded(
+    text_corpus: Path, shards_dir: Path, run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Strategies on a mesh load the optimizer's state in a way of their own."""
+    first = (*SETTINGS, "budget.steps=4", "validation.every=4", "dropout=none", "attention.dropout=0.0")
+    changed = (*CHANGED["adamw"], "budget.steps=8")
+    whole = run(*first)
+    cases = []
+    for strategy in ("fsdp", "tensor_parallel"):
+        lines = tiny(text_corpus, shards_dir, *first, f"strategy={strategy}", "trainer.devices=2")
+        cases += [Case(tmp_path / strategy, lines)]
+        cases += [Case(tmp_path / "unused", [f"resume={tmp_path / strategy}", *changed])]
+    assert [result.get("error") for result in train_in_processes(2, cases, tmp_path / "work")] == [None] * 4
+    go_on(str(whole), *changed)
+    expected = settings_of(whole / "checkpoints" / "last.ckpt")
+    for strategy in ("fsdp", "tensor_parallel"):
+        assert settings_of(tmp_path / strategy / "checkpoints" / "last.ckpt") == expected
+        losses = [torch.tensor([float(loss) for _, loss in rows_of(f)]) for f in (tmp_path / strategy, whole)]
+        torch.testing.assert_close(*losses)

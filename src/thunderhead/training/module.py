@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -167,8 +167,30 @@ class LanguageModel(LightningModule):
         if hasattr(optimizer, "_step_supports_amp_scaling"):
             # A fused optimizer would unscale fp16's gradients itself, after they should have been clipped.
             optimizer._step_supports_amp_scaling = False
-        factor = partial(factory(config["scheduler"]), total_steps=self.hparams["total_steps"])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        scheduler = LambdaLR(optimizer, self._schedule())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _schedule(self) -> Callable[[int], float]:
+        """The factor of the peak learning rate at a step."""
+        return partial(factory(self.hparams["config"]["scheduler"]), total_steps=self.hparams["total_steps"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a resumed run have its own settings of the optimizer and the schedule, which torch would take from here.
+
+        Those that did not change stay bit for bit; the learning rate is what the schedule says for the next step.
+        May be called again: strategies that load the optimizer's state early have done so before.
+        """
+        if self._trainer is None or not checkpoint.get("optimizer_states"):  # loaded to generate text, not to go on
+            return
+        configs = self.hparams["config"], checkpoint["hyper_parameters"]["config"]
+        now, then = (build_optimizer(config, self.decoder).param_groups for config in configs)
+        [saved], [schedule] = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+        factor = self._schedule()(schedule["last_epoch"])
+        for group, new, old in zip(saved["param_groups"], now, then, strict=True):
+            group |= {key: new[key] for key in new if key != "params" and (key not in old or new[key] != old[key])}
+            group |= {"initial_lr": new["lr"], "lr": new["lr"] * factor}
+        schedule["base_lrs"] = [group["initial_lr"] for group in saved["param_groups"]]
+        schedule["_last_lr"] = [group["lr"] for group in saved["param_groups"]]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Follow the schedule, which counts all steps.

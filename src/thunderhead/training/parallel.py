@@ -372,6 +372,8 @@ class MeshStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
         assert self.model is not None
+        assert self.lightning_module is not None
+        self.lightning_module.on_load_checkpoint(checkpoint)  # Lightning calls it after this
         options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):

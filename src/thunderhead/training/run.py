@@ -107,7 +107,9 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
         planned = _with_data(resolved, planned)
         assert planned.manifest is not None
         if checkpoint is not None:
-            resuming.check(checkpoint, resolved, planned.plan.steps, planned.manifest)
+            changes = resuming.check(checkpoint, resolved, planned.plan.steps, planned.manifest)
+            if changes and launch.global_rank() == 0:
+                display.say(f"Changed since the checkpoint: {', '.join(map(str, changes))}")
         overrides = resuming.recorded_overrides(run_dir)
         overrides += [override for override in configuration.invocation_overrides() if override not in overrides]
         files = {
