@@ -389,3 +389,32 @@ def test_changed_settings_take_effect_when_sharded(
         assert settings_of(tmp_path / strategy / "checkpoints" / "last.ckpt") == expected
         losses = [torch.tensor([float(loss) for _, loss in rows_of(f)]) for f in (tmp_path / strategy, whole)]
         torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("how", ["relative", "moved", "with other settings"])
+def test_checkpoints_are_known_again(
+    how: str, run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best one stays the best, and the oldest goes when there is a newer one."""
+    folder = run(*SETTINGS, "budget.steps=6")
+    checkpoints = folder / "checkpoints"
+    best = torch.load(checkpoints / "best.ckpt", weights_only=True)
+    assert {file.name for file in checkpoints.iterdir()} == {"step-4.ckpt", "step-6.ckpt", "best.ckpt", "last.ckpt"}
+    monkeypatch.chdir(tmp_path)
+    given, changed = str(folder.relative_to(tmp_path)), ["budget.steps=8"]
+    if how == "moved":
+        folder.rename(tmp_path / "elsewhere")
+        folder = tmp_path / "elsewhere"
+        given = str(folder)
+    elif how == "with other settings":
+        changed.append("callbacks.checkpoint.every_n_train_steps=1")
+    # with this learning rate nothing gets better any more
+    go_on(given, *changed, "optimizer.lr=10.0")
+    now = {file.name: file for file in (folder / "checkpoints").iterdir()}
+    newest = "step-7.ckpt" if how == "with other settings" else "step-6.ckpt"
+    assert set(now) == {newest, "step-8.ckpt", "best.ckpt", "last.ckpt"}
+    assert torch.load(now["best.ckpt"], weights_only=True)["global_step"] == best["global_step"]
+    states = torch.load(now["last.ckpt"], weights_only=True)["callbacks"].values()
+    assert {Path(s["dirpath"]) for s in states if "best_k_models" in s} == {folder / "checkpoints"}
+    files = [file for s in states for file in [*s.get("best_k_models", {}), s.get("best_model_path")] if file]
+    assert all(Path(file).exists() for file in files)

@@ -41,7 +41,7 @@ def find(resume: str, run_dir: Path) -> Found | None:
     Raises:
         ConfigError: the folder is no run's, or has no checkpoint that is intact.
     """
-    path = Path(resume)
+    path = Path(resume).absolute()  # the record holds no path that depends on where a run was resumed
     if resume == "auto":
         return _last_unfinished(run_dir)
     if path.is_file():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from thunderhead.training import record
@@ -25,6 +26,7 @@ class ExactResume(Callback):
     And ModelCheckpoint may save between the micro-batches of a step (after a time, or once more right after a resume),
     whose gradients are lost then: the states saved are those before the step's first micro-batch, as the step will
     begin again. It saves before the validation of the same step, which a resumed run would leave out: it is made then.
+    And it forgets what it has saved when the run's folder was moved: it is told where that is now.
 
     Args:
         seed: of the run.
@@ -79,6 +81,7 @@ class ExactResume(Callback):
         progress = loops["epoch_loop.batch_progress"]
         for scope in ("total", "current"):
             progress[scope] |= dict.fromkeys(progress[scope], micro_batches)
+        _take_along(trainer, checkpoint)
         self._validated_at = checkpoint.get("validated_at")
         # Lightning goes on with a validation that ended in a batch (started, not processed) if the step is one to
         # validate. Its totals go on counting from here, so a later checkpoint must not look like that again.
@@ -86,6 +89,32 @@ class ExactResume(Callback):
         progress = loops["epoch_loop.val_loop.batch_progress"]
         progress["current"] |= dict.fromkeys(progress["current"], 0)
         progress["total"] |= {"ready": 1, "started": 1, "processed": int(is_validated), "completed": int(is_validated)}
+
+
+def _take_along(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Let each ModelCheckpoint know the files it has saved: it forgets them if their folder has another name now.
+
+    It has one when the run's folder was moved, or is given in another way. And it is found again by what it monitors,
+    as what else it was told (every_n_train_steps) may change.
+    """
+    assert trainer.ckpt_path is not None
+    here = Path(trainer.ckpt_path).absolute().parent
+    states = {key: state for key, state in checkpoint["callbacks"].items() if key.startswith("ModelCheckpoint{")}
+    for callback in trainer.checkpoint_callbacks:
+        if not isinstance(callback, ModelCheckpoint) or Path(callback.dirpath or "").absolute() != here:
+            continue  # what saves elsewhere has files elsewhere
+        alike = [state for state in states.values() if state["monitor"] == callback.monitor]
+        state = states.get(callback.state_key) or (alike[0] if len(alike) == 1 else None)
+        if state is None:
+            continue
+
+        def moved(file: str, before: Path = Path(state["dirpath"])) -> str:
+            return str(here / Path(file).name) if Path(file).parent == before else file
+
+        state |= {name: moved(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        state["best_k_models"] = {moved(file): score for file, score in state["best_k_models"].items()}
+        state["dirpath"] = callback.dirpath
+        checkpoint["callbacks"][callback.state_key] = state
 
 
 def _data_parallel_ranks(trainer: Trainer) -> list[int]:
