@@ -27,6 +27,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
+from thunderhead.messages import at
+
 Result = typing.TypeVar("Result")
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 # Hydra's own keys of a node; `_partial_` is the builder's business and never stands in YAML.
@@ -282,6 +284,35 @@ def factory(node: dict[str, Any]) -> Callable[..., Any]:
 def build(node: dict[str, Any], **supplied: Any) -> Any:
     """The node's target called with its settings and with `supplied`."""
     return factory(node)(**supplied)
+
+
+def build_all(nodes: dict[str, Any], path: str, kind: type[Result]) -> dict[str, Result]:
+    """Build each node of a mapping, which must give objects of a class.
+
+    Args:
+        nodes: by name.
+        path: of the mapping in the configuration.
+        kind: a class.
+
+    Raises:
+        ConfigError: some are refused; names all, each with its path.
+    """
+    built, problems = {}, []
+    for name, node in nodes.items():
+        where = f"{path}.{name}"
+        try:
+            made = build(node) if isinstance(node, dict) and "_target_" in node else node
+        except (ValueError, TypeError, AssertionError) as error:
+            problems.append(Problem("", at(where, str(error).splitlines()[0])))
+            continue
+        if isinstance(made, kind):
+            built[name] = made
+        else:
+            target = f"{kind.__module__}.{kind.__name__}"
+            problems.append(Problem(where, f"is no {kind.__name__.lower()}: its _target_ must be a {target}"))
+    if problems:
+        raise ConfigError(problems)
+    return built
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -119,16 +119,16 @@ def test_options_compose_and_take_filters_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("+curation.filters.mine=3", "^curation.filters.mine is no filter: its _target_ must be"),
-        ("+curation.filters.mine={_target_: builtins.dict}", "^curation.filters.mine is no filter"),
+        ("+curation.filters.mine=3", "^curation.filters.mine: is no filter: its _target_ must be"),
+        ("+curation.filters.mine={_target_: builtins.dict}", "^curation.filters.mine: is no filter"),
         (
             "+curation.filters.mine={_target_: thunderhead.data.curation.Length, min_bytes: 9, max_bytes: 1}",
-            "^curation.filters.mine: max_bytes=1 is less than min_bytes=9",
+            "^curation.filters.mine.max_bytes=1 is less than min_bytes=9",
         ),
     ],
 )
 def test_what_is_no_filter_is_refused(override: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(config.ConfigError, match=message):
         composed(override)
 
 

@@ -117,7 +117,7 @@ def test_a_preset_says_that_it_needs_the_network(preset: str, tmp_path: Path, mo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     overrides = [f"data={preset}", "tokenizer=byte", f"data.shards_dir={tmp_path}"]
     message = (
-        rf"^data\.sources\.{preset}: dataset=\S+ is read from huggingface\.co, over the network, and HF_HUB_OFFLINE"
+        rf"^data\.sources\.{preset}\.dataset=\S+ is read from huggingface\.co, over the network, and HF_HUB_OFFLINE"
     )
     with pytest.raises(config.ConfigError, match=message):
         prepare_corpus(config.compose(overrides, "prepare"))

@@ -134,9 +134,9 @@ def test_what_is_wrong_with_sources_is_named(tmp_path: Path) -> None:
         check_sources({"a": good}, path="other")
     with pytest.raises(ValueError, match=r"data\.sources\.\.\./x: use letters"):
         check_sources({"../x": good})
-    with pytest.raises(ValueError, match=r"data\.sources\.a: path=nowhere does not exist"):
+    with pytest.raises(ValueError, match=r"data\.sources\.a\.path=nowhere does not exist"):
         check_sources({"a": LocalText(path="nowhere")})
-    with pytest.raises(ValueError, match=r"data\.sources\.a: path=nowhere does not exist"):
+    with pytest.raises(ValueError, match=r"data\.sources\.a\.path=nowhere does not exist"):
         find_manifest({"a": LocalText(path="nowhere")}, ByteTokenizer(), shards_dir=tmp_path, validation_fraction=0.1)
 
 

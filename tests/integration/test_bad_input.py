@@ -11,6 +11,7 @@ import pytest
 
 from thunderhead import config
 from thunderhead.config import ConfigError
+from thunderhead.training.corpus import prepare_corpus
 from tiny import tiny, train_here
 
 REPOSITORY = config.CONF_DIR.parent
@@ -22,7 +23,7 @@ def refused(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
 
     def train(*overrides: str, shards: Path = shards_dir) -> str:
         run_dir = tmp_path / "run"
-        run_dir.mkdir(exist_ok=True)
+        run_dir.mkdir(parents=True, exist_ok=True)
         with pytest.raises(ConfigError) as caught:
             train_here(tiny(text_corpus, shards, *overrides), run_dir)
         assert not run_dir.exists()
@@ -50,6 +51,36 @@ def refused(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
 )
 def test_a_setting_is_refused_with_its_name(setting: str, message: str, refused: Callable[..., str]) -> None:
     assert message in refused(setting)
+
+
+NO_TEXT = "{_target_: thunderhead.data.sources.StandardLibrary, include_code: false, include_topics: false}"
+NESTED = {
+    f"+data.sources.two={NO_TEXT}": "data.sources.two: include_code and include_topics are both false",
+    "data.sources.text.suffixes=[.doc]": "data.sources.text.suffixes=['.doc'] cannot be read",
+    "data.sources.text.text_field=5": "data.sources.text.text_field: 5 is not accepted",
+    "+data.sources.three=5": "data.sources.three: is no source: its _target_ must be a thunderhead.data.sources.Source",
+    "+data.sources.four={_target_: torch.optim.AdamW}": "data.sources.four: AdamW.__init__() missing",
+    "curation.filters.length.max_bytes=5": "curation.filters.length.max_bytes=5 is less than min_bytes=100",
+    "+curation.filters.mine={_target_: torch.nn.Linear}": "curation.filters.mine: Linear.__init__() missing",
+}
+
+
+def test_nested_settings_are_refused_with_their_whole_path(refused: Callable[..., str]) -> None:
+    """All of them at once, by train.py and by prepare.py."""
+    by_signature = {"data.sources.text.text_field=5": NESTED["data.sources.text.text_field=5"]}
+    for messages in (by_signature, {k: v for k, v in NESTED.items() if k not in by_signature}):
+        told = refused("curation=basic", *messages)
+        with pytest.raises(ConfigError) as caught:
+            prepare_corpus(config.compose(["data=text", "data.path=.", "curation=basic", *messages], "prepare"))
+        for text in (told, str(caught.value)):
+            assert all(f"\n{message}" in f"\n{text}" for message in messages.values()), text
+
+
+def test_every_missing_path_of_a_source_is_named(refused: Callable[..., str]) -> None:
+    other = "{_target_: thunderhead.data.sources.LocalText, path: /no/such/file}"
+    message = refused("data.sources.text.path=/no/such/folder", f"+data.sources.other={other}")
+    assert "data.sources.text.path=/no/such/folder does not exist" in message
+    assert "data.sources.other.path=/no/such/file does not exist" in message
 
 
 def test_a_budget_of_no_tokens(refused: Callable[..., str]) -> None:

@@ -40,6 +40,7 @@ from thunderhead.data.sources import Document, Source
 from thunderhead.data.split import SPLIT_RULE, is_validation
 from thunderhead.data.tokenizer import Tokenizer
 from thunderhead.data.workers import Batch, Encode, Encoded, Inspect, cores, remembered
+from thunderhead.messages import at
 
 _MARKER = ".thunderhead-shards"  # lies in every folder that `prepare` makes: others are never deleted
 _BATCH_CHARACTERS = 1 << 20  # text that is tokenized at once
@@ -56,13 +57,19 @@ def check_sources(sources: Mapping[str, Source], path: str | None = None) -> Non
     """
     if not sources:
         raise ValueError("data.sources is empty: name at least one source")
+    problems = []
     if path is not None and not any(getattr(source, "path", None) == path for source in sources.values()):
-        raise ValueError(f"data.path={path} is used by no source: choose data=text to train on it, or leave it out")
+        problems.append(f"data.path={path} is used by no source: choose data=text to train on it, or leave it out")
     for name, source in sources.items():
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-            raise ValueError(f"data.sources.{name}: use letters, digits, '_', '-' and '.' in names of sources")
-        with _named(name):
-            source.check()
+            problems.append(f"data.sources.{name}: use letters, digits, '_', '-' and '.' in names of sources")
+        try:
+            with _named(name):
+                source.check()
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def find_manifest(
@@ -397,9 +404,7 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if str(error).startswith("data.sources."):
-            raise
-        raise ValueError(f"data.sources.{name}: {error}") from None
+        raise ValueError(at(f"data.sources.{name}", str(error))) from None
 
 
 @contextmanager

@@ -243,7 +243,10 @@ def shares(manifest: Manifest, given: Mapping[str, Share]) -> dict[str, Share]:
         ValueError: weights are given, and not for these sources.
     """
     if given and set(given) != set(manifest.sources):
-        raise ValueError(f"data.sources has {', '.join(given)}, the shards have {', '.join(manifest.sources)}")
+        raise ValueError(
+            f"data.sources has {', '.join(given)}, the shards have {', '.join(manifest.sources)}: give each of these a"
+            " weight (0 leaves it out), or data.sources=null"
+        )
     return dict(given) or {name: Share() for name in manifest.sources}
 
 

@@ -8,12 +8,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from thunderhead import config as configuration
-from thunderhead.config import ConfigError, Problem, build, factory
+from thunderhead.config import ConfigError, Problem, build
 from thunderhead.data.curation_report import write_report
 from thunderhead.data.manifest import Manifest, verify
 from thunderhead.data.prepare import check_sources, find_manifest, prepare
 from thunderhead.training import display
-from thunderhead.training.planning import build_filters, is_prepared, one_line, shard_settings
+from thunderhead.training.planning import Problems, build_filters, data_settings, is_prepared, one_line, shard_settings
 from thunderhead.types import PositiveInt
 
 
@@ -36,22 +36,30 @@ def prepare_corpus(config: DictConfig) -> Manifest:
         raise ConfigError([Problem("data", message)])
     if resolved.get("tokenizer") is None:
         raise ConfigError([Problem("tokenizer", "needs an option: tokenizer=bpe")])
-    try:
-        tokenizer = build(resolved["tokenizer"])
-        data = factory(resolved["data"]).keywords  # type: ignore[attr-defined]
+    problems = Problems()
+    data: dict[str, Any] = {}
+    with problems.collect():
+        build(resolved["tokenizer"])
+    with problems.collect():
+        build_filters(resolved["curation"])
+    with problems.collect():
+        data = data_settings(resolved)
         if "sources" not in data:
             raise ValueError("data: a synthetic task is made while it is trained on: there is nothing to prepare")
-        filters = build_filters(resolved["curation"])
         check_sources(data["sources"], data.get("path"))
+    if problems:
+        raise ConfigError(problems)
+    tokenizer, filters = build(resolved["tokenizer"]), build_filters(resolved["curation"])
+    try:
         manifest = find_manifest(data["sources"], tokenizer, filters=filters, **shard_settings(data))
         if manifest is not None:
             verify(manifest)
             display.say("Prepared already, nothing to do (its checksums were compared and are right)")
-        else:
-            display.say(f"Preparing {', '.join(data['sources'])} with the {tokenizer.name} tokenizer")
-            manifest = make_shards(resolved, data)
     except ValueError as error:
         raise ConfigError([Problem("", one_line(error))]) from error
+    if manifest is None:
+        display.say(f"Preparing {', '.join(data['sources'])} with the {tokenizer.name} tokenizer")
+        manifest = make_shards(resolved, data)
     _show(manifest)
     curation = manifest.folder / "curation.json"
     if curation.exists():

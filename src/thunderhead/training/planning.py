@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from thunderhead.config import ConfigError, Problem, build, factory
+from thunderhead.config import ConfigError, Problem, build, build_all, factory
 from thunderhead.data.curation import Filter
 from thunderhead.data.manifest import Manifest
 from thunderhead.data.mixture import Turns, plan_turns, repetition, trained_blocks, weights_by_fraction
 from thunderhead.data.order import blocks, check_blocks
 from thunderhead.data.prepare import check_sources, find_manifest
 from thunderhead.data.prepared import check_cache, find_prepared, shares
+from thunderhead.data.sources import Share, Source
 from thunderhead.data.storage import is_remote
 from thunderhead.data.synthetic import Task
 from thunderhead.model.decoder import Decoder
@@ -48,7 +49,7 @@ class Planned(NamedTuple):
     manifest: Manifest | Task | None  # None: the data is not prepared yet; a task needs no preparing
 
 
-class _Problems(list[Problem]):
+class Problems(list[Problem]):
     """What is wrong with a configuration, found by trying."""
 
     @contextlib.contextmanager
@@ -56,6 +57,9 @@ class _Problems(list[Problem]):
         """Note what the inside raises, and go on."""
         try:
             yield
+        except ConfigError as error:
+            for problem in error.problems:
+                self.note(problem)
         except (ValueError, AssertionError, TypeError) as error:
             self.note(Problem("", one_line(error)))
 
@@ -75,7 +79,7 @@ def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) ->
     Raises:
         ConfigError: all contradictions of the configuration that can be seen without the data.
     """
-    problems = _Problems()
+    problems = Problems()
     machine = _machine(config, problems)
     data, manifest, vocab_size, eos_id = _data(config, manifest, problems)
 
@@ -117,7 +121,7 @@ def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) ->
     return Planned(plan, machine, data, manifest)
 
 
-def _machine(config: dict[str, Any], problems: _Problems) -> Machine:
+def _machine(config: dict[str, Any], problems: Problems) -> Machine:
     trainer, run_here = config["trainer"], not config["dry_run"]
     accelerator, n_devices = "cpu", 1
     with problems.collect():
@@ -142,7 +146,7 @@ def _machine(config: dict[str, Any], problems: _Problems) -> Machine:
 
 
 def _data(
-    config: dict[str, Any], manifest: Manifest | Task | None, problems: _Problems
+    config: dict[str, Any], manifest: Manifest | Task | None, problems: Problems
 ) -> tuple[dict[str, Any], Manifest | Task | None, int, int]:
     """Settings of the data module, the manifest if the data is prepared, and the vocabulary's size and EOS.
 
@@ -152,14 +156,14 @@ def _data(
     filters: dict[str, Filter] = {}
     with problems.collect():
         filters = build_filters(config["curation"])
-    tokenizer, prepared = None, is_prepared(config)
+    tokenizer, prepared, is_readable = None, is_prepared(config), False
     if config.get("tokenizer") is not None:
         with problems.collect():
             tokenizer = build(config["tokenizer"])
     elif not prepared:
         problems.note(Problem("tokenizer", "needs an option: tokenizer=bpe"))
     with problems.collect():
-        data = factory(config["data"]).keywords  # type: ignore[attr-defined]
+        data = data_settings(config)
     if isinstance(task := data.get("task"), Task):
         if filters:
             problems.note(Problem("curation", "a synthetic task has no documents to filter: use curation=none"))
@@ -180,10 +184,11 @@ def _data(
     elif data:
         with problems.collect():
             check_sources(data["sources"], data.get("path"))
+            is_readable = True
     if data:
         with problems.collect():
             weights_by_fraction(data["sources"])
-    if not prepared and manifest is None and tokenizer is not None and data:
+    if is_readable and manifest is None and tokenizer is not None:
         with problems.collect():
             manifest = find_manifest(data["sources"], tokenizer, filters=filters, **shard_settings(data))
     if manifest is not None:
@@ -200,7 +205,7 @@ def _derive(
     config: dict[str, Any],
     decoder: Decoder,
     machine: Machine,
-    problems: _Problems,
+    problems: Problems,
     *,
     data: dict[str, Any],
     manifest: Manifest | Task | None,
@@ -329,7 +334,7 @@ class _Drawn(NamedTuple):
     notes: list[str]
 
 
-def _draw(data: dict[str, Any], available: dict[str, int], steps: int, sequences: int, problems: _Problems) -> _Drawn:
+def _draw(data: dict[str, Any], available: dict[str, int], steps: int, sequences: int, problems: Problems) -> _Drawn:
     """Work out what `steps` steps draw from each source, and fewer steps where a source that ends ends the run."""
     sources, at_max_epochs = data["sources"], data.get("at_max_epochs", "redistribute")
 
@@ -388,20 +393,20 @@ def build_filters(curation: dict[str, Any]) -> dict[str, Filter]:
     """The filters of the group `curation`, by name.
 
     Raises:
-        ValueError: the settings of a filter contradict each other; names the filter.
+        ConfigError: settings of filters contradict each other; names them.
     """
-    filters = {}
-    for name, node in curation["filters"].items():
-        try:
-            rule = build(node) if isinstance(node, dict) and "_target_" in node else node
-        except ValueError as error:
-            raise ValueError(f"curation.filters.{name}: {error}") from error
-        if not isinstance(rule, Filter):
-            raise ValueError(
-                f"curation.filters.{name} is no filter: its _target_ must be a thunderhead.data.curation.Filter"
-            )
-        filters[name] = rule
-    return filters
+    return build_all(curation["filters"], "curation.filters", Filter)  # type: ignore[type-abstract]
+
+
+def data_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the data module, with its sources built.
+
+    Raises:
+        ConfigError: settings of sources contradict each other; names them.
+    """
+    data = config["data"]
+    build_all(data.get("sources") or {}, "data.sources", Share if is_prepared(config) else Source)
+    return dict(factory(data).keywords)  # type: ignore[attr-defined]
 
 
 def shard_settings(data: dict[str, Any]) -> dict[str, Any]:
