@@ -33,6 +33,7 @@ def write_run(
     match: dict[str, Any] | None = None,
     plan: dict[str, Any] | None = None,
     commit: str = "0123456789abcdef",
+    changed_files: Sequence[str] = (),
 ) -> Path:
     """A run whose validation loss falls as 2 · (planned steps / step) ^ 0.1 down to `loss` at its last step.
 
@@ -45,7 +46,7 @@ def write_run(
     planned = {"steps": planned_steps, "tokens_per_step": TOKENS_PER_STEP, "flops_per_token": FLOPS_PER_TOKEN}
     planned |= {"vocab_size": VOCAB_SIZE, "memory": {"parameters": 10_000}}
     record.write_json(folder / "plan.json", planned | (plan or {}))
-    git = {"commit": commit, "changed_files": []}
+    git = {"commit": commit, "changed_files": list(changed_files)}
     environment = {"packages": {"torch": "2.13.0"}, "git": git, "overrides": list(overrides)}
     record.write_json(folder / "environment.json", environment)
     if match is not None:

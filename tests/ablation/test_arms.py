@@ -103,6 +103,17 @@ def test_other_commits_devices_seeds_and_budgets_are_told(tmp_path: Path) -> Non
     assert grouping.matched(*arms) == ["parameters"]
 
 
+def test_uncommitted_changes_are_told_where_they_may_change_a_run(tmp_path: Path) -> None:
+    changed = (" M src/thunderhead/config.py", "?? conf/attention/mine.yaml", "?? tests/test_mine.py", " M README.md")
+    write_run(tmp_path / "1", changed_files=changed)
+    (warning,) = grouping.warnings(make_arms(read_runs([tmp_path])))
+    assert (
+        warning == "Runs were made with uncommitted changes (?? conf/attention/mine.yaml, M src/thunderhead/config.py)."
+    )
+    write_run(tmp_path / "2", changed_files=changed[2:])
+    assert grouping.warnings(make_arms(read_runs([tmp_path / "2"]))) == []
+
+
 def test_a_match_of_time_is_told_with_its_miss(tmp_path: Path) -> None:
     match = {"by": "time", "target": 20.0, "reached": 20.0, "set": {"budget.steps": 100}}
     write_run(tmp_path / "1", ["attention=mha"], match=match, summary={"seconds": 20.0})

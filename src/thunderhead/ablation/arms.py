@@ -298,5 +298,6 @@ def _git(run: Run, key: str) -> Any:
 
 
 def _is_code(status: str) -> bool:
-    """A line of `git status --porcelain` about a file that may change a run."""
-    return status.strip().endswith((".py", ".yaml"))
+    """A line of `git status --porcelain` about a file that may change a run: " M conf/train.yaml"."""
+    file = status.strip().rpartition(" ")[2]
+    return file.endswith((".py", ".yaml")) and not file.startswith(("tests/", "docs/", "benchmarks/"))

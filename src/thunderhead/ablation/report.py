@@ -332,7 +332,7 @@ def _write_figures(folder: Path, analysis: Analysis, caches: dict[str, float]) -
     costs = [
         ("KV cache (bytes a token)", caches),
         ("parameters", parameters),
-        ("decoding (seconds a token)", {name: 1 / speed for name, speed in speeds.items()}),
+        ("decoding (ms a token)", {name: 1000 / speed for name, speed in speeds.items()}),
     ]
     drawn: dict[str, tuple[str, Figure | None]] = {}
     with mpl.rc_context(figures.style()):

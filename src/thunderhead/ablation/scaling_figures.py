@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from thunderhead.ablation.figures import COLOURS, MARKERS, WIDTH
 from thunderhead.ablation.scaling import Array, Fit, Parabola, Point, Prediction, by_budget
@@ -125,7 +125,7 @@ def _logarithmic(axes: Axes, which: str) -> None:
         getattr(axes, f"set_{name}scale")("log")
         axis = getattr(axes, f"{name}axis")
         low, high = axis.get_view_interval()
+        if high / low < 30:  # powers of ten alone would be one label or none
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low > 4 else (1, 1.5, 2, 3, 4, 5, 7)))
         axis.set_major_formatter(EngFormatter(sep=""))
-        # less than a decade has one label or none
-        axis.set_minor_formatter(EngFormatter(sep="") if high / low < 12 else NullFormatter())
-        axis.set_tick_params(which="minor", labelsize=8, rotation=30 if name == "x" else 0)
+        axis.set_minor_formatter(NullFormatter())
