@@ -310,8 +310,14 @@ def test_less_than_a_block_is_refused() -> None:
 
 
 def test_repetition_is_judged() -> None:
-    notes, refused = repetition({"a": 4.0, "b": 4.1, "c": 16.0, "d": 16.5, "e": 30.0}, ["e"])
+    epochs = {"a": 4.0, "b": 4.1, "c": 16.0, "d": 16.5, "e": 30.0}
+    notes, refused = repetition(epochs, ["e"], is_part=True, fitting=lambda: 7)
     assert [note.split()[0] for note in notes] == ["b", "c", "e"]
     assert len(refused) == 1
     assert "data.sources.d would be seen 16.5 times" in refused[0]
-    assert "data.sources.d.max_epochs=17" in refused[0]
+    assert refused[0].endswith(
+        ": budget=steps budget.steps=7 is within 16, or lower data.sources.d.weight, or raise data.max_training_tokens,"
+        " or say data.sources.d.max_epochs=17 if it is meant"
+    )
+    _, (alone,) = repetition({"d": 16.5}, [], is_part=False, fitting=lambda: 0)
+    assert alone.endswith("(Muennighoff et al. 2305.16264): say data.sources.d.max_epochs=17 if it is meant")

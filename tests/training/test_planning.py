@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,10 +54,23 @@ def test_repetition_is_noted_and_refused(plan: Callable[..., Plan]) -> None:
     assert data_notes(plan(f"budget.steps={3 * for_epochs}")) == []
     (note,) = data_notes(plan(f"budget.steps={5 * for_epochs}"))
     assert note.startswith("code is seen 5.0 times: up to 4 epochs are about as good as new data")
-    with pytest.raises(
-        ConfigError, match=r"data\.sources\.code would be seen 17\.0 times.*max_epochs=1[78] if it is meant"
-    ):
+    with pytest.raises(ConfigError, match=r"data\.sources\.code would be seen 17\.0 times") as caught:
         plan(f"budget.steps={17 * for_epochs}")
+    told = str(caught.value)
+    assert "or lower data.sources.code.weight" in told
+    assert "max_training_tokens" not in told
+    allowed, most = (
+        re.search(r"max_epochs=(\d+) if it is meant", told),
+        re.search(r"budget.steps=(\d+) is within", told),
+    )
+    assert allowed is not None
+    assert most is not None
+    within = plan(f"budget.steps={most[1]}")  # what is told to do works, and one more does not
+    assert within.epochs is not None
+    assert 15.9 < within.epochs["code"] <= 16
+    with pytest.raises(ConfigError):
+        plan(f"budget.steps={int(most[1]) + 1}")
+    plan(f"budget.steps={17 * for_epochs}", f"data.sources.code.max_epochs={allowed[1]}")
     meant = plan(f"budget.steps={17 * for_epochs}", "data.sources.code.max_epochs=17.1")
     assert meant.epochs is not None
     assert meant.epochs["code"] == pytest.approx(17, rel=0.01)

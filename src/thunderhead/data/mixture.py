@@ -9,7 +9,7 @@ without going through these: of a source whose samples are due at (i + ½) / sha
 import bisect
 import heapq
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -364,12 +364,16 @@ class Ledger:
         }
 
 
-def repetition(epochs: Mapping[str, float], allowed: Iterable[str]) -> tuple[list[str], list[str]]:
+def repetition(
+    epochs: Mapping[str, float], allowed: Iterable[str], *, is_part: bool, fitting: Callable[[], int]
+) -> tuple[list[str], list[str]]:
     """Judge how often sources are repeated.
 
     Args:
         epochs: of each source in the run.
         allowed: sources whose max_epochs the user has set: these may be repeated as often as that.
+        is_part: whether data.max_training_tokens leaves a part of the data out.
+        fitting: says how many steps no source is repeated too often in.
 
     Returns:
         What is worth knowing, and what is refused.
@@ -377,10 +381,14 @@ def repetition(epochs: Mapping[str, float], allowed: Iterable[str]) -> tuple[lis
     notes, refused = [], []
     for name, n in epochs.items():
         if n > LITTLE_IS_GAINED_AFTER and name not in set(allowed):
+            steps = fitting()
+            ways = [f"budget=steps budget.steps={steps} is within {LITTLE_IS_GAINED_AFTER}"] if steps else []
+            ways += [f"lower data.sources.{name}.weight"] if len(epochs) > 1 else []
+            ways += ["raise data.max_training_tokens"] if is_part else []
+            ways += [f"say data.sources.{name}.max_epochs={math.ceil(n)} if it is meant"]
             refused.append(
                 f"data.sources.{name} would be seen {n:.1f} times: past {LITTLE_IS_GAINED_AFTER} epochs hardly anything"
-                f" is learned from repeated data (Muennighoff et al. 2305.16264); lower the budget or"
-                f" data.sources.{name}.weight, or say data.sources.{name}.max_epochs={math.ceil(n)} if it is meant"
+                f" is learned from repeated data (Muennighoff et al. 2305.16264): {', or '.join(ways)}"
             )
         elif n > LITTLE_IS_LOST_UNTIL:
             notes.append(

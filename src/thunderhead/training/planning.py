@@ -1,5 +1,6 @@
 """Plan a run: everything that can be known, and refused, before anything is built or prepared."""
 
+import bisect
 import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,7 +10,14 @@ import torch
 from thunderhead.config import ConfigError, Problem, build, build_all, factory
 from thunderhead.data.curation import Filter
 from thunderhead.data.manifest import Manifest
-from thunderhead.data.mixture import Turns, plan_turns, repetition, trained_blocks, weights_by_fraction
+from thunderhead.data.mixture import (
+    LITTLE_IS_GAINED_AFTER,
+    Turns,
+    plan_turns,
+    repetition,
+    trained_blocks,
+    weights_by_fraction,
+)
 from thunderhead.data.order import blocks, check_blocks
 from thunderhead.data.prepare import check_sources, find_manifest
 from thunderhead.data.prepared import check_cache, find_prepared, shares
@@ -378,7 +386,19 @@ def _draw(data: dict[str, Any], available: dict[str, int], steps: int, sequences
     counts = turns.counts(steps * sequences)
     epochs = {source: counts[source] / n for source, n in available.items()}
     shares = {source: counts[source] / (steps * sequences) for source in available}
-    repeated, refused = repetition(epochs, [name for name, s in sources.items() if s.max_epochs is not None])
+    allowed = [name for name, source in sources.items() if source.max_epochs is not None]
+
+    def is_too_long(steps: int) -> bool:
+        turns = turns_of(steps)
+        counts = turns.counts(min(steps * sequences, turns.end or steps * sequences))
+        return any(counts[s] > LITTLE_IS_GAINED_AFTER * n for s, n in available.items() if s not in allowed)
+
+    repeated, refused = repetition(
+        epochs,
+        allowed,
+        is_part=data.get("max_training_tokens") is not None,
+        fitting=lambda: bisect.bisect_left(range(1, steps), True, key=is_too_long),
+    )
     for message in refused:
         problems.note(Problem("", message))
     return _Drawn(steps, epochs, shares, notes + repeated)
