@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from thunderhead.data.manifest import (
+    REMEDY,
     Chunk,
     DamagedChunkError,
     DamagedIndexError,
@@ -137,6 +138,7 @@ def test_each_kind_of_damage_has_its_error(make_shards: MakeShards, case: str) -
     assert isinstance(caught.value, ValueError)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(f": {'prepare anew' if 'another format' in case else REMEDY}")  # what to do next
 
 
 def test_sizes_find_what_is_missing_but_not_flipped_bytes(make_shards: MakeShards) -> None:

@@ -18,6 +18,7 @@ from tokenizers import models, pre_tokenizers
 from object_store import SECRETS, Store
 from thunderhead import config
 from thunderhead.config import ConfigError
+from thunderhead.data.manifest import REMEDY
 from thunderhead.data.prepare import prepare
 from thunderhead.data.sources import LocalText
 from thunderhead.data.tokenizer import ByteTokenizer
@@ -237,7 +238,7 @@ def test_damage_met_by_a_worker_is_told_in_one_line(
     file.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         run("data=shards", f"data.path={folder}", "data.num_workers=1")
-    assert str(caught.value) == f"{file} holds other bytes than were written (its hash differs)"
+    assert str(caught.value) == f"{file} holds other bytes than were written (its hash differs): {REMEDY}"
     assert not (tmp_path / "runs").exists()  # refused: nothing is left of it
 
 

@@ -25,6 +25,7 @@ FORMAT = 1  # raise when the same text would give other shards
 # litdata's names for a one-dimensional numpy array, whose type it numbers by its own table.
 DATA_FORMATS = {"uint16": "no_header_numpy:5", "uint32": "no_header_numpy:6"}
 SplitName = Literal["train", "val"]
+REMEDY = "remove the shards' folder to prepare them anew, or copy it again from where it is whole"
 # A manifest may come from elsewhere, and these become parts of paths.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -142,17 +143,20 @@ class Manifest:
             manifest = TypeAdapter(cls).validate_python(content)
         except FileNotFoundError:
             raise MissingManifestError(
-                f"{folder} has no manifest.json: no shards, or half of them; remove it to prepare anew"
+                f"{folder} has no manifest.json, so it holds no shards, or half of them: {REMEDY}"
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValidationError) as error:
             reason = str(error).replace("\n", " ")
-            raise DamagedManifestError(f"{file} is damaged: {reason}") from None
+            raise DamagedManifestError(f"{file} is damaged ({reason}): {REMEDY}") from None
         shards = [shard for by_source in manifest.splits.values() for shard in by_source.values()]
         if manifest.format != FORMAT:
-            raise DamagedManifestError(f"{file} has format {manifest.format}, this version reads {FORMAT}")
+            raise DamagedManifestError(
+                f"{file} has format {manifest.format}, and this version of Thunderhead reads {FORMAT}: prepare anew"
+            )
         if manifest.dtype != (dtype := dtype_for(manifest.vocab_size).name):
             raise WrongDtypeError(
-                f"{file} says dtype {manifest.dtype}, but {manifest.vocab_size:,} tokens are told apart by {dtype}"
+                f"{file} says dtype {manifest.dtype}, but {manifest.vocab_size:,} tokens are told apart by {dtype}:"
+                f" {REMEDY}"
             )
         if (
             set(manifest.splits) != {"train", "val"}
@@ -162,7 +166,7 @@ class Manifest:
             or any(chunk.bytes != chunk_bytes(chunk, dtype) for shard in shards for chunk in shard.chunks)
             or not max(manifest.max_token_id, manifest.eos_id) < manifest.vocab_size <= MAX_VOCAB_SIZE
         ):
-            raise DamagedManifestError(f"{file} contradicts itself; remove {folder} to prepare anew")
+            raise DamagedManifestError(f"{file} contradicts itself: {REMEDY}")
         return manifest
 
     def save(self, folder: Path) -> Self:
@@ -189,7 +193,8 @@ class Manifest:
         """
         file = self.folder / "tokenizer.json"
         if not file.exists() or sha256_of(file) != self.tokenizer.sha256:
-            raise ForeignTokenizerError(f"{file} is not the tokenizer that made these shards (its hash differs)")
+            what = "is not the tokenizer that made these shards (its hash differs)" if file.exists() else "is missing"
+            raise ForeignTokenizerError(f"{file} {what}: {REMEDY}")
         return load_tokenizer(self.tokenizer.name, file.read_text())
 
     def shard_folder(self, split: SplitName, source: str) -> Path:
@@ -216,23 +221,23 @@ def verify_index(folder: Path, shard: Shard, dtype: str) -> None:
     """Compare litdata's index of a shard with the manifest and its type of tokens; raises as `verify` does."""
     file = folder / "index.json"
     if not file.exists():
-        raise DamagedIndexError(f"{file} is missing; remove {folder.parents[1]} to prepare anew")
+        raise DamagedIndexError(f"{file} is missing: {REMEDY}")
     try:
         data_format = json.loads(file.read_bytes())["config"]["data_format"]
     except (ValueError, KeyError, TypeError):
         data_format = None
     if data_format is not None and data_format != [DATA_FORMATS[dtype]]:
         raise WrongDtypeError(
-            f"{file} says tokens are {data_format}, the manifest says {dtype} ({DATA_FORMATS[dtype]})"
+            f"{file} says tokens are {data_format}, the manifest says {dtype} ({DATA_FORMATS[dtype]}): {REMEDY}"
         )
     if sha256_of(file) != shard.index_sha256:
-        raise DamagedIndexError(f"{file} was changed since it was written; remove {folder.parents[1]} to prepare anew")
+        raise DamagedIndexError(f"{file} was changed since it was written: {REMEDY}")
 
 
 def verify_chunk(file: Path, shard: Shard, chunk: Chunk, level: Literal["full", "sizes"] = "full") -> None:
     """Compare a file with what the manifest says about a chunk of a shard; raises as `verify` does."""
     if not file.exists():
-        raise MissingChunkError(f"{file} is missing; the shards are incomplete: remove their folder to prepare anew")
+        raise MissingChunkError(f"{file} is missing, the shards are incomplete: {REMEDY}")
     size = file.stat().st_size
     if level == "sizes" and size == chunk.bytes:
         return
@@ -240,10 +245,10 @@ def verify_chunk(file: Path, shard: Shard, chunk: Chunk, level: Literal["full", 
     if digest == chunk.sha256:
         return
     if other := [known.filename for known in shard.chunks if known.sha256 == digest]:
-        raise SwappedChunkError(f"{file} holds what {other[0]} should hold")
+        raise SwappedChunkError(f"{file} holds what {other[0]} should hold: {REMEDY}")
     if size != chunk.bytes:
-        raise TruncatedChunkError(f"{file} has {size} bytes, {chunk.bytes} were written")
-    raise DamagedChunkError(f"{file} holds other bytes than were written (its hash differs)")
+        raise TruncatedChunkError(f"{file} has {size} bytes, {chunk.bytes} were written: {REMEDY}")
+    raise DamagedChunkError(f"{file} holds other bytes than were written (its hash differs): {REMEDY}")
 
 
 def chunk_bytes(chunk: Chunk, dtype: str) -> int:
