@@ -89,3 +89,27 @@ def test_a_trial_above_the_median_is_ended_and_told(
     before = {file: file.read_text() for file in (tmp_path / "sweep").glob("*/starts.txt")}
     assert search(5) == study
     assert {file: file.read_text() for file in (tmp_path / "sweep").glob("*/starts.txt")} == before
+
+
+def test_a_combination_that_is_refused_is_a_failed_trial(
+    text_corpus: Path, shards_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A space cannot be checked before the search as a grid can; three heads do not fit a width of 32."""
+    space, _ = space_of(parsed("model.n_heads=2,3"))
+
+    def search(folder: Path, seed: int) -> int:
+        return run_search(
+            space, [], lambda lines: config.plain(config.compose(tiny(text_corpus, shards_dir, *lines))),
+            folder, LocalExecutor(1, FAKE), n_jobs=1, n_trials=4, seed=seed, pruner="none",
+            n_startup_trials=4, arguments=[],
+        )  # fmt: skip
+
+    assert search(tmp_path / "later", seed=2) == 1
+    trials = json.loads((tmp_path / "later" / "study.json").read_text())["trials"]
+    states = {(trial["params"]["model.n_heads"], trial["state"]) for trial in trials}
+    assert states == {("2", "complete"), ("3", "fail")}
+    assert "refused: model.n_heads" in capsys.readouterr().out
+    assert "refused: model.n_heads" in (tmp_path / "later" / "report.html").read_text()
+    with pytest.raises(ConfigError, match="n_heads=3"):
+        search(tmp_path / "first", seed=0)
+    assert not (tmp_path / "first").exists()

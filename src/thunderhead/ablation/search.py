@@ -16,6 +16,7 @@ from optuna.distributions import (
 
 from thunderhead.ablation.execution import PRUNED, Executor, Interrupted, Outcome
 from thunderhead.ablation.jobs import Job, make_job, state
+from thunderhead.ablation.runs import Failure
 from thunderhead.ablation.sweep import SINGLE_RUN, Sweep
 from thunderhead.config import ConfigError, Problem
 from thunderhead.training import record
@@ -79,10 +80,13 @@ def run_search(
 
     Trials run in groups of `n_jobs`. The sampler is seeded and told the results in order: a search that goes on draws
     the trials that it had, finds them finished by their keys, or pruned by what they logged, and continues. The study
-    is in study.json.
+    is in study.json. A combination that is refused counts as a failed trial.
 
     Returns:
         The exit status: 0, 1 if trials failed, 130 after Ctrl-C.
+
+    Raises:
+        ConfigError: the first combination is refused; nothing was started.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -90,7 +94,6 @@ def run_search(
         pruner=optuna.pruners.MedianPruner(n_startup_trials) if pruner == "median" else optuna.pruners.NopPruner(),
     )
     sweep = Sweep(folder, executor, arguments)
-    sweep.begin()
     interrupted = False
     while len(study.trials) < n_trials and not interrupted:
         trials: dict[Path, tuple[optuna.Trial, Job]] = {}
@@ -100,10 +103,15 @@ def run_search(
                 path: f"{value:.6g}" if isinstance(value, float) else str(value) for path, value in trial.params.items()
             }
             config = compose([*fixed, *(f"{path}={value}" for path, value in choices.items())]) | SINGLE_RUN
-            if problems := find_problems(config):
-                raise ConfigError(problems)
-            plan_run(config)
             job = make_job({"trial": str(trial.number), **choices}, config, folder)
+            try:
+                _refuse(config)
+            except ConfigError as error:
+                if trial.number == 0:  # nothing was started
+                    raise
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                sweep.failures.append(Failure(job.name, f"refused: {'; '.join(str(error).splitlines())}"))
+                continue
             if job.folder in trials:  # the same point twice at once
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 continue
@@ -117,6 +125,7 @@ def run_search(
                     trial.report(loss, step)
             return trial.should_prune()
 
+        sweep.begin()
         # pruned in an earlier start
         pruned = {p for p, (_, job) in trials.items() if state(p) == "partial" and is_hopeless(job)}
         sweep.note([trials[place][1] for place in pruned], dict.fromkeys(pruned, Outcome("pruned", PRUNED)))
@@ -129,16 +138,10 @@ def run_search(
         except (Interrupted, KeyboardInterrupt):
             interrupted = True
             break
-        for place, (trial, job) in trials.items():
-            summary = record.read_summary(place)
-            if summary is not None:
+        for trial, job in trials.values():
+            if state(job.folder) == "finished":
                 is_hopeless(job)  # tells what an earlier start logged
-            if summary is not None and math.isfinite(summary["val_loss"]):
-                study.tell(trial, summary["val_loss"])
-            elif sweep.outcomes[place].state == "pruned":
-                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            else:
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            _tell(study, trial, job, sweep.outcomes[job.folder])
     _write_study(study, folder)
     finished = [trial for trial in study.trials if trial.value is not None and trial.state.name == "COMPLETE"]
     if finished:
@@ -146,6 +149,23 @@ def run_search(
         say(f"best: trial {best.number}, validation loss {best.value:.4f}: " + _line(best.params))
     sweep.report(None)
     return 130 if interrupted else 1 if sweep.failures else 0
+
+
+def _refuse(config: dict[str, Any]) -> None:
+    if problems := find_problems(config):
+        raise ConfigError(problems)
+    plan_run(config)
+
+
+def _tell(study: optuna.Study, trial: optuna.Trial, job: Job, outcome: Outcome) -> None:
+    """How a trial ended."""
+    summary = record.read_summary(job.folder)
+    if summary is not None and math.isfinite(summary["val_loss"]):
+        study.tell(trial, summary["val_loss"])
+    elif outcome.state == "pruned":
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    else:
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 
 def _write_study(study: optuna.Study, folder: Path) -> None:
