@@ -175,6 +175,15 @@ def test_a_damaged_checkpoint_is_passed_over(
         go_on(str(checkpoints / "last.ckpt"))
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json"])
+def test_a_damaged_record_is_refused(name: str, run: Callable[..., Path]) -> None:
+    folder = run("callbacks=default")
+    for content in (b"a: [", b"\xff\xfe", b"[1]"):
+        (folder / name).write_bytes(content)
+        with pytest.raises(config.ConfigError, match=rf"^resume: \S+{name} is damaged \(.*\): copy it from a backup"):
+            go_on(str(folder))
+
+
 def test_any_checkpoint_can_be_gone_on_from(run: Callable[..., Path]) -> None:
     folder = run(*SETTINGS)
     whole = rows_of(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from filelock import FileLock, Timeout
 
 from thunderhead.config import ConfigError, Problem
@@ -56,7 +57,9 @@ def find(resume: str, run_dir: Path) -> Found | None:
     found, remarks = _newest(path)
     if found is None:
         why = "; ".join(remarks) or f"{path} has no checkpoints/*.ckpt to go on from"
-        raise ConfigError([Problem("resume", why)])
+        raise ConfigError(
+            [Problem("resume", f"{why}: start a new run, or copy a checkpoint of this one from a backup")]
+        )
     return Found(found, remarks)
 
 
@@ -102,9 +105,12 @@ def damage(checkpoint: Path) -> str | None:
     Reads the whole file once.
     """
     try:
-        _steps(checkpoint)
+        if not zipfile.is_zipfile(checkpoint):
+            return "its end is missing: it was cut off, or is no checkpoint"
         with zipfile.ZipFile(checkpoint) as archive:
             part = archive.testzip()
+        if part is None:
+            _steps(checkpoint)
     except Exception as error:  # torch, zipfile, zlib and struct have many names for nonsense
         return (str(error).splitlines() or [type(error).__name__])[0]
     return f"the checksum of {part} is wrong" if part is not None else None
@@ -204,11 +210,39 @@ def _show(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def recorded_config(run_dir: Path) -> dict[str, Any]:
+    """The configuration that a run has.
+
+    Raises:
+        ConfigError: config.yaml is damaged.
+    """
+    file = run_dir / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem("resume", _damaged(file, error))]) from None
+    if not isinstance(config, dict):
+        raise ConfigError([Problem("resume", _damaged(file, "it holds no mapping"))])
+    return config
+
+
 def recorded_overrides(run_dir: Path) -> list[str]:
-    """Overrides that a run was started and resumed with."""
+    """Overrides that a run was started and resumed with.
+
+    Raises:
+        ConfigError: environment.json is damaged.
+    """
     file = run_dir / "environment.json"
-    environment: dict[str, Any] = record.read_json(file) if file.is_file() else {}
-    return list(environment.get("overrides", []))
+    try:
+        return list(record.read_json(file).get("overrides", []))
+    except FileNotFoundError:
+        return []
+    except (ValueError, AttributeError) as error:
+        raise ConfigError([Problem("resume", _damaged(file, error))]) from None
+
+
+def _damaged(file: Path, why: object) -> str:
+    return f"{file} is damaged ({' '.join(str(why).split())}): copy it from a backup, or start a new run"
 
 
 @contextlib.contextmanager

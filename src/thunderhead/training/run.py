@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from omegaconf import DictConfig
@@ -146,7 +145,7 @@ def _resolve(config: DictConfig, run_dir: Path) -> tuple[dict[str, Any], Path | 
         resolved = configuration.plain(config) | {"resume": str(checkpoint) if checkpoint is not None else None}
     else:
         folder = checkpoint.parents[1]
-        recorded = yaml.safe_load((folder / "config.yaml").read_text())
+        recorded = resuming.recorded_config(folder)
         overrides = [o for o in configuration.invocation_overrides() if not o.startswith(("resume=", "hydra"))]
         known = resuming.recorded_overrides(folder)
         switched = {
