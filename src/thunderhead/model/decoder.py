@@ -109,7 +109,9 @@ class Decoder(nn.Module):
         self.final_norm = norm(d_model) if first.needs_final_norm else None
         self.head = None if tie_embeddings else nn.Linear(d_model, n_rows, bias=False)
         self.loss = loss()
-        self.activation_checkpointing = activation_checkpointing()
+        checkpointing = activation_checkpointing()
+        for index, block_ in enumerate(self.blocks):
+            checkpointing.apply(index, block_)
         if self.attention.document_mask and eos_id is None:
             raise ValueError("attention.document_mask=true needs an end-of-document token, which the tokenizer has not")
 
@@ -157,7 +159,7 @@ class Decoder(nn.Module):
         for index, block in enumerate(self.blocks):
             if cache is not None:
                 context = context._replace(cache=cache.layers[index])
-            x_BTD = self.activation_checkpointing(index, block, x_BTD, context)
+            x_BTD = block(x_BTD, context)
         if self.final_norm is not None:
             x_BTD = self.final_norm(x_BTD)
         return x_BTD if self.output_scale == 1 else x_BTD * self.output_scale

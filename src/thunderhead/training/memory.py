@@ -1,11 +1,15 @@
 """How much memory a run will need on each device: counted on fake tensors, before anything is allocated."""
 
 import logging
+import weakref
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from thunderhead.model.decoder import Decoder
 from thunderhead.model.tensor_parallel import share_of_parameters
@@ -25,14 +29,15 @@ def estimate(
     parallelism: Parallelism,
     accumulation: int = 1,
 ) -> dict[str, int]:
-    """Bytes on one device of parameters, gradients, optimizer state, and activations that wait for the backward pass.
+    """Bytes on one device of parameters, gradients, optimizer state, and activations at the moment when most are held.
 
     Where parameters are sharded, also of those gathered for computing: two blocks (one computes, the next is fetched),
     embeddings and head; or all. Under tensor parallelism activations are counted undivided, which is too many.
 
-    One forward pass and one optimizer step run on fake tensors, which have shapes and types but no storage; what
-    autograd saves and what the optimizer keeps is added up. Left out: temporary buffers, the allocator's losses, and
-    what libraries and the process itself take.
+    One step runs on fake tensors, which have shapes and types but no storage. Activations are all that the forward and
+    backward pass of a micro-batch hold beside parameters and gradients, at their peak: what is kept for the backward
+    pass, what a checkpointed block computes again, logits, temporary results. Without compilation, which needs less.
+    Left out: the optimizer's temporary results, the allocator's losses, and what libraries and the process itself take.
 
     Args:
         build: makes the decoder.
@@ -68,7 +73,7 @@ def estimate(
             blocks = [_bytes(block.parameters()) for block in decoder.blocks]
             at_once = whole if parallelism.gathers_all else whole - sum(blocks) + sum(sorted(blocks)[-2:])
             bytes_of["gathered"] = int(at_once * share)
-        activations = _saved_for_backward(decoder, micro_batch_size, precision)
+        activations = _activations_at_peak(decoder, micro_batch_size, precision)
         if activations is not None:
             bytes_of["activations"] = activations
     return bytes_of
@@ -89,30 +94,53 @@ def _optimizer_state(optimizer: torch.optim.Optimizer) -> int | None:
     return _bytes(tensors) if complete else None
 
 
-def _saved_for_backward(decoder: Decoder, micro_batch_size: int, precision: str) -> int | None:
-    parameters = {id(p.untyped_storage()) for p in decoder.parameters()}
-    saved: dict[int, int] = {}
-    keep = []  # storages must live while their ids are compared
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if id(storage) not in parameters and not isinstance(tensor, nn.Parameter):
-            keep.append(tensor)
-            saved[storage._cdata] = storage.nbytes()
-        return tensor
-
+def _activations_at_peak(decoder: Decoder, micro_batch_size: int, precision: str) -> int | None:
+    """Run a forward and a backward pass on fake tensors; parameters and their gradients exist already."""
     tokens_BT = torch.empty(micro_batch_size, decoder.context_length, dtype=torch.int64)
+    parameters = list(decoder.parameters())
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     dtype = COMPUTE_DTYPE[precision]
     if precision == "bf16-true":
         compute_in(decoder, dtype)
     decoder.train()
     try:
-        with (
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-            torch.autocast("cpu", dtype=dtype, enabled=is_mixed(precision)),
-        ):
-            decoder(tokens_BT, tokens_BT)
+        with LiveBytes([*parameters, *gradients, *decoder.buffers(), tokens_BT]) as live:
+            with torch.autocast("cpu", dtype=dtype, enabled=is_mixed(precision)):
+                loss = decoder(tokens_BT, tokens_BT).loss
+            loss.backward()
     except Exception as error:  # a user's module may look at values; the plan then goes without this figure
         _log.debug("activations cannot be counted: %s", error)
         return None
-    return sum(saved.values())
+    return int(live.peak)
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the storages that operations within it make, until they are freed; works on fake tensors too.
+
+    What checkpointing by operation keeps is seen by no hook on saved tensors, but it is a storage.
+
+    Args:
+        others: tensors whose storages are there already and do not count.
+    """
+
+    def __init__(self, others: Iterable[Tensor] = ()):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now, self.peak = 0, 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in others}
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, arguments: tuple[Any, ...] = (), settings: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, and note what it made."""
+        output = operation(*arguments, **(settings or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self._known:
+                self._known.add(key)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, key, storage.nbytes())
+        return output
+
+    def _freed(self, key: int, n_bytes: int) -> None:
+        self._known.discard(key)
+        self.now -= n_bytes

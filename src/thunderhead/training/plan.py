@@ -1,7 +1,7 @@
 """Plan before you build: every number that follows from several groups, worked out once by pure functions."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol
 
 from thunderhead.training.law import Count, Law, counted, read_law
 from thunderhead.types import PositiveFloat, PositiveInt, Probability, WholeNumber
@@ -30,18 +30,21 @@ class Batch:
 
     Args:
         global_tokens: tokens of one optimizer step, over all devices and accumulated micro-batches.
-        micro_size: sequences of one forward pass on one device.
+        micro_size: sequences of one forward pass on one device; `auto` = the largest power of two that fits into its
+            memory and divides the sequences of a step, see `thunderhead.training.micro_batch`.
     """
 
     global_tokens: PositiveInt
-    micro_size: PositiveInt
+    micro_size: PositiveInt | Literal["auto"]
 
     def accumulation(self, context_length: int, data_parallel_size: int) -> int:
-        """Micro-batches a step on each rank, exact.
+        """Micro-batches a step on each rank, exact; with `auto`, the sequences a step on each rank.
 
         Raises:
             ValueError: the global batch is no whole number of micro-batches over all ranks; names the nearest sizes.
         """
+        if self.micro_size == "auto":
+            return replace(self, micro_size=1).accumulation(context_length, data_parallel_size)
         row = context_length * data_parallel_size  # tokens when every rank takes one sequence
         if self.global_tokens % (row * self.micro_size) == 0:
             return self.global_tokens // (row * self.micro_size)
@@ -49,7 +52,8 @@ class Batch:
         choices = [f"batch.global_tokens={n}" for n in (below, below + row * self.micro_size) if n]
         if self.global_tokens % row == 0:
             rows = self.global_tokens // row
-            nearest = min((n for n in range(1, rows + 1) if rows % n == 0), key=lambda n: abs(n - self.micro_size))
+            size = self.micro_size
+            nearest = min((n for n in range(1, rows + 1) if rows % n == 0), key=lambda n: abs(n - size))
             choices.append(f"batch.micro_size={nearest}")
         raise ValueError(
             f"batch.global_tokens={self.global_tokens} is not a multiple of the {row * self.micro_size} tokens that "

@@ -2,7 +2,7 @@
 
 import bisect
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -24,14 +24,18 @@ from thunderhead.data.prepared import check_cache, find_prepared, shares
 from thunderhead.data.sources import Share, Source
 from thunderhead.data.storage import is_remote
 from thunderhead.data.synthetic import Task
+from thunderhead.model.block import ResidualDropout
 from thunderhead.model.decoder import Decoder
 from thunderhead.model.tensor_parallel import problems_of as tensor_parallel_problems
 from thunderhead.optim.schedules import warmup_steps
-from thunderhead.training import hardware, memory
+from thunderhead.training import hardware, memory, micro_batch
 from thunderhead.training.module import build_decoder, build_optimizer
 from thunderhead.training.parallel import Parallelism, single
 from thunderhead.training.plan import EpochsBudget, Plan, Sizes, training_flops_per_token, whole_steps
 
+AUTO = "auto"
+MICRO_NOTE = "batch.micro_size=auto:"
+"""How the plan's note on it begins."""
 UNKNOWN_EPOCH = 2**40
 """Stands for the tokens of an epoch while the data is not prepared: then only what is wrong anyway is refused."""
 
@@ -100,6 +104,13 @@ def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) ->
         what = "attention.logit_softcap" if config["attention"].get("logit_softcap") else "attention.backend=flex"
         message = f"needs flex_attention, which trains on CUDA only, and this run is on {machine.accelerator}"
         problems.note(Problem(what, f"{message}: set it to null or auto"))
+    compile_ = config["compile"]
+    rates = getattr(decoder.blocks[0], "dropout", ResidualDropout())
+    drops = decoder.attention.dropout or rates.attention_output or rates.feedforward_output
+    repeats = config["activation_checkpointing"].get("every", 1) != 0
+    if compile_["backend"] == "eager" and compile_["scope"] != "none" and drops and repeats:  # torch 2.13
+        message = "does not repeat dropout's random numbers under activation_checkpointing: use aot_eager"
+        problems.note(Problem("compile.backend=eager", message))
     for message in tensor_parallel_problems(decoder, machine.parallelism.tensor_parallel_size):
         problems.note(Problem("", f"{message} (strategy={machine.parallelism.name})"))
     if machine.parallelism.is_sharded and config["compile"]["scope"] == "model":
@@ -246,14 +257,26 @@ def _derive(
         every = validation.steps(max(steps, 1))
     if problems:
         return None
-    needed = memory.estimate(
-        lambda: build_decoder(config, decoder.vocab_size, decoder.eos_id),
-        lambda built: build_optimizer(config, built),
-        micro_batch_size=batch.micro_size,
-        precision=machine.precision,
-        parallelism=machine.parallelism,
-        accumulation=accumulation,
-    )
+
+    def estimate(size: int) -> dict[str, int]:
+        return memory.estimate(
+            lambda: build_decoder(config, decoder.vocab_size, decoder.eos_id),
+            lambda built: build_optimizer(config, built),
+            micro_batch_size=size,
+            precision=machine.precision,
+            parallelism=machine.parallelism,
+            accumulation=sequences // machine.parallelism.data_parallel_size // size,
+        )
+
+    size, micro_notes = batch.micro_size, []
+    if size == AUTO:
+        with problems.collect():
+            size, note = _micro_size(config, machine, accumulation, estimate)
+            micro_notes = [note]
+        if problems:
+            return None
+        accumulation //= size
+    needed = estimate(size)
     assumptions = build(config["plan"]) if machine.accelerator == "cuda" else None
     flops = steps * batch.global_tokens * flops_per_token
     scope, why_scope = build(config["compile"]).resolve(
@@ -271,7 +294,7 @@ def _derive(
         devices=machine.world_size,
         data_parallel_size=machine.parallelism.data_parallel_size,
         tensor_parallel_size=machine.parallelism.tensor_parallel_size,
-        micro_batch_size=batch.micro_size,
+        micro_batch_size=size,
         accumulation=accumulation,
         sequences_per_step=sequences,
         tokens_per_step=batch.global_tokens,
@@ -289,7 +312,8 @@ def _derive(
             f"compile {scope} ({why_scope})",
             *_width_notes(decoder),
             *machine.notes,
-            *(assumptions.remarks(needed, batch.micro_size) if assumptions else []),
+            *micro_notes,
+            *(assumptions.remarks(needed, size) if assumptions and not micro_notes else []),
             *_storage_notes(config["data"]),
             *_part_notes(config["data"]),
             *(["tokens are the task's own symbols, the tokenizer is not used"] if isinstance(manifest, Task) else []),
@@ -300,6 +324,19 @@ def _derive(
         tokens_per_day=assumptions.tokens_per_day(flops_per_token, machine.world_size) if assumptions else None,
         compile=scope,
     )
+
+
+def _micro_size(
+    config: dict[str, Any], machine: Machine, sequences: int, estimate: Callable[[int], dict[str, int]]
+) -> tuple[int, str]:
+    """What `batch.micro_size=auto` is by the estimate, and a sentence about it; `sequences` of a step on each rank."""
+    assumed = int(build(config["plan"]).memory_gib * 2**30)
+    usable, of_what = micro_batch.usable_memory(machine.accelerator, machine.n_processes, assumed)
+    size, why = micro_batch.by_estimate(sequences, estimate, usable, of_what)
+    if micro_batch.is_tried(machine.accelerator, machine.parallelism):
+        tried = ", ".join(map(str, micro_batch.sizes(sequences)))
+        why += f"; the run tries {tried} on the device until memory runs out"
+    return size, f"{MICRO_NOTE} {size}: {why}"
 
 
 def _width_notes(decoder: Decoder) -> list[str]:

@@ -7,6 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from thunderhead.config import ConfigError, Problem, build, factory
 from thunderhead.data.datamodule import TokenDataModule
 from thunderhead.data.manifest import Manifest, ShardError
 from thunderhead.data.synthetic import Task
-from thunderhead.training import display, hardware, launch, record
+from thunderhead.training import display, hardware, launch, micro_batch, record
 from thunderhead.training import resume as resuming
 from thunderhead.training.answers import sample_answers
 from thunderhead.training.callbacks.metrics import LogMetrics
@@ -31,7 +32,7 @@ from thunderhead.training.callbacks.stop import StopOnSignal
 from thunderhead.training.corpus import make_shards
 from thunderhead.training.decoding import decode_tokens_per_second
 from thunderhead.training.module import GROUPS, STANDARD, LanguageModel
-from thunderhead.training.planning import Planned, one_line, plan_run
+from thunderhead.training.planning import AUTO, MICRO_NOTE, Planned, one_line, plan_run
 from thunderhead.types import NonNegativeInt
 
 # Arguments of Lightning's Trainer that follow from other groups.
@@ -83,7 +84,11 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
     run_dir = run_dir or configuration.output_dir()
     try:
         resolved, checkpoint = _resolve(config, run_dir)
-        planned = plan_run(resolved)
+        decided = resolved
+        if checkpoint is not None and resolved["batch"]["micro_size"] == AUTO:
+            plan = record.read_json(checkpoint.parents[1] / "plan.json")
+            decided = _with_number(resolved, plan["micro_batch_size"])
+        planned = plan_run(decided)
     except BaseException:
         _remove_if_empty(run_dir)
         raise
@@ -101,9 +106,9 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
         return None
 
     if launch.is_launched():
-        return float(_fit(resolved, planned, run_dir, checkpoint)["val_loss"])
+        return float(_fit(decided, planned, run_dir, checkpoint)["val_loss"])
     with resuming.held(run_dir) if launch.global_rank() == 0 else contextlib.nullcontext():
-        planned = _with_data(resolved, planned)
+        decided, planned = _with_micro_size(decided, _with_data(decided, planned), planned.plan.notes)
         assert planned.manifest is not None
         if checkpoint is not None:
             changes = resuming.check(checkpoint, resolved, planned.plan.steps, planned.manifest)
@@ -123,9 +128,9 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
             if checkpoint is None:  # what a run was resumed with is recorded once it is accepted, by BeginRecord
                 record.take_over(run_dir)
         if planned.machine.n_processes > 1 and not launch.is_rank():
-            summary = launch.launch(resolved, run_dir, planned.machine.n_processes)
+            summary = launch.launch(decided, run_dir, planned.machine.n_processes)
         else:
-            summary = _fit(resolved, planned, run_dir, checkpoint)
+            summary = _fit(decided, planned, run_dir, checkpoint)
     return float(summary["val_loss"])
 
 
@@ -154,7 +159,15 @@ def _resolve(config: DictConfig, run_dir: Path) -> tuple[dict[str, Any], Path | 
         }
         resolved = {"parametrization": STANDARD, **configuration.with_overrides(recorded, overrides, known, switched)}
         resolved["resume"] = str(checkpoint)
-    if problems := find_problems(resolved):
+    problems = find_problems(resolved)
+    agreed = checkpoint is not None or not launch.is_rank() or launch.is_launched()
+    if resolved["batch"].get("micro_size") == AUTO and not agreed:
+        message = (
+            "auto cannot be agreed on by processes that torchrun or SLURM started: write the number that one process"
+            " finds, or let train.py start them (trainer.devices)"
+        )
+        problems.append(Problem("batch.micro_size", message))
+    if problems:
         raise ConfigError(problems)
     return resolved, checkpoint
 
@@ -200,6 +213,45 @@ def _with_data(config: dict[str, Any], planned: Planned) -> Planned:
     planned = plan_run(config, manifest)
     display.show_data(manifest, planned.plan)
     return planned
+
+
+def _with_number(config: dict[str, Any], micro_size: int) -> dict[str, Any]:
+    return {**config, "batch": {**config["batch"], "micro_size": micro_size}}
+
+
+def _with_micro_size(config: dict[str, Any], planned: Planned, shown: list[str]) -> tuple[dict[str, Any], Planned]:
+    """The configuration and the plan with the number that `batch.micro_size=auto` stands for; `shown` is known already.
+
+    Raises:
+        ConfigError: nothing fits.
+    """
+    if config["batch"]["micro_size"] != AUTO:
+        return config, planned
+    machine, manifest = planned.machine, planned.manifest
+    assert manifest is not None
+    (why,) = (note for note in planned.plan.notes if note.startswith(MICRO_NOTE))
+    size = planned.plan.micro_batch_size
+    if micro_batch.is_tried(machine.accelerator, machine.parallelism):
+        devices = config["trainer"].get("devices", 1)
+        try:
+            choice = micro_batch.by_trial(
+                config,
+                planned.plan.sequences_per_step // planned.plan.data_parallel_size,
+                devices if isinstance(devices, list) else range(machine.n_processes),
+                precision=machine.precision,
+                vocab_size=manifest.vocab_size,
+                eos_id=manifest.eos_id,
+            )
+        except ValueError as error:
+            raise ConfigError([Problem("", one_line(error))]) from error
+        size, why = choice.size, f"{MICRO_NOTE} {choice.size}: {choice.why}"
+    if why not in shown:
+        display.say(why)
+    decided = _with_number(config, size)
+    planned = plan_run(decided, manifest)
+    notes = [note for note in planned.plan.notes if not note.startswith("batch.micro_size could be")]
+    plan = replace(planned.plan, notes=[*notes[:2], why, *notes[2:]])
+    return decided, planned._replace(plan=plan)
 
 
 def _remove_if_empty(folder: Path) -> None:
