@@ -7,11 +7,13 @@ import torch
 from oracles import naive_attention, naive_rotate, randomize
 from torch import Tensor, nn
 
+from thunderhead.model import attention as attention_module
 from thunderhead.model.attention import (
     Attention,
     GroupedQueryAttention,
     MultiHeadLatentAttention,
     SlidingWindowAttention,
+    causal_in_blocks,
 )
 from thunderhead.model.context import SequenceContext, document_layout
 from thunderhead.model.position import AlibiPosition, RotaryPosition
@@ -268,3 +270,58 @@ def test_a_variant_is_one_small_class() -> None:
     expected = 2 * x.cumsum(1) / torch.arange(1, T + 1)[:, None]
     torch.testing.assert_close(layer(x, context_of(layer)), expected, rtol=1e-4, atol=1e-5)
     assert (layer.rotary_dim, layer.needs_flex, layer.score_flops_per_token()) == (6, False, 4 * T * D_MODEL)
+
+
+@pytest.mark.parametrize(("n_tokens", "n_groups"), [(1, 2), (48, 6), (64, 2), (150, 2), (600, 1)])
+def test_blocks_of_queries_are_causal_attention(n_tokens: int, n_groups: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, out = (
+        torch.randn(2, heads, n_tokens, dim, generator=generator, dtype=torch.float64).requires_grad_()
+        for heads, dim in ((6, 16), (n_groups, 16), (n_groups, 24), (6, 24))
+    )
+    for scale in (None, 0.5):
+        y = causal_in_blocks(q, k, v, scale)
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=True, scale=scale
+        )
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)  # its softmax is float32's
+        gradients = [torch.autograd.grad(each, (q, k, v), out) for each in (y, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 4.0])  # of the scores: their standard deviation
+def test_blocks_in_bfloat16_are_exact_to_the_rounding_of_scores(sharpness: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 256, 64, generator=generator) for heads in (6, 2, 2))
+    q, k, v = (q * sharpness).bfloat16(), k.bfloat16(), v.bfloat16()
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), is_causal=True, enable_gqa=True
+    )
+    error = torch.nn.functional.mse_loss(causal_in_blocks(q, k, v).double(), exact).sqrt()
+    assert error < 0.01 * exact.square().mean().sqrt()  # 0.3 and 0.8 %; the flash kernel's is 0.2 %
+
+
+def test_blocks_are_for_short_causal_attention_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    monkeypatch.setattr(attention_module, "causal_in_blocks", lambda q, k, v, scale: used.append(q.shape[2]) or q)
+    for backend, dropout, dtype, n_tokens in (
+        ("auto", 0.0, torch.bfloat16, 32),
+        ("auto", 0.0, torch.float32, 33),
+        ("sdpa", 0.0, torch.bfloat16, 34),
+        ("auto", 0.1, torch.bfloat16, 35),
+        ("auto", 0.0, torch.bfloat16, 1025),
+    ):
+        attention = build(GroupedQueryAttention, backend=backend, dropout=dropout).train()
+        x = torch.zeros(1, attention.n_heads, n_tokens, 8, dtype=dtype)
+        attention.attend(x, x, x, SequenceContext(position_ids=torch.arange(n_tokens)[None]))
+    assert used == [32]
+
+
+def test_the_kernel_that_runs_is_told() -> None:
+    assert build(GroupedQueryAttention).kernel_on(CPU, torch.bfloat16) == "blocks"
+    assert build(GroupedQueryAttention, backend="sdpa").kernel_on(CPU, torch.bfloat16) == "FLASH_ATTENTION"
+    assert build(GroupedQueryAttention).kernel_on(CPU, torch.float32) == "FLASH_ATTENTION"
+    assert build(GroupedQueryAttention, dropout=0.1).kernel_on(CPU, torch.bfloat16) == "MATH"
+    assert build(GroupedQueryAttention, logit_softcap=5.0).kernel_on(CPU, torch.bfloat16) == "flex"
+    assert build(VARIANTS["mla"]).kernel_on(CPU, torch.float32) in ("FLASH_ATTENTION", "MATH")
+    assert build(VARIANTS["sliding_window"]).kernel_on(CPU, torch.bfloat16) != "blocks"

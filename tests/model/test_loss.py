@@ -77,9 +77,10 @@ def test_without_valid_targets_loss_and_gradients_are_zero() -> None:
 def test_auto_chunks_are_equal_and_fit() -> None:
     loss = NextTokenLoss(chunk_size="auto")
     assert loss.tokens_per_chunk(2048, 8192) == 2048  # 64 MiB: in one piece
+    assert loss.tokens_per_chunk(2048, 50304) == 2048  # 393 MiB: still
     chunk = loss.tokens_per_chunk(8 * 1024, 50304)  # 1.5 GiB
     assert chunk * 50304 * 4 <= loss_module.AUTO_CHUNK_BYTES
-    assert chunk == math.ceil(8 * 1024 / 7)
+    assert chunk == math.ceil(8 * 1024 / 4)
 
 
 def test_chunks_never_hold_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:

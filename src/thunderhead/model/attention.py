@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.distributed.tensor.parallel.style import ParallelStyle
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
 from torch.nn.attention.flex_attention import flex_attention
 
 from thunderhead.model.context import SequenceContext, dense_mask, next_mask, sparse_mask
@@ -26,6 +27,9 @@ from thunderhead.model.styles import IntoShards, Replicated, input_of_all, refus
 from thunderhead.types import PositiveFloat, PositiveInt, Probability
 
 Backend = Literal["auto", "sdpa", "flex"]
+
+BLOCKWISE_TOKENS = 1024
+"""Up to so many tokens, plain causal attention on a CPU in 16 bits is computed by `causal_in_blocks`."""
 
 
 class Attention(nn.Module):
@@ -40,7 +44,8 @@ class Attention(nn.Module):
     - logit_softcap: scores become cap · tanh(score / cap) before masking (Gemma 2, 2408.00118: 50). Needs flex.
     - document_mask: tokens attend within their document only, and positions restart with each document.
     - backend: "sdpa" (scaled_dot_product_attention), "flex" (flex_attention: skips masked blocks; no backward pass on
-      the CPU, no dropout) or "auto": flex on CUDA when a soft-cap, documents, a window or ALiBi ask for it, else sdpa.
+      the CPU, no dropout) or "auto": flex on CUDA when a soft-cap, documents, a window or ALiBi ask for it, else sdpa;
+      on a CPU in 16 bits, short and plainly causal, `causal_in_blocks` stands in for sdpa.
 
     Raises ValueError if the heads do not fit d_model and for settings that no backend can do together.
     """
@@ -157,6 +162,8 @@ class Attention(nn.Module):
         if context.block_mask is not None:
             return self._flex(q_BHTE, k_BGTE, v_BGTV, context, grouped)
         mask = context.mask
+        if self._in_blocks(q_BHTE, context):
+            return causal_in_blocks(q_BHTE, k_BGTE, v_BGTV, self.score_scale)
         if mask is not None and mask.is_floating_point():
             mask = mask.to(
                 q_BHTE.dtype
@@ -170,6 +177,38 @@ class Attention(nn.Module):
             is_causal=mask is None and q_BHTE.shape[2] == k_BGTE.shape[2],  # one token after a cache sees all of it
             scale=self.score_scale,
             enable_gqa=grouped,
+        )
+
+    def kernel_on(self, device: torch.device, dtype: torch.dtype, with_slopes: bool = False) -> str:
+        """What computes plain training steps there: "flex", "blocks", or the kernel that sdpa dispatches to.
+
+        Of that, the dispatcher itself is asked: FLASH_ATTENTION, CUDNN_ATTENTION, EFFICIENT_ATTENTION or MATH.
+        """
+        if self.backend_on(device, with_slopes) == "flex":
+            return "flex"
+        n_groups = getattr(self, "n_kv_heads", self.n_heads)
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "requires_grad": True}
+        q, k = (torch.empty(1, n, self.context_length, self.head_dim, **options) for n in (self.n_heads, n_groups))
+        v = torch.empty(1, n_groups, self.context_length, self.v_head_dim, **options)
+        mask = None
+        if self.document_mask or self.window is not None or with_slopes:
+            mask = torch.ones(1, 1, self.context_length, self.context_length, dtype=torch.bool, device=device)
+        elif not self.dropout and self._in_blocks(q, SequenceContext(torch.empty(0))):
+            return "blocks"
+        choice = torch._fused_sdp_choice(
+            q, k, v, mask, self.dropout, mask is None, scale=self.score_scale, enable_gqa=n_groups != self.n_heads
+        )
+        return SDPBackend(choice).name
+
+    def _in_blocks(self, q_BHTE: Tensor, context: SequenceContext) -> bool:
+        return (
+            self.backend == "auto"
+            and q_BHTE.device.type == "cpu"
+            and q_BHTE.dtype != torch.float32
+            and q_BHTE.shape[2] <= BLOCKWISE_TOKENS
+            and context.mask is None
+            and context.cache is None
+            and not (self.dropout and self.training)
         )
 
     def _flex(self, q: Tensor, k: Tensor, v: Tensor, context: SequenceContext, grouped: bool) -> Tensor:
@@ -194,6 +233,32 @@ class Attention(nn.Module):
         y = attend(q, k, v, None if plain else modify, context.block_mask, scale=self.score_scale, enable_gqa=grouped)
         assert isinstance(y, Tensor)
         return y
+
+
+def causal_in_blocks(q_BHTE: Tensor, k_BGTE: Tensor, v_BGTV: Tensor, scale: float | None = None) -> Tensor:
+    """Causal softmax(q k^T · scale) v, (B, H, T, V), from a few matrix products for each block of queries.
+
+    For CPUs: torch's flash kernel there takes 2-3 times as long at these lengths in bfloat16 (docs/performance.md).
+    Scores are rounded to the dtype of q before the softmax, which is taken in float32; the probabilities of the lower
+    triangle, about B · H · T² / 2 of them, are kept for the backward pass.
+
+    - scale: None = 1 / sqrt(E).
+    """
+    (n_sequences, n_heads, n_tokens, _), n_groups = q_BHTE.shape, k_BGTE.shape[1]
+    size = max(64, n_tokens // 8)  # at most 8 blocks, or compiling takes long
+    q_BHTE = q_BHTE * (1 / math.sqrt(q_BHTE.shape[-1]) if scale is None else scale)
+    mask_SS = torch.full((size, size), -math.inf, device=q_BHTE.device).triu(1)
+    outputs = []
+    for start in range(0, n_tokens, size):
+        end = min(start + size, n_tokens)
+        # the queries of all heads that share keys in one matrix, (B, G, H/G · S, E)
+        rows = (n_sequences, n_groups, n_heads // n_groups * (end - start), -1)
+        heads = (n_sequences, n_heads, end - start, -1)
+        q = q_BHTE[:, :, start:end].reshape(rows)
+        mask = F.pad(mask_SS[: end - start, : end - start], (start, 0))
+        p = ((q @ k_BGTE[:, :, :end].mT).view(heads).float() + mask).softmax(dim=-1).to(v_BGTV.dtype)
+        outputs.append((p.view(rows) @ v_BGTV[:, :, :end]).view(heads))
+    return torch.cat(outputs, dim=2)
 
 
 class GroupedQueryAttention(Attention):

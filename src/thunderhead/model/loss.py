@@ -16,8 +16,8 @@ from thunderhead.types import NonNegativeFloat, PositiveInt
 IGNORED_TARGET = -100
 """Targets of this value count for nothing (the default of torch.nn.functional.cross_entropy)."""
 
-AUTO_CHUNK_BYTES = 2**28
-"""chunk_size="auto" keeps the float32 logits of a chunk within 256 MiB.
+AUTO_CHUNK_BYTES = 2**29
+"""chunk_size="auto" keeps the float32 logits of a chunk within 512 MiB.
 
 About 3 of these are alive at the peak (logits in the compute dtype, in float32, and the gradient), little beside the
 rest of a training step; and yet a chunk is a matrix multiplication that fills a device. What fits stays in one piece,
@@ -40,7 +40,7 @@ class NextTokenLoss:
 
     - z_loss: weight of the penalty that keeps log Z near 0 (PaLM 2204.02311, section 5: 1e-4).
     - chunk_size: tokens whose logits are computed at a time; each chunk's are computed again in the backward pass
-      instead of being kept. None = all at once; "auto" = all at once if B · T · V float32 logits fit in 256 MiB
+      instead of being kept. None = all at once; "auto" = all at once if B · T · V float32 logits fit in 512 MiB
       (`AUTO_CHUNK_BYTES`), else the fewest equal chunks that each do. Changes memory and speed, not the result.
     """
 

@@ -28,6 +28,7 @@ def estimate(
     precision: str,
     parallelism: Parallelism,
     accumulation: int = 1,
+    accelerator: str = "cpu",
 ) -> dict[str, int]:
     """Bytes on one device of parameters, gradients, optimizer state, and activations at the moment when most are held.
 
@@ -46,6 +47,7 @@ def estimate(
         precision: a resolved kind, see `hardware.Precision`.
         parallelism: what is divided among how many devices.
         accumulation: micro-batches of a step; with several, gradients may wait unsharded for the last.
+        accelerator: cpu, cuda or mps; what attention keeps depends on it.
 
     Returns:
         Bytes by part; a part that could not be counted is left out.
@@ -60,25 +62,23 @@ def estimate(
         if state is not None:
             bytes_of["optimizer_state"] = state
         share = share_of_parameters(decoder, parallelism.tensor_parallel_size)
-        whole = bytes_of["parameters"]
-        if parallelism.is_deepspeed:
-            part = COMPUTE_DTYPE[precision].itemsize / torch.float32.itemsize
-            master = {"optimizer_state": bytes_of["optimizer_state"] + whole} if state is not None else {}
-            bytes_of = {"parameters": int(whole * part), "gradients": int(whole * part)} | master
-        waits = accumulation > 1 or not parallelism.gathers
         shards = {
             "parameters": parallelism.parameter_shards,
-            "gradients": parallelism.gradient_shards if waits else parallelism.state_shards,
+            "gradients": parallelism.gradient_shards if accumulation > 1 else parallelism.state_shards,
             "optimizer_state": parallelism.state_shards,
         }
-        at_rest = bytes_of["parameters"] / whole
-        bytes_of = {
-            part: int(n * share / shards[part]) for part, n in bytes_of.items() if part not in parallelism.on_cpu
-        }
+        whole = bytes_of["parameters"]
+        bytes_of = {part: int(n * share / shards[part]) for part, n in bytes_of.items()}
+        if parallelism.on_cpu:
+            bytes_of = {}
         if parallelism.gathers:
             blocks = [_bytes(block.parameters()) for block in decoder.blocks]
             at_once = whole if parallelism.gathers_all else whole - sum(blocks) + sum(sorted(blocks)[-2:])
-            bytes_of["gathered"] = int(at_once * at_rest * share)
+            bytes_of["gathered"] = int(at_once * share)
+        if accelerator != "cpu":
+            for block in decoder.blocks:
+                if getattr(block.attention, "backend", None) == "auto":
+                    block.attention.backend = "sdpa"  # type: ignore[union-attr]  # not the way of CPUs
         activations = _activations_at_peak(decoder, micro_batch_size, precision)
         if activations is not None:
             bytes_of["activations"] = activations

@@ -44,9 +44,8 @@ class Parallelism:
         state_shards: the same for the optimizer's state.
         gathers: a block's parameters are gathered when it computes.
         gathers_all: they stay gathered until the backward pass.
-        on_cpu: which of parameters, gradients, optimizer_state are in the host's memory.
+        on_cpu: parameters, gradients and optimizer state are in the host's memory.
         needs_cuda: it does not run elsewhere.
-        is_deepspeed: it is DeepSpeed's, with 16-bit parameters and gradients, and master weights beside the state.
         strategy: makes Lightning's strategy.
     """
 
@@ -58,15 +57,14 @@ class Parallelism:
     state_shards: int = 1
     gathers: bool = False
     gathers_all: bool = False
-    on_cpu: tuple[str, ...] = ()
+    on_cpu: bool = False
     needs_cuda: bool = False
-    is_deepspeed: bool = False
     strategy: Callable[[], Strategy | str] = lambda: "auto"
 
     @property
     def is_sharded(self) -> bool:
         """Whether FSDP2 gathers parameters."""
-        return self.gathers and not self.is_deepspeed
+        return self.gathers
 
 
 def auto(world_size: int) -> Parallelism:
@@ -231,7 +229,7 @@ def _sharded(  # noqa: PLR0917
         state_shards=shard_size,
         gathers=True,
         gathers_all=not reshard_after_forward,
-        on_cpu=("parameters", "gradients", "optimizer_state") if cpu_offload else (),
+        on_cpu=cpu_offload,
         needs_cuda=cpu_offload,
         strategy=strategy,
     )

@@ -27,11 +27,17 @@ from thunderhead.training.answers import sample_answers
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.profile import ProfileSteps
 from thunderhead.training.callbacks.schedule_picture import SchedulePicture
-from thunderhead.training.callbacks.state import AtomicCheckpointIO, BeginRecord, ExactResume
+from thunderhead.training.callbacks.state import (
+    AtomicCheckpointIO,
+    BackgroundCheckpointIO,
+    BeginRecord,
+    CheckpointError,
+    ExactResume,
+)
 from thunderhead.training.callbacks.stop import StopOnSignal
 from thunderhead.training.corpus import make_shards
 from thunderhead.training.decoding import decode_tokens_per_second
-from thunderhead.training.module import GROUPS, STANDARD, LanguageModel
+from thunderhead.training.module import GROUPS, STANDARD, LanguageModel, build_decoder
 from thunderhead.training.planning import AUTO, MICRO_NOTE, Planned, one_line, plan_run
 from thunderhead.types import NonNegativeInt
 
@@ -63,6 +69,7 @@ def settings(
     dry_run: bool,
     keep_freed_memory: bool,
     profile: bool = False,
+    background_checkpoints: bool = False,
     resume: str | None = None,
 ) -> None:
     """The top-level settings, for the check; conf/train.yaml says what each does."""
@@ -131,8 +138,6 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
             summary = launch.launch(decided, run_dir, planned.machine.n_processes)
         else:
             summary = _fit(decided, planned, run_dir, checkpoint)
-    if launch.global_rank() > 0:
-        _remove_if_empty(run_dir)  # Hydra's, named by the time of this process' start; the record is rank 0's
     return float(summary["val_loss"])
 
 
@@ -210,14 +215,10 @@ def _with_data(config: dict[str, Any], planned: Planned) -> Planned:
     if planned.manifest is not None:
         return planned
     data = planned.data
-    if launch.global_rank() == 0:
-        display.say(
-            f"Preparing data: {', '.join(data['sources'])} → {data['shards_dir']} (once; the next run finds it)"
-        )
+    display.say(f"Preparing data: {', '.join(data['sources'])} → {data['shards_dir']} (once; the next run finds it)")
     manifest = make_shards(config, data)
     planned = plan_run(config, manifest)
-    if launch.global_rank() == 0:
-        display.show_data(manifest, planned.plan)
+    display.show_data(manifest, planned.plan)
     return planned
 
 
@@ -313,25 +314,10 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
     trainer = make_trainer(
         config, planned, run_dir, log_metrics, [ExactResume(config["seed"]), BeginRecord(run_dir), stop]
     )
+    if trainer.is_global_zero:
+        display.say(f"Attention kernel: {_attention_kernel(model, planned)}")
     with _quiet_lightning():
-        try:
-            trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
-            if trainer.global_step >= plan.steps and log_metrics.validated_at != trainer.global_step:
-                trainer.validate(model, datamodule=datamodule, verbose=False)
-        except ValueError as error:
-            if not log_metrics.started:  # damaged shards, a refused combination: found before the first step
-                raise ConfigError([Problem("", one_line(error))]) from error
-            if not isinstance(error, ShardError):
-                raise
-            # each rank reads for itself: whoever cannot go on says so
-            display.complain(f"{one_line(error)}; {_stopped(trainer, plan.steps, run_dir)}")
-            raise SystemExit(1) from None
-        if trainer.global_step < plan.steps:
-            if trainer.is_global_zero:
-                display.say(_stopped(trainer, plan.steps, run_dir))
-            raise SystemExit(128 + stop.received if stop.received else 1)
-        if trainer.checkpoint_callbacks:
-            trainer.save_checkpoint(last)
+        _fit_or_stop(trainer, model, datamodule, log_metrics, stop, checkpoint)
 
     peak_memory = hardware.peak_memory(planned.machine.accelerator)
     with (
@@ -376,6 +362,50 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
         record.write_json(run_dir / "summary.json", summary)
         display.show_summary(summary, text, run_dir)
     return summary
+
+
+def _fit_or_stop(  # noqa: PLR0917
+    trainer: Trainer,
+    model: LanguageModel,
+    datamodule: TokenDataModule,
+    log_metrics: LogMetrics,
+    stop: StopOnSignal,
+    checkpoint: Path | None,
+) -> None:
+    """Train to the last step, validate and save; a run that ends before says where, and how to go on."""
+    steps, run_dir = trainer.max_steps, Path(trainer.default_root_dir)
+    try:
+        trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
+        if trainer.global_step >= steps and log_metrics.validated_at != trainer.global_step:
+            trainer.validate(model, datamodule=datamodule, verbose=False)
+        if trainer.global_step >= steps and trainer.checkpoint_callbacks:
+            trainer.save_checkpoint(stop.checkpoint)
+        trainer.strategy.checkpoint_io.teardown()  # waits for those in the background
+    except (ValueError, CheckpointError) as error:
+        if isinstance(error, ValueError) and not log_metrics.started:
+            # damaged shards, a refused combination: found before the first step
+            raise ConfigError([Problem("", one_line(error))]) from error
+        if not isinstance(error, ShardError | CheckpointError):
+            raise
+        # each rank reads for itself: whoever cannot go on says so
+        display.complain(f"{one_line(error)}; {_stopped(trainer, steps, run_dir)}")
+        raise SystemExit(1) from None
+    if trainer.global_step < steps:
+        if trainer.is_global_zero:
+            display.say(_stopped(trainer, steps, run_dir))
+        raise SystemExit(128 + stop.received if stop.received else 1)
+
+
+def _attention_kernel(model: LanguageModel, planned: Planned) -> str:
+    """Which implementation of attention will run on this machine's device."""
+    device, dtype = torch.device(planned.machine.accelerator), hardware.COMPUTE_DTYPE[planned.machine.precision]
+    try:
+        with torch.device("meta"):
+            decoder = build_decoder(model.hparams["config"], model.hparams["vocab_size"], model.hparams["eos_id"])
+        with_slopes = decoder.position.slopes(torch.device("cpu")) is not None
+        return decoder.attention.kernel_on(device, dtype, with_slopes)
+    except Exception as error:  # a user's own attention, which may be laid out otherwise
+        return f"unknown ({type(error).__name__})"
 
 
 def _stopped(trainer: Trainer, steps: int, run_dir: Path) -> str:
@@ -431,7 +461,9 @@ def make_trainer(
         *([ProfileSteps(run_dir / "profile")] if config.get("profile") else []),  # older records do not have it
     ]
     precision = hardware.precision_plugin(planned.machine.precision, planned.machine.accelerator)
-    plugins = [*precision.pop("plugins", []), AtomicCheckpointIO()]
+    # older records do not have it
+    checkpoint_io = BackgroundCheckpointIO() if config.get("background_checkpoints") else AtomicCheckpointIO()
+    plugins = [*precision.pop("plugins", []), checkpoint_io]
     with _quiet_lightning():
         trainer: Trainer = build(
             config["trainer"],
@@ -466,7 +498,6 @@ def _quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # other settings, see ExactResume
-        warnings.filterwarnings("ignore", "Since DeepSpeed handles gradient clipping internally")
         warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # torchmetrics has summed over the ranks
         for logger in loggers:
             logger.setLevel(logging.WARNING)

@@ -3,6 +3,9 @@
 import os
 import random
 import tempfile
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
 
 from thunderhead.training import record
 from thunderhead.training.record import MetricsCsv
@@ -184,27 +188,96 @@ class BeginRecord(Callback):
             record.take_over(self.run_dir)
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written: the disk is full, say."""
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its place and rename it: a reader finds a whole file or none, also after a crash."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save to `path`, a file; remote paths are left to Lightning."""
+        """Save to `path`, a file; remote paths are left to Lightning.
+
+        Raises:
+            CheckpointError: it could not be written; what was at `path` before is still there.
+        """
         if not _is_local(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        path, temporary = Path(path), None
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             with os.fdopen(handle, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+        except BaseException as error:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+            if isinstance(error, OSError | RuntimeError):  # torch's writer turns the former into the latter
+                reason = str(error).partition("\n")[0]
+                raise CheckpointError(f"the checkpoint {path} could not be written: {reason}") from error
             raise
+
+
+class BackgroundCheckpointIO(AtomicCheckpointIO):
+    """The same while training goes on: what is to be saved is copied at once, and written by a thread of its own.
+
+    A step's own file and last.ckpt come together; if three writes and removals are waiting already, training waits, so
+    that copies do not pile up. Old files are removed in turn, after the new ones are written. A failed write is raised
+    by the next save, or at the end. Lightning's AsyncCheckpointIO does none of these three.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._writer: ThreadPoolExecutor | None = None
+        self._pending: deque[Future[None]] = deque()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Copy the checkpoint and have it written.
+
+        Raises:
+            CheckpointError: one before could not be written.
+        """
+        self._wait(at_most=2)
+        copy = apply_to_collection(checkpoint, torch.Tensor, _copy)
+        self._later(super().save_checkpoint, copy, path, storage_options)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a file when all writes asked for before are done."""
+        self._later(super().remove_checkpoint, path)
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load what may have been saved just before."""
+        self._wait()
+        return super().load_checkpoint(*args, **kwargs)
+
+    def teardown(self) -> None:
+        """Wait until all is written; may be called several times.
+
+        Raises:
+            CheckpointError: something could not be written.
+        """
+        self._wait()
+        if self._writer is not None:
+            self._writer.shutdown()
+            self._writer = None
+
+    def _later(self, act: Callable[..., None], *args: Any) -> None:
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._pending.append(self._writer.submit(act, *args))
+
+    def _wait(self, at_most: int = 0) -> None:
+        while self._pending and (len(self._pending) > at_most or self._pending[0].done()):
+            self._pending.popleft().result()
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _is_local(path: Any) -> bool:
