@@ -7,11 +7,11 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SECONDS = 280  # for all cases together
+SECONDS = 240  # for all cases together, and 30 for each
 
 
 class Case(NamedTuple):
@@ -21,7 +21,7 @@ class Case(NamedTuple):
     overrides: list[str]
 
 
-def train_in_processes(n: int, cases: Iterable[Case], work: Path, seconds: int = SECONDS) -> list[dict[str, Any]]:
+def train_in_processes(n: int, cases: Sequence[Case], work: Path, script: str = __file__) -> list[dict[str, Any]]:
     """Train the cases one after the other in n processes; returns of each what rank 0 says, and errors as `error`."""
     work.mkdir(parents=True, exist_ok=True)
     (work / "cases.json").write_text(json.dumps([[str(case.folder), case.overrides] for case in cases]))
@@ -37,10 +37,10 @@ def train_in_processes(n: int, cases: Iterable[Case], work: Path, seconds: int =
                 | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
                 | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
             )
-            command = [sys.executable, __file__, str(work)]
+            command = [sys.executable, script, str(work)]
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
     try:
-        statuses = [process.wait(timeout=seconds) for process in processes]
+        statuses = [process.wait(timeout=SECONDS + 30 * len(cases)) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -119,7 +119,7 @@ def train_one(case: Case) -> dict[str, Any]:
     return said
 
 
-def _main(work: Path) -> None:
+def main(work: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -135,4 +135,4 @@ def _main(work: Path) -> None:
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.nn import ModuleList
 from torch.optim.lr_scheduler import LambdaLR
@@ -250,7 +251,12 @@ class LanguageModel(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the global norm (Pascanu et al. 1211.5063), and keep it for the logs; also if nothing is clipped."""
+        """Clip by the global norm (Pascanu et al. 1211.5063), and keep it for the logs; also if nothing is clipped.
+
+        DeepSpeed clips by itself, and gradients are not where they were.
+        """
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            return
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return

@@ -44,8 +44,9 @@ class Parallelism:
         state_shards: the same for the optimizer's state.
         gathers: a block's parameters are gathered when it computes.
         gathers_all: they stay gathered until the backward pass.
-        on_cpu: parameters, gradients and optimizer state are in the host's memory.
+        on_cpu: which of parameters, gradients, optimizer_state are in the host's memory.
         needs_cuda: it does not run elsewhere.
+        is_deepspeed: it is DeepSpeed's, with 16-bit parameters and gradients, and master weights beside the state.
         strategy: makes Lightning's strategy.
     """
 
@@ -57,14 +58,15 @@ class Parallelism:
     state_shards: int = 1
     gathers: bool = False
     gathers_all: bool = False
-    on_cpu: bool = False
+    on_cpu: tuple[str, ...] = ()
     needs_cuda: bool = False
+    is_deepspeed: bool = False
     strategy: Callable[[], Strategy | str] = lambda: "auto"
 
     @property
     def is_sharded(self) -> bool:
         """Whether FSDP2 gathers parameters."""
-        return self.gathers
+        return self.gathers and not self.is_deepspeed
 
 
 def auto(world_size: int) -> Parallelism:
@@ -229,7 +231,7 @@ def _sharded(  # noqa: PLR0917
         state_shards=shard_size,
         gathers=True,
         gathers_all=not reshard_after_forward,
-        on_cpu=cpu_offload,
+        on_cpu=("parameters", "gradients", "optimizer_state") if cpu_offload else (),
         needs_cuda=cpu_offload,
         strategy=strategy,
     )

@@ -2,6 +2,7 @@
 
 import bisect
 import contextlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -124,8 +125,12 @@ def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) ->
     if optimizer["_target_"] == "torch.optim.SGD" and optimizer["fused"] and machine.precision == "fp16-mixed":
         message = "takes unset memory for momentum if fp16's loss scaling skips the first step: set it to false"
         problems.note(Problem("optimizer.fused", message))
+    built: torch.optim.Optimizer | None = None
     with problems.collect():
-        build_optimizer(config, decoder)
+        built = build_optimizer(config, decoder)
+    if machine.parallelism.is_deepspeed:
+        for problem in _deepspeed_problems(config, machine, built):
+            problems.note(problem)
     if manifest is not None:
         with problems.collect():
             if isinstance(manifest, Task):
@@ -153,8 +158,12 @@ def _machine(config: dict[str, Any], problems: Problems) -> Machine:
     with problems.collect():
         parallelism = factory(config["strategy"])(world_size)
     if parallelism.needs_cuda and accelerator != "cuda":
-        what = "strategy.cpu_offload=true" if parallelism.on_cpu else f"strategy={parallelism.name}"
-        problems.note(Problem(what, f"needs CUDA devices, and this run is on {accelerator}: use strategy=fsdp"))
+        what = f"strategy={parallelism.name}" if parallelism.is_deepspeed else "strategy.cpu_offload=true"
+        message = "needs CUDA devices, and this run is on"
+        problems.note(Problem("", f"{what} {message} {accelerator}: use strategy=fsdp"))
+    elif parallelism.is_deepspeed and run_here and importlib.util.find_spec("deepspeed") is None:
+        message = "needs DeepSpeed: uv pip install 'thunderhead[deepspeed]', or use strategy=fsdp, which needs nothing"
+        problems.note(Problem("", f"strategy={parallelism.name} {message}"))
     precision, why = "fp32", ""
     with problems.collect():
         precision, why = build(config["precision"]).resolve(accelerator, is_here)
@@ -162,6 +171,25 @@ def _machine(config: dict[str, Any], problems: Problems) -> Machine:
     if not is_here or (accelerator == "cuda" and n_devices > torch.cuda.device_count()):
         notes = [f"planned for hardware that is not here: {world_size:,} × {accelerator}"]
     return Machine(accelerator, n_devices, world_size, precision, why, parallelism, notes)
+
+
+def _deepspeed_problems(
+    config: dict[str, Any], machine: Machine, optimizer: torch.optim.Optimizer | None
+) -> Iterator[Problem]:
+    """What does not go with DeepSpeed."""
+    name = f"strategy={machine.parallelism.name}"
+    if getattr(optimizer, "needs_whole_matrices", False):
+        message = f"needs whole matrices, and {name} keeps parameters as flat pieces: use optimizer=adamw or lion"
+        yield Problem("optimizer", f"{message}, or strategy=fsdp")
+    if machine.precision in ("bf16-true", "fp8"):
+        message = f"does not go with {name}, which casts weights itself: use precision=bf16-mixed, or strategy=fsdp"
+        yield Problem("", f"precision={machine.precision} {message}")
+    if config["trainer"].get("gradient_clip_algorithm") == "value":
+        yield Problem("trainer.gradient_clip_algorithm", f"{name} clips by norm only: use norm, or strategy=fsdp")
+    if config["compile"]["scope"] in ("block", "model"):
+        yield Problem("compile.scope", f"was not tried with {name}: use compile=none, or strategy=fsdp")
+    if config.get("resume") is not None:
+        yield Problem("resume", f"{name} reads none but its own checkpoints: go on with strategy=fsdp")
 
 
 def _data(
@@ -287,6 +315,8 @@ def _derive(
         devices=machine.world_size,
         by_block=machine.parallelism.is_sharded,
     )
+    if machine.parallelism.is_deepspeed:
+        scope, why_scope = "none", "not tried with DeepSpeed"
     return Plan(
         parameters=sizes.parameters,
         flops_per_token=flops_per_token,
@@ -313,6 +343,7 @@ def _derive(
             f"compile {scope} ({why_scope})",
             *_width_notes(decoder),
             *machine.notes,
+            *(["checkpoints are DeepSpeed's, which resume= does not read"] if machine.parallelism.is_deepspeed else []),
             *micro_notes,
             *(assumptions.remarks(needed, size) if assumptions and not micro_notes else []),
             *_storage_notes(config["data"]),

@@ -138,6 +138,8 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
             summary = launch.launch(decided, run_dir, planned.machine.n_processes)
         else:
             summary = _fit(decided, planned, run_dir, checkpoint)
+    if launch.global_rank() > 0:
+        _remove_if_empty(run_dir)  # Hydra's, named by the time of this process' start; the record is rank 0's
     return float(summary["val_loss"])
 
 
@@ -215,10 +217,14 @@ def _with_data(config: dict[str, Any], planned: Planned) -> Planned:
     if planned.manifest is not None:
         return planned
     data = planned.data
-    display.say(f"Preparing data: {', '.join(data['sources'])} → {data['shards_dir']} (once; the next run finds it)")
+    if launch.global_rank() == 0:
+        display.say(
+            f"Preparing data: {', '.join(data['sources'])} → {data['shards_dir']} (once; the next run finds it)"
+        )
     manifest = make_shards(config, data)
     planned = plan_run(config, manifest)
-    display.show_data(manifest, planned.plan)
+    if launch.global_rank() == 0:
+        display.show_data(manifest, planned.plan)
     return planned
 
 
@@ -498,6 +504,7 @@ def _quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # other settings, see ExactResume
+        warnings.filterwarnings("ignore", "Since DeepSpeed handles gradient clipping internally")
         warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # torchmetrics has summed over the ranks
         for logger in loggers:
             logger.setLevel(logging.WARNING)
