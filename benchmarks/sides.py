@@ -19,7 +19,8 @@ import torch
 
 LAYERS, WIDTH, HEADS, KV_HEADS, D_FF, VOCAB = 6, 384, 6, 2, 1024, 50_304
 T, BATCH = 256, 8
-if os.environ.get("SIDES_SMOKE"):  # to see that everything runs
+SMOKE = bool(os.environ.get("SIDES_SMOKE"))  # to see that everything runs
+if SMOKE:
     LAYERS, WIDTH, D_FF, VOCAB, T = 1, 48, 64, 8192, 32
 LEARNING_RATE, BETAS, WEIGHT_DECAY, CLIP, NORM_EPS = 1e-3, (0.9, 0.99), 0.1, 1.0, 1e-5
 
@@ -139,7 +140,7 @@ def bare(batches: torch.Tensor, compile_: str = "model", keep_freed_memory: bool
     from thunderhead.training import hardware
     from thunderhead.training.module import build_decoder, build_optimizer
 
-    config = configuration.plain(configuration.compose([*TRAIN_PY, f"compile={compile_}"]))
+    config = configuration.plain(configuration.compose([*TRAIN_PY, f"compile={'none' if SMOKE else compile_}"]))
     if keep_freed_memory:
         hardware.keep_freed_memory()
     decoder = build_decoder(config, VOCAB, None)
@@ -186,7 +187,7 @@ def litgpt(batches: torch.Tensor, best: bool) -> None:
         model = GPT(config)
         model.apply(model._init_weights)
 
-        @torch.compile(fullgraph=True, dynamic=False)
+        @torch.compile(fullgraph=not SMOKE, dynamic=False)
         def loss_of(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 

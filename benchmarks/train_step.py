@@ -76,8 +76,9 @@ class Side:
         environment |= {"TURNS_FOLDER": str(own), "PYTHONPATH": str(ROOT / "benchmarks")}
         command = [str(ROOT / "benchmarks" / "sides.py"), name, str(folder / "batches.pt")]
         if name == "train.py":
+            scope = "compile=none" if sides.SMOKE else "compile=model"
             turns = "+callbacks.turns._target_=sides.lightning_turns"
-            command = [str(ROOT / "train.py"), *sides.TRAIN_PY, "compile=model", turns, f"hydra.run.dir={own}"]
+            command = [str(ROOT / "train.py"), *sides.TRAIN_PY, scope, turns, f"hydra.run.dir={own}"]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *command],
