@@ -138,6 +138,15 @@ def test_shards_divide_all_but_activations() -> None:
     assert quarter["gathered"] == whole["parameters"]  # of two blocks, both
 
 
+def test_gathered_weights_are_not_kept_as_16_bit_copies() -> None:
+    """Autocast would, also of blocks whose inside is computed again: two bytes a parameter."""
+    deep = resolved("model.n_layers=8", "activation_checkpointing=block", "precision=bf16-mixed")
+    whole, sharded = estimate(deep, "bf16-mixed"), estimate(deep, "bf16-mixed", fsdp(4))
+    blocks = build_decoder(deep, VOCAB, 0).parameter_counts()
+    at_least = 2 * (blocks["attention"] + blocks["feedforward"]) // 2
+    assert whole["activations"] - sharded["activations"] > at_least
+
+
 def test_gradients_wait_unsharded_for_the_last_micro_batch() -> None:
     whole, at_end = estimate(resolved()), estimate(resolved(), parallelism=fsdp(4), accumulation=2)
     each = estimate(resolved(), parallelism=fsdp(4, sync_every_micro_batch=True), accumulation=2)

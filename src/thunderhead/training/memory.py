@@ -1,8 +1,9 @@
 """How much memory a run will need on each device: counted on fake tensors, before anything is allocated."""
 
+import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -85,10 +86,22 @@ def estimate(
             for block in decoder.blocks:
                 if getattr(block.attention, "backend", None) == "auto":
                     block.attention.backend = "sdpa"  # type: ignore[union-attr]  # not the way of CPUs
-        activations = _activations_at_peak(decoder, micro_batch_size, precision)
+        with autocast_cache(not parallelism.gathers and not parallelism.is_deepspeed):
+            activations = _activations_at_peak(decoder, micro_batch_size, precision)
         if activations is not None:
             bytes_of["activations"] = activations
     return bytes_of
+
+
+@contextlib.contextmanager
+def autocast_cache(enabled: bool) -> Iterator[None]:
+    """Whether autocast keeps 16-bit copies of all weights until the end of the forward pass; see MeshStrategy."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(enabled)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -279,6 +279,9 @@ class MeshStrategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         """Start the process group and lay out the mesh."""
         super().setup_environment()
+        if self.shards:
+            # It would keep a 16-bit copy of every gathered weight until the end of the forward pass.
+            torch.set_autocast_cache_enabled(False)
         self._data_mesh = self.device_mesh["data_parallel"]
         if self.replicate_size > 1:
             shape = (self.replicate_size, self.shard_size)
