@@ -1,0 +1,72 @@
+"""Tables of docs/ablations.md from finished sweeps: python benchmarks/ablations.py logs/sweeps/ablation_*/<time>
+
+Prints for each sweep its command, a table of arms and the sentences of its report, as markdown, and copies its
+results.csv to benchmarks/results/ablations/.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from thunderhead.ablation.analysis import Analysis, analyse
+from thunderhead.ablation.runs import read_runs
+from thunderhead.ablation.statistics import signed
+
+RESULTS = Path(__file__).parent / "results" / "ablations"
+
+
+def analysed(folder: Path) -> Analysis:
+    """What the report of a sweep says, from its runs and the names that it gave its arms."""
+    jobs = json.loads((folder / "sweep.json").read_text())["jobs"]
+    names = {folder / job["folder"]: job["arm"] for job in jobs}
+    return analyse(read_runs(list(map(str, names))), names=names)
+
+
+def table(analysis: Analysis) -> list[str]:
+    """A row an arm, in the order of the ranking."""
+    lines = ["| arm | validation loss | − first arm | 95 % interval | |", "|---|---|---|---|---|"]
+    for arm in analysis.ranking:
+        found = analysis.against_reference(arm)
+        mean = f"{analysis.mean(arm):.4f}"
+        if found is None or found.t is None:
+            lines.append(f"| {arm.name} | {mean} | | | compared with |")
+            continue
+        low, high = (signed(value, 3) for value in found.t)
+        judged = ("worse" if found.mean > 0 else "better") if found.resolved else "not resolved"
+        lines.append(f"| {arm.name} | {mean} | {signed(found.mean, 3)} | {low} … {high} | {judged} |")
+    return lines
+
+
+def tuning(folder: Path) -> list[str]:
+    """Losses of a sweep's trial runs, if it tuned."""
+    file = folder / "tuning.json"
+    if not file.is_file():
+        return []
+    lines = ["", "Trial runs (one seed), validation loss by multiple of the default learning rate:", ""]
+    trials: dict[str, dict[str, str]] = {}
+    for arm in json.loads(file.read_text()):
+        row = trials.setdefault(arm["arm"], {})
+        for trial in arm["trials"]:
+            factor = next(iter(trial["multiplier"].values()))
+            loss = "failed" if trial["val_loss"] is None else f"{trial['val_loss']:.4f}"
+            row[f"×{factor:g}"] = f"**{loss}**" if trial.get("chosen") else loss
+    factors = list(dict.fromkeys(factor for row in trials.values() for factor in row))
+    lines += [f"| arm | {' | '.join(factors)} |", "|---" * (len(factors) + 1) + "|"]
+    return lines + [f"| {arm} | {' | '.join(row.get(f, '') for f in factors)} |" for arm, row in trials.items()]
+
+
+def main(folders: list[str]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    for folder in map(Path, folders):
+        name = folder.parent.name
+        shutil.copy(folder / "results.csv", RESULTS / f"{name}.csv")
+        analysis = analysed(folder)
+        print("\n".join(["", f"## {name}", "", "```", f"python train.py experiment={name}", "```", "", *table(analysis)]))
+        print("\n".join(tuning(folder)))
+        print("\n".join(["", *(f"> {sentence}  " for sentence in analysis.sentences), ""]))
+        print("\n".join(f"- {warning}" for warning in analysis.warnings))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
