@@ -1,4 +1,4 @@
-"""Tables of docs/ablations.md from finished sweeps: python benchmarks/ablations.py logs/sweeps/ablation_*/<time>
+"""Tables of docs/ablations.md: python benchmarks/ablations.py logs/sweeps/ablation_*/<time>, all finished sweeps.
 
 Prints for each sweep its command, a table of arms and the sentences of its report, as markdown, and copies its
 results.csv to benchmarks/results/ablations/.
@@ -19,7 +19,8 @@ RESULTS = Path(__file__).parent / "results" / "ablations"
 def analysed(folder: Path) -> Analysis:
     """What the report of a sweep says, from its runs and the names that it gave its arms."""
     jobs = json.loads((folder / "sweep.json").read_text())["jobs"]
-    names = {folder / job["folder"]: job["arm"] for job in jobs}
+    compared = {path: job["arm"] for path, job in jobs.items() if job["state"] == "finished"}
+    names = {folder / path: arm for path, arm in compared.items()}
     return analyse(read_runs(list(map(str, names))), names=names)
 
 
@@ -43,17 +44,14 @@ def tuning(folder: Path) -> list[str]:
     file = folder / "tuning.json"
     if not file.is_file():
         return []
-    lines = ["", "Trial runs (one seed), validation loss by multiple of the default learning rate:", ""]
-    trials: dict[str, dict[str, str]] = {}
-    for arm in json.loads(file.read_text()):
-        row = trials.setdefault(arm["arm"], {})
-        for trial in arm["trials"]:
-            factor = next(iter(trial["multiplier"].values()))
-            loss = "failed" if trial["val_loss"] is None else f"{trial['val_loss']:.4f}"
-            row[f"×{factor:g}"] = f"**{loss}**" if trial.get("chosen") else loss
-    factors = list(dict.fromkeys(factor for row in trials.values() for factor in row))
-    lines += [f"| arm | {' | '.join(factors)} |", "|---" * (len(factors) + 1) + "|"]
-    return lines + [f"| {arm} | {' | '.join(row.get(f, '') for f in factors)} |" for arm, row in trials.items()]
+    table = json.loads(file.read_text())
+    factors = [next(iter(trial["multiplier"].values())) for trial in next(iter(table.values()))["trials"]]
+    lines = ["", "Trial runs, one seed each: validation loss at multiples of the arm's default learning rate.", ""]
+    lines += [f"| arm | {' | '.join(f'× {factor:g}' for factor in factors)} |", "|---" * (len(factors) + 1) + "|"]
+    for arm, tuned in table.items():
+        losses = ["failed" if t["val_loss"] is None else f"{t['val_loss']:.4f}" for t in tuned["trials"]]
+        lines.append(f"| {arm} | {' | '.join(losses)} |")
+    return lines
 
 
 def main(folders: list[str]) -> None:
@@ -62,7 +60,9 @@ def main(folders: list[str]) -> None:
         name = folder.parent.name
         shutil.copy(folder / "results.csv", RESULTS / f"{name}.csv")
         analysis = analysed(folder)
-        print("\n".join(["", f"## {name}", "", "```", f"python train.py experiment={name}", "```", "", *table(analysis)]))
+        print(
+            "\n".join(["", f"## {name}", "", "```", f"python train.py experiment={name}", "```", "", *table(analysis)])
+        )
         print("\n".join(tuning(folder)))
         print("\n".join(["", *(f"> {sentence}  " for sentence in analysis.sentences), ""]))
         print("\n".join(f"- {warning}" for warning in analysis.warnings))
