@@ -45,8 +45,8 @@ def combinations(arguments: list[str]) -> list[list[str]]:
 
 
 def test_there_are_many() -> None:
-    assert len(commands()) > 40
-    assert {page.name for page in PAGES} >= {"README.md", "sweeps.md", "thunderhead.yaml"}
+    assert len(commands()) > 60
+    assert {page.name for page in PAGES} >= {"README.md", "lecture.md", "sweeps.md", "thunderhead.yaml"}
 
 
 @pytest.mark.parametrize(("page", "command"), commands())
