@@ -138,7 +138,7 @@ def test_writing_again_replaces(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "hparams" / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("what", ["nothing", "unfinished", "no metrics", "ten arms", "bits per byte"])
+@pytest.mark.parametrize("what", ["nothing", "unfinished", "no metrics", "thirty arms", "bits per byte"])
 def test_whatever_there_is_gives_a_report(tmp_path: Path, what: str) -> None:
     runs: list[Run] = []
     if what == "unfinished":
@@ -148,9 +148,9 @@ def test_whatever_there_is_gives_a_report(tmp_path: Path, what: str) -> None:
         for file in tmp_path.rglob("metrics.csv"):
             file.unlink()
         runs = read_runs([tmp_path / "runs"])
-    if what == "ten arms":
+    if what == "thirty arms":
         runs = read_runs(
-            [write_arms(tmp_path / "runs", {f"optimizer.lr=0.0{i}": [3 + i / 100] for i in range(10, 20)})]
+            [write_arms(tmp_path / "runs", {f"optimizer.lr=0.0{i}": [3 + i / 100] for i in range(10, 40)})]
         )
     if what == "bits per byte":
         runs = read_runs([write_arms(tmp_path / "runs", LOSSES)])
@@ -160,7 +160,7 @@ def test_whatever_there_is_gives_a_report(tmp_path: Path, what: str) -> None:
         "nothing": "No finished run",
         "unfinished": "unfinished: step 20 of 100",
         "no metrics": "mqa − mha = +0.053 nats",
-        "ten arms": "one seed cannot resolve anything",
+        "thirty arms": "one seed cannot resolve anything",
         "bits per byte": "mqa − mha = +0.027 bits a byte",
     }
     assert expected[what] in page

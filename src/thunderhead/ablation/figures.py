@@ -133,7 +133,7 @@ def curves(analysis: Analysis) -> Figure:
         if analysis.metric == "val_loss"
         else "Validation, mean over seeds"
     )
-    panels[-1].legend(loc="upper right")
+    _legend(panels[-1], "upper right")
     return figure
 
 
@@ -181,7 +181,7 @@ def differences(analysis: Analysis) -> Figure | None:
         ylabel=f"training loss − {reference.name} ({analysis.unit})",
         title=f"Training loss minus that of {reference.name} on the same tokens; band: seeds; below 0 is better",
     )
-    axes.legend(loc="best")
+    _legend(axes, "best")
     return figure
 
 
@@ -244,7 +244,7 @@ def learning_rates(analysis: Analysis) -> Figure | None:
         axes.set_xticks(rates, [f"{rate:.2g}" for rate in rates])
         axes.set_xlabel("peak learning rate")
         axes.set_title(f"{panel}: final loss by learning rate" if panel else "Final loss by learning rate")
-        axes.legend(loc="best")
+        _legend(axes, "best")
     losses = [[loss for _, loss in points] for lines in panels.values() for points in lines.values()]
     lowest, highest = min(map(min, losses)), max(map(min, losses))
     margin = max(highest - lowest, 0.1)
@@ -298,7 +298,7 @@ def pareto(analysis: Analysis, costs: Sequence[tuple[str, dict[str, float]]]) ->
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.margins(x=0.15)
-        axes.legend(loc="best")
+        _legend(axes, "best")
         axes.set_ylabel(f"final loss ({analysis.unit}), 95 % CI over seeds")
         axes.label_outer()
     figure.suptitle("Lower left is better; the line is the Pareto front")
@@ -312,6 +312,13 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
         if not front or y < front[-1][1]:
             front.append((x, y))
     return front
+
+
+def _legend(axes: Axes, where: str) -> None:
+    """In columns where there are many arms; it gets no room of its own, which would leave the axes none."""
+    n = len(axes.get_legend_handles_labels()[1])
+    legend = axes.legend(loc=where, ncols=1 + n // 12, **({"fontsize": "xx-small"} if n > 12 else {}))
+    legend.set_in_layout(False)
 
 
 def _figure(width: float, height: float) -> Figure:
