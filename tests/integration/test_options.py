@@ -19,7 +19,7 @@ NO_GPU = "^trainer.accelerator=gpu: PyTorch finds no cuda device here, only cpu:
 NO_MPS = "^trainer.accelerator=mps: PyTorch finds no mps device here, only cpu: use trainer=auto$"
 NO_FP8 = r"^precision=fp8 needs a GPU with float8 tensor cores .* on cpu: use precision=bf16-mixed$"
 NO_NETWORK = (
-    r"^data\.sources\.[\w-]+: dataset=\S+ is read from huggingface\.co, over the network, and HF_HUB_OFFLINE is set:"
+    r"^data\.sources\.[\w-]+\.dataset=\S+ is read from huggingface\.co, over the network, and HF_HUB_OFFLINE is set:"
     r" unset it, use data=text with files of your own, or name a folder$"
 )
 # What this machine cannot do, and what the refusal says.

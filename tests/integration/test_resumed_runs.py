@@ -111,7 +111,7 @@ def test_how_it_is_computed_may_change(run: Callable[..., Path], tmp_path: Path)
     folder = run(*SETTINGS)
     whole = rows_of(folder)
     how = ("strategy=fsdp", "strategy.reshard_after_forward=false", "activation_checkpointing=block")
-    for overrides in (how, ("compile=block", "compile.backend=eager", "strategy=single"), ("compile=none",)):
+    for overrides in (how, ("compile=block", "compile.backend=aot_eager", "strategy=single"), ("compile=none",)):
         (folder / "summary.json").unlink()
         go_on(str(folder / "checkpoints" / "step-6.ckpt"), *overrides)
         assert [step for step, _ in rows_of(folder)] == [step for step, _ in whole]
