@@ -1,7 +1,7 @@
 """The pictures of the report, in colours that the colour-blind tell apart (Okabe & Ito), with a marker for each arm."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -314,10 +314,10 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def _legend(axes: Axes, where: str) -> None:
+def _legend(axes: Axes, where: Literal["upper right", "best"]) -> None:
     """In columns where there are many arms; it gets no room of its own, which would leave the axes none."""
     n = len(axes.get_legend_handles_labels()[1])
-    legend = axes.legend(loc=where, ncols=1 + n // 12, **({"fontsize": "xx-small"} if n > 12 else {}))
+    legend = axes.legend(loc=where, ncols=1 + n // 12, fontsize="xx-small" if n > 12 else None)
     legend.set_in_layout(False)
 
 
