@@ -145,6 +145,7 @@ def main() -> None:
         parser.error(f"--steps: at least {WARMUP + 2}")
 
     fixed = ["budget=steps", f"budget.steps={args.steps}", f"validation.every={args.steps}"]
+    fixed += [] if any(o.startswith("compile") for o in args.overrides) else ["compile=none"]
     overrides = [*fixed, "data.max_validation_tokens=2048", *args.overrides]
     config = configuration.plain(configuration.compose(overrides))
     if problems := configuration.check(config):
