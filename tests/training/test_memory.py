@@ -60,7 +60,7 @@ def allocated_at_peak(settings: dict[str, Any], precision: str) -> int:
         parameter.grad = torch.zeros_like(parameter)
     tokens_BT = torch.randint(0, VOCAB, (3, decoder.context_length))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        with autocast("cpu", precision):
+        with memory.autocast_cache(True), autocast("cpu", precision):
             loss = decoder(tokens_BT, tokens_BT).loss
         loss.backward()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -287,6 +287,12 @@ class MeshStrategy(ModelParallelStrategy):
             shape = (self.replicate_size, self.shard_size)
             self._data_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicate", "shard"))
 
+    def teardown(self) -> None:
+        """End the process group, and leave autocast as it was for what this process does next."""
+        super().teardown()
+        if self.shards:
+            torch.set_autocast_cache_enabled(True)
+
     @property
     def storage_device(self) -> torch.device:
         """Where parameters lie between uses."""
