@@ -30,22 +30,13 @@ SETTINGS = (
     *("data.sources.stdlib.include_code=false", "data.max_validation_tokens=1024", "generation.max_new_tokens=1"),
     *("batch.global_tokens=2048", "batch.micro_size=2", "trainer.log_every_n_steps=1"),
 )
-STRATEGIES = {
-    2: {
-        "ddp": ("strategy=ddp",),
-        "fsdp (ZeRO-3)": ("strategy=fsdp",),
-        "fsdp, reshard_after_forward=false (ZeRO-2)": ("strategy=fsdp", "strategy.reshard_after_forward=false"),
-        "tensor_parallel": ("strategy=tensor_parallel",),
-    },
-    4: {
-        "ddp": ("strategy=ddp",),
-        "fsdp (ZeRO-3)": ("strategy=fsdp",),
-        "fsdp, reshard_after_forward=false (ZeRO-2)": ("strategy=fsdp", "strategy.reshard_after_forward=false"),
-        "tensor_parallel": ("strategy=tensor_parallel",),
-        "fsdp_tp 2 × 2": ("strategy=fsdp_tp",),
-        "hsdp 2 × 2": ("strategy=hsdp",),
-    },
+ON_ANY = {
+    "ddp": ("strategy=ddp",),
+    "fsdp (ZeRO-3)": ("strategy=fsdp",),
+    "fsdp, reshard_after_forward=false (ZeRO-2)": ("strategy=fsdp", "strategy.reshard_after_forward=false"),
+    "tensor_parallel": ("strategy=tensor_parallel",),
 }
+STRATEGIES = {2: ON_ANY, 4: ON_ANY | {"fsdp_tp 2 × 2": ("strategy=fsdp_tp",), "hsdp 2 × 2": ("strategy=hsdp",)}}
 
 
 def losses(case: Case) -> torch.Tensor:

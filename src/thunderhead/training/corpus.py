@@ -9,6 +9,7 @@ from rich.table import Table
 
 from thunderhead import config as configuration
 from thunderhead.config import ConfigError, Problem, build
+from thunderhead.data.curation import Filter
 from thunderhead.data.curation_report import write_report
 from thunderhead.data.manifest import Manifest, verify
 from thunderhead.data.prepare import check_sources, find_manifest, prepare
@@ -37,11 +38,13 @@ def prepare_corpus(config: DictConfig) -> Manifest:
     if resolved.get("tokenizer") is None:
         raise ConfigError([Problem("tokenizer", "needs an option: tokenizer=bpe")])
     problems = Problems()
+    tokenizer: Any = None
+    filters: dict[str, Filter] = {}
     data: dict[str, Any] = {}
     with problems.collect():
-        build(resolved["tokenizer"])
+        tokenizer = build(resolved["tokenizer"])
     with problems.collect():
-        build_filters(resolved["curation"])
+        filters = build_filters(resolved["curation"])
     with problems.collect():
         data = data_settings(resolved)
         if "sources" not in data:
@@ -49,7 +52,6 @@ def prepare_corpus(config: DictConfig) -> Manifest:
         check_sources(data["sources"], data.get("path"))
     if problems:
         raise ConfigError(problems)
-    tokenizer, filters = build(resolved["tokenizer"]), build_filters(resolved["curation"])
     try:
         manifest = find_manifest(data["sources"], tokenizer, filters=filters, **shard_settings(data))
         if manifest is not None:

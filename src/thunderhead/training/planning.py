@@ -2,6 +2,7 @@
 
 import bisect
 import contextlib
+import functools
 import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -286,6 +287,7 @@ def _derive(
     if problems:
         return None
 
+    @functools.cache  # batch.micro_size=auto has asked for the size that it chose
     def estimate(size: int) -> dict[str, int]:
         return memory.estimate(
             lambda: build_decoder(config, decoder.vocab_size, decoder.eos_id),
