@@ -1,11 +1,12 @@
 """Peak memory and time of a training step with each kind of activation checkpointing, and with the loss in chunks.
 
-    python benchmarks/memory.py [--rounds 3] [overrides of train.py, e.g. model=micro trainer=gpu]
+    python benchmarks/memory.py [--rounds 5] [overrides of train.py, e.g. model=micro trainer=gpu]
 
 Each measurement is a process of its own, whose peak begins at nothing; rounds go through all variants in turn, so that
 a busy machine is slow for all of them. Memory is the rise of the process's peak (on CUDA of the GPU's allocated memory)
 in a step above what weights, gradients and optimizer state take, which are there already. Time is the CPU time of a
-step (on CUDA the time that passes), as a ratio to that of the first variant in the same round. Medians over rounds.
+later step, when freed memory is kept as in training (on CUDA the time that passes), as a ratio to that of the first
+variant in the same round. Medians over rounds.
 """
 
 import argparse
@@ -51,9 +52,9 @@ def measure(overrides: list[str], micro_size: int, vocab: int, steps: int) -> di
     decoder = build_decoder(config, vocab, None).to(accelerator)
     decoder.initialize(config["seed"])
     optimizer = build_optimizer(config, decoder.train())
-    context, losses, times, peaks = decoder.context_length, [], [], []
+    context, losses, times = decoder.context_length, [], []
     torch.manual_seed(0)
-    tokens = torch.randint(vocab, (steps + 2, micro_size, context + 1), device=accelerator)
+    tokens = torch.randint(vocab, (steps + 3, micro_size, context + 1), device=accelerator)
     is_cuda = accelerator == "cuda"
 
     def clock() -> float:
@@ -77,11 +78,14 @@ def measure(overrides: list[str], micro_size: int, vocab: int, steps: int) -> di
     before = torch.cuda.memory_allocated() if is_cuda else resident()
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
-    for batch in tokens[1:]:
+    step(tokens[1])
+    peak = hardware.peak_memory(accelerator) - before  # later steps meet a heap with holes
+    hardware.keep_freed_memory()  # as train.py does: page faults would hide what computing again costs
+    step(tokens[2])
+    for batch in tokens[3:]:
         start = clock()
         step(batch)
         times.append(clock() - start)
-        peaks.append(hardware.peak_memory(accelerator) - before)
     estimated = memory.estimate(
         lambda: build_decoder(config, vocab, None),
         lambda built: build_optimizer(config, built),
@@ -90,8 +94,8 @@ def measure(overrides: list[str], micro_size: int, vocab: int, steps: int) -> di
         parallelism=single(1),
     )
     return {
-        "seconds": statistics.median(times[1:]),
-        "peak": peaks[0],  # the first full step: later ones meet a heap with holes
+        "seconds": statistics.median(times),
+        "peak": peak,
         "estimate": estimated["activations"],
         "loss": losses[-1],
         "parameters": sum(p.numel() for p in decoder.parameters()),
@@ -127,8 +131,8 @@ def spawn(overrides: list[str], *arguments: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="timed steps of a process, after a first one")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6, help="timed steps of a process, after two others")
     parser.add_argument("--micro", type=int, default=8, help="sequences of a micro-batch")
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("overrides", nargs="*", help="as for train.py")
@@ -155,8 +159,8 @@ def write(args: argparse.Namespace, base: list[str], rounds: list[dict[str, dict
         "",
         f"{hardware.device_name(accelerator)}, torch {torch.__version__}, uncompiled; `benchmarks/memory.py`.",
         f"{median('none', 'parameters'):,.0f} parameters, micro-batch of {args.micro}, vocabulary of {args.vocab:,}.",
-        f"Medians of {args.rounds} rounds of processes, {args.steps} timed steps each. The machine was shared"
-        " with other work: times are CPU time, as ratios within a round.",
+        f"Medians of {args.rounds} rounds of processes, {args.steps} timed steps each; times are"
+        f" {'wall' if accelerator == 'cuda' else 'CPU'} time, as ratios within a round.",
         "",
         "| activation_checkpointing | peak rise | ratio | the plan's estimate | time | ratios by round |",
         "|---|---:|---:|---:|---:|---|",
