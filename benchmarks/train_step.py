@@ -1,6 +1,6 @@
 """A training step of this project beside a bare PyTorch loop and public peers, on a CPU.
 
-    uv pip install 'thunderhead[benchmarks]'                          # transformers, accelerate; litgpt: see below
+    uv pip install -e '.[benchmarks]'                                 # transformers, accelerate; litgpt: see below
     uv pip install --no-deps litgpt                                   # its pins of other packages are older than ours
     python benchmarks/train_step.py --threads 2 --clock wall          # on a quiet machine, about 10 minutes
     python benchmarks/train_step.py                                   # CPU time of one thread: on a shared machine
