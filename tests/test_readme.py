@@ -1,6 +1,8 @@
-"""The README's table of groups and options is the one that conf/ gives."""
+"""The README's table of groups and options is the one that conf/ gives, and its Python runs."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -50,3 +52,11 @@ def test_a_file_without_a_comment_is_an_error(tmp_path: Path) -> None:
     file.write_text("a: 1\n")
     with pytest.raises(ValueError, match="does not begin with a comment"):
         docs.description(file)
+
+
+def test_the_notebook_example_runs() -> None:
+    [block] = re.findall(r"<!-- notebook: [^\n]*-->\n```python\n(.*?)```\n", docs.README.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["loss"].isfinite()
+    assert all(parameter.grad is not None for parameter in names["decoder"].parameters())
