@@ -198,3 +198,9 @@ def test_the_program_refuses(
     assert "Traceback" not in ended.stderr
     assert all(message in ended.stderr for message in messages), ended.stderr
     assert not list(tmp_path.glob("logs/runs/*/*"))
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_steps_between_log_rows_are_counted_from_one(every: int, refused: Callable[..., str]) -> None:
+    message = refused(f"trainer.log_every_n_steps={every}")
+    assert f"trainer.log_every_n_steps: {every} is not accepted: should be greater than 0" in message

@@ -1,10 +1,16 @@
 """`profile=true`: a table, and a trace that says what ran in the recorded steps."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from thunderhead.training.callbacks import profile as profiling
+from thunderhead.training.callbacks.profile import ProfileSteps
 
 # Lightning's profiler hooks and ours may both be there; kineto warns where a machine has no GPU events.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Profiler.*:UserWarning")
@@ -30,3 +36,27 @@ def test_some_steps_are_recorded(
 
 def test_nothing_is_recorded_unasked(run: Callable[..., Path]) -> None:
     assert not (run() / "profile").exists()
+
+
+def test_a_run_on_the_cpu_of_a_machine_with_a_gpu(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its operators have no time on the GPU."""
+    asked: list[ProfilerActivity] = []
+
+    def begin(self: Any, *arguments: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            hook(self, *arguments)
+
+    def profile_here(*, activities: Sequence[ProfilerActivity], **settings: Any) -> profile:
+        asked.extend(activities)
+        return profile(activities=[ProfilerActivity.CPU], **settings)  # this machine may have none
+
+    hook = ProfileSteps.on_train_batch_start
+    monkeypatch.setattr(ProfileSteps, "on_train_batch_start", begin)
+    monkeypatch.setattr(profiling, "profile", profile_here)
+    folder = run("profile=true") / "profile"
+    assert asked == [ProfilerActivity.CPU]
+    assert "aten::mm" in (folder / "table.txt").read_text()
+    assert "aten::mm" in capsys.readouterr().out

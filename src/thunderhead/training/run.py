@@ -204,6 +204,10 @@ def find_problems(config: dict[str, Any]) -> list[Problem]:
     for argument, group in DERIVED.items():
         if argument in config["trainer"]:
             problems.append(Problem(f"trainer.{argument}", f"follows from other settings: set {group} instead"))
+    every = config["trainer"].get("log_every_n_steps")
+    if isinstance(every, int) and every < 1:
+        message = f"{every} is not accepted: should be greater than 0; a large number logs the first and last step only"
+        problems.append(Problem("trainer.log_every_n_steps", message))
     for group, none in (("match", "Unmatched"), ("tune", "Untuned")):
         if group in config and not config[group]["_target_"].endswith(f".{none}"):
             problems.append(

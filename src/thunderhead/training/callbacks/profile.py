@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
@@ -37,7 +36,7 @@ class ProfileSteps(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin with the first micro-batch of the first step."""
         if trainer.global_step == self._first and self._profiler is None:
-            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if _on_gpu(trainer) else [])]
             self._profiler = profile(activities=activities, acc_events=True)
             self._profiler.start()
 
@@ -62,7 +61,7 @@ class ProfileSteps(Callback):
         if not trainer.is_global_zero:
             return
         operators = profiler.key_averages()
-        on_gpu = torch.cuda.is_available()
+        on_gpu = _on_gpu(trainer)
         times = {row.key: (row.self_device_time_total if on_gpu else row.self_cpu_time_total) for row in operators}
         key = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
         (self.folder / "table.txt").write_text(operators.table(sort_by=key, row_limit=-1))
@@ -71,3 +70,7 @@ class ProfileSteps(Callback):
             total=sum(times.values()),
             folder=self.folder,
         )
+
+
+def _on_gpu(trainer: Trainer) -> bool:
+    return trainer.strategy.root_device.type == "cuda"  # a machine may have a GPU that this run does not use
