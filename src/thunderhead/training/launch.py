@@ -36,7 +36,12 @@ RANK_VARIABLES = (
 
 def is_rank() -> bool:
     """Whether a launcher (torchrun, or SLURM's srun) started this process as one of several."""
-    return "LOCAL_RANK" in os.environ or ("SLURM_PROCID" in os.environ and "SLURM_NTASKS" in os.environ)
+    return "LOCAL_RANK" in os.environ or _is_slurm_task()
+
+
+def _is_slurm_task() -> bool:
+    """Whether srun started this process among others; alone, or in an interactive shell of a job, it is no rank."""
+    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
 def is_launched() -> bool:
@@ -46,7 +51,7 @@ def is_launched() -> bool:
 
 def global_rank() -> int:
     """The rank that the launcher gave this process; 0 if there is none."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    return int(os.environ.get("RANK", os.environ["SLURM_PROCID"] if _is_slurm_task() else "0"))
 
 
 def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig
 
 from thunderhead import config as configuration
@@ -474,6 +475,8 @@ def make_trainer(
     # older records do not have it
     checkpoint_io = BackgroundCheckpointIO() if config.get("background_checkpoints") else AtomicCheckpointIO()
     plugins = [*precision.pop("plugins", []), checkpoint_io]
+    if not launch.is_rank():  # else Lightning looks for one: in a shell within a SLURM job it would wait for tasks
+        plugins.append(LightningEnvironment())
     with _quiet_lightning():
         trainer: Trainer = build(
             config["trainer"],
