@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig
 
 from thunderhead import config as configuration
