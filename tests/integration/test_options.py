@@ -107,6 +107,7 @@ def test_a_run_leaves_its_record(run: Callable[..., Path]) -> None:
     assert wanted <= summary.keys()
     assert summary["tokens"] == 2 * 128
     assert summary["perplexity"] == pytest.approx(math.exp(summary["val_loss"]))
+    assert summary["attention_kernel"] == "FLASH_ATTENTION"  # in float32 on a CPU
 
 
 def test_a_dry_run_writes_nothing(run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

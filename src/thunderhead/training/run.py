@@ -325,8 +325,9 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
     trainer = make_trainer(
         config, planned, run_dir, log_metrics, [ExactResume(config["seed"]), BeginRecord(run_dir), stop]
     )
+    attention_kernel = _attention_kernel(model, planned)
     if trainer.is_global_zero:
-        display.say(f"Attention kernel: {_attention_kernel(model, planned)}")
+        display.say(f"Attention kernel: {attention_kernel}")
     with _quiet_lightning():
         _fit_or_stop(trainer, model, datamodule, log_metrics, stop, checkpoint)
 
@@ -362,6 +363,7 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
         "validation_data": _validation_data(manifest, datamodule.max_validation_tokens),
         "validation_text": _validation_text(manifest, datamodule.max_validation_tokens),
         "precision": planned.machine.precision,
+        "attention_kernel": attention_kernel,
         "device": hardware.device_name(planned.machine.accelerator),
     }
     if trainer.is_global_zero:
