@@ -325,8 +325,9 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
     trainer = make_trainer(
         config, planned, run_dir, log_metrics, [ExactResume(config["seed"]), BeginRecord(run_dir), stop]
     )
-    attention_kernel = _attention_kernel(model, planned)
-    if trainer.is_global_zero:
+    attention_kernel: str | None = None
+    if trainer.is_global_zero:  # others would ask rank 0's GPU
+        attention_kernel = _attention_kernel(model, planned)
         display.say(f"Attention kernel: {attention_kernel}")
     with _quiet_lightning():
         _fit_or_stop(trainer, model, datamodule, log_metrics, stop, checkpoint)
