@@ -394,7 +394,10 @@ def _fit_or_stop(  # noqa: PLR0917
             trainer.validate(model, datamodule=datamodule, verbose=False)
         if trainer.global_step >= steps and trainer.checkpoint_callbacks:
             trainer.save_checkpoint(stop.checkpoint)
-        trainer.strategy.checkpoint_io.teardown()  # waits for those in the background
+        try:
+            trainer.strategy.checkpoint_io.teardown()  # waits for those in the background
+        finally:
+            trainer.strategy.barrier()  # a rank that ended before would have launchers end the one that writes
     except (ValueError, CheckpointError) as error:
         if isinstance(error, ValueError) and not log_metrics.started:
             # damaged shards, a refused combination: found before the first step
