@@ -1,4 +1,4 @@
-"""Which processes are ranks of a run that a launcher started. tests/integration/test_launch.py starts them."""
+"""Which processes are ranks of a run that a launcher started. tests/integration/test_launched_runs.py starts them."""
 
 import os
 from collections.abc import Callable

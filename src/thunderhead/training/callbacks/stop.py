@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: finish the step, save, stop."""
 
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -8,13 +9,15 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+PATIENCE = 5.0  # seconds until several ranks ask one another again, if no logged step comes before
+
 
 class StopOnSignal(Callback):
     """End the run after the step under way and save a checkpoint to resume from, if the run keeps any.
 
     Lightning's own handling ends a run on SIGTERM with exit status 0 and nothing saved, and waits for ever if one rank
-    of several got the signal. Here ranks agree at the end of a step (of several ranks: of each logged step, as asking
-    costs them a wait). A second signal ends the process at once.
+    of several got the signal. Here ranks agree at the end of a step. Several ranks, which asking costs a wait, ask at
+    logged steps, and where steps are slow about every PATIENCE seconds. A second signal ends the process at once.
 
     Args:
         checkpoint: where to save.
@@ -25,9 +28,12 @@ class StopOnSignal(Callback):
         self.received: int | None = None
         """The signal that ended the run."""
         self._before: dict[int, Any] = {}
+        self._asked: tuple[int, float] = (0, 0.0)  # (step, this rank's time then)
+        self._next = 0  # the step after which ranks ask again at the latest; the same on all
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen."""
+        self._asked, self._next = (trainer.global_step, time.monotonic()), trainer.global_step + 1
         try:
             self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         except ValueError:  # not in the main thread, where signals never arrive
@@ -49,12 +55,16 @@ class StopOnSignal(Callback):
     def _agreed(self, trainer: Trainer) -> bool:
         if trainer.world_size == 1:
             return self.received is not None
-        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        step, now = trainer.global_step, time.monotonic()
+        if step < self._next and step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return False
-        number = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
-        self.received = int(number) or None
-        return self.received is not None
+        asked, then = self._asked
+        highest = torch.tensor([self.received or 0, now - then], device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
+        number, seconds = highest.tolist()
+        self._asked, self._next = (step, now), step + max(1, int(PATIENCE * (step - asked) / max(seconds, 1e-3)))
+        self.received = int(number) or self.received  # which may have come while this rank waited for the others
+        return int(number) > 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen no more."""
