@@ -8,7 +8,7 @@ FIND_LINKS = $(shell $(BIN)/python -m pip config get global.find-links 2>/dev/nu
 # Runs and tests start many processes: each imports torch and friends, which takes twice as long without their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup train test test-slow check format docs clean
+.PHONY: help setup train test test-slow check format docs
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,3 +39,6 @@ check: setup  ## Formatting, lint, types
 format: setup  ## Format the code and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup  ## Renew the README's table of options from conf/
+	$(BIN)/python -m thunderhead.docs

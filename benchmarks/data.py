@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from litdata import StreamingDataset
 from litdata.streaming.item_loader import TokensLoader
-from loss_memory import RESULTS, hardware_slug
+from results_folder import RESULTS, hardware_slug
 
 from thunderhead import config as configuration
 from thunderhead.data import datamodule

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loss_memory import RESULTS
+from results_folder import RESULTS
 
 from thunderhead import config as configuration
 from thunderhead.config import build

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from loss_memory import RESULTS
+from results_folder import RESULTS
 
 from thunderhead import config as configuration
 from thunderhead.training import hardware, memory

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from lightning import Callback
-from loss_memory import RESULTS, hardware_slug
+from results_folder import RESULTS, hardware_slug
 
 from thunderhead import config as configuration
 from thunderhead.config import build, factory

@@ -25,7 +25,7 @@ from pathlib import Path
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a process, on both sides
 
-from loss_memory import RESULTS, hardware_slug
+from results_folder import RESULTS, hardware_slug
 
 from thunderhead.data.prepare import _Reader, prepare
 from thunderhead.data.pretrained import HuggingFaceTokenizer

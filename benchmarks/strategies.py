@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from loss_memory import RESULTS
+from results_folder import RESULTS
 
 from thunderhead.training import hardware
 from thunderhead.training.record import REPOSITORY, read_rows

@@ -36,8 +36,8 @@ if "--smoke" in sys.argv:  # before sides sets the sizes, and before torch asks
 
 import sides
 import torch
-from loss_memory import RESULTS
 from matplotlib.figure import Figure
+from results_folder import RESULTS
 
 from thunderhead import config as configuration
 from thunderhead.config import build, factory
