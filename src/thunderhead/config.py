@@ -2,6 +2,7 @@
 
 The signature is the schema: a node with `_target_` is compared with the signature of its target. Parameters without a
 default that stand before `*` are supplied by the code (`d_model`, an optimizer's `params`); all others are settings.
+Callbacks and loggers, mostly of others, are supplied with what SUPPLIED says.
 """
 
 import difflib
@@ -33,6 +34,8 @@ Result = typing.TypeVar("Result")
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 # Hydra's own keys of a node; `_partial_` is the builder's business and never stands in YAML.
 HYDRA_KEYS = {"_target_", "_convert_", "_recursive_"}
+SUPPLIED: dict[str, set[str]] = {"callbacks": set(), "logger": {"save_dir"}}
+"""What the code supplies to each node of a group, where that does not follow from signatures."""
 
 
 class Problem(NamedTuple):
@@ -182,12 +185,17 @@ def _check_node(path: str, node: dict[str, Any]) -> Iterator[Problem]:
     except Exception as error:  # whatever the import of a user's module raises is the answer
         yield Problem(f"{path}._target_", f"cannot load {name!r}: {str(error).splitlines()[0]}")
         return
-    yield from _check_arguments(path, target, {k: v for k, v in node.items() if k not in HYDRA_KEYS})
+    group, _, name = path.partition(".")
+    supplied = SUPPLIED.get(group) if name and "." not in name else None
+    yield from _check_arguments(path, target, {k: v for k, v in node.items() if k not in HYDRA_KEYS}, supplied)
 
 
-def _check_arguments(path: str, target: Callable[..., Any], arguments: dict[str, Any]) -> Iterator[Problem]:
+def _check_arguments(
+    path: str, target: Callable[..., Any], arguments: dict[str, Any], supplied: set[str] | None = None
+) -> Iterator[Problem]:
     parameters = inspect.signature(target).parameters
-    supplied = {p.name for p in parameters.values() if p.default is p.empty and p.kind is not p.KEYWORD_ONLY}
+    if supplied is None:
+        supplied = {p.name for p in parameters.values() if p.default is p.empty and p.kind is not p.KEYWORD_ONLY}
     settable = [p.name for p in parameters.values() if p.name not in supplied and p.kind is not p.VAR_KEYWORD]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     hints = _hints(target)
@@ -286,13 +294,16 @@ def build(node: dict[str, Any], **supplied: Any) -> Any:
     return factory(node)(**supplied)
 
 
-def build_all(nodes: dict[str, Any], path: str, kind: type[Result]) -> dict[str, Result]:
+def build_all(
+    nodes: dict[str, Any], path: str, kind: type[Result], refusals: tuple[type[Exception], ...] = ()
+) -> dict[str, Result]:
     """Build each node of a mapping, which must give objects of a class.
 
     Args:
         nodes: by name.
         path: of the mapping in the configuration.
         kind: a class.
+        refusals: what these say no with, beside ValueError, TypeError and AssertionError.
 
     Raises:
         ConfigError: some are refused; names all, each with its path.
@@ -302,7 +313,7 @@ def build_all(nodes: dict[str, Any], path: str, kind: type[Result]) -> dict[str,
         where = f"{path}.{name}"
         try:
             made = build(node) if isinstance(node, dict) and "_target_" in node else node
-        except (ValueError, TypeError, AssertionError) as error:
+        except (ValueError, TypeError, AssertionError, *refusals) as error:
             problems.append(Problem("", at(where, str(error).splitlines()[0])))
             continue
         if isinstance(made, kind):
@@ -317,6 +328,18 @@ def build_all(nodes: dict[str, Any], path: str, kind: type[Result]) -> dict[str,
 
 # --------------------------------------------------------------------------------------------------------------------
 # Command line
+
+
+def options(group: str) -> list[str]:
+    """What can be chosen of a group, by name."""
+    return sorted(file.stem for file in (CONF_DIR / group).glob("*.yaml"))
+
+
+def default_groups() -> list[str]:
+    """The groups of conf/train.yaml that have an option unless told otherwise, in its order."""
+    defaults = yaml.safe_load((CONF_DIR / "train.yaml").read_text())["defaults"]
+    chosen = [entry for entry in defaults if isinstance(entry, dict)]
+    return [group for entry in chosen for group, option in entry.items() if option and " " not in group]
 
 
 def chosen_groups(overrides: Sequence[str]) -> set[str]:
@@ -365,6 +388,10 @@ def run(main: Callable[[], Any], config_name: str = "train") -> None:
         _refuse(error.problems)
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(_composition_problems(error, config_name))
+    except ValueError as error:
+        if not (str(error).startswith("Config group override must be") and (emptied := _emptied_groups())):
+            raise
+        _refuse(emptied)
     except BrokenPipeError:  # the reader has seen enough, as in `train.py --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -438,15 +465,24 @@ def _unknown_options() -> list[Problem]:
         return []
     problems = []
     for override in OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and a[0] != "-"]):
-        options = sorted(file.stem for file in (CONF_DIR / override.key_or_group).glob("*.yaml"))
+        known = options(override.key_or_group)
         chosen = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
         for choice in chosen:
-            if options and isinstance(choice, str) and choice not in options:
-                near = difflib.get_close_matches(choice, options, n=1, cutoff=0.5)
+            if known and isinstance(choice, str) and choice not in known:
+                near = difflib.get_close_matches(choice, known, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]}? " if near else ""
-                message = f"has no option {choice}; {hint}Options: {', '.join(options)}"
+                message = f"has no option {choice}; {hint}Options: {', '.join(known)}"
                 problems.append(Problem(override.key_or_group, message))
     return problems
+
+
+def _emptied_groups() -> list[Problem]:
+    """Groups that the command line sets to null, for which Hydra names none."""
+    overrides = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and a[0] != "-"])
+    groups = [o.key_or_group for o in overrides if not o.is_sweep_override() and o.value() is None]
+    return [
+        Problem(group, f"null is no option; options: {', '.join(options(group))}") for group in groups if options(group)
+    ]
 
 
 def to_yaml(config: dict[str, Any]) -> str:

@@ -47,6 +47,18 @@ def refused(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
         ("budget.steps=0", "budget.steps: 0 is not accepted: should be greater than 0"),
         ("data.validation_fraction=0.0", "data.validation_fraction"),
         ("resume=/no/such/run", "resume: /no/such/run is no run folder"),
+        ("~callbacks", "callbacks: was taken out, and a run needs an option of it: default, none"),
+        ("~scheduler", "scheduler: was taken out, and a run needs an option of it: constant, cosine"),
+        ("+callbacks.best=null", "callbacks.best: has no _target_: take it out with ~callbacks.best"),
+        (
+            "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, mode: sideways}",
+            "callbacks.stop: `mode` can be min, max, got sideways",
+        ),
+        (
+            "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping}",
+            "callbacks.stop.monitor: is required: callbacks.stop.monitor=…",
+        ),
+        ("+logger.csv.save_dir=/tmp", "logger.csv.save_dir: is worked out by Thunderhead and cannot be set"),
     ],
 )
 def test_a_setting_is_refused_with_its_name(setting: str, message: str, refused: Callable[..., str]) -> None:
@@ -184,8 +196,9 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
                 "optimizer has no option adam; did you mean adamw?",
             ),
         ),
+        (("callbacks=null",), ("callbacks null is no option; options: default, none",)),
     ],
-    ids=["values", "unknown key", "unknown options"],
+    ids=["values", "unknown key", "unknown options", "no option"],
 )
 def test_the_program_refuses(
     overrides: tuple[str, ...],

@@ -15,10 +15,11 @@ import torch
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from thunderhead import config as configuration
-from thunderhead.config import ConfigError, Problem, build, factory
+from thunderhead.config import ConfigError, Problem, build, build_all, factory
 from thunderhead.data.datamodule import TokenDataModule
 from thunderhead.data.manifest import Manifest, ShardError
 from thunderhead.data.synthetic import Task
@@ -171,7 +172,7 @@ def _resolve(config: DictConfig, run_dir: Path) -> tuple[dict[str, Any], Path | 
         resolved["resume"] = str(checkpoint)
     problems = find_problems(resolved)
     agreed = checkpoint is not None or not launch.is_rank() or launch.is_launched()
-    if resolved["batch"].get("micro_size") == AUTO and not agreed:
+    if resolved.get("batch", {}).get("micro_size") == AUTO and not agreed:
         message = (
             "auto cannot be agreed on by processes that torchrun or SLURM started: write the number that one process"
             " finds, or let train.py start them (trainer.devices)"
@@ -202,8 +203,21 @@ def _find_checkpoint(resume: str, run_dir: Path) -> Path | None:
 def find_problems(config: dict[str, Any]) -> list[Problem]:
     """What is wrong with a single run's configuration, before it is planned."""
     problems = configuration.check(config, settings)
+    for group in configuration.default_groups() if config.get("resume") is None else ():  # records may be older
+        if group not in config and group not in ("match", "tune", "debug"):
+            known = ", ".join(configuration.options(group))
+            problems.append(Problem(group, f"was taken out, and a run needs an option of it: {known}"))
+    for group in ("callbacks", "logger"):
+        for name, node in config.get(group, {}).items():
+            if not (isinstance(node, dict) and "_target_" in node):
+                problems.append(Problem(f"{group}.{name}", f"has no _target_: take it out with ~{group}.{name}"))
+    if not problems:
+        try:
+            _callbacks(config)
+        except ConfigError as error:
+            problems += error.problems
     for argument, group in DERIVED.items():
-        if argument in config["trainer"]:
+        if argument in config.get("trainer", {}):
             problems.append(Problem(f"trainer.{argument}", f"follows from other settings: set {group} instead"))
     every = config["trainer"].get("log_every_n_steps")
     if isinstance(every, int) and every < 1:
@@ -459,6 +473,15 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _callbacks(config: dict[str, Any]) -> list[Callback]:
+    """Those of the group `callbacks`.
+
+    Raises:
+        ConfigError: some refuse their settings, or are no callbacks.
+    """
+    return list(build_all(config["callbacks"], "callbacks", Callback, (MisconfigurationException,)).values())
+
+
 def make_trainer(
     config: dict[str, Any],
     planned: Planned,
@@ -473,7 +496,7 @@ def make_trainer(
     all_callbacks = [
         log_metrics,
         SchedulePicture(schedule, config["optimizer"]["lr"], plan.tokens_per_step),
-        *(build(node) for node in config["callbacks"].values()),
+        *_callbacks(config),
         *callbacks,
         *([ProfileSteps(run_dir / "profile")] if config.get("profile") else []),  # older records do not have it
     ]
