@@ -1,4 +1,4 @@
-"""The commands that README, docs and --help show are accepted: they compose, and every value passes the check."""
+"""The commands that README, docs and --help show are accepted: they compose, pass the check, and can be planned."""
 
 import re
 import shlex
@@ -8,7 +8,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from thunderhead import config
-from thunderhead.training import run
+from thunderhead.training import memory, run
+from thunderhead.training.planning import plan_run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "conf" / "hydra" / "help").glob("*.yaml")]
@@ -57,6 +58,19 @@ def test_a_shown_command_is_accepted(page: str, command: str) -> None:
     for overrides in combinations(arguments):
         composed = config.compose(overrides, "train" if program == "train.py" else program.removesuffix(".py"))
         assert config.check(config.plain(composed), settings) == []
+
+
+@pytest.mark.parametrize(("page", "command"), [found for found in commands() if found[1].startswith("train.py")])
+def test_a_shown_run_can_be_planned(page: str, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Sizes fit each other, and options one another; but for those of data or hardware that a reader has."""
+    monkeypatch.chdir(tmp_path)  # nothing is prepared
+    monkeypatch.setattr(memory, "estimate", lambda *_, **__: {"parameters": 1, "activations": 1})  # takes seconds
+    _, *arguments = shlex.split(command)
+    arguments = [a for a in arguments if a != "-m" and not a.startswith(HYDRAS)]
+    if any(a.startswith(("data.path=", "resume=")) for a in arguments):
+        pytest.skip("the reader's own files")
+    for overrides in combinations(arguments):
+        assert plan_run(config.plain(config.compose(overrides))).plan.steps
 
 
 def test_pages_that_are_linked_are_there() -> None:

@@ -68,6 +68,7 @@ def _divide(dividend: int, divisor: int) -> int:
 
 
 OmegaConf.register_new_resolver("divide", _divide, replace=True)
+OmegaConf.register_new_resolver("larger", max, replace=True)  # `${larger:1024,${model.context_length}}`
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:

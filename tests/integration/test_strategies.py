@@ -12,6 +12,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from ranks import Case, train_in_processes, train_one
+from thunderhead import config
+from thunderhead.config import ConfigError
+from thunderhead.training.plan import Plan
+from thunderhead.training.planning import plan_run
 from thunderhead.training.record import read_json, read_rows
 from tiny import OPTIONS, tiny
 
@@ -53,6 +57,15 @@ PRECISIONS = {
     name: (*BASE, "activation_checkpointing=block", f"precision={name}") for name in ("bf16-mixed", "bf16-true")
 }
 SIXTEEN_BITS = 2e-4
+# As on real hardware, with the compiler's own view of gradients (aot_eager), which is compile.backend=inductor's too.
+COMPILED = {
+    "ddp": ("compile=model", "activation_checkpointing=block"),
+    "fsdp": ("compile=block", "activation_checkpointing=block"),
+    "zero2": ("compile=block", "activation_checkpointing=selective"),
+    "tensor_parallel": ("compile=model", "activation_checkpointing=selective"),
+}
+# The other way of clipping, on gradients that are longer than that in places; the loss in chunks.
+CHUNKS = ("loss.chunk_size=24", "trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_val=0.01")
 
 
 class Ran(NamedTuple):
@@ -62,9 +75,9 @@ class Ran(NamedTuple):
     said: dict[str, Any]  # by rank 0
 
     def rows(self, column: str) -> list[tuple[int, float]]:
-        """(step, value) of each row that has one."""
+        """(step, value) of each row that has one; clipping by value logs no norm."""
         rows = read_rows(self.folder / "metrics.csv")[1]
-        return [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+        return [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
 
 
 Train = Callable[[int, dict[str, Iterable[str]]], dict[str, Ran]]
@@ -111,16 +124,18 @@ def cut(run: Ran, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def one(train: Train) -> dict[str, Ran]:
-    return train(1, {name: (*SINGLE, *options) for name, options in {"base": BASE, "rich": RICH, **PRECISIONS}.items()})
+    kinds = {"base": BASE, "rich": RICH, "chunks": (*BASE, *CHUNKS), **PRECISIONS}
+    return train(1, {name: (*SINGLE, *options) for name, options in kinds.items()})
 
 
 @pytest.fixture(scope="module")
 def two(train: Train, one: dict[str, Ran], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
     folder = tmp_path_factory.mktemp("stopped")
-    kinds = {"base": BASE, "rich": RICH, **PRECISIONS}
+    kinds = {"base": BASE, "rich": RICH, "chunks": (*BASE, *CHUNKS), **PRECISIONS}
     runs = {f"{kind} {name}": (*options, *kinds[kind]) for kind, (name, options) in product(kinds, TWO.items())}
     # From one process to two; what two leave behind is gone on with by others below.
     runs |= {f"single → {name}": (cut(one["base"], folder / name), *TWO[name]) for name in ("ddp", "fsdp")}
+    runs |= {f"compiled {s}": (*TWO[s], *BASE, *COMPILED[s], "compile.backend=aot_eager") for s in TWO}
     runs["mqa"] = (*TWO["tensor_parallel"], *BASE, "attention=mqa")
     return train(2, runs)
 
@@ -131,6 +146,7 @@ def four(
 ) -> dict[str, Ran]:
     folder = tmp_path_factory.mktemp("stopped")
     runs = {f"base {name}": (*options, *BASE) for name, options in FOUR.items()}
+    runs |= {f"base {name}": (*TWO[name], *BASE) for name in ("ddp", "fsdp", "zero2")}
     runs["rich fsdp_tp"] = (*FOUR["fsdp_tp"], *RICH)
     runs["fsdp → fsdp_tp"] = (cut(two["base fsdp"], folder / "fsdp"), *FOUR["fsdp_tp"])
     runs["tensor_parallel → hsdp"] = (cut(two["base tensor_parallel"], folder / "tp"), *FOUR["hsdp"])
@@ -138,9 +154,14 @@ def four(
 
 
 @pytest.mark.parametrize("strategy", TWO)
-@pytest.mark.parametrize("kind", ["base", "rich"])
+@pytest.mark.parametrize("kind", ["base", "rich", "chunks"])
 def test_two_processes_train_as_one(kind: str, strategy: str, one: dict[str, Ran], two: dict[str, Ran]) -> None:
     assert_same(two[f"{kind} {strategy}"], one[kind])
+
+
+@pytest.mark.parametrize("strategy", TWO)
+def test_two_processes_train_as_one_when_compiled(strategy: str, one: dict[str, Ran], two: dict[str, Ran]) -> None:
+    assert_same(two[f"compiled {strategy}"], one["base"])
 
 
 @pytest.mark.parametrize("strategy", TWO)
@@ -159,7 +180,7 @@ def test_initial_weights_are_the_same_bit_for_bit(strategy: str, one: dict[str, 
     assert one["base"].said["initial_weights"] != one["rich"].said["initial_weights"]
 
 
-@pytest.mark.parametrize("name", ["base fsdp_tp", "base hsdp", "rich fsdp_tp"])
+@pytest.mark.parametrize("name", ["base ddp", "base fsdp", "base zero2", "base fsdp_tp", "base hsdp", "rich fsdp_tp"])
 def test_four_processes_train_as_one(name: str, one: dict[str, Ran], four: dict[str, Ran]) -> None:
     reference = one[name.partition(" ")[0]]
     assert_same(four[name], reference)
@@ -176,12 +197,39 @@ def test_two_processes_are_gone_on_with_by_four(name: str, one: dict[str, Ran], 
     assert_same(four[name], one["base"])
 
 
+def test_layouts_take_over_from_one_another(
+    train: Train, one: dict[str, Ran], two: dict[str, Ran], four: dict[str, Ran], tmp_path: Path
+) -> None:
+    """On two processes, from two and from four."""
+    stopped = {
+        "fsdp": two["base tensor_parallel"], "tensor_parallel": two["base fsdp"], "zero2": four["base hsdp"],
+        "ddp": four["base fsdp_tp"],
+    }  # fmt: skip
+    runs = {to: (cut(run, tmp_path / to), *TWO[to]) for to, run in stopped.items()}
+    runs["single → tensor_parallel"] = (cut(one["base"], tmp_path / "single"), *TWO["tensor_parallel"])
+    for run in train(2, runs).values():
+        assert_same(run, one["base"])
+
+
 def test_two_and_four_processes_are_gone_on_with_by_one(
     train: Train, one: dict[str, Ran], two: dict[str, Ran], four: dict[str, Ran], tmp_path: Path
 ) -> None:
     stopped = {"fsdp": two["base fsdp"], "tensor_parallel": two["base tensor_parallel"], "hsdp": four["base hsdp"]}
     for run in train(1, {name: (cut(run, tmp_path / name), *SINGLE) for name, run in stopped.items()}).values():
         assert_same(run, one["base"])
+
+
+def test_what_torch_cannot_compile_is_refused_by_name_and_not_chosen(text_corpus: Path, tmp_path: Path) -> None:
+    overrides = ("trainer.devices=2", "strategy=tensor_parallel", "attention=mha", "activation_checkpointing=block")
+
+    def plan(*more: str) -> Plan:
+        return plan_run(config.plain(config.compose([*tiny(text_corpus, tmp_path, *overrides, *more)]))).plan
+
+    for scope in ("block", "model"):
+        with pytest.raises(ConfigError, match=r"^compile\.scope: torch cannot compile whole checkpointed blocks under"):
+            plan(f"compile={scope}", "compile.backend=inductor")
+    for more, chosen in (((), "none"), (("activation_checkpointing=selective",), "model")):
+        assert plan("compile=auto", "budget.steps=1000000000", *more).compile == chosen
 
 
 def test_what_cannot_be_divided_is_refused_by_name(two: dict[str, Ran]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from thunderhead import config
@@ -60,7 +61,7 @@ def allocated_at_peak(settings: dict[str, Any], precision: str) -> int:
         parameter.grad = torch.zeros_like(parameter)
     tokens_BT = torch.randint(0, VOCAB, (3, decoder.context_length))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        with memory.autocast_cache(True), autocast("cpu", precision):
+        with autocast("cpu", precision):
             loss = decoder(tokens_BT, tokens_BT).loss
         loss.backward()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -95,7 +96,8 @@ def test_parameters_gradients_and_optimizer_state_are_exact(optimizer: str) -> N
 def test_activations_are_what_the_allocator_hands_out(choice: tuple[str, ...], precision: str) -> None:
     settings = resolved(*SMALL, *choice)
     measured = allocated_at_peak(settings, precision)
-    assert estimate(settings, precision)["activations"] == pytest.approx(measured, rel=0.05)  # workspaces of kernels
+    # Workspaces of kernels, of which the plan knows nothing, are 64 KB here.
+    assert estimate(settings, precision)["activations"] == pytest.approx(measured, rel=0.05, abs=2**16)
 
 
 @pytest.mark.parametrize(
@@ -139,13 +141,13 @@ def test_shards_divide_all_but_activations() -> None:
     assert quarter["gathered"] == whole["parameters"]  # of two blocks, both
 
 
-def test_gathered_weights_are_not_kept_as_16_bit_copies() -> None:
-    """Autocast would, also of blocks whose inside is computed again: two bytes a parameter."""
-    deep = resolved("model.n_layers=8", "activation_checkpointing=block", "precision=bf16-mixed")
-    whole, sharded = estimate(deep, "bf16-mixed"), estimate(deep, "bf16-mixed", fsdp(4))
-    blocks = build_decoder(deep, VOCAB, 0).parameter_counts()
-    at_least = 2 * (blocks["attention"] + blocks["feedforward"]) // 2
-    assert whole["activations"] - sharded["activations"] > at_least
+def test_weights_are_not_kept_as_16_bit_copies() -> None:
+    """Autocast's cache would, until the end of the forward pass: two bytes a parameter, however weights are divided."""
+    lightnings = MixedPrecision("bf16-mixed", "cpu").forward_context()
+    for context in (lightnings, autocast("cpu", "bf16-mixed")):
+        with context:
+            assert torch.is_autocast_enabled("cpu")
+            assert not torch.is_autocast_cache_enabled()
 
 
 def test_gradients_wait_unsharded_for_the_last_micro_batch() -> None:

@@ -15,6 +15,7 @@ from thunderhead import config
 from thunderhead.config import ConfigError
 from thunderhead.model.decoder import Decoder
 from thunderhead.training import hardware, launch, micro_batch
+from thunderhead.training.deepspeed import zero
 from thunderhead.training.micro_batch import Trial, by_estimate, largest, sizes, trains
 from thunderhead.training.parallel import Parallelism, ddp, fsdp, single, tensor_parallel
 from thunderhead.training.record import read_json, read_rows
@@ -78,6 +79,7 @@ def test_only_whole_models_on_cuda_are_tried(monkeypatch: pytest.MonkeyPatch) ->
     assert tried("cuda", ddp(4))
     assert not tried("cuda", fsdp(4))
     assert not tried("cuda", tensor_parallel(2))
+    assert not any(tried("cuda", zero(2, stage=stage)) for stage in (1, 2, 3))  # type: ignore[arg-type]
     assert not tried("cpu", single(1))
     monkeypatch.setattr(hardware, "free_host_memory", lambda: 8 * 2**30)
     assert micro_batch.usable_memory("cpu", 2, 0) == (

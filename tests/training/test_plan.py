@@ -56,6 +56,28 @@ def test_other_batches_are_refused_with_the_nearest_sizes(tokens: int, context: 
         assert replace(batch, micro_size=int(size)).accumulation(context, ranks) >= 1
 
 
+@pytest.mark.parametrize(
+    ("tokens", "context", "ranks", "expected"),
+    [
+        (1024, 256, 1, (4, 1)),
+        (1024, 1024, 1, (1, 1)),
+        (4096, 256, 2, (4, 2)),
+        (768, 256, 1, (3, 1)),
+        (1280, 256, 1, (1, 5)),
+    ],
+)
+def test_without_a_micro_size_it_is_four_or_what_divides(
+    tokens: int, context: int, ranks: int, expected: tuple[int, int]
+) -> None:
+    batch = Batch(global_tokens=tokens)
+    assert (batch.micro_batch(context, ranks), batch.accumulation(context, ranks)) == expected
+
+
+def test_without_a_micro_size_too_few_tokens_are_refused_with_what_works() -> None:
+    with pytest.raises(ValueError, match=r"use batch.global_tokens=2048$"):
+        Batch(global_tokens=1024).accumulation(256, 8)
+
+
 def test_the_nearest_micro_size_divides_the_sequences() -> None:
     with pytest.raises(ValueError, match=r"use batch.global_tokens=80 or .*=120 or batch.micro_size=4$"):
         Batch(global_tokens=96, micro_size=5).accumulation(8, 1)

@@ -33,8 +33,8 @@ FP8_CAPABILITY = (8, 9)  # Ada and Hopper are the first with float8 tensor cores
 
 
 def autocast(accelerator: str, precision: str) -> torch.autocast:
-    """The autocast context of a precision, outside of the Trainer."""
-    return torch.autocast(accelerator, COMPUTE_DTYPE[precision], enabled=is_mixed(precision))
+    """The autocast context of a precision outside of the Trainer, like Lightning's: without a cache of cast weights."""
+    return torch.autocast(accelerator, COMPUTE_DTYPE[precision], enabled=is_mixed(precision), cache_enabled=False)
 
 
 def is_mixed(precision: str) -> bool:

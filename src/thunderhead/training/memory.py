@@ -1,9 +1,8 @@
 """How much memory a run will need on each device: counted on fake tensors, before anything is allocated."""
 
-import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from thunderhead.model.decoder import Decoder
 from thunderhead.model.tensor_parallel import share_of_parameters
-from thunderhead.training.hardware import COMPUTE_DTYPE, is_mixed
+from thunderhead.training.hardware import COMPUTE_DTYPE, autocast
 from thunderhead.training.low_precision import compute_in
 from thunderhead.training.parallel import Parallelism
 
@@ -86,22 +85,10 @@ def estimate(
             for block in decoder.blocks:
                 if getattr(block.attention, "backend", None) == "auto":
                     block.attention.backend = "sdpa"  # type: ignore[union-attr]  # not the way of CPUs
-        with autocast_cache(not parallelism.gathers and not parallelism.is_deepspeed):
-            activations = _activations_at_peak(decoder, micro_batch_size, precision)
+        activations = _activations_at_peak(decoder, micro_batch_size, precision)
         if activations is not None:
             bytes_of["activations"] = activations
     return bytes_of
-
-
-@contextlib.contextmanager
-def autocast_cache(enabled: bool) -> Iterator[None]:
-    """Whether autocast keeps 16-bit copies of all weights until the end of the forward pass; see MeshStrategy."""
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(enabled)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -130,7 +117,7 @@ def _activations_at_peak(decoder: Decoder, micro_batch_size: int, precision: str
     decoder.train()
     try:
         with LiveBytes([*parameters, *gradients, *decoder.buffers(), tokens_BT]) as live:
-            with torch.autocast("cpu", dtype=dtype, enabled=is_mixed(precision)):
+            with autocast("cpu", precision):
                 loss = decoder(tokens_BT, tokens_BT).loss
             loss.backward()
     except Exception as error:  # a user's module may look at values; the plan then goes without this figure

@@ -55,7 +55,8 @@ def largest(sizes: Sequence[int], fits: Callable[[int], bool]) -> int | None:
 
 def is_tried(accelerator: str, parallelism: Parallelism) -> bool:
     """Whether a run finds its micro-batch by trial."""
-    return accelerator == "cuda" and not parallelism.is_sharded and parallelism.tensor_parallel_size == 1
+    is_divided = parallelism.is_sharded or parallelism.is_deepspeed or parallelism.tensor_parallel_size > 1
+    return accelerator == "cuda" and not is_divided
 
 
 def by_estimate(sequences: int, estimate: Callable[[int], dict[str, int]], memory: int, of_what: str) -> Choice:

@@ -279,19 +279,10 @@ class MeshStrategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         """Start the process group and lay out the mesh."""
         super().setup_environment()
-        if self.shards:
-            # It would keep a 16-bit copy of every gathered weight until the end of the forward pass.
-            torch.set_autocast_cache_enabled(False)
         self._data_mesh = self.device_mesh["data_parallel"]
         if self.replicate_size > 1:
             shape = (self.replicate_size, self.shard_size)
             self._data_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicate", "shard"))
-
-    def teardown(self) -> None:
-        """End the process group, and leave autocast as it was for what this process does next."""
-        super().teardown()
-        if self.shards:
-            torch.set_autocast_cache_enabled(True)
 
     @property
     def storage_device(self) -> torch.device:

@@ -30,12 +30,20 @@ class Batch:
 
     Args:
         global_tokens: tokens of one optimizer step, over all devices and accumulated micro-batches.
-        micro_size: sequences of one forward pass on one device; `auto` = the largest power of two that fits into its
-            memory and divides the sequences of a step, see `thunderhead.training.micro_batch`.
+        micro_size: sequences of one forward pass on one device; None = 4, or the most below that divide what a rank
+            takes in a step; `auto` = the largest power of two that fits into its memory and divides the sequences of a
+            step, see `thunderhead.training.micro_batch`.
     """
 
     global_tokens: PositiveInt
-    micro_size: PositiveInt | Literal["auto"]
+    micro_size: PositiveInt | Literal["auto"] | None = None
+
+    def micro_batch(self, context_length: int, data_parallel_size: int) -> int | Literal["auto"]:
+        """Sequences of one forward pass on one device."""
+        if self.micro_size is not None:
+            return self.micro_size
+        of_a_rank = self.global_tokens // (context_length * data_parallel_size)
+        return next((size for size in (4, 3, 2) if of_a_rank % size == 0 < of_a_rank), 1)
 
     def accumulation(self, context_length: int, data_parallel_size: int) -> int:
         """Micro-batches a step on each rank, exact; with `auto`, the sequences a step on each rank.
@@ -45,6 +53,9 @@ class Batch:
         """
         if self.micro_size == "auto":
             return replace(self, micro_size=1).accumulation(context_length, data_parallel_size)
+        if self.micro_size is None:
+            size = self.micro_batch(context_length, data_parallel_size)
+            return replace(self, micro_size=size).accumulation(context_length, data_parallel_size)
         row = context_length * data_parallel_size  # tokens when every rank takes one sequence
         if self.global_tokens % (row * self.micro_size) == 0:
             return self.global_tokens // (row * self.micro_size)

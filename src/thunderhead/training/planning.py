@@ -121,6 +121,9 @@ def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) ->
             " weights: use compile=block"
         )
         problems.note(Problem("compile.scope", message))
+    if compile_["scope"] in ("block", "model") and _is_not_compiled(config, machine.parallelism):
+        message = f"torch cannot compile whole checkpointed blocks under strategy={machine.parallelism.name}"
+        problems.note(Problem("compile.scope", f"{message}: use compile=none, or activation_checkpointing=selective"))
     optimizer = config["optimizer"]
     # torch 2.13
     if optimizer["_target_"] == "torch.optim.SGD" and optimizer["fused"] and machine.precision == "fp16-mixed":
@@ -144,6 +147,12 @@ def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) ->
     if plan is None:
         raise ConfigError(problems)
     return Planned(plan, machine, data, manifest)
+
+
+def _is_not_compiled(config: dict[str, Any], parallelism: Parallelism) -> bool:
+    """Whether blocks are checkpointed whole, and their weights divided: torch 2.13 fails to save the device mesh."""
+    is_whole = config["activation_checkpointing"].get("every", 0) > 0
+    return is_whole and parallelism.tensor_parallel_size > 1 and config["compile"]["backend"] != "eager"
 
 
 def _machine(config: dict[str, Any], problems: Problems) -> Machine:
@@ -277,8 +286,8 @@ def _derive(
         accumulation = batch.accumulation(context_length, machine.parallelism.data_parallel_size)
     with problems.collect():
         steps = whole_steps(budget.total_tokens(sizes), batch.global_tokens)
-        if available:
-            drawn = _draw(data, available, steps, sequences, problems)
+        if available and sequences:
+            drawn = _draw(data, available, steps, sequences, problems, is_dry=config["dry_run"])
             steps = drawn.steps
         warmup = warmup_steps(config["scheduler"].get("warmup", 0), steps)
         factory(config["scheduler"])(0, steps)
@@ -299,7 +308,7 @@ def _derive(
             accelerator=machine.accelerator,
         )
 
-    size, micro_notes = batch.micro_size, []
+    size, micro_notes = batch.micro_batch(context_length, machine.parallelism.data_parallel_size), []
     if size == AUTO:
         with problems.collect():
             size, note = _micro_size(config, machine, accumulation, estimate)
@@ -319,6 +328,8 @@ def _derive(
     )
     if machine.parallelism.is_deepspeed:
         scope, why_scope = "none", "not tried with DeepSpeed"
+    elif scope != "none" and _is_not_compiled(config, machine.parallelism):
+        scope, why_scope = "none", "auto: torch cannot compile whole checkpointed blocks under tensor parallelism"
     return Plan(
         parameters=sizes.parameters,
         flops_per_token=flops_per_token,
@@ -344,6 +355,7 @@ def _derive(
             f"precision {machine.precision} ({machine.why_precision})",
             f"compile {scope} ({why_scope})",
             *_width_notes(decoder),
+            *_batch_notes(batch.global_tokens, sizes.parameters["total"]),
             *machine.notes,
             *(["checkpoints are DeepSpeed's, which resume= does not read"] if machine.parallelism.is_deepspeed else []),
             *micro_notes,
@@ -371,6 +383,17 @@ def _micro_size(
         tried = ", ".join(map(str, micro_batch.sizes(sequences)))
         why += f"; the run tries {tried} on the device until memory runs out"
     return size, f"{MICRO_NOTE} {size}: {why}"
+
+
+def _batch_notes(global_tokens: int, n_parameters: int) -> list[str]:
+    """Whether a step of a model of some size is far smaller than usual: the default is for runs of minutes."""
+    usual = 327_680 * (n_parameters / 108e6) ** (2 / 3)  # OLMo-core
+    if n_parameters < 5e7 or global_tokens > usual / 16:
+        return []
+    return [
+        f"batch.global_tokens={global_tokens:,} is little for {n_parameters / 1e6:,.0f} M parameters: about"
+        f" {usual / 1e6:.1g} M are usual (OLMo-core: 327,680·(N/108M)^(2/3))"
+    ]
 
 
 def _width_notes(decoder: Decoder) -> list[str]:
@@ -413,8 +436,13 @@ class _Drawn(NamedTuple):
     notes: list[str]
 
 
-def _draw(data: dict[str, Any], available: dict[str, int], steps: int, sequences: int, problems: Problems) -> _Drawn:
-    """Work out what `steps` steps draw from each source, and fewer steps where a source that ends ends the run."""
+def _draw(  # noqa: PLR0917
+    data: dict[str, Any], available: dict[str, int], steps: int, sequences: int, problems: Problems, is_dry: bool
+) -> _Drawn:
+    """Work out what `steps` steps draw from each source, and fewer steps where a source that ends ends the run.
+
+    Too much repetition refuses a run; the plan alone may be of one that will have other data.
+    """
     sources, at_max_epochs = data["sources"], data.get("at_max_epochs", "redistribute")
 
     def turns_of(steps: int) -> Turns:
@@ -470,8 +498,11 @@ def _draw(data: dict[str, Any], available: dict[str, int], steps: int, sequences
         is_part=data.get("max_training_tokens") is not None,
         fitting=lambda: bisect.bisect_left(range(1, steps), True, key=is_too_long),
     )
-    for message in refused:
-        problems.note(Problem("", message))
+    if is_dry:
+        notes += [f"a run would be refused: {message}" for message in refused]
+    else:
+        for message in refused:
+            problems.note(Problem("", message))
     return _Drawn(steps, epochs, shares, notes + repeated)
 
 
