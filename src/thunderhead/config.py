@@ -310,11 +310,12 @@ def build_all(
         ConfigError: some are refused; names all, each with its path.
     """
     built, problems = {}, []
+    expected: tuple[type[Exception], ...] = (ValueError, TypeError, AssertionError, *refusals)
     for name, node in nodes.items():
         where = f"{path}.{name}"
         try:
             made = build(node) if isinstance(node, dict) and "_target_" in node else node
-        except (ValueError, TypeError, AssertionError, *refusals) as error:
+        except expected as error:
             problems.append(Problem("", at(where, str(error).splitlines()[0])))
             continue
         if isinstance(made, kind):
