@@ -25,7 +25,7 @@ def install(folder: Path, name: str, program: str) -> None:
 
 def sbatch(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the script as SLURM would on the first node, in `folder`."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "OMP_"))}
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     install(folder, "scontrol", "import sys\nprint('scontrol', *sys.argv[1:])")
     return subprocess.run(
@@ -61,17 +61,24 @@ def test_tasks_get_the_same_folder_and_the_shape_of_the_job(tmp_path: Path) -> N
     ]
 
 
-@pytest.mark.parametrize(("status", "kept", "requeued"), [(143, True, True), (143, False, False), (1, True, False)])
-def test_a_job_whose_time_is_up_is_queued_again(status: int, kept: bool, requeued: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("status", "kept", "requeued"),
+    [(143, "file", True), (143, None, False), (1, "file", False), (143, "folder", False)],
+)
+def test_a_job_whose_time_is_up_is_queued_again(status: int, kept: str | None, requeued: bool, tmp_path: Path) -> None:
+    """If its checkpoint can be gone on with: DeepSpeed's, a folder, cannot."""
     srun_that_ends(tmp_path, status)
-    if kept:
-        checkpoints = tmp_path / "logs" / "runs" / "slurm" / "4711" / "checkpoints"
+    checkpoints = tmp_path / "logs" / "runs" / "slurm" / "4711" / "checkpoints"
+    if kept is not None:
         checkpoints.mkdir(parents=True)
+    if kept == "file":
         (checkpoints / "last.ckpt").touch()
+    elif kept == "folder":
+        (checkpoints / "last.ckpt").mkdir()
     ended = sbatch(tmp_path)
     assert ended.returncode == (0 if requeued else status)
     assert ("scontrol requeue 4711" in ended.stdout) == requeued
-    assert ("resume=logs/runs/slurm/4711" in ended.stdout) == kept
+    assert ("resume=logs/runs/slurm/4711" in ended.stdout) == (kept == "file")
 
 
 TASKS = """

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from thunderhead.training.deepspeed import config_of, zero
 from thunderhead.training.plan import Plan
 from thunderhead.training.planning import plan_run
 from thunderhead.training.record import read_rows
+from thunderhead.training.resume import find
+from thunderhead.training.run import _stopped
 from tiny import tiny
 
 GPUS = ("trainer.accelerator=gpu", "trainer.devices=2")
@@ -143,3 +146,15 @@ def test_it_trains_as_one_process(
     train_in_processes(2, list(cases.values()), tmp_path / "work", worker)
     for (_, name), case in cases.items():
         assert losses(case.folder) == pytest.approx(expected[name], rel=1e-5)
+
+
+def test_a_stopped_run_does_not_say_that_it_can_be_gone_on_with(tmp_path: Path) -> None:
+    """DeepSpeed's checkpoints are folders, which the run that went on would refuse."""
+    trainer: Any = SimpleNamespace(global_step=3)
+    assert _stopped(trainer, 9, tmp_path).endswith("no checkpoint was kept")
+    (tmp_path / "checkpoints" / "last.ckpt").mkdir(parents=True)
+    message = "stopped at step 3 of 9; its checkpoints are DeepSpeed's, which resume= does not read"
+    assert _stopped(trainer, 9, tmp_path) == message
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ConfigError, match=r"last\.ckpt is DeepSpeed's, which resume= does not read: start a new run"):
+        find(str(tmp_path), tmp_path / "new")

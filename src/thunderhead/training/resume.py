@@ -21,6 +21,8 @@ CHECKPOINTS = "checkpoints"
 SWITCHABLE = ("strategy", "compile", "activation_checkpointing")
 """Groups that say how a run is computed and not what: a resumed run may choose others."""
 
+OF_DEEPSPEED = "DeepSpeed's, which resume= does not read"
+
 
 class Found(NamedTuple):
     """A checkpoint to go on from, and what was passed over on the way to it, in sentences."""
@@ -86,6 +88,9 @@ def _newest(run_dir: Path) -> tuple[Path | None, list[str]]:
     """The intact checkpoint with the most steps, and what is wrong with those that come before it."""
     steps, remarks = {}, []
     for file in sorted((run_dir / CHECKPOINTS).glob("*.ckpt")):
+        if file.is_dir():
+            remarks.append(f"{file} is {OF_DEEPSPEED}")
+            continue
         try:
             steps[file] = _steps(file)
         except Exception:  # whatever reading a damaged file raises
