@@ -4,16 +4,20 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from thunderhead import config
 from thunderhead.model.decoder import Decoder
 from thunderhead.training import decoding
+from thunderhead.training import run as run_module
 from thunderhead.training.decoding import decode_tokens_per_second
 from thunderhead.training.module import build_decoder
+from thunderhead.training.parallel import MeshStrategy
 
 CPU = torch.device("cpu")
 TINY = ("model.n_layers=2", "model.d_model=32", "model.n_heads=4", "model.context_length=16")
@@ -28,6 +32,14 @@ def decoder_of(*overrides: str) -> Decoder:
 def test_it_is_in_the_summary(run: Callable[..., Path]) -> None:
     summary = json.loads((run() / "summary.json").read_text())
     assert summary["decode_tokens_per_second"] > 1
+
+
+def test_it_is_measured_where_the_model_trained() -> None:
+    """Lightning moves whole models to the host when it is done: they go back, and what is spread over ranks stays."""
+    model = torch.nn.Linear(2, 2)
+    for strategy, device in ((MeshStrategy(shards=True), "cpu"), (SingleDeviceStrategy(torch.device("meta")), "meta")):
+        run_module._back_to_its_device(model, SimpleNamespace(strategy=strategy))  # type: ignore[arg-type]
+        assert model.weight.device.type == device
 
 
 def test_the_median_of_a_token(monkeypatch: pytest.MonkeyPatch) -> None:

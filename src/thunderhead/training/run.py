@@ -16,6 +16,7 @@ from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import DictConfig
 
 from thunderhead import config as configuration
@@ -347,6 +348,7 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
         _fit_or_stop(trainer, model, datamodule, log_metrics, stop, checkpoint)
 
     peak_memory = hardware.peak_memory(planned.machine.accelerator)
+    _back_to_its_device(model, trainer)
     with (
         hardware.autocast(planned.machine.accelerator, planned.machine.precision),
         torch.compiler.set_stance("force_eager"),  # each length would be compiled by itself, until Dynamo gives up
@@ -425,6 +427,12 @@ def _fit_or_stop(  # noqa: PLR0917
         if trainer.is_global_zero:
             display.say(_stopped(trainer, steps, run_dir))
         raise SystemExit(128 + stop.received if stop.received else 1)
+
+
+def _back_to_its_device(model: LanguageModel, trainer: Trainer) -> None:
+    """Lightning leaves a whole model on the host when it is done with it; what follows is to run where training did."""
+    if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        model.to(trainer.strategy.root_device)
 
 
 def _attention_kernel(model: LanguageModel, planned: Planned) -> str:
