@@ -11,7 +11,8 @@ from thunderhead.model.decoder import Decoder
 from thunderhead.training import hardware
 
 PAYS_AFTER = 600.0
-"""Seconds of training from which `auto` compiles: that costs up to a minute, and saves about a third of the rest."""
+"""Seconds of training from which `auto` compiles: that costs up to a minute, and saves about a seventh of the rest
+(docs/performance.md; more where memory is not kept)."""
 CPU_FLOPS_PER_THREAD = 5e10
 """What a CPU thread makes of the default model in bfloat16 (measured: 4.9e10 to 8.6e10), for `auto`'s estimate."""
 GPU_UTILIZATION = 0.3
