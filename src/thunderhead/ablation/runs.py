@@ -75,7 +75,8 @@ class Run:
         if self.summary is None or self.summary["steps"] < self.plan["steps"]:
             rows = self._rows
             step = int(rows[-1]["step"]) if rows else 0
-            return f"unfinished: step {step:,} of {self.plan['steps']:,}"
+            why = "stopped early by a callback" if (self.summary or {}).get("stopped_early") else "unfinished"
+            return f"{why}: step {step:,} of {self.plan['steps']:,}"
         if not math.isfinite(self.summary["val_loss"]):
             return f"diverged: the final validation loss is {self.summary['val_loss']}"
         return None

@@ -79,9 +79,11 @@ def _last_unfinished(run_dir: Path) -> Found | None:
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether a run has made all the steps of its plan."""
+    """Whether a run has made all the steps of its plan, or a callback has ended it."""
     summary, plan = record.read_summary(run_dir), run_dir / "plan.json"
-    return summary is not None and plan.is_file() and summary["steps"] >= record.read_json(plan)["steps"]
+    if summary is None or not plan.is_file():
+        return False
+    return summary.get("stopped_early", False) or summary["steps"] >= record.read_json(plan)["steps"]
 
 
 def _newest(run_dir: Path) -> tuple[Path | None, list[str]]:

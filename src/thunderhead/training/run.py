@@ -358,7 +358,7 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
         else:
             text = factory(config["generation"])(model.decoder, tokenizer, model.device)
         decode_speed = decode_tokens_per_second(model.decoder, model.device) if trainer.is_global_zero else None
-    results = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    results, steps = {name: value.item() for name, value in trainer.callback_metrics.items()}, trainer.global_step
     seconds = log_metrics.training_seconds
     summary = {
         "val_loss": results["val/loss"],
@@ -367,12 +367,13 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
         "unigram_entropy": _unigram_entropy(manifest),
         "ledger": {
             source: {**share._asdict(), "val_loss": results.get(f"val/loss/{source}", results["val/loss"])}
-            for source, share in log_metrics.ledger(plan.steps * plan.sequences_per_step).items()
+            for source, share in log_metrics.ledger(steps * plan.sequences_per_step).items()
         },
-        "tokens": plan.tokens,
-        "steps": plan.steps,
+        "tokens": steps * plan.tokens_per_step,
+        "steps": steps,
+        **({"stopped_early": True} if steps < plan.steps else {}),
         "parameters": plan.parameters["total"],
-        "flops": plan.flops,
+        "flops": steps * plan.tokens_per_step * plan.flops_per_token,
         "tokens_per_second": log_metrics.tokens_timed / seconds if seconds else None,
         "seconds": seconds,
         "peak_memory_bytes": peak_memory,
@@ -386,7 +387,7 @@ def _fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pa
     if trainer.is_global_zero:
         record.write_text(run_dir / "sample.txt", text)
         for board in record.tensorboards(trainer):
-            board.add_text("sample", f"```\n{text}\n```", plan.steps)
+            board.add_text("sample", f"```\n{text}\n```", steps)
         for logger in trainer.loggers:
             logger.finalize("success")
         record.write_json(run_dir / "summary.json", summary)
@@ -402,13 +403,17 @@ def _fit_or_stop(  # noqa: PLR0917
     stop: StopOnSignal,
     checkpoint: Path | None,
 ) -> None:
-    """Train to the last step, validate and save; a run that ends before says where, and how to go on."""
-    steps, run_dir = trainer.max_steps, Path(trainer.default_root_dir)
+    """Train to the last step, or until a callback has enough, validate and save.
+
+    A run that ends otherwise says where, and how to go on.
+    """
+    steps, run_dir, has_ended = trainer.max_steps, Path(trainer.default_root_dir), False
     try:
         trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
-        if trainer.global_step >= steps and log_metrics.validated_at != trainer.global_step:
+        has_ended = trainer.global_step >= steps or (trainer.should_stop and stop.received is None)
+        if has_ended and log_metrics.validated_at != trainer.global_step:
             trainer.validate(model, datamodule=datamodule, verbose=False)
-        if trainer.global_step >= steps and trainer.checkpoint_callbacks:
+        if has_ended and trainer.checkpoint_callbacks:
             trainer.save_checkpoint(stop.checkpoint)
         try:
             trainer.strategy.checkpoint_io.teardown()  # waits for those in the background
@@ -423,7 +428,9 @@ def _fit_or_stop(  # noqa: PLR0917
         # each rank reads for itself: whoever cannot go on says so
         display.complain(f"{one_line(error)}; {_stopped(trainer, steps, run_dir)}")
         raise SystemExit(1) from None
-    if trainer.global_step < steps:
+    if has_ended and trainer.global_step < steps and trainer.is_global_zero:
+        display.say(f"ended early, at step {trainer.global_step:,} of {steps:,}: a callback stopped the run")
+    if not has_ended:
         if trainer.is_global_zero:
             display.say(_stopped(trainer, steps, run_dir))
         raise SystemExit(128 + stop.received if stop.received else 1)
