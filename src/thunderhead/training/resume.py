@@ -83,7 +83,7 @@ def is_finished(run_dir: Path) -> bool:
     summary, plan = record.read_summary(run_dir), run_dir / "plan.json"
     if summary is None or not plan.is_file():
         return False
-    return summary.get("stopped_early", False) or summary["steps"] >= record.read_json(plan)["steps"]
+    return "stopped_early" in summary or summary["steps"] >= record.read_json(plan)["steps"]
 
 
 def _newest(run_dir: Path) -> tuple[Path | None, list[str]]:
