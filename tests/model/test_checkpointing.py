@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 from oracles import CONF
-from torch.utils.checkpoint import CheckpointPolicy
+from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext
 
 from thunderhead.model import checkpointing
 from thunderhead.model.checkpointing import SelectiveCheckpointing, policy
@@ -21,6 +21,7 @@ OPTIONS = {
 }
 DROPOUT = ["dropout=gpt2", "attention.dropout=0.1"]
 aten = torch.ops.aten
+FORWARD, REPETITION = (SelectiveCheckpointContext(is_recompute=again) for again in (False, True))
 
 
 def loss_and_gradients(decoder: Decoder, autocast: bool = False) -> tuple[float, dict[str, Any], torch.Tensor]:
@@ -119,12 +120,20 @@ def test_attention_that_drops_is_not_kept() -> None:
         aten._scaled_dot_product_flash_attention.default,
         aten._scaled_dot_product_efficient_attention.default,
     )
-    assert keep(None, flash, q, q, q, 0.0, True) is CheckpointPolicy.MUST_SAVE
-    assert keep(None, flash, q, q, q, scale=0.1) is CheckpointPolicy.MUST_SAVE
-    assert keep(None, flash, q, q, q, 0.1, True) is CheckpointPolicy.PREFER_RECOMPUTE
-    assert keep(None, flash, q, q, q, dropout_p=0.1) is CheckpointPolicy.PREFER_RECOMPUTE
-    assert keep(None, efficient, q, q, q, None, True, 0.1) is CheckpointPolicy.PREFER_RECOMPUTE
-    assert keep(None, torch.ops.higher_order.flex_attention, q, q, q) is CheckpointPolicy.MUST_SAVE
+    assert keep(FORWARD, flash, q, q, q, 0.0, True) is CheckpointPolicy.MUST_SAVE
+    assert keep(FORWARD, flash, q, q, q, scale=0.1) is CheckpointPolicy.MUST_SAVE
+    assert keep(FORWARD, flash, q, q, q, 0.1, True) is CheckpointPolicy.PREFER_RECOMPUTE
+    assert keep(FORWARD, flash, q, q, q, dropout_p=0.1) is CheckpointPolicy.PREFER_RECOMPUTE
+    assert keep(FORWARD, efficient, q, q, q, None, True, 0.1) is CheckpointPolicy.PREFER_RECOMPUTE
+    assert keep(FORWARD, torch.ops.higher_order.flex_attention, q, q, q) is CheckpointPolicy.MUST_SAVE
+
+
+def test_the_repetition_is_told_the_same_as_the_pass() -> None:
+    """Before 2.13 torch asks again in it: of seven products it must find those kept that were."""
+    keep, a = policy(keep_attention=True, keep_every_matmul=2), torch.empty(0)
+    told = [[keep(context, aten.mm.default, a, a) for _ in range(7)] for context in (FORWARD, REPETITION)]
+    assert told[0] == told[1]
+    assert [answer is CheckpointPolicy.MUST_SAVE for answer in told[0]] == [False, True] * 3 + [False]
 
 
 def test_keeping_nothing_is_refused() -> None:

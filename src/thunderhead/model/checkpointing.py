@@ -95,19 +95,18 @@ def _contexts(keep_attention: bool, keep_every_matmul: int) -> Any:
 
 def policy(keep_attention: bool, keep_every_matmul: int) -> Callable[..., CheckpointPolicy]:
     """Says of each operation of one forward pass whether its output is kept; see `SelectiveCheckpointing`."""
-    n_matmuls = 0
+    n_matmuls = {False: 0, True: 0}  # in the pass, and in its repetition, where older torch asks again
 
-    def keeps(operation: Any, arguments: tuple[Any, ...], settings: dict[str, Any]) -> bool:
-        nonlocal n_matmuls
+    def keeps(is_repetition: bool, operation: Any, arguments: tuple[Any, ...], settings: dict[str, Any]) -> bool:
         if operation in ATTENTION:
             return keep_attention and not _drops(operation, arguments, settings)
         if operation in MATMULS and keep_every_matmul:
-            n_matmuls += 1
-            return n_matmuls % keep_every_matmul == 0
+            n_matmuls[is_repetition] += 1
+            return n_matmuls[is_repetition] % keep_every_matmul == 0
         return False
 
-    def decide(_context: Any, operation: Any, *arguments: Any, **settings: Any) -> CheckpointPolicy:
-        kept = keeps(operation, arguments, settings)
+    def decide(context: Any, operation: Any, *arguments: Any, **settings: Any) -> CheckpointPolicy:
+        kept = keeps(context.is_recompute, operation, arguments, settings)
         return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
     return decide
