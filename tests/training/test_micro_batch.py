@@ -212,6 +212,33 @@ def test_a_resumed_run_keeps_it(
     assert len(losses(found)) == 4
 
 
+def test_a_run_resumed_on_more_ranks_finds_it_anew(
+    by_hand: Path, run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four ranks have two sequences each, not four."""
+    found = run(*SETTINGS, "batch.micro_size=auto", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=1")
+    monkeypatch.setattr(hardware, "free_host_memory", lambda: 2**40)
+    launched: list[int] = []
+
+    def launch_(settings: dict[str, Any], run_dir: Path, n: int) -> dict[str, Any]:
+        launched.append(settings["batch"]["micro_size"])
+        return {"val_loss": 1.0}
+
+    monkeypatch.setattr(launch, "launch", launch_)
+    for devices in (2, 4):
+        overrides = ["budget.steps=4", f"trainer.devices={devices}"]
+        with patch.object(config, "invocation_overrides", lambda overrides=overrides: overrides):
+            train_here([f"resume={found}"], tmp_path / "new")
+    assert launched == [4, 2]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with (
+        patch.object(config, "invocation_overrides", lambda: overrides),
+        pytest.raises(ConfigError, match=r"^batch\.micro_size: auto cannot be agreed on by processes that torchrun"),
+    ):
+        train_here([f"resume={found}"], tmp_path / "new")
+
+
 def test_a_dry_run_says_what_would_be_taken(
     by_hand: Path, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

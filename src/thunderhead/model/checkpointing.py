@@ -106,7 +106,7 @@ def policy(keep_attention: bool, keep_every_matmul: int) -> Callable[..., Checkp
         return False
 
     def decide(context: Any, operation: Any, *arguments: Any, **settings: Any) -> CheckpointPolicy:
-        kept = keeps(context.is_recompute, operation, arguments, settings)
+        kept = keeps(getattr(context, "is_recompute", False), operation, arguments, settings)
         return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
     return decide

@@ -64,6 +64,11 @@ DERIVED = {
     "enable_checkpointing": "callbacks",
 }
 
+NOT_AGREED = (
+    "auto cannot be agreed on by processes that torchrun or SLURM started: write the number that one process finds, or"
+    " let train.py start them (trainer.devices)"
+)
+
 
 def settings(
     *,
@@ -97,7 +102,7 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
         decided = resolved
         if checkpoint is not None and resolved["batch"]["micro_size"] == AUTO:
             plan = record.read_json(checkpoint.parents[1] / "plan.json")
-            decided = _with_number(resolved, plan["micro_batch_size"])
+            decided = _with_recorded_number(resolved, plan["micro_batch_size"])
         planned = plan_run(decided)
     except BaseException:
         _remove_if_empty(run_dir)
@@ -174,11 +179,7 @@ def _resolve(config: DictConfig, run_dir: Path) -> tuple[dict[str, Any], Path | 
     problems = find_problems(resolved)
     agreed = checkpoint is not None or not launch.is_rank() or launch.is_launched()
     if resolved.get("batch", {}).get("micro_size") == AUTO and not agreed:
-        message = (
-            "auto cannot be agreed on by processes that torchrun or SLURM started: write the number that one process"
-            " finds, or let train.py start them (trainer.devices)"
-        )
-        problems.append(Problem("batch.micro_size", message))
+        problems.append(Problem("batch.micro_size", NOT_AGREED))
     if problems:
         raise ConfigError(problems)
     return resolved, checkpoint
@@ -250,6 +251,19 @@ def _with_data(config: dict[str, Any], planned: Planned) -> Planned:
 
 def _with_number(config: dict[str, Any], micro_size: int) -> dict[str, Any]:
     return {**config, "batch": {**config["batch"], "micro_size": micro_size}}
+
+
+def _with_recorded_number(config: dict[str, Any], micro_size: int) -> dict[str, Any]:
+    """The configuration with the number that `batch.micro_size=auto` stood for before a run was resumed.
+
+    Where more ranks do not have that many sequences each any more, it is as it was: the number is found anew.
+    """
+    plan = plan_run(_with_number(config, 1)).plan
+    if plan.sequences_per_step // plan.data_parallel_size % micro_size == 0:
+        return _with_number(config, micro_size)
+    if launch.is_rank() and not launch.is_launched():
+        raise ConfigError([Problem("batch.micro_size", NOT_AGREED)])
+    return config
 
 
 def _with_micro_size(config: dict[str, Any], planned: Planned, shown: list[str]) -> tuple[dict[str, Any], Planned]:
