@@ -296,7 +296,7 @@ def build(node: dict[str, Any], **supplied: Any) -> Any:
 
 
 def build_all(
-    nodes: dict[str, Any], path: str, kind: type[Result], refusals: tuple[type[Exception], ...] = ()
+    nodes: dict[str, Any], path: str, kind: type[Result], refusals: tuple[type[Exception], ...] = (), **supplied: Any
 ) -> dict[str, Result]:
     """Build each node of a mapping, which must give objects of a class.
 
@@ -305,6 +305,7 @@ def build_all(
         path: of the mapping in the configuration.
         kind: a class.
         refusals: what these say no with, beside ValueError, TypeError and AssertionError.
+        supplied: what the code hands to each.
 
     Raises:
         ConfigError: some are refused; names all, each with its path.
@@ -314,7 +315,7 @@ def build_all(
     for name, node in nodes.items():
         where = f"{path}.{name}"
         try:
-            made = build(node) if isinstance(node, dict) and "_target_" in node else node
+            made = build(node, **supplied) if isinstance(node, dict) and "_target_" in node else node
         except expected as error:
             problems.append(Problem("", at(where, str(error).splitlines()[0])))
             continue

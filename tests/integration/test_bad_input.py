@@ -58,11 +58,45 @@ def refused(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
             "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping}",
             "callbacks.stop.monitor: is required: callbacks.stop.monitor=…",
         ),
+        (
+            "+trainer.limit_train_batches=3",
+            "trainer.limit_train_batches: follows from other settings: set data.max_training",
+        ),
+        (
+            "+logger.other={_target_: lightning.pytorch.loggers.WandbLogger}",
+            "logger.other: Requirement 'wandb>=",
+        ),
+        (
+            "+callbacks.other={_target_: lightning.pytorch.callbacks.BatchSizeFinder}",
+            "callbacks.other: the largest micro-batch that fits is found by batch.micro_size=auto: take it out",
+        ),
+        (  # when it is set up
+            "+callbacks.swa={_target_: lightning.pytorch.callbacks.StochasticWeightAveraging, swa_lrs: 0.01}",
+            "SWA with `swa_epoch_start` as a float is not supported",
+        ),
         ("+logger.csv.save_dir=/tmp", "logger.csv.save_dir: is worked out by Thunderhead and cannot be set"),
     ],
 )
 def test_a_setting_is_refused_with_its_name(setting: str, message: str, refused: Callable[..., str]) -> None:
     assert message in refused(setting)
+
+
+def test_a_logger_whose_package_is_missing(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    message = refused("+logger.other={_target_: lightning.pytorch.loggers.WandbLogger}")
+    assert message.startswith("logger.other: ")
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(
+    run: Callable[..., Path], text_corpus: Path, shards_dir: Path
+) -> None:
+    folder = run("callbacks=default")
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    with pytest.raises(
+        ConfigError, match=r"^hydra\.run\.dir: .* holds a run already: give another folder, or go on with"
+    ):
+        train_here(tiny(text_corpus, shards_dir, "callbacks=default", "seed=2"), folder)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
 NO_TEXT = "{_target_: thunderhead.data.sources.StandardLibrary, include_code: false, include_topics: false}"

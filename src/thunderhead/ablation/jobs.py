@@ -87,7 +87,7 @@ def state(folder: Path) -> State:
     """`finished` with a summary, `partial` with a checkpoint to go on from, else `new`."""
     if record.read_summary(folder) is not None:
         return "finished"
-    if (folder / "config.yaml").is_file() and (folder / "checkpoints" / "last.ckpt").is_file():
+    if (folder / "config.yaml").is_file() and any((folder / "checkpoints").glob("*.ckpt")):
         return "partial"
     return "new"
 

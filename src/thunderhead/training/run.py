@@ -15,7 +15,14 @@ import torch
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ProgressBar,
+)
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import DictConfig
 
@@ -62,12 +69,26 @@ DERIVED = {
     "use_distributed_sampler": "data",
     "enable_progress_bar": "callbacks",
     "enable_checkpointing": "callbacks",
+    # They would begin the data anew after so many batches, or validate on other tokens than the record says.
+    "limit_train_batches": "data.max_training_tokens",
+    "overfit_batches": "data.max_training_tokens",
+    "limit_val_batches": "data.max_validation_tokens",
 }
 
 NOT_AGREED = (
     "auto cannot be agreed on by processes that torchrun or SLURM started: write the number that one process finds, or"
     " let train.py start them (trainer.devices)"
 )
+
+
+# Callbacks of Lightning that would change what other groups decide.
+DECIDED = {
+    GradientAccumulationScheduler: "accumulation follows from batch.global_tokens and batch.micro_size",
+    BatchSizeFinder: "the largest micro-batch that fits is found by batch.micro_size=auto",
+    LearningRateFinder: "learning rates are tried by tune=lr, in a sweep",
+}
+REFUSALS = (MisconfigurationException, ModuleNotFoundError)
+"""What callbacks and loggers of other packages say no with, beside ValueError."""
 
 
 def settings(
@@ -120,6 +141,8 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
         _remove_if_empty(run_dir)
         return None
 
+    if checkpoint is None and not launch.is_launched() and launch.global_rank() == 0:
+        _refuse_to_overwrite(run_dir)
     if launch.is_launched():
         return float(_fit(decided, planned, run_dir, checkpoint)["val_loss"])
     with resuming.held(run_dir) if launch.global_rank() == 0 else contextlib.nullcontext():
@@ -215,9 +238,12 @@ def find_problems(config: dict[str, Any]) -> list[Problem]:
                 problems.append(Problem(f"{group}.{name}", f"has no _target_: take it out with ~{group}.{name}"))
     if not problems:
         try:
-            _callbacks(config)
+            built = _callbacks(config)
         except ConfigError as error:
             problems += error.problems
+        else:
+            decided = {name: DECIDED[kind] for name, c in built.items() for kind in DECIDED if isinstance(c, kind)}
+            problems += [Problem(f"callbacks.{name}", f"{why}: take it out") for name, why in decided.items()]
     for argument, group in DERIVED.items():
         if argument in config.get("trainer", {}):
             problems.append(Problem(f"trainer.{argument}", f"follows from other settings: set {group} instead"))
@@ -299,6 +325,18 @@ def _with_micro_size(config: dict[str, Any], planned: Planned, shown: list[str])
     notes = [note for note in planned.plan.notes if not note.startswith("batch.micro_size could be")]
     plan = replace(planned.plan, notes=[*notes[:2], why, *notes[2:]])
     return decided, planned._replace(plan=plan)
+
+
+def _refuse_to_overwrite(run_dir: Path) -> None:
+    """A new run has a folder of its own; an arm of a sweep starts anew where it left nothing to go on from.
+
+    Raises:
+        ConfigError: the folder has the results of another run.
+    """
+    kept = [*(run_dir / resuming.CHECKPOINTS).glob("*.ckpt")] if not configuration.is_multirun() else []
+    if kept or (run_dir / "summary.json").exists():
+        message = f"{run_dir} holds a run already: give another folder, or go on with it by resume={run_dir}"
+        raise ConfigError([Problem("hydra.run.dir", message)])
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -433,8 +471,8 @@ def _fit_or_stop(  # noqa: PLR0917
             trainer.strategy.checkpoint_io.teardown()  # waits for those in the background
         finally:
             trainer.strategy.barrier()  # a rank that ended before would have launchers end the one that writes
-    except (ValueError, CheckpointError) as error:
-        if isinstance(error, ValueError) and not log_metrics.started:
+    except (ValueError, CheckpointError, *REFUSALS) as error:
+        if isinstance(error, (ValueError, *REFUSALS)) and not log_metrics.started:
             # damaged shards, a refused combination: found before the first step
             raise ConfigError([Problem("", one_line(error))]) from error
         if not isinstance(error, ShardError | CheckpointError):
@@ -507,13 +545,13 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _callbacks(config: dict[str, Any]) -> list[Callback]:
+def _callbacks(config: dict[str, Any]) -> dict[str, Callback]:
     """Those of the group `callbacks`.
 
     Raises:
         ConfigError: some refuse their settings, or are no callbacks.
     """
-    return list(build_all(config["callbacks"], "callbacks", Callback, (MisconfigurationException,)).values())
+    return build_all(config["callbacks"], "callbacks", Callback, REFUSALS)
 
 
 def make_trainer(
@@ -525,12 +563,12 @@ def make_trainer(
 ) -> Trainer:
     """Lightning's Trainer with everything that follows from the plan."""
     plan = planned.plan
-    loggers = [build(node, save_dir=str(run_dir)) for node in config["logger"].values()]
+    loggers = build_all(config["logger"], "logger", Logger, REFUSALS, save_dir=str(run_dir))  # type: ignore[type-abstract]
     schedule = factory(config["scheduler"])
     all_callbacks = [
         log_metrics,
         SchedulePicture(schedule, config["optimizer"]["lr"], plan.tokens_per_step),
-        *_callbacks(config),
+        *_callbacks(config).values(),
         *callbacks,
         *([ProfileSteps(run_dir / "profile")] if config.get("profile") else []),  # older records do not have it
     ]
@@ -542,21 +580,19 @@ def make_trainer(
         plugins.append(LightningEnvironment())
     with _quiet_lightning():
         trainer: Trainer = build(
-            config["trainer"],
+            {"num_sanity_val_steps": 0, "enable_model_summary": False} | config["trainer"],
             **precision,
             plugins=plugins,
             strategy=planned.machine.parallelism.strategy(),
             callbacks=all_callbacks,
-            logger=loggers or False,
+            logger=list(loggers.values()) or False,
             default_root_dir=str(run_dir),
             max_steps=plan.steps,
             max_epochs=-1,
             accumulate_grad_batches=plan.accumulation,
             val_check_interval=plan.validation_every * plan.accumulation,
             check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            enable_model_summary=False,
             # without these, Lightning adds a bar and a checkpoint of its own
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in all_callbacks),
             enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in all_callbacks),
