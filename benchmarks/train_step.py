@@ -43,8 +43,8 @@ from thunderhead import config as configuration
 from thunderhead.config import build, factory
 from thunderhead.data.prepare import prepare
 from thunderhead.training import hardware
+from thunderhead.training.data_planning import shard_settings
 from thunderhead.training.module import build_decoder
-from thunderhead.training.planning import shard_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURE = ROOT / "docs" / "images" / "train_step.png"

@@ -10,7 +10,7 @@ from thunderhead.config import CONF_DIR
 from thunderhead.data.prepare import prepare
 from thunderhead.data.tokenizer import BpeTokenizer
 from thunderhead.training import hardware
-from thunderhead.training.planning import shard_settings
+from thunderhead.training.data_planning import shard_settings
 from thunderhead.training.run import train
 
 OPTIONS = {

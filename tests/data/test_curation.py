@@ -18,7 +18,7 @@ from thunderhead.data.manifest import Manifest
 from thunderhead.data.prepare import find_manifest, prepare
 from thunderhead.data.sources import LocalText
 from thunderhead.data.tokenizer import ByteTokenizer
-from thunderhead.training.planning import build_filters
+from thunderhead.training.data_planning import build_filters
 
 OPTIONS = sorted(file.stem for file in (CONF_DIR / "curation").glob("*.yaml"))
 ENGLISH = ("the", "of", "and")

@@ -18,7 +18,7 @@ from thunderhead.data.quality import (
     sentences,
     top_share,
 )
-from thunderhead.training.planning import build_filters
+from thunderhead.training.data_planning import build_filters
 
 
 def published(option: str, name: str) -> object:

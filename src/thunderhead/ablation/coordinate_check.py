@@ -31,7 +31,7 @@ from thunderhead.model.decoder import Decoder
 from thunderhead.training.display import say
 from thunderhead.training.module import COMPONENTS, STANDARD, build_decoder, build_optimizer
 from thunderhead.training.parametrization import at_width
-from thunderhead.training.planning import one_line
+from thunderhead.training.problems import one_line
 from thunderhead.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 Changes = dict[str, dict[int, float]]

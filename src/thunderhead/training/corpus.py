@@ -14,7 +14,8 @@ from thunderhead.data.curation_report import write_report
 from thunderhead.data.manifest import Manifest, verify
 from thunderhead.data.prepare import check_sources, find_manifest, prepare
 from thunderhead.training import display
-from thunderhead.training.planning import Problems, build_filters, data_settings, is_prepared, one_line, shard_settings
+from thunderhead.training.data_planning import build_filters, data_settings, is_prepared, shard_settings
+from thunderhead.training.problems import Problems, one_line
 from thunderhead.types import PositiveInt
 
 

@@ -1,7 +1,5 @@
 """Plan a run: everything that can be known, and refused, before anything is built or prepared."""
 
-import bisect
-import contextlib
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -9,31 +7,23 @@ from typing import Any, NamedTuple
 
 import torch
 
-from thunderhead.config import ConfigError, Problem, build, build_all, factory
-from thunderhead.data.curation import Filter
+from thunderhead.config import ConfigError, Problem, build, factory
 from thunderhead.data.manifest import Manifest
 from thunderhead.data.mixture import (
-    LITTLE_IS_GAINED_AFTER,
-    Turns,
-    plan_turns,
-    repetition,
     trained_blocks,
-    weights_by_fraction,
 )
 from thunderhead.data.order import blocks, check_blocks
-from thunderhead.data.prepare import check_sources, find_manifest
-from thunderhead.data.prepared import check_cache, find_prepared, shares
-from thunderhead.data.sources import Share, Source
-from thunderhead.data.storage import is_remote
 from thunderhead.data.synthetic import Task
 from thunderhead.model.block import ResidualDropout
 from thunderhead.model.decoder import Decoder
 from thunderhead.model.tensor_parallel import problems_of as tensor_parallel_problems
 from thunderhead.optim.schedules import warmup_steps
 from thunderhead.training import hardware, memory, micro_batch
+from thunderhead.training.data_planning import Drawn, draw, find_data, part_notes, storage_notes
 from thunderhead.training.module import build_decoder, build_optimizer
 from thunderhead.training.parallel import Parallelism, single
-from thunderhead.training.plan import EpochsBudget, Plan, Sizes, training_flops_per_token, whole_steps
+from thunderhead.training.plan import Plan, Sizes, training_flops_per_token, whole_steps
+from thunderhead.training.problems import Problems
 
 AUTO = "auto"
 MICRO_NOTE = "batch.micro_size=auto:"
@@ -63,26 +53,6 @@ class Planned(NamedTuple):
     manifest: Manifest | Task | None  # None: the data is not prepared yet; a task needs no preparing
 
 
-class Problems(list[Problem]):
-    """What is wrong with a configuration, found by trying."""
-
-    @contextlib.contextmanager
-    def collect(self) -> Iterator[None]:
-        """Note what the inside raises, and go on."""
-        try:
-            yield
-        except ConfigError as error:
-            for problem in error.problems:
-                self.note(problem)
-        except (ValueError, AssertionError, TypeError) as error:
-            self.note(Problem("", one_line(error)))
-
-    def note(self, problem: Problem) -> None:
-        """Add a problem, once: a missing path is met twice."""
-        if problem not in self:
-            self.append(problem)
-
-
 def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) -> Planned:
     """Work out a run before anything is built.
 
@@ -95,7 +65,7 @@ def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) ->
     """
     problems = Problems()
     machine = _machine(config, problems)
-    data, manifest, vocab_size, eos_id = _data(config, manifest, problems)
+    data, manifest, vocab_size, eos_id = find_data(config, manifest, problems)
 
     decoder: Decoder | None = None
     with problems.collect(), torch.device("meta"):
@@ -202,62 +172,6 @@ def _deepspeed_problems(
         yield Problem("resume", f"{name} reads none but its own checkpoints: go on with strategy=fsdp")
 
 
-def _data(
-    config: dict[str, Any], manifest: Manifest | Task | None, problems: Problems
-) -> tuple[dict[str, Any], Manifest | Task | None, int, int]:
-    """Settings of the data module, the manifest if the data is prepared, and the vocabulary's size and EOS.
-
-    A synthetic task takes the manifest's place: there is nothing to prepare, and the tokens are its own.
-    """
-    data: dict[str, Any] = {}
-    filters: dict[str, Filter] = {}
-    with problems.collect():
-        filters = build_filters(config["curation"])
-    tokenizer, prepared, is_readable = None, is_prepared(config), False
-    if config.get("tokenizer") is not None:
-        with problems.collect():
-            tokenizer = build(config["tokenizer"])
-    elif not prepared:
-        problems.note(Problem("tokenizer", "needs an option: tokenizer=bpe"))
-    with problems.collect():
-        data = data_settings(config)
-    if isinstance(task := data.get("task"), Task):
-        if filters:
-            problems.note(Problem("curation", "a synthetic task has no documents to filter: use curation=none"))
-        if isinstance(build(config["budget"]), EpochsBudget):
-            problems.note(Problem("budget.epochs", "a synthetic task has no epochs: use budget=steps or budget=tokens"))
-        return data, task, task.vocab_size, task.eos_id
-    if prepared and data:
-        if filters:
-            problems.note(Problem("curation", "was done when these shards were prepared: use curation=none"))
-        data["sources"] = data["sources"] or {}
-        with problems.collect():
-            found = manifest if isinstance(manifest, Manifest) else find_prepared(tokenizer, **location(data))
-            data["sources"] = shares(found, data["sources"])
-            if is_remote(data["path"]):
-                names = "cache_bytes", "shuffle_window", "max_training_tokens"
-                check_cache(found, config["model"]["context_length"], **{name: data[name] for name in names})
-            manifest = found
-    elif data:
-        with problems.collect():
-            check_sources(data["sources"], data.get("path"))
-            is_readable = True
-    if data:
-        with problems.collect():
-            weights_by_fraction(data["sources"])
-    if is_readable and manifest is None and tokenizer is not None:
-        with problems.collect():
-            manifest = find_manifest(data["sources"], tokenizer, filters=filters, **shard_settings(data))
-    if manifest is not None:
-        with problems.collect():
-            manifest.load_tokenizer()
-        return data, manifest, manifest.vocab_size, manifest.eos_id
-    if tokenizer is None:
-        return data, None, 2**16, 0
-    # An untrained tokenizer knows how many tokens it will have at most.
-    return data, None, tokenizer.settings.get("vocab_size", 0) or tokenizer.vocab_size, 0
-
-
 def _derive(
     config: dict[str, Any],
     decoder: Decoder,
@@ -281,13 +195,13 @@ def _derive(
     sizes = Sizes(decoder.parameter_counts(), flops_per_token, batch.global_tokens, epoch_tokens)
     sequences = batch.global_tokens // context_length
     accumulation = steps = warmup = every = 0
-    drawn: _Drawn | None = None
+    drawn: Drawn | None = None
     with problems.collect():
         accumulation = batch.accumulation(context_length, machine.parallelism.data_parallel_size)
     with problems.collect():
         steps = whole_steps(budget.total_tokens(sizes), batch.global_tokens)
         if available and sequences:
-            drawn = _draw(data, available, steps, sequences, problems, is_dry=config["dry_run"])
+            drawn = draw(data, available, steps, sequences, problems, is_dry=config["dry_run"])
             steps = drawn.steps
         warmup = warmup_steps(config["scheduler"].get("warmup", 0), steps)
         factory(config["scheduler"])(0, steps)
@@ -360,8 +274,8 @@ def _derive(
             *(["checkpoints are DeepSpeed's, which resume= does not read"] if machine.parallelism.is_deepspeed else []),
             *micro_notes,
             *(assumptions.remarks(needed, size) if assumptions and not micro_notes else []),
-            *_storage_notes(config["data"]),
-            *_part_notes(config["data"]),
+            *storage_notes(config["data"]),
+            *part_notes(config["data"]),
             *(["tokens are the task's own symbols, the tokenizer is not used"] if isinstance(manifest, Task) else []),
             *(drawn.notes if drawn is not None else []),
             *budget.notes(sizes, steps * batch.global_tokens),
@@ -402,143 +316,3 @@ def _width_notes(decoder: Decoder) -> list[str]:
         return []
     d_model = decoder.embedding.embedding_dim
     return [f"muP: {1 / decoder.output_scale:.3g} × the base width {d_model * decoder.output_scale:.0f}"]
-
-
-def _storage_notes(data: dict[str, Any]) -> list[str]:
-    """Where shards are read from and kept, if that is not on this machine."""
-    if not is_remote(str(data.get("path"))):
-        return []
-    size = f"{data['cache_bytes'] / 1e9:,.3g} GB"
-    return [
-        f"data is fetched from {data['path']} into {data['cache_dir']}: at most {size}, then the longest unused goes"
-    ]
-
-
-def _part_notes(data: dict[str, Any]) -> list[str]:
-    """What is trained on, if that is not all."""
-    limit = data.get("max_training_tokens")
-    return (
-        [f"an epoch is {limit:,} tokens, spread evenly over the training data: the rest is left out"] if limit else []
-    )
-
-
-def is_prepared(config: dict[str, Any]) -> bool:
-    """Whether the shards lie somewhere already, and bring their tokenizer."""
-    return str(config["data"]["_target_"]).endswith(".PreparedShards")
-
-
-class _Drawn(NamedTuple):
-    """What a run draws from its sources."""
-
-    steps: int
-    epochs: dict[str, float]
-    shares: dict[str, float]
-    notes: list[str]
-
-
-def _draw(  # noqa: PLR0917
-    data: dict[str, Any], available: dict[str, int], steps: int, sequences: int, problems: Problems, is_dry: bool
-) -> _Drawn:
-    """Work out what `steps` steps draw from each source, and fewer steps where a source that ends ends the run.
-
-    Too much repetition refuses a run; the plan alone may be of one that will have other data.
-    """
-    sources, at_max_epochs = data["sources"], data.get("at_max_epochs", "redistribute")
-
-    def turns_of(steps: int) -> Turns:
-        return plan_turns(
-            sources,
-            available,
-            temperature=data.get("temperature", 1.0),
-            at_max_epochs=at_max_epochs,
-            steps=steps,
-            sequences_per_step=sequences,
-        )
-
-    asked, turns, notes = steps, turns_of(steps), []
-    while turns.end is not None and turns.end < steps * sequences:
-        steps = turns.end // sequences
-        if steps == 0:
-            raise ValueError(
-                f"data.sources: max_epochs leaves {turns.end} sequences, fewer than the {sequences} of one step:"
-                " raise it, or lower batch.global_tokens"
-            )
-        turns = turns_of(steps)  # stages are fractions of the run, which is shorter now
-    if steps < asked:
-        sources_told = " and ".join(
-            f"{s} (data.sources.{s}.max_epochs={sources[s].max_epochs:g})" for s in turns.used_up
-        )
-        if at_max_epochs == "redistribute":
-            message = (
-                f"only lasts for {steps:,} of {asked:,} steps: all with a weight are used up: {sources_told}; raise"
-            )
-            message += f" max_epochs, or lower the budget, as budget=steps budget.steps={steps}"
-            problems.note(Problem("data.sources", message))
-        notes.append(f"stops after {steps:,} of {asked:,} steps, when {sources_told} is used up")
-    elif at_max_epochs == "redistribute":
-        notes += [
-            f"{source} reaches max_epochs={sources[source].max_epochs:g} in step {n // sequences + 1:,}, then the"
-            " others take its place"
-            for source, n in turns.used_up.items()
-            if n < steps * sequences
-        ]
-    counts = turns.counts(steps * sequences)
-    epochs = {source: counts[source] / n for source, n in available.items()}
-    shares = {source: counts[source] / (steps * sequences) for source in available}
-    allowed = [name for name, source in sources.items() if source.max_epochs is not None]
-
-    def is_too_long(steps: int) -> bool:
-        turns = turns_of(steps)
-        counts = turns.counts(min(steps * sequences, turns.end or steps * sequences))
-        return any(counts[s] > LITTLE_IS_GAINED_AFTER * n for s, n in available.items() if s not in allowed)
-
-    repeated, refused = repetition(
-        epochs,
-        allowed,
-        is_part=data.get("max_training_tokens") is not None,
-        fitting=lambda: bisect.bisect_left(range(1, steps), True, key=is_too_long),
-    )
-    if is_dry:
-        notes += [f"a run would be refused: {message}" for message in refused]
-    else:
-        for message in refused:
-            problems.note(Problem("", message))
-    return _Drawn(steps, epochs, shares, notes + repeated)
-
-
-def location(data: dict[str, Any]) -> dict[str, Any]:
-    """Those settings that say where prepared shards lie."""
-    return {name: data[name] for name in ("path", "cache_dir", "attempts", "timeout")}
-
-
-def build_filters(curation: dict[str, Any]) -> dict[str, Filter]:
-    """The filters of the group `curation`, by name.
-
-    Raises:
-        ConfigError: settings of filters contradict each other; names them.
-    """
-    return build_all(curation["filters"], "curation.filters", Filter)  # type: ignore[type-abstract]
-
-
-def data_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the data module, with its sources built.
-
-    Raises:
-        ConfigError: settings of sources contradict each other; names them.
-    """
-    data = config["data"]
-    build_all(data.get("sources") or {}, "data.sources", Share if is_prepared(config) else Source)
-    return dict(factory(data).keywords)  # type: ignore[attr-defined]
-
-
-def shard_settings(data: dict[str, Any]) -> dict[str, Any]:
-    """Those settings of the data module that say which shards, and where."""
-    return {name: data[name] for name in ("shards_dir", "validation_fraction")}
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error's message; of one that a loader's worker raised, the line that says what it was."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if lines[0].startswith("Caught ") and " in DataLoader worker process" in lines[0]:
-        return lines[-1].partition(": ")[2] or lines[-1]
-    return lines[0]

@@ -48,7 +48,8 @@ from thunderhead.training.callbacks.stop import StopOnSignal
 from thunderhead.training.corpus import make_shards
 from thunderhead.training.decoding import decode_tokens_per_second
 from thunderhead.training.module import GROUPS, STANDARD, LanguageModel, build_decoder
-from thunderhead.training.planning import AUTO, MICRO_NOTE, Planned, one_line, plan_run
+from thunderhead.training.planning import AUTO, MICRO_NOTE, Planned, plan_run
+from thunderhead.training.problems import one_line
 from thunderhead.types import NonNegativeInt
 
 # Arguments of Lightning's Trainer that follow from other groups.
