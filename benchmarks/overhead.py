@@ -31,7 +31,7 @@ from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.data_planning import shard_settings
 from thunderhead.training.module import GROUPS, LanguageModel, build_decoder, build_optimizer
 from thunderhead.training.planning import Planned, plan_run
-from thunderhead.training.run import make_trainer
+from thunderhead.training.trainer import make_trainer
 
 WARMUP = 3  # steps at the start of a round that are not timed
 

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from thunderhead import config
 from thunderhead.model.decoder import Decoder
 from thunderhead.training import decoding
-from thunderhead.training import run as run_module
+from thunderhead.training import fit as fit_module
 from thunderhead.training.decoding import decode_tokens_per_second
 from thunderhead.training.module import build_decoder
 from thunderhead.training.parallel import MeshStrategy
@@ -38,7 +38,7 @@ def test_it_is_measured_where_the_model_trained() -> None:
     """Lightning moves whole models to the host when it is done: they go back, and what is spread over ranks stays."""
     model = torch.nn.Linear(2, 2)
     for strategy, device in ((MeshStrategy(shards=True), "cpu"), (SingleDeviceStrategy(torch.device("meta")), "meta")):
-        run_module._back_to_its_device(model, SimpleNamespace(strategy=strategy))  # type: ignore[arg-type]
+        fit_module._back_to_its_device(model, SimpleNamespace(strategy=strategy))  # type: ignore[arg-type]
         assert model.weight.device.type == device
 
 

@@ -13,11 +13,11 @@ from thunderhead import config
 from thunderhead.config import ConfigError
 from thunderhead.training import hardware
 from thunderhead.training.deepspeed import config_of, zero
+from thunderhead.training.fit import _stopped
 from thunderhead.training.plan import Plan
 from thunderhead.training.planning import plan_run
 from thunderhead.training.record import read_rows
 from thunderhead.training.resume import find
-from thunderhead.training.run import _stopped
 from tiny import tiny
 
 GPUS = ("trainer.accelerator=gpu", "trainer.devices=2")
