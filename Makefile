@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	@touch $@
 
-train: setup  ## Prepare the embedded corpus and train the default model (1-4 minutes on 2 CPU cores)
+train: setup  ## Prepare the embedded corpus and train the default model (a few minutes on 2 CPU cores)
 	$(BIN)/python train.py
 
 test: setup  ## Run the tests (no network, no GPU)
