@@ -187,6 +187,22 @@ def test_four_processes_train_as_one(name: str, one: dict[str, Ran], four: dict[
     assert four[name].said["initial_weights"] == reference.said["initial_weights"]
 
 
+def test_what_a_rank_stores_falls_with_their_number(
+    one: dict[str, Ran], two: dict[str, Ran], four: dict[str, Ran]
+) -> None:
+    """Parts of one process' bytes of parameters, and of the optimizer's state: what is divided, among whom."""
+    expected = [
+        (two["base ddp"], 1, 1), (four["base ddp"], 1, 1),
+        (two["base fsdp"], 1 / 2, 1 / 2), (four["base fsdp"], 1 / 4, 1 / 4), (four["base hsdp"], 1 / 2, 1 / 2),
+        (two["base zero2"], 1, 1 / 2), (four["base zero2"], 1, 1 / 4),  # it keeps parameters gathered
+        (two["base tensor_parallel"], 1 / 2, 1 / 2), (four["base fsdp_tp"], 1 / 4, 1 / 4),
+    ]  # fmt: skip
+    for run, parameters, state in expected:
+        for part, share in (("parameters", parameters), ("optimizer_state", state)):
+            # a little more: norms are whole under tensor parallelism
+            assert run.said[part] / one["base"].said[part] == pytest.approx(share, rel=0.02)
+
+
 @pytest.mark.parametrize("name", ["single → ddp", "single → fsdp"])
 def test_one_process_is_gone_on_with_by_two(name: str, one: dict[str, Ran], two: dict[str, Ran]) -> None:
     assert_same(two[name], one["base"])
