@@ -17,6 +17,7 @@ from thunderhead.training.parallel import Parallelism, fsdp, single, tensor_para
 from tiny import tiny
 
 VOCAB = 257
+SEQUENCES = 12  # of a micro-batch: activations that outweigh the workspaces of kernels, of which the plan knows nothing
 SMALL = ("model.n_layers=6", "model.d_model=64")  # blocks that outweigh the logits
 FLASH = "attention.backend=sdpa"  # what a CPU does instead in 16 bits keeps more than flash kernels
 
@@ -31,7 +32,7 @@ def estimate(
     return memory.estimate(
         lambda: build_decoder(settings, VOCAB, 0),
         lambda decoder: build_optimizer(settings, decoder),
-        micro_batch_size=3,
+        micro_batch_size=SEQUENCES,
         precision=precision,
         parallelism=parallelism or single(1),
         accumulation=accumulation,
@@ -46,7 +47,7 @@ def real_step(settings: dict[str, Any]) -> tuple[Decoder, Any]:
     """A decoder and optimizer after one step."""
     decoder = build_decoder(settings, VOCAB, 0)
     decoder.initialize(0)
-    tokens_BT = torch.randint(0, VOCAB, (3, decoder.context_length))
+    tokens_BT = torch.randint(0, VOCAB, (SEQUENCES, decoder.context_length))
     decoder(tokens_BT, tokens_BT).loss.backward()
     optimizer = build_optimizer(settings, decoder)
     optimizer.step()
@@ -59,7 +60,7 @@ def allocated_at_peak(settings: dict[str, Any], precision: str) -> int:
     decoder.initialize(0)
     for parameter in decoder.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    tokens_BT = torch.randint(0, VOCAB, (3, decoder.context_length))
+    tokens_BT = torch.randint(0, VOCAB, (SEQUENCES, decoder.context_length))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         with autocast("cpu", precision):
             loss = decoder(tokens_BT, tokens_BT).loss
@@ -96,8 +97,7 @@ def test_parameters_gradients_and_optimizer_state_are_exact(optimizer: str) -> N
 def test_activations_are_what_the_allocator_hands_out(choice: tuple[str, ...], precision: str) -> None:
     settings = resolved(*SMALL, *choice)
     measured = allocated_at_peak(settings, precision)
-    # Workspaces of kernels, of which the plan knows nothing, are 64 KB here.
-    assert estimate(settings, precision)["activations"] == pytest.approx(measured, rel=0.05, abs=2**16)
+    assert estimate(settings, precision)["activations"] == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def find_problems(config: dict[str, Any]) -> list[Problem]:
     """What is wrong with a single run's configuration, before it is planned."""
     problems = configuration.check(config, settings)
     for group in configuration.default_groups() if config.get("resume") is None else ():  # records may be older
-        if group not in config and group not in ("match", "tune", "debug"):
+        if group not in config and group not in ("match", "tune", "debug", "tokenizer"):  # shards bring a tokenizer
             known = ", ".join(configuration.options(group))
             problems.append(Problem(group, f"was taken out, and a run needs an option of it: {known}"))
     for group in ("callbacks", "logger"):
