@@ -81,7 +81,7 @@ def test_without_the_package_it_is_refused(
     lines = tiny(text_corpus, shards_dir, "strategy=deepspeed_zero2")
     with pytest.raises(ConfigError) as refused:
         plan_run(config.plain(config.compose(lines)))
-    message = "strategy=deepspeed_zero2 needs DeepSpeed: uv pip install 'thunderhead[deepspeed]', or use strategy=fsdp"
+    message = "strategy=deepspeed_zero2 needs DeepSpeed: uv pip install -e '.[deepspeed]', or use strategy=fsdp"
     assert [message in problem.message for problem in refused.value.problems] == [True]
 
 

@@ -184,7 +184,7 @@ class OptunaSweeper(ThunderheadSweeper):
         try:
             from thunderhead.ablation.search import run_search, space_of
         except ImportError as error:
-            raise ConfigError([Problem("hydra/sweeper=optuna", "needs: pip install 'thunderhead[optuna]'")]) from error
+            raise ConfigError([Problem("hydra/sweeper=optuna", "needs: uv pip install -e '.[optuna]'")]) from error
         if self.pruner not in ("none", "median"):
             raise ConfigError([Problem("hydra.sweeper.pruner", f"{self.pruner!r} is not accepted: none or median")])
         space, fixed = space_of(self.overrides(arguments))

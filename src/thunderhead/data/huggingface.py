@@ -103,7 +103,7 @@ class HuggingFaceDataset(Source):
         if self._folder is not None:
             self._files(self._folder)
         if importlib.util.find_spec("datasets") is None:
-            raise ValueError("needs the package datasets: pip install 'thunderhead[huggingface]'")
+            raise ValueError("needs the package datasets: uv pip install -e '.[huggingface]'")
 
     @override
     def connect(self) -> None:

@@ -205,7 +205,7 @@ class TiktokenTokenizer(Tokenizer):
         try:
             import tiktoken
         except ImportError:
-            raise ValueError("tokenizer=tiktoken needs tiktoken: pip install 'thunderhead[tiktoken]'") from None
+            raise ValueError("tokenizer=tiktoken needs tiktoken: uv pip install -e '.[tiktoken]'") from None
         self._ranks, self._pattern, self._eos_id = ranks, pattern, eos_id
         self._size = max(eos_id, *ranks.values()) + 1
         if self.vocab_size > MAX_VOCAB_SIZE:

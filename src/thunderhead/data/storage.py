@@ -180,7 +180,7 @@ class Remote:
             }.get(self.scheme, "~/.netrc")
             return StorageError(f"{url} may not be read ({_say(error)}): look at the credentials ({names})")
         if isinstance(error, ImportError):
-            return StorageError(f"{url} cannot be read: {_say(error)}; install thunderhead[{self.scheme}]")
+            return StorageError(f"{url} cannot be read: {_say(error)}; needs: uv pip install -e '.[{self.scheme}]'")
         tried = f" after {attempt} attempts" if attempt > 1 else ""
         return StorageError(f"{url} could not be read{tried}: {_say(error)}")
 

@@ -81,7 +81,7 @@ def _check_fp8(accelerator: str, is_here: bool) -> None:
             " use precision=bf16-mixed"
         )
     if is_here and importlib.util.find_spec("torchao") is None:
-        raise ValueError("precision=fp8 needs torchao: uv pip install 'thunderhead[fp8]', or use precision=bf16-mixed")
+        raise ValueError("precision=fp8 needs torchao: uv pip install -e '.[fp8]', or use precision=bf16-mixed")
 
 
 def fast_bfloat16(accelerator: str) -> tuple[bool, str]:

@@ -142,7 +142,7 @@ def _machine(config: dict[str, Any], problems: Problems) -> Machine:
         message = "needs CUDA devices, and this run is on"
         problems.note(Problem("", f"{what} {message} {accelerator}: use strategy=fsdp"))
     elif parallelism.is_deepspeed and run_here and importlib.util.find_spec("deepspeed") is None:
-        message = "needs DeepSpeed: uv pip install 'thunderhead[deepspeed]', or use strategy=fsdp, which needs nothing"
+        message = "needs DeepSpeed: uv pip install -e '.[deepspeed]', or use strategy=fsdp, which needs nothing"
         problems.note(Problem("", f"strategy={parallelism.name} {message}"))
     precision, why = "fp32", ""
     with problems.collect():
