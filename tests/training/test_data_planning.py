@@ -76,6 +76,22 @@ def test_repetition_is_noted_and_refused(plan: Callable[..., Plan]) -> None:
     assert meant.epochs["code"] == pytest.approx(17, rel=0.01)
 
 
+def test_filters_make_other_validation_text(run: Callable[..., Path]) -> None:
+    """They decide about held-out documents, too: bits per byte of what one left do not compare with all of it."""
+    length = "+curation.filters.length={_target_: thunderhead.data.curation.Length, min_bytes: 3140}"
+    summaries = [json.loads((run(*more) / "summary.json").read_text()) for more in ((), (length,))]
+    assert summaries[0]["validation_data"] != summaries[1]["validation_data"]
+    assert summaries[0]["validation_text"] != summaries[1]["validation_text"]
+
+
+def test_settings_of_the_data_module_may_be_left_at_their_defaults(text_corpus: Path, shards_dir: Path) -> None:
+    """As in a data option of the user's own that names its sources only."""
+    resolved = config.plain(config.compose(tiny(text_corpus, shards_dir)))
+    for setting in ("validation_fraction", "verify", "at_max_epochs", "shuffle_window"):
+        del resolved["data"][setting]
+    assert plan_run(resolved).plan.steps == 2
+
+
 def test_the_same_steps_are_more_epochs_of_fewer_tokens(
     run: Callable[..., Path], text_corpus: Path, shards_dir: Path
 ) -> None:

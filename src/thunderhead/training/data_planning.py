@@ -1,6 +1,7 @@
 """A run's data before it begins: settings, the shards if they are there, and what so many steps draw from them."""
 
 import bisect
+import inspect
 from typing import Any, NamedTuple
 
 from thunderhead.config import Problem, build, build_all, factory
@@ -92,14 +93,17 @@ def build_filters(curation: dict[str, Any]) -> dict[str, Filter]:
 
 
 def data_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the data module, with its sources built.
+    """The settings of the data module, with its sources built; those that are left out at their defaults.
 
     Raises:
         ConfigError: settings of sources contradict each other; names them.
     """
     data = config["data"]
     build_all(data.get("sources") or {}, "data.sources", Share if is_prepared(config) else Source)
-    return dict(factory(data).keywords)  # type: ignore[attr-defined]
+    made: Any = factory(data)  # a partial
+    parameters = inspect.signature(made.func).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+    return defaults | made.keywords  # type: ignore[no-any-return]
 
 
 def shard_settings(data: dict[str, Any]) -> dict[str, Any]:

@@ -234,7 +234,8 @@ def _validation_text(manifest: Manifest | Task, max_tokens: int) -> str:
     """A hash of the text behind those tokens: equal for runs whose bits per byte compare, whatever their tokenizers."""
     if isinstance(manifest, Task):
         return _hash([manifest.summary(), max_tokens])
-    return _hash([manifest.sources, manifest.split_rule, manifest.validation_fraction, max_tokens])
+    made_from: list[Any] = [manifest.sources, manifest.split_rule, manifest.validation_fraction, max_tokens]
+    return _hash(made_from if manifest.curation is None else [*made_from, manifest.curation])
 
 
 def _hash(content: Any) -> str:
