@@ -110,6 +110,18 @@ def test_bpe_trains_on_the_sample_only() -> None:
     assert part.sha256 == BpeTokenizer(vocab_size=600).train(sample(texts, 1500)).sha256 != whole.sha256
 
 
+class Upper(ByteTokenizer):
+    """One of somebody else's."""
+
+
+def test_a_tokenizer_of_another_package_is_found_where_it_is_imported_from() -> None:
+    assert Upper.name == f"{__name__}.Upper"
+    assert type(load_tokenizer(Upper.name, Upper().to_json())) is Upper
+    for name in (f"{__name__}.load_tokenizer", f"{__name__}.Lower", "no.such.module"):
+        with pytest.raises(ValueError, match="unknown kind"):
+            load_tokenizer(name, Upper().to_json())
+
+
 def test_vocabularies_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match=r"tokenizer\.vocab_size=65537 is more than bpe learns: use 65536"):
         BpeTokenizer(vocab_size=65_537)

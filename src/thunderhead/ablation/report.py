@@ -251,9 +251,9 @@ def _inference(analysis: Analysis, caches: dict[str, float]) -> Rows:
     ]
     columns = (
         "arm",
-        "KV cache, bytes a token",
+        "KV cache, bytes per token",
         "parameters",
-        "forward FLOPs a token",
+        "forward FLOPs per token",
         "measured decoding, tokens/s",
         "final loss",
     )
@@ -330,9 +330,9 @@ def _write_figures(folder: Path, analysis: Analysis, caches: dict[str, float]) -
     parameters = {arm.name: float(arm.first.results["parameters"]) for arm in analysis.arms}
     speeds = {arm.name: mean for arm in analysis.arms if (mean := arm.mean("decode_tokens_per_second"))}
     costs = [
-        ("KV cache (bytes a token)", caches),
+        ("KV cache (bytes per token)", caches),
         ("parameters", parameters),
-        ("decoding (ms a token)", {name: 1000 / speed for name, speed in speeds.items()}),
+        ("decoding (ms per token)", {name: 1000 / speed for name, speed in speeds.items()}),
     ]
     drawn: dict[str, tuple[str, Figure | None]] = {}
     with mpl.rc_context(figures.style()):

@@ -380,6 +380,6 @@ def _flops_miss(law: Law, points: Sequence[Point]) -> list[str]:
     if max(misses) <= SAME_BUDGET - 1:
         return []
     return [
-        f"Training FLOPs a token are no power law of N here: it misses them by up to {max(misses):.0%}, and so does "
+        f"Training FLOPs per token are no power law of N here: it misses them by up to {max(misses):.0%}, and so does "
         "the optimum at a budget."
     ]

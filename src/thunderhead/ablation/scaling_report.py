@@ -173,7 +173,7 @@ def _answers(found: Fit, predictions: Sequence[Prediction]) -> list[str]:
     sentences = [
         f"At C = {flops:.3g} FLOPs the optimum is N = {quantity(best.parameters)} parameters "
         f"({quantity(sizes.low)} … {quantity(sizes.high)}), D = {quantity(best.tokens)} tokens "
-        f"({best.tokens / best.parameters:.3g} a parameter), with a predicted loss of {best.loss:.3f} nats.",
+        f"({best.tokens / best.parameters:.3g} per parameter), with a predicted loss of {best.loss:.3f} nats.",
         f"The optimal N grows as C^{law.exponents[0]:.2f} {_in_brackets(found.intervals['a'])}, D as "
         f"C^{law.exponents[1]:.2f} {_in_brackets(found.intervals['b'])}, by L(N, D)"
         + (
@@ -218,7 +218,7 @@ def _parameters(found: Fit) -> Rows:
         row.append(_shown(found.isoflop_intervals.get(name)))
     columns = ("", "approach 3: L(N, D)", "95 % CI", "approach 2: parabolas", "95 % CI")
     caption = (
-        f"N counts {law.count} parameters; training FLOPs a token = {law.flops_coefficient:.3g} · "
+        f"N counts {law.count} parameters; training FLOPs per token = {law.flops_coefficient:.3g} · "
         f"N^{law.flops_exponent:.3f}, fitted to the runs."
     )
     return Rows(columns, rows, caption)

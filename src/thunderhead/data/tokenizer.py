@@ -1,10 +1,12 @@
 """Text to token ids and back: bytes, or byte-level BPE trained on the corpus. Others': thunderhead.data.pretrained."""
 
+import contextlib
 import functools
 import hashlib
 import heapq
 import itertools
 import json
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Self
@@ -32,6 +34,12 @@ class Tokenizer(ABC):
     """What all tokenizers can do. EOS ends a document; no text encodes to it, not even its own spelling."""
 
     name: ClassVar[str]
+    """By which shards name the kind of their tokenizer; of a class that gives none, where it is imported from."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in cls.__dict__:
+            cls.name = f"{cls.__module__}.{cls.__qualname__}"
 
     @property
     @abstractmethod
@@ -236,7 +244,11 @@ class BpeTokenizer(Tokenizer):
 
 @functools.lru_cache(maxsize=2)  # a run asks several times, and 128,000 tokens take a second or two to read
 def load_tokenizer(name: str, text: str) -> Tokenizer:
-    """Read a trained tokenizer of the given kind ("byte", "bpe", "huggingface", "tiktoken") from its JSON.
+    """Read a trained tokenizer from its JSON.
+
+    Args:
+        name: of its kind ("byte", "bpe", "huggingface", "tiktoken"), or where somebody else's class is imported from.
+        text: what its `to_json` wrote.
 
     Raises:
         ValueError: the kind is unknown, or the text is not of this kind.
@@ -245,9 +257,15 @@ def load_tokenizer(name: str, text: str) -> Tokenizer:
 
     known: tuple[type[Tokenizer], ...] = (ByteTokenizer, BpeTokenizer, HuggingFaceTokenizer, TiktokenTokenizer)
     kinds = {kind.name: kind for kind in known}
-    if name not in kinds:
-        raise ValueError(f"unknown kind of tokenizer {name}: known are {', '.join(kinds)}")
-    return kinds[name].from_json(text)
+    kind = kinds.get(name)
+    if kind is None and "." in name:
+        with contextlib.suppress(ImportError, AttributeError, ValueError):
+            found = pkgutil.resolve_name(name)
+            kind = found if isinstance(found, type) and issubclass(found, Tokenizer) else None
+    if kind is None:
+        known_kinds = ", ".join(kinds)
+        raise ValueError(f"unknown kind of tokenizer {name}: known are {known_kinds}, and classes that can be imported")
+    return kind.from_json(text)
 
 
 def sample(texts: Iterable[str], n_bytes: int) -> Iterator[str]:

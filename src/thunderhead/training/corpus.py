@@ -90,7 +90,7 @@ def make_shards(config: dict[str, Any], data: dict[str, Any]) -> Manifest:
 
 def _show(manifest: Manifest) -> None:
     table = Table(box=None, pad_edge=False, header_style="cyan")
-    for heading in ("source", "split", "documents", "tokens", "bytes a token", "unigram entropy"):
+    for heading in ("source", "split", "documents", "tokens", "bytes per token", "unigram entropy"):
         table.add_column(heading, justify="left" if heading in ("source", "split") else "right")
     for split, by_source in manifest.splits.items():
         for source, shard in by_source.items():

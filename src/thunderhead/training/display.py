@@ -67,7 +67,7 @@ def show_plan(plan: Plan) -> None:
         "steps", f"{plan.steps:,} ({plan.warmup_steps:,} of warm-up), validation every {plan.validation_every:,}"
     )
     per_parameter = plan.tokens / plan.parameters["total"]
-    table.add_row("tokens", f"{plan.tokens:,} ({per_parameter:.2g} a parameter)")
+    table.add_row("tokens", f"{plan.tokens:,} ({per_parameter:.2g} per parameter)")
     if plan.epochs is None:
         table.add_row("epochs", "known once the data is prepared")
     elif not plan.epochs:
@@ -84,11 +84,11 @@ def show_plan(plan: Plan) -> None:
         table.add_row("note", note)
     total = sum(plan.memory.values())
     parts = ", ".join(f"{part.replace('_', ' ')} {size(n)}" for part, n in plan.memory.items())
-    table.add_row("memory", f"about {size(total)} a device ({parts})")
+    table.add_row("memory", f"about {size(total)} per device ({parts})")
     if plan.tokens_per_day is not None:
         low, high = plan.tokens_per_day
         days = f"{plan.tokens / high:,.3g} to {plan.tokens / low:,.3g} days"
-        table.add_row("speed", f"{quantity(low)} to {quantity(high)} tokens a day (plan.mfu): {days}")
+        table.add_row("speed", f"{quantity(low)} to {quantity(high)} tokens per day (plan.mfu): {days}")
     _console.print(table)
 
 
@@ -98,7 +98,7 @@ def show_data(manifest: Manifest, plan: Plan) -> None:
         held_out = manifest.splits["val"][source]
         epochs = (plan.epochs or {}).get(source, 0)
         say(
-            f"  {source}: {train.tokens:,} tokens to train on ({train.bytes / train.tokens:.2f} bytes a token), "
+            f"  {source}: {train.tokens:,} tokens to train on ({train.bytes / train.tokens:.2f} bytes per token), "
             f"{held_out.tokens:,} held out; this run sees {epochs:.2f} epochs"
         )
 
@@ -118,7 +118,7 @@ def show_summary(summary: dict[str, Any], text: str, run_dir: Path) -> None:
     """The results, a sample, and where to look next."""
     table = _table("Summary")
     unigram = summary["unigram_entropy"]
-    table.add_row("validation loss", f"[bold]{summary['val_loss']:.4f}[/] nats a token; unigram entropy {unigram:.4f}")
+    table.add_row("validation loss", f"[bold]{summary['val_loss']:.4f}[/] nats per token; unigram entropy {unigram:.4f}")
     table.add_row("perplexity", f"{summary['perplexity']:.2f}")
     if "bits_per_byte" in summary:
         table.add_row("bits per byte", f"{summary['bits_per_byte']:.4f}")

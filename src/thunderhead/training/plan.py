@@ -217,7 +217,7 @@ def _says(law: Law, sizes: Sizes, tokens: int) -> str:
     flops = sizes.flops_per_token * tokens
     run = f"law: this N = {parameters:.3g} ({law.count}) with D = {tokens:.3g} tokens"
     far = law.extrapolation(parameters=parameters, tokens=tokens, flops=flops)
-    return f"{run} ({tokens / parameters:.3g} a parameter): predicted loss {law.loss(parameters, tokens):.3f}" + (
+    return f"{run} ({tokens / parameters:.3g} per parameter): predicted loss {law.loss(parameters, tokens):.3f}" + (
         f"; {far}" if far else ""
     )
 

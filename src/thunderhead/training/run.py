@@ -170,6 +170,8 @@ def find_problems(config: dict[str, Any]) -> list[Problem]:
         for name, node in config.get(group, {}).items():
             if not (isinstance(node, dict) and "_target_" in node):
                 problems.append(Problem(f"{group}.{name}", f"has no _target_: take it out with ~{group}.{name}"))
+    if "lr" not in config.get("optimizer", {"lr": None}):
+        problems.append(Problem("optimizer.lr", "is required: it is what the schedule multiplies"))
     if not problems:
         try:
             built = callbacks_of(config)
