@@ -104,7 +104,9 @@ def analyse(
                 reason = f"validated {other} than {reference.name}: their losses say nothing about each other"
                 left_out += [Failure(_run_name(arm, run), reason) for run in arm.runs.values()]
     if chosen != "val_loss" and metric == "auto":
-        warnings.append("The arms have different tokenizers, so bits per byte are compared: losses per token cannot be.")
+        warnings.append(
+            "The arms have different tokenizers, so bits per byte are compared: losses per token cannot be."
+        )
 
     pairs = _pairs([arm.name for arm in compared], reference.name if reference else None, baseline is not None)
     losses = {arm.name: {seed: float(run.results[chosen]) for seed, run in arm.runs.items()} for arm in compared}

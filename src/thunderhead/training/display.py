@@ -118,7 +118,9 @@ def show_summary(summary: dict[str, Any], text: str, run_dir: Path) -> None:
     """The results, a sample, and where to look next."""
     table = _table("Summary")
     unigram = summary["unigram_entropy"]
-    table.add_row("validation loss", f"[bold]{summary['val_loss']:.4f}[/] nats per token; unigram entropy {unigram:.4f}")
+    table.add_row(
+        "validation loss", f"[bold]{summary['val_loss']:.4f}[/] nats per token; unigram entropy {unigram:.4f}"
+    )
     table.add_row("perplexity", f"{summary['perplexity']:.2f}")
     if "bits_per_byte" in summary:
         table.add_row("bits per byte", f"{summary['bits_per_byte']:.4f}")
