@@ -91,6 +91,8 @@ def test_the_tokenizer_sees_no_validation_text(tmp_path: Path) -> None:
     seen: list[str] = []
 
     class Spy(ByteTokenizer):
+        name = "byte"  # by which it is found again
+
         def train(self, texts):
             seen.extend(texts)
             return self
@@ -155,6 +157,8 @@ def test_a_bad_byte_late_in_a_file_leaves_nothing_behind(corpus: Path, tmp_path:
 
 def test_files_that_change_meanwhile_are_noticed(corpus: Path, tmp_path: Path) -> None:
     class Meddler(ByteTokenizer):
+        name = "byte"  # by which it is found again
+
         def train(self, texts):
             (corpus / "000.txt").write_text("changed")
             return self
@@ -248,6 +252,8 @@ def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(
 
 def test_ctrl_c_keeps_what_was_done(corpus: Path, tmp_path: Path) -> None:
     class Interrupted(ByteTokenizer):
+        name = "byte"  # by which it is found again
+
         def encode_batch(self, texts):
             raise KeyboardInterrupt
 
@@ -290,6 +296,8 @@ def test_filtered_documents_are_nowhere_and_reported(
     trained_on: list[str] = []
 
     class Spy(ByteTokenizer):
+        name = "byte"  # by which it is found again
+
         def train(self, texts):
             trained_on.extend(texts)
             return ByteTokenizer()
