@@ -232,8 +232,9 @@ def cases(model: str, smoke: bool) -> list[dict[str, Any]]:
 
 
 def attempt(case: dict[str, Any]) -> dict[str, Any]:
-    """A case in a process of its own: its figures, or what went wrong."""
+    """A case in a process of its own (--smoke: in this one): its figures, or what went wrong."""
     if case["smoke"] and case["side"] != "train.py":
+        torch.compiler.reset()  # one process for all: Dynamo gives up on code that it saw in too many variants
         found: dict[str, Any] = measure(case)
     else:
         command = [sys.executable, __file__, "--case", json.dumps(case)]
