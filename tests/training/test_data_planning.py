@@ -47,6 +47,18 @@ def test_epochs_and_shares_follow_from_the_weights(plan: Callable[..., Plan]) ->
     assert warm.shares == pytest.approx({"code": 2 / 3, "prose": 1 / 3}, abs=1e-3)
 
 
+def test_a_plan_alone_tells_what_a_run_would_be_refused_for(plan: Callable[..., Plan]) -> None:
+    """It may be of a run that will have other data."""
+    told = [note for note in data_notes(plan("budget.steps=1000000", "dry_run=true")) if "refused" in note]
+    assert told
+    assert all(note.startswith("a run would be refused: data.sources.") for note in told)
+
+
+def test_a_step_below_one_sequence_is_refused(plan: Callable[..., Plan]) -> None:
+    with pytest.raises(ConfigError, match=r"^batch\.global_tokens=16 is not a multiple of the 64 tokens"):
+        plan("batch.global_tokens=16")
+
+
 def test_repetition_is_noted_and_refused(plan: Callable[..., Plan]) -> None:
     one = plan("budget.steps=1000").epochs
     assert one is not None
