@@ -12,6 +12,7 @@ import pytest
 from thunderhead import config
 from thunderhead.config import ConfigError
 from thunderhead.training.corpus import prepare_corpus
+from thunderhead.training.run import find_problems
 from tiny import tiny, train_here
 
 REPOSITORY = config.CONF_DIR.parent
@@ -79,6 +80,15 @@ def refused(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
 )
 def test_a_setting_is_refused_with_its_name(setting: str, message: str, refused: Callable[..., str]) -> None:
     assert message in refused(setting)
+
+
+@pytest.mark.parametrize("group", sorted(set(config.default_groups()) - {"match", "tune", "debug", "tokenizer"}))
+def test_a_group_that_was_taken_out_is_named(group: str) -> None:
+    composed = config.plain(config.compose())
+    del composed[group]
+    (problem,) = find_problems(composed)
+    assert problem.path == group
+    assert problem.message.startswith("was taken out, and a run needs an option of it: ")
 
 
 def test_a_logger_whose_package_is_missing(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

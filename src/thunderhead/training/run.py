@@ -75,10 +75,10 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
         _remove_if_empty(run_dir)
         return None
 
-    if checkpoint is None and not launch.is_launched() and launch.global_rank() == 0:
-        _refuse_to_overwrite(run_dir)
     if launch.is_launched():
         return float(fit(decided, planned, run_dir, checkpoint)["val_loss"])
+    if checkpoint is None and launch.global_rank() == 0:
+        _refuse_to_overwrite(run_dir)
     with resuming.held(run_dir) if launch.global_rank() == 0 else contextlib.nullcontext():
         decided, planned = _with_micro_size(decided, _with_data(decided, planned), planned.plan.notes)
         assert planned.manifest is not None
@@ -180,10 +180,11 @@ def find_problems(config: dict[str, Any]) -> list[Problem]:
         else:
             decided = {name: DECIDED[kind] for name, c in built.items() for kind in DECIDED if isinstance(c, kind)}
             problems += [Problem(f"callbacks.{name}", f"{why}: take it out") for name, why in decided.items()]
+    trainer = config.get("trainer", {})
     for argument, group in DERIVED.items():
-        if argument in config.get("trainer", {}):
+        if argument in trainer:
             problems.append(Problem(f"trainer.{argument}", f"follows from other settings: set {group} instead"))
-    every = config["trainer"].get("log_every_n_steps")
+    every = trainer.get("log_every_n_steps")
     if isinstance(every, int) and every < 1:
         message = f"{every} is not accepted: should be greater than 0; a large number logs the first and last step only"
         problems.append(Problem("trainer.log_every_n_steps", message))
