@@ -29,6 +29,7 @@ from thunderhead.data.prepare import prepare
 from thunderhead.training import hardware
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.data_planning import shard_settings
+from thunderhead.training.fit import make_datamodule
 from thunderhead.training.module import GROUPS, LanguageModel, build_decoder, build_optimizer
 from thunderhead.training.planning import Planned, plan_run
 from thunderhead.training.trainer import make_trainer
@@ -78,15 +79,7 @@ def through_train_path(
     plan, manifest = planned.plan, planned.manifest
     assert manifest is not None
     tokenizer = manifest.load_tokenizer()
-    datamodule = build(
-        config["data"],
-        tokenizer=tokenizer,
-        context_length=plan.context_length,
-        micro_batch_size=plan.micro_batch_size,
-        sequences_per_step=plan.sequences_per_step,
-        seed=config["seed"],
-    )
-    datamodule.manifest = manifest
+    datamodule = make_datamodule(config, planned, tokenizer)
     model = LanguageModel(
         {group: config[group] for group in GROUPS},
         seed=config["seed"],

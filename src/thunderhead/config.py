@@ -21,6 +21,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -438,10 +439,9 @@ def _composition_problems(error: Exception, config_name: str) -> list[Problem]:
         message += "\n    " + str(error.__cause__).splitlines()[0]
     if not isinstance(error, ConfigCompositionException) or "Could not override" not in message:
         return [Problem("", message)]
-    overrides = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
     groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        parsed = _typed_overrides()
         chosen = [o.input_line for o in parsed if o.key_or_group in groups and not o.is_sweep_override()]
         keys = _leaf_paths(OmegaConf.to_container(compose([str(c) for c in chosen], config_name), resolve=False))
     except Exception:  # the groups themselves do not compose: Hydra's message is the best there is
@@ -462,12 +462,17 @@ def _composition_problems(error: Exception, config_name: str) -> list[Problem]:
     return problems or [Problem("", message)]
 
 
+def _typed_overrides() -> list[Override]:
+    """What stands on the command line as key=value."""
+    return OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and a[0] != "-"])
+
+
 def _unknown_options() -> list[Problem]:
     """Choices on the command line that no group of conf/ has; empty where options may also come from elsewhere."""
     if any(argument.startswith(("--config-dir", "-cd")) for argument in sys.argv):
         return []
     problems = []
-    for override in OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and a[0] != "-"]):
+    for override in _typed_overrides():
         known = options(override.key_or_group)
         chosen = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
         for choice in chosen:
@@ -481,8 +486,7 @@ def _unknown_options() -> list[Problem]:
 
 def _emptied_groups() -> list[Problem]:
     """Groups that the command line sets to null, for which Hydra names none."""
-    overrides = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and a[0] != "-"])
-    groups = [o.key_or_group for o in overrides if not o.is_sweep_override() and o.value() is None]
+    groups = [o.key_or_group for o in _typed_overrides() if not o.is_sweep_override() and o.value() is None]
     return [
         Problem(group, f"null is no option; options: {', '.join(options(group))}") for group in groups if options(group)
     ]

@@ -14,15 +14,12 @@ from thunderhead.config import ConfigError, Problem, build, factory
 from thunderhead.data.datamodule import TokenDataModule
 from thunderhead.data.manifest import Manifest, ShardError
 from thunderhead.data.synthetic import Task
+from thunderhead.data.tokenizer import Tokenizer
 from thunderhead.training import display, hardware, record
 from thunderhead.training import resume as resuming
 from thunderhead.training.answers import sample_answers
 from thunderhead.training.callbacks.metrics import LogMetrics
-from thunderhead.training.callbacks.state import (
-    BeginRecord,
-    CheckpointError,
-    ExactResume,
-)
+from thunderhead.training.callbacks.state import BeginRecord, CheckpointError, ExactResume
 from thunderhead.training.callbacks.stop import StopOnSignal
 from thunderhead.training.decoding import decode_tokens_per_second
 from thunderhead.training.module import GROUPS, LanguageModel, build_decoder
@@ -53,17 +50,7 @@ def fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pat
         hardware.keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
     tokenizer = manifest.load_tokenizer()
-    datamodule = build(
-        config["data"],
-        tokenizer=tokenizer,
-        context_length=plan.context_length,
-        micro_batch_size=plan.micro_batch_size,
-        sequences_per_step=plan.sequences_per_step,
-        seed=config["seed"],
-    )
-    assert isinstance(datamodule, TokenDataModule)
-    if isinstance(manifest, Manifest):
-        datamodule.manifest = manifest
+    datamodule = make_datamodule(config, planned, tokenizer)
     model = LanguageModel(
         {group: config[group] for group in GROUPS} | {"compile": config["compile"] | {"scope": plan.compile}},
         seed=config["seed"],
@@ -141,6 +128,22 @@ def fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pat
         record.write_json(run_dir / "summary.json", summary)
         display.show_summary(summary, text, run_dir)
     return summary
+
+
+def make_datamodule(config: dict[str, Any], planned: Planned, tokenizer: Tokenizer) -> TokenDataModule:
+    """The data of a run, with the sizes of its plan; `tokenizer` is the manifest's."""
+    datamodule = build(
+        config["data"],
+        tokenizer=tokenizer,
+        context_length=planned.plan.context_length,
+        micro_batch_size=planned.plan.micro_batch_size,
+        sequences_per_step=planned.plan.sequences_per_step,
+        seed=config["seed"],
+    )
+    assert isinstance(datamodule, TokenDataModule)
+    if isinstance(planned.manifest, Manifest):
+        datamodule.manifest = planned.manifest
+    return datamodule
 
 
 def _fit_or_stop(  # noqa: PLR0917

@@ -1,6 +1,6 @@
 """Plan before you build: every number that follows from several groups, worked out once by pure functions."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from thunderhead.training.law import Count, Law, counted, read_law
@@ -51,24 +51,20 @@ class Batch:
         Raises:
             ValueError: the global batch is no whole number of micro-batches over all ranks; names the nearest sizes.
         """
-        if self.micro_size == "auto":
-            return replace(self, micro_size=1).accumulation(context_length, data_parallel_size)
-        if self.micro_size is None:
-            size = self.micro_batch(context_length, data_parallel_size)
-            return replace(self, micro_size=size).accumulation(context_length, data_parallel_size)
+        chosen = self.micro_batch(context_length, data_parallel_size)
+        size = 1 if chosen == "auto" else chosen
         row = context_length * data_parallel_size  # tokens when every rank takes one sequence
-        if self.global_tokens % (row * self.micro_size) == 0:
-            return self.global_tokens // (row * self.micro_size)
-        below = self.global_tokens // (row * self.micro_size) * row * self.micro_size
-        choices = [f"batch.global_tokens={n}" for n in (below, below + row * self.micro_size) if n]
+        if self.global_tokens % (row * size) == 0:
+            return self.global_tokens // (row * size)
+        below = self.global_tokens // (row * size) * row * size
+        choices = [f"batch.global_tokens={n}" for n in (below, below + row * size) if n]
         if self.global_tokens % row == 0:
             rows = self.global_tokens // row
-            size = self.micro_size
             nearest = min((n for n in range(1, rows + 1) if rows % n == 0), key=lambda n: abs(n - size))
             choices.append(f"batch.micro_size={nearest}")
         raise ValueError(
-            f"batch.global_tokens={self.global_tokens} is not a multiple of the {row * self.micro_size} tokens that "
-            f"batch.micro_size={self.micro_size} × model.context_length={context_length} × {data_parallel_size} "
+            f"batch.global_tokens={self.global_tokens} is not a multiple of the {row * size} tokens that "
+            f"batch.micro_size={size} × model.context_length={context_length} × {data_parallel_size} "
             f"data-parallel rank(s) take at once: use {' or '.join(choices)}"
         )
 

@@ -9,9 +9,7 @@ import torch
 
 from thunderhead.config import ConfigError, Problem, build, factory
 from thunderhead.data.manifest import Manifest
-from thunderhead.data.mixture import (
-    trained_blocks,
-)
+from thunderhead.data.mixture import trained_blocks
 from thunderhead.data.order import blocks, check_blocks
 from thunderhead.data.synthetic import Task
 from thunderhead.model.block import ResidualDropout

@@ -24,10 +24,7 @@ from thunderhead.training import hardware, launch
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.profile import ProfileSteps
 from thunderhead.training.callbacks.schedule_picture import SchedulePicture
-from thunderhead.training.callbacks.state import (
-    AtomicCheckpointIO,
-    BackgroundCheckpointIO,
-)
+from thunderhead.training.callbacks.state import AtomicCheckpointIO, BackgroundCheckpointIO
 from thunderhead.training.planning import Planned
 
 # Arguments of Lightning's Trainer that follow from other groups.
