@@ -5,8 +5,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from thunderhead import config
-from thunderhead.ablation.compare import commas_to_list, compare_runs
+from thunderhead.core import config
+from thunderhead.lab.compare import commas_to_list, compare_runs
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="compare")

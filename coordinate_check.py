@@ -3,8 +3,8 @@
 import hydra
 from omegaconf import DictConfig
 
-from thunderhead import config
-from thunderhead.ablation.coordinate_check import check_coordinates
+from thunderhead.core import config
+from thunderhead.lab.coordinate_check import check_coordinates
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="coordinate_check")

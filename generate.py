@@ -3,8 +3,8 @@
 import hydra
 from omegaconf import DictConfig
 
-from thunderhead import config
-from thunderhead.export.from_run import generate_text
+from thunderhead.core import config
+from thunderhead.release.command import generate_text
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")

@@ -3,8 +3,8 @@
 import hydra
 from omegaconf import DictConfig
 
-from thunderhead import config
-from thunderhead.training.corpus import prepare_corpus
+from thunderhead.core import config
+from thunderhead.corpus.command import prepare_corpus
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")

@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from thunderhead import config
+from thunderhead.core import config
 from thunderhead.training.run import train
 
 

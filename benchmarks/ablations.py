@@ -9,9 +9,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from thunderhead.ablation.analysis import Analysis, analyse
-from thunderhead.ablation.runs import read_runs
-from thunderhead.ablation.statistics import signed
+from thunderhead.lab.analysis import Analysis, analyse
+from thunderhead.lab.runs import read_runs
+from thunderhead.lab.statistics import signed
 
 RESULTS = Path(__file__).parent / "results" / "ablations"
 

@@ -32,9 +32,9 @@ from litdata import StreamingDataset
 from litdata.streaming.item_loader import TokensLoader
 from results_folder import RESULTS, hardware_slug
 
-from thunderhead import config as configuration
-from thunderhead.data import datamodule
-from thunderhead.data.manifest import (
+from thunderhead.core import config as configuration
+from thunderhead.core.data import datamodule
+from thunderhead.core.data.manifest import (
     DATA_FORMATS,
     FORMAT,
     Chunk,
@@ -44,9 +44,9 @@ from thunderhead.data.manifest import (
     chunk_bytes,
     sha256_of,
 )
-from thunderhead.data.prepared import PreparedShards
-from thunderhead.data.shards import CHUNK_BYTES, ShardWriter
-from thunderhead.data.tokenizer import ByteTokenizer
+from thunderhead.core.data.shards import CHUNK_BYTES, ShardWriter
+from thunderhead.corpus.prepared_shards import PreparedShards
+from thunderhead.corpus.tokenizer import ByteTokenizer
 from thunderhead.training import hardware
 from thunderhead.training.record import read_summary
 from thunderhead.training.run import train

@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from results_folder import RESULTS
 
-from thunderhead import config as configuration
-from thunderhead.config import build
+from thunderhead.core import config as configuration
+from thunderhead.core.config import build
+from thunderhead.core.module import build_decoder, build_optimizer
 from thunderhead.training import hardware
-from thunderhead.training.module import build_decoder, build_optimizer
 from thunderhead.training.record import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from results_folder import RESULTS
 
-from thunderhead import config as configuration
+from thunderhead.core import config as configuration
+from thunderhead.core.module import build_decoder, build_optimizer
+from thunderhead.parallel.strategies import single
 from thunderhead.training import hardware, memory
-from thunderhead.training.module import build_decoder, build_optimizer
-from thunderhead.training.parallel import single
 
 LLAMA_LIKE = [
     *("model=nano", "model.n_layers=6", "model.d_model=384", "model.n_heads=6", "model.context_length=256"),

@@ -23,14 +23,14 @@ import torch
 from lightning import Callback
 from results_folder import RESULTS, hardware_slug
 
-from thunderhead import config as configuration
-from thunderhead.config import build, factory
-from thunderhead.data.prepare import prepare
+from thunderhead.core import config as configuration
+from thunderhead.core.config import build, factory
+from thunderhead.core.module import GROUPS, LanguageModel, build_decoder, build_optimizer
+from thunderhead.corpus.prepare import prepare
 from thunderhead.training import hardware
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.data_planning import shard_settings
 from thunderhead.training.fit import make_datamodule
-from thunderhead.training.module import GROUPS, LanguageModel, build_decoder, build_optimizer
 from thunderhead.training.planning import Planned, plan_run
 from thunderhead.training.trainer import make_trainer
 

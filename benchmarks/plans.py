@@ -5,7 +5,7 @@ python benchmarks/plans.py
 
 from typing import Any
 
-from thunderhead import config
+from thunderhead.core import config
 from thunderhead.training import memory
 from thunderhead.training.planning import plan_run
 

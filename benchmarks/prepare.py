@@ -27,11 +27,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a process, on both si
 
 from results_folder import RESULTS, hardware_slug
 
-from thunderhead.data.prepare import _Reader, prepare
-from thunderhead.data.pretrained import HuggingFaceTokenizer
-from thunderhead.data.shards import CHUNK_BYTES
-from thunderhead.data.sources import LocalText, StandardLibrary
-from thunderhead.data.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer
+from thunderhead.core.data.shards import CHUNK_BYTES
+from thunderhead.corpus.prepare import _Reader, prepare
+from thunderhead.corpus.pretrained_tokenizers import HuggingFaceTokenizer
+from thunderhead.corpus.sources import LocalText, StandardLibrary
+from thunderhead.corpus.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer
 from thunderhead.training import hardware
 
 

@@ -3,8 +3,8 @@
     python benchmarks/shuffle_mixing.py
 
 For a corpus of 64 chunks as `prepare.py` writes them (64 MiB, 32,768 blocks of 1,024 tokens: 2.1 billion tokens) it
-walks one epoch of `thunderhead.data.order.Order` for several windows, and measures, of blocks that follow each other in
-training, how far apart they lie in the corpus, and of each 512 in a row (a batch of half a million tokens), from how
+walks one epoch of `Order` (core/data/order.py) for several windows, and measures, of blocks that follow each other
+in training, how far apart they lie in the corpus, and of each 512 in a row (a batch of half a million tokens), from how
 many chunks they are. Writes a table and a picture.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from thunderhead.data.order import Order, permutation
+from thunderhead.core.data.order import Order, permutation
 
 CHUNKS, BLOCKS, BATCH = 64, 32_768, 512
 WINDOWS = (1, 4_096, 32_768, 65_536, 262_144, CHUNKS * BLOCKS)

@@ -135,10 +135,10 @@ def loop(
 
 def bare(batches: torch.Tensor, compile_: str = "model", keep_freed_memory: bool = True) -> None:
     """Our decoder and optimizer in a plain loop: what train.py could reach at best."""
-    from thunderhead import config as configuration
-    from thunderhead.config import build
+    from thunderhead.core import config as configuration
+    from thunderhead.core.config import build
+    from thunderhead.core.module import build_decoder, build_optimizer
     from thunderhead.training import hardware
-    from thunderhead.training.module import build_decoder, build_optimizer
 
     config = configuration.plain(configuration.compose([*TRAIN_PY, f"compile={'none' if SMOKE else compile_}"]))
     if keep_freed_memory:

@@ -39,12 +39,12 @@ import torch
 from matplotlib.figure import Figure
 from results_folder import RESULTS
 
-from thunderhead import config as configuration
-from thunderhead.config import build, factory
-from thunderhead.data.prepare import prepare
+from thunderhead.core import config as configuration
+from thunderhead.core.config import build, factory
+from thunderhead.core.module import build_decoder
+from thunderhead.corpus.prepare import prepare
 from thunderhead.training import hardware
 from thunderhead.training.data_planning import shard_settings
-from thunderhead.training.module import build_decoder
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURE = ROOT / "docs" / "images" / "train_step.png"

@@ -4,7 +4,7 @@ import os
 
 from torch import Tensor
 
-from thunderhead.model.feedforward import FeedForward
+from thunderhead.core.model.feedforward import FeedForward
 
 
 class Breaks(FeedForward):

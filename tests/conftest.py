@@ -11,8 +11,10 @@ import torch
 from moto.server import ThreadedMotoServer
 
 from object_store import SECRETS, Store
-from thunderhead.data import storage
+from thunderhead.corpus import object_storage as storage
 from tiny import tiny, train_here
+
+pytest_plugins = ("model_fixtures", "shard_fixtures")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

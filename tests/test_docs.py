@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from thunderhead import config
+from thunderhead.core import config
 from thunderhead.training import memory, run
 from thunderhead.training.planning import plan_run
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from thunderhead import docs
-from thunderhead.config import CONF_DIR
+from thunderhead.core.config import CONF_DIR
 
 
 def test_the_table_is_up_to_date() -> None:

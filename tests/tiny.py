@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
-from thunderhead import config
-from thunderhead.config import CONF_DIR
-from thunderhead.data.prepare import prepare
-from thunderhead.data.tokenizer import BpeTokenizer
+from thunderhead.core import config
+from thunderhead.core.config import CONF_DIR
+from thunderhead.corpus.prepare import prepare
+from thunderhead.corpus.tokenizer import BpeTokenizer
 from thunderhead.training import hardware
 from thunderhead.training.data_planning import shard_settings
 from thunderhead.training.run import train

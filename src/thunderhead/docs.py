@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from thunderhead.config import CONF_DIR
+from thunderhead.core.config import CONF_DIR
 
 README = CONF_DIR.parent / "README.md"
 BEGIN, END = "<!-- options: written by `python -m thunderhead.docs` -->", "<!-- end of options -->"

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from thunderhead.config import CONF_DIR
+from thunderhead.core.config import CONF_DIR
 
 SCRIPT = CONF_DIR.parent / "benchmarks" / "gpu.py"
 

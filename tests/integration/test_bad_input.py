@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from thunderhead import config
-from thunderhead.config import ConfigError
-from thunderhead.training.corpus import prepare_corpus
+from thunderhead.core import config
+from thunderhead.core.config import ConfigError
+from thunderhead.corpus.command import prepare_corpus
 from thunderhead.training.run import find_problems
 from tiny import tiny, train_here
 
@@ -109,12 +109,12 @@ def test_a_folder_that_holds_a_run_is_not_written_over(
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
-NO_TEXT = "{_target_: thunderhead.data.sources.StandardLibrary, include_code: false, include_topics: false}"
+NO_TEXT = "{_target_: thunderhead.corpus.sources.StandardLibrary, include_code: false, include_topics: false}"
 NESTED = {
     f"+data.sources.two={NO_TEXT}": "data.sources.two: include_code and include_topics are both false",
     "data.sources.text.suffixes=[.doc]": "data.sources.text.suffixes=['.doc'] cannot be read",
     "data.sources.text.text_field=5": "data.sources.text.text_field: 5 is not accepted",
-    "+data.sources.three=5": "data.sources.three: is no source: its _target_ must be a thunderhead.data.sources.Source",
+    "+data.sources.three=5": "data.sources.three: is no source: its _target_ must be a",
     "+data.sources.four={_target_: torch.optim.AdamW}": "data.sources.four: AdamW.__init__() missing",
     "curation.filters.length.max_bytes=5": "curation.filters.length.max_bytes=5 is less than min_bytes=100",
     "+curation.filters.mine={_target_: torch.nn.Linear}": "curation.filters.mine: Linear.__init__() missing",
@@ -133,7 +133,7 @@ def test_nested_settings_are_refused_with_their_whole_path(refused: Callable[...
 
 
 def test_every_missing_path_of_a_source_is_named(refused: Callable[..., str]) -> None:
-    other = "{_target_: thunderhead.data.sources.LocalText, path: /no/such/file}"
+    other = "{_target_: thunderhead.corpus.sources.LocalText, path: /no/such/file}"
     message = refused("data.sources.text.path=/no/such/folder", f"+data.sources.other={other}")
     assert "data.sources.text.path=/no/such/folder does not exist" in message
     assert "data.sources.other.path=/no/such/file does not exist" in message

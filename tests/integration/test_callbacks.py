@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from thunderhead.ablation.runs import read_runs
+from thunderhead.lab.runs import read_runs
 from thunderhead.training import resume
 from thunderhead.training.record import read_json
 

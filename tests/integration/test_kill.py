@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from thunderhead.config import CONF_DIR
+from thunderhead.core.config import CONF_DIR
 
 SCRIPT = CONF_DIR.parent / "benchmarks" / "kill_and_resume.py"
 # the prose twice: nothing to tokenize for long

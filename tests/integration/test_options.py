@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from thunderhead.config import ConfigError
+from thunderhead.core.config import ConfigError
 from thunderhead.training.record import read_rows, read_summary
 from tiny import OF_THE_HUB, OPTIONS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from allpairspy import AllPairs
 
-from thunderhead.config import ConfigError
+from thunderhead.core.config import ConfigError
 from thunderhead.training.record import read_rows
 from tiny import OPTIONS
 

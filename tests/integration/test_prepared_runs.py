@@ -16,14 +16,14 @@ from omegaconf import OmegaConf
 from tokenizers import models, pre_tokenizers
 
 from object_store import SECRETS, Store
-from thunderhead import config
-from thunderhead.config import ConfigError
-from thunderhead.data.manifest import REMEDY
-from thunderhead.data.prepare import prepare
-from thunderhead.data.sources import LocalText
-from thunderhead.data.tokenizer import ByteTokenizer
-from thunderhead.export.from_run import generate_text
-from thunderhead.training.corpus import prepare_corpus
+from thunderhead.core import config
+from thunderhead.core.config import ConfigError
+from thunderhead.core.data.manifest import REMEDY
+from thunderhead.corpus.command import prepare_corpus
+from thunderhead.corpus.prepare import prepare
+from thunderhead.corpus.sources import LocalText
+from thunderhead.corpus.tokenizer import ByteTokenizer
+from thunderhead.release.command import generate_text
 from thunderhead.training.record import read_rows
 from tiny import prepared, tiny, train_here
 

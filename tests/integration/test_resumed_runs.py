@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ranks import Case, train_in_processes
-from thunderhead import config
+from thunderhead.core import config
 from thunderhead.training import resume as resuming
 from thunderhead.training.record import read_rows, write_rows
 from thunderhead.training.run import train
@@ -118,7 +118,7 @@ def test_how_it_is_computed_may_change(run: Callable[..., Path], tmp_path: Path)
         losses = [float(loss) for _, loss in rows_of(folder)]
         assert losses == pytest.approx([float(loss) for _, loss in whole], rel=1e-5)
     recorded = OmegaConf.load(folder / "config.yaml")
-    assert recorded.strategy == {"_target_": "thunderhead.training.parallel.single"}
+    assert recorded.strategy == {"_target_": "thunderhead.parallel.strategies.single"}
     assert recorded.activation_checkpointing.every == 1
     assert recorded.compile.scope == "none"
     with pytest.raises(config.ConfigError, match=r"compile\.scope: compile=model cannot trace"):

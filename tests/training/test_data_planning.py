@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from thunderhead import config
-from thunderhead.config import ConfigError
+from thunderhead.core import config
+from thunderhead.core.config import ConfigError
 from thunderhead.training.plan import Plan
 from thunderhead.training.planning import plan_run
 from tiny import tiny
@@ -90,7 +90,7 @@ def test_repetition_is_noted_and_refused(plan: Callable[..., Plan]) -> None:
 
 def test_filters_make_other_validation_text(run: Callable[..., Path]) -> None:
     """They decide about held-out documents, too: bits per byte of what one left do not compare with all of it."""
-    length = "+curation.filters.length={_target_: thunderhead.data.curation.Length, min_bytes: 3140}"
+    length = "+curation.filters.length={_target_: thunderhead.corpus.curation.Length, min_bytes: 3140}"
     summaries = [json.loads((run(*more) / "summary.json").read_text()) for more in ((), (length,))]
     assert summaries[0]["validation_data"] != summaries[1]["validation_data"]
     assert summaries[0]["validation_text"] != summaries[1]["validation_text"]

@@ -11,13 +11,13 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from thunderhead import config
-from thunderhead.model.decoder import Decoder
+from thunderhead.core import config
+from thunderhead.core.model.decoder import Decoder
+from thunderhead.core.module import build_decoder
+from thunderhead.parallel.strategies import MeshStrategy
 from thunderhead.training import decoding
 from thunderhead.training import fit as fit_module
 from thunderhead.training.decoding import decode_tokens_per_second
-from thunderhead.training.module import build_decoder
-from thunderhead.training.parallel import MeshStrategy
 
 CPU = torch.device("cpu")
 TINY = ("model.n_layers=2", "model.d_model=32", "model.n_heads=4", "model.context_length=16")

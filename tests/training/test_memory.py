@@ -8,12 +8,12 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
-from thunderhead import config
-from thunderhead.model.decoder import Decoder
+from thunderhead.core import config
+from thunderhead.core.model.decoder import Decoder
+from thunderhead.core.module import build_decoder, build_optimizer
+from thunderhead.parallel.strategies import Parallelism, fsdp, single, tensor_parallel
 from thunderhead.training import memory
 from thunderhead.training.hardware import autocast
-from thunderhead.training.module import build_decoder, build_optimizer
-from thunderhead.training.parallel import Parallelism, fsdp, single, tensor_parallel
 from tiny import tiny
 
 VOCAB = 257

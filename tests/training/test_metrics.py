@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from thunderhead.training.metrics import BitsPerByte
+from thunderhead.core.metrics import BitsPerByte
 from thunderhead.training.record import read_rows, read_summary
 
 

@@ -11,13 +11,14 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from thunderhead import config
-from thunderhead.config import ConfigError
-from thunderhead.model.decoder import Decoder
-from thunderhead.training import hardware, launch, micro_batch
-from thunderhead.training.deepspeed import zero
+from thunderhead.core import config
+from thunderhead.core.config import ConfigError
+from thunderhead.core.model.decoder import Decoder
+from thunderhead.parallel import launch
+from thunderhead.parallel.deepspeed import zero
+from thunderhead.parallel.strategies import Parallelism, ddp, fsdp, single, tensor_parallel
+from thunderhead.training import hardware, micro_batch
 from thunderhead.training.micro_batch import Trial, by_estimate, largest, sizes, trains
-from thunderhead.training.parallel import Parallelism, ddp, fsdp, single, tensor_parallel
 from thunderhead.training.record import read_json, read_rows
 from tiny import tiny, train_here
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thunderhead.config import ConfigError
+from thunderhead.core.config import ConfigError
 from thunderhead.training.plan import (
     Batch,
     ChinchillaBudget,

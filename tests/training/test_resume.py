@@ -7,7 +7,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from thunderhead.config import ConfigError
+from thunderhead.core.config import ConfigError
 from thunderhead.training.callbacks.state import AtomicCheckpointIO
 from thunderhead.training.resume import damage, find, held
 

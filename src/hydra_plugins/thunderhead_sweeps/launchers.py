@@ -12,7 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-    from thunderhead.ablation.execution import Executor
+    from thunderhead.lab.execution import Executor
 
 
 class ThunderheadLauncher(Launcher):
@@ -26,7 +26,7 @@ class ThunderheadLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Refused: another package's sweeper knows nothing of matching, resuming and the report."""
-        from thunderhead.config import ConfigError, Problem
+        from thunderhead.core.config import ConfigError, Problem
 
         raise ConfigError([Problem("hydra/sweeper", "is not Thunderhead's: use hydra/sweeper=grid or optuna")])
 
@@ -47,7 +47,7 @@ class ProcessLauncher(ThunderheadLauncher):
 
     def executor(self) -> "Executor":
         """Local processes."""
-        from thunderhead.ablation.execution import LocalExecutor
+        from thunderhead.lab.execution import LocalExecutor
 
         return LocalExecutor(self.n_jobs)
 
@@ -66,7 +66,7 @@ class SlurmLauncher(ThunderheadLauncher):
         """A job array."""
         from pathlib import Path
 
-        from thunderhead.ablation.slurm import SlurmJobs
+        from thunderhead.lab.slurm import SlurmJobs
 
         folder = Path(str(self.config.hydra.sweep.dir)).resolve() / "slurm"
         return SlurmJobs(folder, n_jobs=self.n_jobs, name=str(self.config.name), **self.parameters)

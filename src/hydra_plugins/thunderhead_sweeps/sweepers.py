@@ -17,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-    from thunderhead.ablation.execution import Executor
+    from thunderhead.lab.execution import Executor
 
 
 class ThunderheadSweeper(Sweeper):
@@ -41,7 +41,7 @@ class ThunderheadSweeper(Sweeper):
 
     def executor(self) -> "Executor":
         """Where jobs run."""
-        from thunderhead.config import ConfigError, Problem
+        from thunderhead.core.config import ConfigError, Problem
 
         from .launchers import ThunderheadLauncher
 
@@ -58,7 +58,7 @@ class ThunderheadSweeper(Sweeper):
 
     def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The resolved configuration of one combination."""
-        from thunderhead.config import plain
+        from thunderhead.core.config import plain
 
         composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         OmegaConf.set_struct(composed, False)
@@ -79,7 +79,7 @@ class GridSweeper(ThunderheadSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the grid; ends the program with its exit status if that is not 0."""
-        from thunderhead.ablation.sweep import Candidate, run_grid
+        from thunderhead.lab.sweep import Candidate, run_grid
 
         overrides = self.overrides(arguments)
         combinations = BasicSweeper.split_arguments(overrides, None)[0]
@@ -130,8 +130,8 @@ class IsoFlopSweeper(ThunderheadSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the grid; ends the program with its exit status if that is not 0."""
-        from thunderhead.ablation.isoflop import read_settings, run_isoflop
-        from thunderhead.config import ConfigError, Problem
+        from thunderhead.core.config import ConfigError, Problem
+        from thunderhead.lab.isoflop import read_settings, run_isoflop
 
         held_out = read_settings(self.settings)
         problems, seeds, fixed = [], [], []
@@ -179,10 +179,10 @@ class OptunaSweeper(ThunderheadSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the search; ends the program with its exit status if that is not 0."""
-        from thunderhead.config import ConfigError, Problem
+        from thunderhead.core.config import ConfigError, Problem
 
         try:
-            from thunderhead.ablation.search import run_search, space_of
+            from thunderhead.lab.search import run_search, space_of
         except ImportError as error:
             raise ConfigError([Problem("hydra/sweeper=optuna", "needs: uv pip install -e '.[optuna]'")]) from error
         if self.pruner not in ("none", "median"):

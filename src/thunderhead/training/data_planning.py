@@ -4,15 +4,15 @@ import bisect
 import inspect
 from typing import Any, NamedTuple
 
-from thunderhead.config import Problem, build, build_all, factory
-from thunderhead.data.curation import Filter
-from thunderhead.data.manifest import Manifest
-from thunderhead.data.mixture import LITTLE_IS_GAINED_AFTER, Turns, plan_turns, repetition, weights_by_fraction
-from thunderhead.data.prepare import check_sources, find_manifest
-from thunderhead.data.prepared import check_cache, find_prepared, shares
-from thunderhead.data.sources import Share, Source
-from thunderhead.data.storage import is_remote
-from thunderhead.data.synthetic import Task
+from thunderhead.core.config import Problem, build, build_all, factory
+from thunderhead.core.data.manifest import Manifest
+from thunderhead.core.data.mixture import LITTLE_IS_GAINED_AFTER, Turns, plan_turns, repetition, weights_by_fraction
+from thunderhead.corpus.curation import Filter
+from thunderhead.corpus.object_storage import is_remote
+from thunderhead.corpus.prepare import check_sources, find_manifest
+from thunderhead.corpus.prepared_shards import check_cache, find_prepared, shares
+from thunderhead.corpus.sources import Share, Source
+from thunderhead.options.synthetic_tasks import Task
 from thunderhead.training.plan import EpochsBudget
 from thunderhead.training.problems import Problems
 

@@ -6,7 +6,7 @@ import time
 import torch
 from torch.distributed.tensor import DTensor
 
-from thunderhead.model.decoder import Cache, Decoder
+from thunderhead.core.model.decoder import Cache, Decoder
 
 WARM_UP = 3  # tokens that are not measured
 ENOUGH = 256  # tokens

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from thunderhead.data.manifest import Manifest
+from thunderhead.core.data.manifest import Manifest
 from thunderhead.training.plan import Plan
 
 _console = Console(highlight=False)

@@ -10,19 +10,19 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from thunderhead.config import ConfigError, Problem, build, factory
-from thunderhead.data.datamodule import TokenDataModule
-from thunderhead.data.manifest import Manifest, ShardError
-from thunderhead.data.synthetic import Task
-from thunderhead.data.tokenizer import Tokenizer
+from thunderhead.core.config import ConfigError, Problem, build, factory
+from thunderhead.core.data.datamodule import TokenDataModule
+from thunderhead.core.data.manifest import Manifest, ShardError
+from thunderhead.core.module import GROUPS, LanguageModel, build_decoder
+from thunderhead.corpus.tokenizer import Tokenizer
+from thunderhead.options.synthetic_tasks import Task
+from thunderhead.options.task_answers import sample_answers
 from thunderhead.training import display, hardware, record
 from thunderhead.training import resume as resuming
-from thunderhead.training.answers import sample_answers
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.state import BeginRecord, CheckpointError, ExactResume
 from thunderhead.training.callbacks.stop import StopOnSignal
 from thunderhead.training.decoding import decode_tokens_per_second
-from thunderhead.training.module import GROUPS, LanguageModel, build_decoder
 from thunderhead.training.planning import Planned
 from thunderhead.training.problems import one_line
 from thunderhead.training.trainer import REFUSALS, make_trainer, quiet_lightning

@@ -11,11 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from thunderhead.model.decoder import Decoder
-from thunderhead.model.tensor_parallel import share_of_parameters
+from thunderhead.core.model.decoder import Decoder
+from thunderhead.options.low_precision import compute_in
+from thunderhead.parallel.strategies import Parallelism
+from thunderhead.parallel.tensor_parallel import share_of_parameters
 from thunderhead.training.hardware import COMPUTE_DTYPE, autocast
-from thunderhead.training.low_precision import compute_in
-from thunderhead.training.parallel import Parallelism
 
 _log = logging.getLogger(__name__)
 

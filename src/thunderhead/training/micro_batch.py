@@ -19,10 +19,10 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from thunderhead.config import build
+from thunderhead.core.config import build
+from thunderhead.core.module import GROUPS, LanguageModel
+from thunderhead.parallel.strategies import Parallelism
 from thunderhead.training import hardware
-from thunderhead.training.module import GROUPS, LanguageModel
-from thunderhead.training.parallel import Parallelism
 from thunderhead.training.plan import USABLE_MEMORY
 
 USABLE_HOST_MEMORY = 0.5

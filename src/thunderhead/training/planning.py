@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from thunderhead.config import ConfigError, Problem, build, factory
-from thunderhead.data.manifest import Manifest
-from thunderhead.data.mixture import trained_blocks
-from thunderhead.data.order import blocks, check_blocks
-from thunderhead.data.synthetic import Task
-from thunderhead.model.block import ResidualDropout
-from thunderhead.model.decoder import Decoder
-from thunderhead.model.tensor_parallel import problems_of as tensor_parallel_problems
-from thunderhead.optim.schedules import warmup_steps
+from thunderhead.core.config import ConfigError, Problem, build, factory
+from thunderhead.core.data.manifest import Manifest
+from thunderhead.core.data.mixture import trained_blocks
+from thunderhead.core.data.order import blocks, check_blocks
+from thunderhead.core.model.block import ResidualDropout
+from thunderhead.core.model.decoder import Decoder
+from thunderhead.core.module import build_decoder, build_optimizer
+from thunderhead.core.optim.schedules import warmup_steps
+from thunderhead.options.synthetic_tasks import Task
+from thunderhead.parallel.strategies import Parallelism, single
+from thunderhead.parallel.tensor_parallel import problems_of as tensor_parallel_problems
 from thunderhead.training import hardware, memory, micro_batch
 from thunderhead.training.data_planning import Drawn, draw, find_data, part_notes, storage_notes
-from thunderhead.training.module import build_decoder, build_optimizer
-from thunderhead.training.parallel import Parallelism, single
 from thunderhead.training.plan import Plan, Sizes, training_flops_per_token, whole_steps
 from thunderhead.training.problems import Problems
 

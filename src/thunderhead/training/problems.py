@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from thunderhead.config import ConfigError, Problem
+from thunderhead.core.config import ConfigError, Problem
 
 
 class Problems(list[Problem]):

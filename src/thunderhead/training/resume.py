@@ -11,11 +11,11 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from thunderhead.config import ConfigError, Problem
-from thunderhead.data.manifest import Manifest
-from thunderhead.data.synthetic import Task
+from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.data.manifest import Manifest
+from thunderhead.core.module import COMPONENTS, GROUPS, build_decoder
+from thunderhead.options.synthetic_tasks import Task
 from thunderhead.training import record
-from thunderhead.training.module import COMPONENTS, GROUPS, build_decoder
 
 CHECKPOINTS = "checkpoints"
 SWITCHABLE = ("strategy", "compile", "activation_checkpointing")

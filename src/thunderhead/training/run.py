@@ -7,17 +7,18 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from thunderhead import config as configuration
-from thunderhead.config import ConfigError, Problem
-from thunderhead.training import display, launch, micro_batch, record
+from thunderhead.core import config as configuration
+from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.module import STANDARD
+from thunderhead.core.types import NonNegativeInt
+from thunderhead.corpus.command import make_shards
+from thunderhead.parallel import launch
+from thunderhead.training import display, micro_batch, record
 from thunderhead.training import resume as resuming
-from thunderhead.training.corpus import make_shards
 from thunderhead.training.fit import fit
-from thunderhead.training.module import STANDARD
 from thunderhead.training.planning import AUTO, MICRO_NOTE, Planned, plan_run
 from thunderhead.training.problems import one_line
 from thunderhead.training.trainer import DECIDED, DERIVED, callbacks_of
-from thunderhead.types import NonNegativeInt
 
 NOT_AGREED = (
     "auto cannot be agreed on by processes that torchrun or SLURM started: write the number that one process finds, or"

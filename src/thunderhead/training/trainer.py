@@ -19,8 +19,9 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import Logger
 
-from thunderhead.config import build, build_all, factory
-from thunderhead.training import hardware, launch
+from thunderhead.core.config import build, build_all, factory
+from thunderhead.parallel import launch
+from thunderhead.training import hardware
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.profile import ProfileSteps
 from thunderhead.training.callbacks.schedule_picture import SchedulePicture

@@ -8,8 +8,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from thunderhead.data.mixture import Entry
-from thunderhead.training.module import LanguageModel
+from thunderhead.core.data.mixture import Entry
+from thunderhead.core.module import LanguageModel
 from thunderhead.training.record import MetricsCsv
 
 

@@ -1,0 +1,107 @@
+"""Initial weights: which distribution, and how they come out the same on any device, sharding and model around them."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
+
+from thunderhead.options.growth import Growth
+
+
+class ResidualProjection(nn.Linear):
+    """A linear layer whose output is added to the residual stream; `initialize` scales its weights down with depth."""
+
+    adds_to_residual = True  # what `initialize` looks for: other classes may take this one's place (float8)
+
+
+@torch.no_grad()
+def initialize(  # noqa: PLR0917 - of the model's own settings, in their order
+    model: nn.Module,
+    seed: int,
+    std: float,
+    n_layers: int,
+    scale_residual: bool,
+    growth: Mapping[str, Growth] | None = None,
+) -> None:
+    """Draw all parameters of `model` anew. Right after building, or after building on "meta" and `to_empty`.
+
+    - nn.Linear, nn.Embedding: normal(0, std) cut at ±3 std (GPT-2's std is 0.02; the cut as in torchtitan); biases 0.
+    - ResidualProjection: std / sqrt(2 · n_layers) if `scale_residual`, so that the variance of the residual stream does
+      not grow with depth (Radford et al. 2019, section 2.3: two branches a layer).
+    - `growth`: of parameters by name (see `thunderhead.options.growth`); their std is multiplied by its `init_factor`.
+    - any other module with parameters of its own: by its own `reset_parameters()`.
+
+    Every tensor has its own generator, seeded by (seed, name of the parameter), on the CPU in float32: a module added
+    elsewhere does not shift the others, and a sharded parameter gets its slice of the same full tensor.
+
+    Raises ValueError, naming the module, if a module has parameters and neither rule reaches all of them.
+    """
+    for module_name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if not own:
+            continue
+        if isinstance(module, nn.Linear | nn.Embedding):
+            scaled = scale_residual and getattr(module, "adds_to_residual", False)
+            weight_std = std / math.sqrt(2 * n_layers) if scaled else std
+            for name, parameter in own.items():
+                full = torch.zeros(parameter.shape, dtype=torch.float32)
+                if name == "weight":
+                    grown = (growth or {}).get(f"{module_name}.{name}")
+                    own_std = weight_std if grown is None else weight_std * grown.init_factor
+                    generator = torch.Generator().manual_seed(_seed_of(seed, f"{module_name}.{name}"))
+                    nn.init.trunc_normal_(full, 0.0, own_std, -3 * own_std, 3 * own_std, generator)
+                _copy_in(parameter, full)
+        else:
+            _reset(module, module_name, own, seed)
+
+
+def _reset(module: nn.Module, module_name: str, own: dict[str, nn.Parameter], seed: int) -> None:
+    """Run the module's own reset_parameters on full CPU tensors and copy these in."""
+    where = f"{module_name} ({type(module).__name__})"
+    if not callable(reset := getattr(module, "reset_parameters", None)):
+        raise ValueError(f"cannot initialise {where}: it has parameters ({', '.join(own)}) and no reset_parameters()")
+    try:
+        for name, parameter in own.items():
+            setattr(module, name, nn.Parameter(torch.full(parameter.shape, math.nan)))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_seed_of(seed, module_name))
+            reset()
+        drawn = {name: getattr(module, name).detach() for name in own}
+    finally:
+        for name, parameter in own.items():
+            setattr(module, name, parameter)
+    for name, parameter in own.items():
+        if drawn[name].isnan().any():
+            raise ValueError(f"cannot initialise {where}: its reset_parameters() leaves {name!r} unset")
+        _copy_in(parameter, drawn[name])
+
+
+def _seed_of(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]) >> 1  # 63 bits: a non-negative int64
+
+
+def _local_part(full: Tensor, parameter: DTensor) -> Tensor:
+    """The part of this rank. A dimension that is divided twice was divided by the innermost mesh dimension first."""
+    mesh = parameter.device_mesh
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None
+    for mesh_dim in reversed(range(mesh.ndim)):
+        placement = parameter.placements[mesh_dim]
+        if not placement.is_replicate():
+            assert isinstance(placement, Shard | _StridedShard)
+            chunks = full.chunk(mesh.size(mesh_dim), placement.dim)
+            index = coordinate[mesh_dim]
+            full = chunks[index] if index < len(chunks) else full.narrow(placement.dim, 0, 0)
+    return full
+
+
+def _copy_in(parameter: nn.Parameter, full: Tensor) -> None:
+    """Copy a full CPU tensor into a parameter; of a sharded one, into this rank's slice without communication."""
+    if isinstance(parameter, DTensor):
+        parameter.to_local().copy_(_local_part(full, parameter))
+    else:
+        parameter.copy_(full)

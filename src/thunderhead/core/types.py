@@ -1,0 +1,15 @@
+"""Annotations that signatures share; `thunderhead.core.config` checks configured values against them with pydantic."""
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+
+PositiveInt = Annotated[int, Gt(0)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+WholeNumber = Annotated[float, Gt(0), MultipleOf(1)]
+"""A number that may be written as 2e9."""
+Probability = Annotated[float, Ge(0), Lt(1)]
+"""A dropout probability: 1 would erase everything."""
+Fraction = Annotated[float, Ge(0), Le(1)]

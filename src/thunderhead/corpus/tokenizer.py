@@ -1,0 +1,290 @@
+"""Text to token ids and back: bytes, or byte-level BPE trained on the corpus. Others': `pretrained_tokenizers.py`."""
+
+import contextlib
+import functools
+import hashlib
+import heapq
+import itertools
+import json
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from typing_extensions import override
+
+from thunderhead.core.types import PositiveInt
+
+EOS = "<|endoftext|>"
+MAX_VOCAB_SIZE = 2**32  # what uint32 can tell apart
+
+Tokens = npt.NDArray[np.uint16 | np.uint32]
+
+
+def dtype_for(vocab_size: int) -> np.dtype[np.uint16 | np.uint32]:
+    """Choose the type of tokens on the disk: two bytes if they hold all ids of the vocabulary, four if not."""
+    return np.dtype(np.uint16) if vocab_size <= 2**16 else np.dtype(np.uint32)
+
+
+class Tokenizer(ABC):
+    """What all tokenizers can do. EOS ends a document; no text encodes to it, not even its own spelling."""
+
+    name: ClassVar[str]
+    """By which shards name the kind of their tokenizer; of a class that gives none, where it is imported from."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in cls.__dict__:
+            cls.name = f"{cls.__module__}.{cls.__qualname__}"
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What training depends on besides the text."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Token ids are 0 … vocab_size - 1, EOS among them."""
+
+    @property
+    @abstractmethod
+    def eos_id(self) -> int:
+        """The id that is put after each document."""
+
+    @abstractmethod
+    def train(self, texts: Iterable[str]) -> "Tokenizer":
+        """Return a tokenizer trained on the texts; this one stays as it is. The same texts give the same tokenizer."""
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        """Encode texts, without EOS."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """Turn ids into text. Bytes that are no UTF-8 become U+FFFD; ids beyond the vocabulary are left out."""
+
+    @abstractmethod
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """Count the bytes of text that each id stands for, (vocab_size,); 0 for EOS. For bits per byte."""
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """Write the trained tokenizer as text."""
+
+    @classmethod
+    @abstractmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote."""
+
+    def encode(self, text: str) -> Tokens:
+        """Encode one text, without EOS."""
+        return self.encode_batch([text])[0]
+
+    @property
+    def dtype(self) -> np.dtype[np.uint16 | np.uint32]:
+        """The type of the tokens."""
+        return dtype_for(self.vocab_size)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Tell one trained tokenizer from another."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+class ByteTokenizer(Tokenizer):
+    """A token is a byte of UTF-8: 256 ids, and EOS. Needs no training."""
+
+    name = "byte"
+    settings: ClassVar[dict[str, Any]] = {}
+    vocab_size = 257
+    eos_id = 256
+
+    @override
+    def train(self, texts: Iterable[str]) -> "ByteTokenizer":
+        return self
+
+    @override
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        return [np.frombuffer(text.encode(), dtype=np.uint8).astype(self.dtype) for text in texts]
+
+    @override
+    def decode(self, ids: Iterable[int]) -> str:
+        parts: list[str] = []
+        for is_byte, group in itertools.groupby(ids, key=lambda i: i < 256):
+            run = [int(i) for i in group]
+            parts.append(bytes(run).decode("utf-8", "replace") if is_byte else EOS * run.count(self.eos_id))
+        return "".join(parts)
+
+    @override
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        return np.array([1] * 256 + [0], dtype=np.int64)
+
+    @override
+    def to_json(self) -> str:
+        return json.dumps({"type": "byte", "eos": EOS, "eos_id": self.eos_id})
+
+    @classmethod
+    @override
+    def from_json(cls, text: str) -> Self:
+        if json.loads(text).get("type") != "byte":
+            raise ValueError("not a byte tokenizer")
+        return cls()
+
+
+def encode_batch(
+    tokenizer: tokenizers.Tokenizer, texts: Sequence[str], dtype: np.dtype[np.uint16 | np.uint32]
+) -> list[Tokens]:
+    """Encode texts with a tokenizer of Hugging Face's library, without special tokens."""
+    # np.array refuses an id that the type cannot hold, where astype would wrap around.
+    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.array(encoding.ids, dtype=dtype) for encoding in encodings]
+
+
+class BpeTokenizer(Tokenizer):
+    """Byte-level BPE trained on the corpus, with GPT-2's way of splitting text into words (Radford et al. 2019, 2.2).
+
+    All 256 bytes are tokens, so every text can be encoded. A small corpus may yield fewer merges than asked for: then
+    the vocabulary is smaller, as the manifest records. `to_json` is the tokenizer.json of Hugging Face's `tokenizers`.
+
+    Args:
+        vocab_size: tokens to learn, bytes and EOS included; 65,536 at most.
+        sample_bytes: train on this many bytes: documents from all over the corpus, chosen by hash. They are held in
+            memory. (By then the merges hardly change.)
+    """
+
+    name = "bpe"
+    _MIN_FREQUENCY = 2  # a pair seen once is no regularity
+    _MAX_VOCAB_SIZE = 65_536
+
+    def __init__(self, *, vocab_size: PositiveInt = 8192, sample_bytes: PositiveInt = 200_000_000):
+        if vocab_size > self._MAX_VOCAB_SIZE:
+            raise ValueError(
+                f"tokenizer.vocab_size={vocab_size} is more than bpe learns: use {self._MAX_VOCAB_SIZE} or less, or a"
+                " published tokenizer (tokenizer=huggingface)"
+            )
+        if vocab_size < 257:
+            raise ValueError(f"tokenizer.vocab_size={vocab_size} leaves out bytes: use 257 (256 bytes and EOS) or more")
+        self._asked, self._sample_bytes = vocab_size, sample_bytes
+        self._trained: tokenizers.Tokenizer | None = None
+
+    @property
+    @override
+    def settings(self) -> dict[str, Any]:
+        return {"vocab_size": self._asked, "sample_bytes": self._sample_bytes}
+
+    @property
+    def _tokenizer(self) -> tokenizers.Tokenizer:
+        assert self._trained is not None, "train the tokenizer, or load a trained one from its shards"
+        return self._trained
+
+    @override
+    def train(self, texts: Iterable[str]) -> "BpeTokenizer":
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self._asked,
+            min_frequency=self._MIN_FREQUENCY,
+            special_tokens=[EOS],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(sample(texts, self._sample_bytes), trainer)
+        return self._wrap(tokenizer, vocab_size=self._asked, sample_bytes=self._sample_bytes)
+
+    @classmethod
+    def _wrap(cls, trained: tokenizers.Tokenizer, **settings: int) -> Self:
+        tokenizer = cls(**settings)
+        trained.encode_special_tokens = True  # the spelling of EOS in a text is text (the file does not keep this)
+        tokenizer._trained = trained
+        return tokenizer
+
+    @property
+    @override
+    def vocab_size(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    @property
+    @override
+    def eos_id(self) -> int:
+        eos_id = self._tokenizer.token_to_id(EOS)
+        assert eos_id is not None
+        return eos_id
+
+    @override
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        return encode_batch(self._tokenizer, texts, self.dtype)
+
+    @override
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    @override
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        counts = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, i in self._tokenizer.get_vocab().items():
+            counts[i] = 0 if i == self.eos_id else len(token)  # byte-level BPE spells each byte as one character
+        return counts
+
+    @override
+    def to_json(self) -> str:
+        return self._tokenizer.to_str()
+
+    @classmethod
+    @override
+    def from_json(cls, text: str) -> Self:
+        trained = tokenizers.Tokenizer.from_str(text)
+        return cls._wrap(trained, vocab_size=trained.get_vocab_size())
+
+
+@functools.lru_cache(maxsize=2)  # a run asks several times, and 128,000 tokens take a second or two to read
+def load_tokenizer(name: str, text: str) -> Tokenizer:
+    """Read a trained tokenizer from its JSON.
+
+    Args:
+        name: of its kind ("byte", "bpe", "huggingface", "tiktoken"), or where somebody else's class is imported from.
+        text: what its `to_json` wrote.
+
+    Raises:
+        ValueError: the kind is unknown, or the text is not of this kind.
+    """
+    from thunderhead.corpus.pretrained_tokenizers import (  # it imports this module
+        HuggingFaceTokenizer,
+        TiktokenTokenizer,
+    )
+
+    known: tuple[type[Tokenizer], ...] = (ByteTokenizer, BpeTokenizer, HuggingFaceTokenizer, TiktokenTokenizer)
+    kinds = {kind.name: kind for kind in known}
+    kind = kinds.get(name)
+    if kind is None and "." in name:
+        with contextlib.suppress(ImportError, AttributeError, ValueError):
+            found = pkgutil.resolve_name(name)
+            kind = found if isinstance(found, type) and issubclass(found, Tokenizer) else None
+    if kind is None:
+        known_kinds = ", ".join(kinds)
+        raise ValueError(f"unknown kind of tokenizer {name}: known are {known_kinds}, and classes that can be imported")
+    return kind.from_json(text)
+
+
+def sample(texts: Iterable[str], n_bytes: int) -> Iterator[str]:
+    """Yield the fewest texts with the smallest hashes that make up `n_bytes` of UTF-8, in their order.
+
+    All of them, if they are fewer. Whatever the length of `texts`, memory holds `n_bytes` and one text more.
+    """
+    chosen: list[tuple[int, int, bytes]] = []  # a heap, the largest hash first
+    total = 0
+    for index, text in enumerate(texts):
+        content = text.encode()
+        order = int.from_bytes(hashlib.sha256(content).digest()[8:16])  # the bytes before decide about validation
+        heapq.heappush(chosen, (-order, -index, content))
+        total += len(content)
+        while total - len(chosen[0][2]) >= n_bytes:
+            total -= len(heapq.heappop(chosen)[2])
+    chosen.sort(key=lambda entry: -entry[1])
+    for _, _, content in chosen:
+        yield content.decode()

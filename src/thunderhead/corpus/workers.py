@@ -1,0 +1,218 @@
+"""Batches of documents through several processes: in order, and remembered on the disk by what was killed meanwhile.
+
+The processes import this module and what the work itself needs, nothing heavier.
+"""
+
+import itertools
+import os
+import pickle
+import signal
+import threading
+import time
+import zlib
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import override
+
+from thunderhead.corpus.split import is_validation
+from thunderhead.corpus.tokenizer import Tokenizer, Tokens
+
+if TYPE_CHECKING:
+    from thunderhead.corpus.curation import Filter
+    from thunderhead.corpus.sources import Document
+
+_FEW_BATCHES = 4  # starting a process takes as long as tokenizing half a MB
+_HEADER_BYTES = 12
+Result = TypeVar("Result")
+
+
+class Batch(NamedTuple):
+    """Documents that follow each other in a source, and how many bytes of all sources were read until their end."""
+
+    source: str
+    documents: "list[Document]"
+    read: int
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The work
+
+
+class Work(ABC, Generic[Result]):
+    """What is done with the texts of a batch; the same texts give the same result in every process."""
+
+    @abstractmethod
+    def __call__(self, texts: list[str]) -> Result:
+        """Do it."""
+
+
+class Encoded(NamedTuple):
+    """Documents as tokens, one after the other, EOS after each."""
+
+    tokens: Tokens
+    lengths: npt.NDArray[np.int64]  # tokens of each document
+    n_bytes: npt.NDArray[np.int64]  # bytes of UTF-8 of each document
+    validation: npt.NDArray[np.bool_]
+
+
+class Encode(Work[Encoded]):
+    """Turn texts into tokens, and say on which side of the split each falls."""
+
+    def __init__(self, tokenizer: Tokenizer, validation_fraction: float):
+        self._tokenizer, self._fraction = tokenizer, validation_fraction
+
+    @override
+    def __call__(self, texts: list[str]) -> Encoded:
+        eos = np.array([self._tokenizer.eos_id], dtype=self._tokenizer.dtype)
+        documents = self._tokenizer.encode_batch(texts)
+        return Encoded(
+            tokens=np.concatenate([part for tokens in documents for part in (tokens, eos)]),
+            lengths=np.array([len(tokens) + 1 for tokens in documents]),
+            n_bytes=np.array([len(text.encode()) for text in texts]),
+            validation=np.array([is_validation(text, self._fraction) for text in texts]),
+        )
+
+    def __getstate__(self) -> tuple[type[Tokenizer], str, float]:
+        return type(self._tokenizer), self._tokenizer.to_json(), self._fraction
+
+    def __setstate__(self, state: tuple[type[Tokenizer], str, float]) -> None:
+        kind, text, self._fraction = state
+        self._tokenizer = kind.from_json(text)
+
+
+class Inspect(Work[list[dict[str, Any]]]):
+    """Show texts to filters: for each text, the evidence by the filter's name."""
+
+    def __init__(self, filters: "Mapping[str, Filter]"):
+        self._filters = dict(filters)
+
+    @override
+    def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
+        return [{name: rule.inspect(text) for name, rule in self._filters.items()} for text in texts]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Several processes
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(work: Work[Result], batches: Iterable[Batch], processes: int) -> Iterator[tuple[Batch, Result]]:
+    """Yield each batch with its result, in the order of the batches; a bounded number of them is under way.
+
+    With one process, or few batches, the work is done in this one. Others import neither `__main__` nor torch, and end
+    when this one does, however it ends.
+    """
+    batches = iter(batches)
+    first = list(itertools.islice(batches, _FEW_BATCHES))
+    if processes == 1 or len(first) < _FEW_BATCHES:
+        for batch in itertools.chain(first, batches):
+            yield batch, work([document.text for document in batch.documents])
+        return
+
+    import loky
+
+    executor = loky.ProcessPoolExecutor(
+        processes,
+        context=loky.backend.get_context("loky"),
+        initializer=_start,
+        initargs=(work, os.getpid()),
+        env={"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},  # a core is a process here
+    )
+    try:
+        pending: deque[tuple[Batch, Any]] = deque()
+        for batch in itertools.chain(first, batches):
+            pending.append((batch, executor.submit(_do, [document.text for document in batch.documents])))
+            if len(pending) > 2 * processes:
+                done, future = pending.popleft()
+                yield done, future.result()
+        while pending:
+            done, future = pending.popleft()
+            yield done, future.result()
+    finally:
+        executor.shutdown(wait=True, kill_workers=True)
+
+
+_work: Work[Any] | None = None
+
+
+def _start(work: Work[Any], parent: int) -> None:
+    """Make a process ready."""
+    global _work  # noqa: PLW0603 - sent once a process, not with every batch
+    _work = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them: the parent ends its workers
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent was killed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _do(texts: list[str]) -> Any:
+    assert _work is not None
+    return _work(texts)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The memory of what was done
+
+
+def remembered(
+    work: Work[Result], batches: Iterable[Batch], processes: int, file: Path
+) -> Iterator[tuple[Batch, Result, bool]]:
+    """Do as `in_order`, and write each result to a file; those that are in the file already are read from there.
+
+    A record that was cut off by a kill is done again. The batches must be those of the last time.
+
+    Yields:
+        A batch, its result, and whether it is from the file.
+
+    Raises:
+        ValueError: a batch is not the one of the last time.
+    """
+    batches = iter(batches)
+    end = 0
+    if file.exists():
+        for (n_documents, n_characters, result), end in _records(file):  # noqa: B007 - used after the loop
+            batch = next(batches, None)
+            if batch is None or (n_documents, n_characters) != _size(batch):
+                raise ValueError("text changed since the preparation that was interrupted: prepare again")
+            yield batch, result, True
+        os.truncate(file, end)
+    with open(file, "ab") as log:
+        for batch, result in in_order(work, batches, processes):
+            content = pickle.dumps((*_size(batch), result), protocol=5)
+            log.write(len(content).to_bytes(8) + zlib.crc32(content).to_bytes(4) + content)
+            log.flush()
+            yield batch, result, False
+
+
+def _size(batch: Batch) -> tuple[int, int]:
+    return len(batch.documents), sum(len(document.text) for document in batch.documents)
+
+
+def _records(file: Path) -> Iterator[tuple[Any, int]]:
+    """Yield the whole records from the beginning of a file, each with the position of its end."""
+    with open(file, "rb") as log:
+        end = 0
+        while len(header := log.read(_HEADER_BYTES)) == _HEADER_BYTES:
+            size = int.from_bytes(header[:8])
+            if size > file.stat().st_size - end:
+                return
+            content = log.read(size)
+            if zlib.crc32(content) != int.from_bytes(header[8:]):
+                return
+            end += _HEADER_BYTES + size
+            yield pickle.loads(content), end  # written here, into a folder of this preparation

@@ -1,0 +1,168 @@
+"""What a set of runs says: which arms are compared, on what, and with which result."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from thunderhead.lab import arms as grouping
+from thunderhead.lab import statistics
+from thunderhead.lab.arms import Arm
+from thunderhead.lab.runs import Curve, Failure, Run
+from thunderhead.lab.statistics import Comparison
+
+Metric = Literal["auto", "val_loss", "bits_per_byte"]
+UNITS = {"val_loss": "nats", "bits_per_byte": "bits a byte"}
+MOST_ARMS_IN_PAIRS = 4
+"""With more arms and no baseline, all pairs would be a list that nobody reads, and cost the correction its power."""
+
+
+@dataclass(kw_only=True)
+class Analysis:
+    """The answer, before it is written down.
+
+    - arms: that are compared, in the order in which the runs came. reference: the baseline, or the first of them.
+    - metric: a key of the summaries; losses: its final values by arm, then seed.
+    - comparisons, sentences: in the same order.
+    - warnings: what else the runs differ in, and remarks of the caller. left_out: runs that are not compared.
+    - different: config paths in which the arms differ, with each arm's value.
+    """
+
+    metric: str
+    arms: list[Arm]
+    reference: Arm | None
+    losses: dict[str, dict[int, float]]
+    comparisons: list[Comparison]
+    sentences: list[str]
+    warnings: list[str]
+    left_out: list[Failure]
+    different: dict[str, list[Any]] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> str:
+        """Of the losses."""
+        return UNITS[self.metric]
+
+    @property
+    def ranking(self) -> list[Arm]:
+        """The arms, the lowest mean loss first."""
+        return sorted(self.arms, key=self.mean)
+
+    def mean(self, arm: Arm) -> float:
+        """An arm's final loss, over its seeds."""
+        losses = self.losses[arm.name].values()
+        return sum(losses) / len(losses)
+
+    def validation_curve(self, run: Run) -> Curve:
+        """A run's way to its final loss, in this analysis' metric."""
+        return run.validation_curve if self.metric == "val_loss" else run.bits_per_byte_curve
+
+    def against_reference(self, arm: Arm) -> Comparison | None:
+        """The comparison of an arm with the reference, if there is one."""
+        name = self.reference.name if self.reference else None
+        return next((c for c in self.comparisons if c.arm == arm.name and c.against == name), None)
+
+
+def analyse(
+    runs: Sequence[Run],
+    *,
+    baseline: str | None = None,
+    failures: Sequence[Failure] = (),
+    notes: Sequence[str] = (),
+    names: Mapping[Path, str] | None = None,
+    metric: Metric = "auto",
+) -> Analysis:
+    """Compare runs; see `thunderhead.lab.report.write_report` for the arguments.
+
+    Raises:
+        ValueError: no arm is called `baseline`.
+    """
+    arms = grouping.make_arms(runs, names)
+    warnings = list(notes)
+    left_out = list(failures)
+    for arm in arms:
+        left_out += [Failure(_run_name(arm, run), str(run.unfinished)) for run in arm.incomplete]
+        diverged = sum("diverged" in str(run.unfinished) for run in arm.incomplete)
+        if diverged and arm.runs:
+            total = diverged + len(arm.runs)
+            warnings.append(
+                f"{arm.name}: {diverged} of {total} runs diverged and are left out, which flatters the others."
+            )
+    reference = _reference(arms, baseline, failures, warnings)
+    compared = [arm for arm in arms if arm.runs]
+    chosen = _metric(compared, metric)
+    if reference is not None:
+        identify = grouping.validation_data if chosen == "val_loss" else grouping.text
+        for arm in list(compared):
+            if identify(arm.first) != identify(reference.first):
+                compared.remove(arm)
+                other = (
+                    "with another tokenizer"
+                    if grouping.text(arm.first) == grouping.text(reference.first)
+                    else "on other data"
+                )
+                reason = f"validated {other} than {reference.name}: their losses say nothing about each other"
+                left_out += [Failure(_run_name(arm, run), reason) for run in arm.runs.values()]
+    if chosen != "val_loss" and metric == "auto":
+        warnings.append(
+            "The arms have different tokenizers, so bits per byte are compared: losses per token cannot be."
+        )
+
+    pairs = _pairs([arm.name for arm in compared], reference.name if reference else None, baseline is not None)
+    losses = {arm.name: {seed: float(run.results[chosen]) for seed, run in arm.runs.items()} for arm in compared}
+    comparisons = statistics.compare(losses, pairs)
+    by_name = {arm.name: arm for arm in compared}
+    n_tested = sum(comparison.p is not None for comparison in comparisons)
+    return Analysis(
+        metric=chosen,
+        arms=compared,
+        reference=reference,
+        losses=losses,
+        comparisons=comparisons,
+        sentences=[
+            statistics.sentence(c, UNITS[chosen], grouping.matched(by_name[c.arm], by_name[c.against]), n_tested)
+            for c in comparisons
+        ],
+        warnings=warnings + grouping.warnings(compared),
+        left_out=left_out,
+        different=grouping.differences([arm.first.config for arm in compared]),
+    )
+
+
+def _run_name(arm: Arm, run: Run) -> str:
+    return f"{arm.name} seed={run.seed} ({run.folder})"
+
+
+def _reference(
+    arms: Sequence[Arm], baseline: str | None, failures: Sequence[Failure], warnings: list[str]
+) -> Arm | None:
+    """The baseline; the first arm with a result where none is given, or the given one failed."""
+    first = next((arm for arm in arms if arm.runs), None)
+    if baseline is None:
+        return first
+    failed = any(baseline.rpartition("=")[2] in failure.run for failure in failures)
+    unknown = not arms or (failed and all(arm.name != baseline for arm in arms))
+    wanted = None if unknown else grouping.find(arms, baseline)
+    if wanted is not None and wanted.runs:
+        return wanted
+    instead = f"; {first.name} stands in" if first else ""
+    warnings.append(f"The baseline {baseline} has no finished run{instead}.")
+    return first
+
+
+def _metric(arms: Sequence[Arm], metric: Metric) -> Literal["val_loss", "bits_per_byte"]:
+    if metric != "auto":
+        return metric
+    tokens = {grouping.validation_data(arm.first) for arm in arms}
+    texts = {grouping.text(arm.first) for arm in arms}
+    return "bits_per_byte" if len(tokens) > len(texts) else "val_loss"
+
+
+def _pairs(names: Sequence[str], reference: str | None, baseline_given: bool) -> list[tuple[str, str]]:
+    """(arm, against): each with the baseline, or each with those before it, those with the reference first."""
+    if reference is None:
+        return []
+    if baseline_given or len(names) > MOST_ARMS_IN_PAIRS:
+        return [(name, reference) for name in names if name != reference]
+    pairs = [(name, before) for index, name in enumerate(names) for before in names[:index]]
+    return sorted(pairs, key=lambda pair: pair[1] != reference)

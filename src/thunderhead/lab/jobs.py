@@ -1,0 +1,123 @@
+"""The runs of a sweep: what one is, where it lies, and whether it is finished.
+
+A job is one run with everything decided: a resolved single-run configuration. It is known by a hash of that
+configuration, so that the next start of the sweep finds what is finished and what is not. An arm is what is compared:
+the jobs that differ in nothing but the seed.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from thunderhead.core.config import to_yaml
+from thunderhead.training import record
+
+NOT_IN_KEY = ("name", "resume", "dry_run")
+"""Top-level settings that change where a run lies or whether it starts, not what it is."""
+LABEL_LENGTH = 80
+
+State = Literal["new", "partial", "finished"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of a sweep.
+
+    Args:
+        choices: what the sweep varies, as typed: {"attention": "mha", "seed": "1"}.
+        config: the run's resolved configuration, plain containers.
+        folder: where its record goes.
+    """
+
+    choices: Mapping[str, str]
+    config: dict[str, Any]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What tells this job from the others of its sweep: `mha seed=1`."""
+        return _name(self.choices) or "run"
+
+
+def make_job(choices: Mapping[str, str], config: dict[str, Any], sweep_dir: Path, subfolder: str = "") -> Job:
+    """A job in the folder that it has in this sweep already, or will have: `attention_mha-seed_1-<key>`.
+
+    The key alone identifies it; what stands before is for people. Only characters that need no quoting, neither in a
+    shell nor in a Hydra override.
+    """
+    digits = key(config)
+    for found in (*sweep_dir.glob(f"*-{digits}"), *sweep_dir.glob(f"*/*-{digits}")):
+        return Job(choices=choices, config=config, folder=found)
+    label = "-".join(f"{name.rpartition('.')[2]}_{value}" for name, value in choices.items())
+    label = re.sub(r"[^A-Za-z0-9._-]+", "_", label)[:LABEL_LENGTH] or "run"
+    return Job(choices=choices, config=config, folder=sweep_dir / subfolder / f"{label}-{digits}")
+
+
+def key(config: Mapping[str, Any]) -> str:
+    """A hash of a resolved configuration; the order of its keys and `NOT_IN_KEY` do not count."""
+    counted = {name: value for name, value in config.items() if name not in NOT_IN_KEY}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def arm_key(config: Mapping[str, Any]) -> str:
+    """The key of a configuration whose seed is left out: equal within an arm."""
+    return key({**config, "seed": None})
+
+
+def arm_name(choices: Mapping[str, str]) -> str:
+    """Name an arm by its choices, the seed left out; `run` if nothing else varies."""
+    return _name({name: value for name, value in choices.items() if name != "seed"}) or "run"
+
+
+def _name(choices: Mapping[str, str]) -> str:
+    """Groups by their option alone, single values with their name: `gqa lr=0.001 seed=1`."""
+    parts = []
+    for name, value in choices.items():
+        is_value = "." in name or re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?|true|false|null", value) is not None
+        parts.append(f"{name.rpartition('.')[2]}={value}" if is_value else value)
+    return " ".join(parts)
+
+
+def state(folder: Path) -> State:
+    """`finished` with a summary, `partial` with a checkpoint to go on from, else `new`."""
+    if record.read_summary(folder) is not None:
+        return "finished"
+    if (folder / "config.yaml").is_file() and any((folder / "checkpoints").glob("*.ckpt")):
+        return "partial"
+    return "new"
+
+
+def this_program() -> tuple[str, ...]:
+    """What started this process, to start jobs by."""
+    return sys.executable, str(Path(sys.argv[0]).resolve())
+
+
+def prepare_start(job: Job, program: Sequence[str] = ()) -> list[str]:
+    """Write the job's configuration, and say how to start it or, where there is a checkpoint, to go on with it.
+
+    Args:
+        job: not finished yet.
+        program: what trains; () = this program, by this Python.
+    """
+    folder = job.folder.resolve()
+    record.write_text(folder / "job" / "job.yaml", to_yaml(job.config))
+    command = [
+        *(program or this_program()),
+        *("--config-path", str(folder / "job"), "--config-name", "job"),
+        *(f"hydra.run.dir={folder}", "hydra.output_subdir=null", "hydra/job_logging=stdout"),
+    ]
+    return [*command, f"resume={folder}"] if state(folder) == "partial" else command
+
+
+def steps(folder: Path) -> tuple[int, int] | None:
+    """Optimizer steps logged so far, and planned; None before the run has a plan."""
+    plan, metrics = folder / "plan.json", folder / "metrics.csv"
+    if not plan.is_file():
+        return None
+    rows = record.read_rows(metrics)[1] if metrics.is_file() else []
+    return (int(rows[-1]["step"]) if rows else 0), int(json.loads(plan.read_text())["steps"])

@@ -1,0 +1,130 @@
+"""What a person sees while a sweep runs: a table of all jobs on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from thunderhead.lab.jobs import Job, steps
+from thunderhead.training.record import read_rows, read_summary
+
+REFRESH_SECONDS = 2.0
+STYLES = {"running": "bold", "finished": "green", "failed": "bold red", "pruned": "yellow", "stopped": "yellow"}
+
+
+@dataclass
+class _Row:
+    state: str = "waiting"
+    note: str = ""
+    since: float = 0.0
+    first_step: int = 0
+    at: tuple[int, int] | None = None
+    loss: str = ""
+    val_loss: str = ""
+    speed: str = ""
+
+
+class Board:
+    """Progress across jobs, read from their records.
+
+    Args:
+        jobs: all rows, in order.
+        title: above the table.
+        console: None = standard output.
+    """
+
+    def __init__(self, jobs: Sequence[Job], title: str, console: Console | None = None):
+        self._console = console or Console(highlight=False)
+        self._rows = {job.folder: _Row() for job in jobs}
+        self._names = {job.folder: job.name for job in jobs}
+        self._title = title
+        self._live: Live | None = None
+        self._refreshed = 0.0
+
+    def __enter__(self) -> "Board":
+        if self._console.is_terminal:
+            self._live = Live(self.table(), console=self._console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.update(self.table(), refresh=True)
+            self._live.stop()
+            self._live = None
+
+    def say(self, text: str) -> None:
+        """One line, above the table."""
+        self._console.print(escape(text), soft_wrap=True)
+
+    def started(self, job: Job, *, resumed: bool) -> None:
+        """A job was started, or goes on from its checkpoint."""
+        row = self._rows[job.folder]
+        row.state, row.since = "running", time.monotonic()
+        row.at = steps(job.folder) if resumed else None
+        row.first_step = row.at[0] if row.at else 0
+        if self._live is None:
+            begins = f"goes on from its checkpoint (had logged step {row.first_step:,})" if resumed else "begins"
+            self.say(f"{job.name}: {begins}")
+
+    def ended(self, job: Job, state: str, note: str = "") -> None:
+        """A job ended; `note` says more."""
+        row = self._rows[job.folder]
+        row.state, row.note = state, note
+        self._read(job.folder, row)
+        if self._live is None:
+            result = f", validation loss {row.val_loss}" if state == "finished" and row.val_loss else ""
+            self.say(f"{job.name}: {state}{result}" + (f" ({note})" if note else ""))
+
+    def refresh(self, running: Sequence[Job], waiting: int) -> None:
+        """Read the records of the running jobs and draw the table anew, every other second."""
+        if self._live is None or time.monotonic() - self._refreshed < REFRESH_SECONDS:
+            return
+        self._refreshed = time.monotonic()
+        for job in running:
+            self._read(job.folder, self._rows[job.folder])
+        self._live.update(self.table(), refresh=True)
+
+    def _read(self, folder: Path, row: _Row) -> None:
+        row.at = steps(folder) or row.at
+        if (folder / "metrics.csv").is_file():
+            rows = read_rows(folder / "metrics.csv")[1]
+            row.loss = _last(rows, "train/loss", ".3f")
+            row.val_loss = _last(rows, "val/loss", ".4f")
+            row.speed = _last(rows, "tokens_per_second", ",.0f")
+        if (summary := read_summary(folder)) is not None:
+            row.val_loss = f"{summary['val_loss']:.4f}"
+
+    def table(self) -> Table:
+        """All jobs as they stand."""
+        done = sum(row.state == "finished" for row in self._rows.values())
+        table = Table(title=f"{self._title}: {done} of {len(self._rows)} finished", title_justify="left", box=None)
+        table.add_column("run", no_wrap=True)
+        table.add_column("")
+        for heading in ("step", "loss", "val loss", "tokens/s", "left"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for folder, row in self._rows.items():
+            style = STYLES.get(row.state, "dim")
+            at = f"{row.at[0]:,}/{row.at[1]:,}" if row.at else ""
+            state = row.state if row.state != "failed" else f"failed: {row.note}"
+            name = escape(self._names[folder])
+            table.add_row(name, f"[{style}]{escape(state)}[/]", at, row.loss, row.val_loss, row.speed, _time_left(row))
+        return table
+
+
+def _last(rows: Sequence[dict[str, str]], column: str, form: str) -> str:
+    value = next((row[column] for row in reversed(rows) if row.get(column)), "")
+    return format(float(value), form) if value else ""
+
+
+def _time_left(row: _Row) -> str:
+    if row.state != "running" or row.at is None or row.at[0] <= row.first_step:
+        return ""
+    done = row.at[0] - row.first_step
+    seconds = (time.monotonic() - row.since) / done * (row.at[1] - row.at[0])
+    return f"{seconds / 60:,.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,0 +1,206 @@
+"""Search a space of settings with Optuna: which trials a sweep has follows from the trials before."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, Transformer
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from thunderhead.core.config import ConfigError, Problem
+from thunderhead.lab.execution import PRUNED, Executor, Interrupted, Outcome
+from thunderhead.lab.jobs import Job, make_job, state
+from thunderhead.lab.runs import Failure
+from thunderhead.lab.sweep import SINGLE_RUN, Sweep
+from thunderhead.training import record
+from thunderhead.training.display import say
+from thunderhead.training.planning import plan_run
+from thunderhead.training.run import find_problems
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """What Optuna draws from: a,b,c · range(1, 8) · interval(0.1, 1) · tag(log, interval(1e-4, 1e-2)).
+
+    An interval between whole numbers without a decimal point is one of whole numbers.
+
+    Raises:
+        ValueError: no sweep of these kinds.
+    """
+    value = override.value()
+    log = "log" in getattr(value, "tags", ())
+    if isinstance(value, ChoiceSweep):
+        choices = [str(choice) for choice in override.sweep_iterator(transformer=Transformer.encode)]
+        return CategoricalDistribution(choices)
+    if isinstance(value, RangeSweep):
+        start, stop, step = value.start, value.stop, value.step
+        if start is None or stop is None:
+            raise ValueError(f"{override.key_or_group}: a range needs a start and a stop")
+        if all(isinstance(number, int) for number in (start, stop, step)):
+            last = int(start) + (int(stop) - 1 - int(start)) // int(step) * int(step)  # Hydra leaves the stop out
+            return IntDistribution(int(start), last, step=int(step))
+        return FloatDistribution(start, stop, step=step)
+    if isinstance(value, IntervalSweep):
+        assert value.start is not None
+        assert value.end is not None
+        if isinstance(value.start, int) and isinstance(value.end, int):
+            return IntDistribution(value.start, value.end, log=log)
+        return FloatDistribution(float(value.start), float(value.end), log=log)
+    raise ValueError(f"{override.key_or_group}: Optuna cannot search {override.get_value_element_as_str()}")
+
+
+def reports(folder: Path) -> dict[int, float]:
+    """Validation losses so far by step."""
+    path = folder / "metrics.csv"
+    rows = record.read_rows(path)[1] if path.is_file() else []
+    return {int(row["step"]): float(row["val/loss"]) for row in rows if row.get("val/loss")}
+
+
+def run_search(
+    space: Mapping[str, BaseDistribution],
+    fixed: Sequence[str],
+    compose: Callable[[Sequence[str]], dict[str, Any]],
+    folder: Path,
+    executor: Executor,
+    *,
+    n_jobs: int,
+    n_trials: int,
+    seed: int,
+    pruner: Literal["none", "median"],
+    n_startup_trials: int,
+    arguments: list[str],
+) -> int:
+    """Search by TPE (Bergstra et al. 2011) for the lowest validation loss.
+
+    Trials run in groups of `n_jobs`. The sampler is seeded and told the results in order: a search that goes on draws
+    the trials that it had, finds them finished by their keys, or pruned by what they logged, and continues. The study
+    is in study.json. A combination that is refused counts as a failed trial.
+
+    Returns:
+        The exit status: 0, 1 if trials failed, 130 after Ctrl-C.
+
+    Raises:
+        ConfigError: the first combination is refused; nothing was started.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=n_startup_trials, constant_liar=n_jobs > 1),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials) if pruner == "median" else optuna.pruners.NopPruner(),
+    )
+    sweep = Sweep(folder, executor, arguments)
+    interrupted = False
+    while len(study.trials) < n_trials and not interrupted:
+        trials: dict[Path, tuple[optuna.Trial, Job]] = {}
+        for _ in range(min(n_jobs, n_trials - len(study.trials))):
+            trial = study.ask(dict(space))
+            choices = {
+                path: f"{value:.6g}" if isinstance(value, float) else str(value) for path, value in trial.params.items()
+            }
+            config = compose([*fixed, *(f"{path}={value}" for path, value in choices.items())]) | SINGLE_RUN
+            job = make_job({"trial": str(trial.number), **choices}, config, folder)
+            try:
+                _refuse(config)
+            except ConfigError as error:
+                if trial.number == 0:  # nothing was started
+                    raise
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                sweep.failures.append(Failure(job.name, f"refused: {'; '.join(str(error).splitlines())}"))
+                continue
+            if job.folder in trials:  # the same point twice at once
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                continue
+            trials[job.folder] = (trial, job)
+
+        def is_hopeless(job: Job, trials: dict[Path, tuple[optuna.Trial, Job]] = trials) -> bool:
+            trial = trials[job.folder][0]
+            known = study.trials[trial.number].intermediate_values
+            for step, loss in reports(job.folder).items():
+                if step not in known:
+                    trial.report(loss, step)
+            return trial.should_prune()
+
+        sweep.begin()
+        # pruned in an earlier start
+        pruned = {p for p, (_, job) in trials.items() if state(p) == "partial" and is_hopeless(job)}
+        sweep.note([trials[place][1] for place in pruned], dict.fromkeys(pruned, Outcome("pruned", PRUNED)))
+        jobs = [job for _, job in trials.values()]
+        sweep.jobs += [job for job in jobs if job.folder not in {known.folder for known in sweep.jobs}]
+        sweep.names |= {job.folder: job.name for job in jobs}
+        try:
+            waiting = [job for job in jobs if job.folder not in pruned]
+            sweep.run(waiting, f"Search, {len(study.trials)} of {n_trials} trials", is_hopeless)
+        except (Interrupted, KeyboardInterrupt):
+            interrupted = True
+            break
+        for trial, job in trials.values():
+            if state(job.folder) == "finished":
+                is_hopeless(job)  # tells what an earlier start logged
+            _tell(study, trial, job, sweep.outcomes[job.folder])
+    _write_study(study, folder)
+    finished = [trial for trial in study.trials if trial.value is not None and trial.state.name == "COMPLETE"]
+    if finished:
+        best = study.best_trial
+        say(f"best: trial {best.number}, validation loss {best.value:.4f}: " + _line(best.params))
+    sweep.report(None)
+    return 130 if interrupted else 1 if sweep.failures else 0
+
+
+def _refuse(config: dict[str, Any]) -> None:
+    if problems := find_problems(config):
+        raise ConfigError(problems)
+    plan_run(config)
+
+
+def _tell(study: optuna.Study, trial: optuna.Trial, job: Job, outcome: Outcome) -> None:
+    """How a trial ended."""
+    summary = record.read_summary(job.folder)
+    if summary is not None and math.isfinite(summary["val_loss"]):
+        study.tell(trial, summary["val_loss"])
+    elif outcome.state == "pruned":
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    else:
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+
+def _write_study(study: optuna.Study, folder: Path) -> None:
+    trials = [
+        {"number": t.number, "state": t.state.name.lower(), "val_loss": t.value, "params": t.params}
+        for t in study.trials
+    ]
+    record.write_json(folder / "study.json", {"trials": trials})
+
+
+def _line(params: Mapping[str, Any]) -> str:
+    return " ".join(
+        f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}" for path, value in params.items()
+    )
+
+
+def space_of(overrides: Sequence[Override]) -> tuple[dict[str, BaseDistribution], list[str]]:
+    """What is searched, and the overrides that stay.
+
+    Raises:
+        ConfigError: nothing is searched, or something that cannot be.
+    """
+    space, fixed, problems = {}, [], []
+    for override in overrides:
+        if not override.is_sweep_override():
+            fixed.append(str(override.input_line))
+            continue
+        try:
+            space[override.get_key_element()] = distribution(override)
+        except ValueError as error:
+            problems.append(Problem("", str(error)))
+    if not space and not problems:
+        problems.append(
+            Problem("hydra/sweeper=optuna", "has nothing to search: optimizer.lr=tag(log, interval(1e-4, 1e-2))")
+        )
+    if problems:
+        raise ConfigError(problems)
+    return space, fixed

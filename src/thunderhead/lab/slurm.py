@@ -1,0 +1,131 @@
+"""The jobs of a sweep as one SLURM job array, through submitit."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from thunderhead.core.config import ConfigError, Problem
+from thunderhead.lab.execution import NOT_INHERITED, POLL_SECONDS, Running, log_file
+from thunderhead.lab.jobs import Job, prepare_start, this_program
+
+SAVING_SECONDS = 80  # submitit warns 90 seconds before the end
+
+
+class ArmJob:
+    """What a SLURM job does: train one run as a process. Before its time is up it saves, and is queued again.
+
+    Args:
+        job: the run.
+        program: what trains it.
+    """
+
+    def __init__(self, job: Job, program: Sequence[str]):
+        self.job, self.program = job, tuple(program)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._told = False
+
+    def __call__(self) -> int:
+        """Train, or go on from the checkpoint; returns the exit status."""
+        # One task is an ordinary run, which starts its own processes; several tasks are the ranks of one run.
+        is_rank = int(os.environ.get("SLURM_NTASKS", "1")) > 1
+        drop = {"HYDRA_FULL_ERROR"} if is_rank else NOT_INHERITED
+        environment = {name: value for name, value in os.environ.items() if name not in drop}
+        with log_file(self.job.folder).open("ab") as log:
+            self._process = subprocess.Popen(
+                prepare_start(self.job, self.program),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # SLURM's warning is not for it, and a second SIGTERM would end it at once
+            )
+            signal.signal(signal.SIGTERM, lambda number, frame: self._terminate())  # scancel's, which submitit ignores
+            while (status := self._process.poll()) is None:  # not wait(): the signal's handler could not wait, too
+                time.sleep(POLL_SECONDS)
+            return status
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """Called by submitit before time runs out: let the run save, and queue the job again."""
+        if self._process is not None:
+            self._terminate()
+            end = time.monotonic() + SAVING_SECONDS
+            while self._process.poll() is None and time.monotonic() < end:
+                time.sleep(POLL_SECONDS)
+        return submitit.helpers.DelayedSubmission(ArmJob(self.job, self.program))
+
+    def _terminate(self) -> None:
+        """Let the run save and end; told once."""
+        if self._process is not None and not self._told:
+            self._told = True
+            self._process.terminate()
+
+
+class SlurmRunning:
+    """A job in SLURM's hands."""
+
+    def __init__(self, job: submitit.Job[int]):
+        self._job = job
+
+    def poll(self) -> int | None:
+        """Its exit status; 1 if SLURM ended it without a result."""
+        if not self._job.done():
+            return None
+        error = self._job.exception()
+        return self._job.result() if error is None else 1
+
+    def stop(self) -> None:
+        """SLURM sends SIGTERM: the run saves and ends."""
+        self._job.cancel(check=False)
+
+    kill = stop
+
+
+class SlurmJobs:
+    """All jobs at once, as an array of which `n_jobs` run at a time.
+
+    Args:
+        folder: for submitit's files, on a file system that all nodes see.
+        n_jobs: at a time.
+        name: of the SLURM job.
+        max_num_timeout: how often a job goes on after its time was up.
+        program: what trains a job.
+        parameters: submitit's.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        n_jobs: int,
+        name: str,
+        max_num_timeout: int,
+        program: Sequence[str] = (),
+        **parameters: Any,
+    ):
+        try:
+            self.executor = submitit.SlurmExecutor(folder, max_num_timeout=max_num_timeout)
+        except RuntimeError as error:
+            message = "needs SLURM's srun, which is not on this machine: use hydra/launcher=processes"
+            raise ConfigError([Problem("hydra/launcher=slurm", message)]) from error
+        renamed = {"timeout_min": "time", "mem_gb": "mem"}
+        given = {renamed.get(key, key): value for key, value in parameters.items() if value not in (None, [], {})}
+        if "mem" in given:
+            given["mem"] = f"{given['mem']}GB"
+        self.executor.update_parameters(job_name=name, array_parallelism=n_jobs, **given)
+        self._program = program or this_program()  # of the node that submits
+
+    def free(self) -> int:
+        """SLURM queues what does not fit."""
+        return 10**6
+
+    def start(self, jobs: Sequence[Job]) -> list[Running]:
+        """Submit them as one array."""
+        for job in jobs:
+            job.folder.mkdir(parents=True, exist_ok=True)
+        submitted = self.executor.submit_array([ArmJob(job, self._program) for job in jobs])
+        return [SlurmRunning(job) for job in submitted]

@@ -1,0 +1,1 @@
+"""Further options of the config groups, a file each; the core imports none of them."""

@@ -1,0 +1,113 @@
+"""Muon for the hidden matrices and AdamW for everything else, as one optimizer."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch.optim import AdamW, Optimizer
+from torch.optim import Muon as MatrixMuon
+
+from thunderhead.core.optim.parameter_groups import holds_matrices
+from thunderhead.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
+
+AdjustLr = Literal["original", "match_rms_adamw"]
+
+
+def update_scale(adjust_lr_fn: AdjustLr, rows: int, columns: int) -> float:
+    """What torch multiplies the update of a (rows, columns) matrix by, whose singular values are all about 1."""
+    return math.sqrt(max(1, rows / columns)) if adjust_lr_fn == "original" else 0.2 * math.sqrt(max(rows, columns))
+
+
+class Muon(Optimizer):
+    """Muon on the groups of matrices, AdamW on the others (Jordan 2024; Liu et al. 2502.16982).
+
+    Muon's update is the momentum of a matrix with its singular values all set to about 1 (a few Newton–Schulz steps in
+    bfloat16); that is meaningless for vectors, and embeddings and the head do better under AdamW. torch has both
+    optimizers. This class holds one of each and lends them its own groups and state, so that from outside there is one
+    `Optimizer`: learning-rate schedules, gradient scaling, and checkpoints see every parameter.
+
+    Args:
+        params: groups as made by `parameter_groups`; a group whose name begins with `matrices` goes to Muon.
+        lr: peak learning rate, of all groups unless `adamw_lr` is given.
+        weight_decay: decoupled, for each group that does not carry its own.
+        momentum: of Muon, an exponential average.
+        nesterov: look one step of momentum ahead.
+        ns_steps: Newton–Schulz steps.
+        ns_coefficients: a, b, c of the quintic a·x + b·x³ + c·x⁵ applied to the singular values at each step.
+        eps: least norm that the momentum is divided by before these steps.
+        adjust_lr_fn: `match_rms_adamw` scales a matrix' update by 0.2·sqrt(max(rows, columns)), so that its RMS is like
+            AdamW's and `lr` may be AdamW's (2502.16982); `original` by sqrt(max(1, rows / columns)).
+        adamw_lr: peak learning rate of the groups under AdamW; None is `lr`.
+        adamw_betas: of AdamW.
+        adamw_eps: of AdamW.
+        adamw_fused: torch's fused implementation of AdamW; None lets torch choose.
+
+    Raises:
+        ValueError: no group of matrices, or a parameter in one that is not 2-D.
+
+    """
+
+    needs_whole_matrices = True  # flat pieces of parameters, as DeepSpeed has them, would be other vectors
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        *,
+        lr: PositiveFloat = 1e-3,
+        weight_decay: NonNegativeFloat = 0.1,
+        momentum: Probability = 0.95,
+        nesterov: bool = True,
+        ns_steps: PositiveInt = 5,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        eps: PositiveFloat = 1e-7,
+        adjust_lr_fn: AdjustLr = "match_rms_adamw",
+        adamw_lr: PositiveFloat | None = None,
+        adamw_betas: tuple[Probability, Probability] = (0.9, 0.95),
+        adamw_eps: PositiveFloat = 1e-8,
+        adamw_fused: bool | None = None,
+    ) -> None:
+        groups = [dict(group) for group in params]
+        matrices = [group for group in groups if holds_matrices(group)]
+        others = [group for group in groups if not holds_matrices(group)]
+        if not matrices:
+            raise ValueError(
+                "optimizer: Muon needs a parameter group named matrices (see parameter_groups), and there is only "
+                f"{', '.join(str(group.get('name')) for group in groups) or 'none'}: use optimizer=adamw"
+            )
+        # Each checks its settings and writes its defaults into the dicts of its groups, which then become our groups.
+        self._muon = MatrixMuon(
+            matrices,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            nesterov=nesterov,
+            ns_coefficients=ns_coefficients,
+            eps=eps,
+            ns_steps=ns_steps,
+            adjust_lr_fn=adjust_lr_fn,
+        )
+        self._adamw = AdamW(
+            others or [{"params": []}],
+            lr=lr if adamw_lr is None else adamw_lr,
+            betas=adamw_betas,
+            eps=adamw_eps,
+            weight_decay=weight_decay,
+            fused=adamw_fused,
+        )
+        super().__init__(groups, defaults={})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step of Muon and one of AdamW, each on its own groups."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # Lent anew each time, because load_state_dict replaces both objects.
+        self._muon.param_groups = [group for group in self.param_groups if holds_matrices(group)]
+        self._adamw.param_groups = [group for group in self.param_groups if not holds_matrices(group)]
+        self._muon.state = self._adamw.state = self.state
+        self._muon.step()  # type: ignore[no-untyped-call]
+        self._adamw.step()
+        return loss

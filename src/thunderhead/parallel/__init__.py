@@ -1,0 +1,1 @@
+"""Runs on several devices: strategies, tensor parallelism, launching."""

@@ -1,0 +1,393 @@
+"""The strategy group: how a run is spread over devices."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.optim import Optimizer
+
+from thunderhead.core.model.decoder import Decoder
+from thunderhead.core.types import PositiveInt
+from thunderhead.parallel.tensor_parallel import tensor_parallel as divide
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallelism:
+    """What an option of the group `strategy` makes of a number of devices.
+
+    Args:
+        name: of the option, for messages.
+        data_parallel_size: ranks that see different data.
+        tensor_parallel_size: ranks that compute each block together, on the same data.
+        parameter_shards: data-parallel ranks among which a parameter is divided; 1 = each has a copy.
+        gradient_shards: the same for gradients while they accumulate.
+        state_shards: the same for the optimizer's state.
+        gathers: a block's parameters are gathered when it computes.
+        gathers_all: they stay gathered until the backward pass.
+        on_cpu: which of parameters, gradients, optimizer_state are in the host's memory.
+        needs_cuda: it does not run elsewhere.
+        is_deepspeed: it is DeepSpeed's, with 16-bit parameters and gradients, and master weights beside the state.
+        strategy: makes Lightning's strategy.
+    """
+
+    name: str
+    data_parallel_size: int
+    tensor_parallel_size: int = 1
+    parameter_shards: int = 1
+    gradient_shards: int = 1
+    state_shards: int = 1
+    gathers: bool = False
+    gathers_all: bool = False
+    on_cpu: tuple[str, ...] = ()
+    needs_cuda: bool = False
+    is_deepspeed: bool = False
+    strategy: Callable[[], Strategy | str] = lambda: "auto"
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP2 gathers parameters."""
+        return self.gathers and not self.is_deepspeed
+
+
+def auto(world_size: int) -> Parallelism:
+    """One device without ceremony; DDP over several."""
+    return ddp(world_size) if world_size > 1 else Parallelism(name="auto", data_parallel_size=1)
+
+
+def single(world_size: int) -> Parallelism:
+    """One device.
+
+    Raises:
+        ValueError: more devices were asked for.
+    """
+    if world_size > 1:
+        raise ValueError(
+            f"strategy=single runs on one device, but trainer.devices × trainer.num_nodes = {world_size}: "
+            "use strategy=ddp or strategy=fsdp, or trainer.devices=1"
+        )
+    return Parallelism(name="single", data_parallel_size=1)
+
+
+def ddp(world_size: int, *, gradient_as_bucket_view: bool = True, bucket_cap_mb: PositiveInt = 25) -> Parallelism:
+    """A replica of the model on every device; gradients are averaged in the backward pass (Li et al. 2006.15704)."""
+
+    def strategy() -> Strategy:
+        return DDPStrategy(
+            gradient_as_bucket_view=gradient_as_bucket_view,
+            bucket_cap_mb=bucket_cap_mb,
+            find_unused_parameters=False,
+        )
+
+    return Parallelism(name="ddp", data_parallel_size=world_size, strategy=strategy)
+
+
+def fsdp(
+    world_size: int,
+    *,
+    reshard_after_forward: bool = True,
+    sync_every_micro_batch: bool = False,
+    cpu_offload: bool = False,
+) -> Parallelism:
+    """Fully sharded data parallelism (FSDP2): parameters, gradients and optimizer state in as many shards as ranks.
+
+    Args:
+        world_size: devices.
+        reshard_after_forward: free the gathered parameters after the forward pass (ZeRO-3); false keeps them for the
+            backward pass and saves one gather (ZeRO-2).
+        sync_every_micro_batch: of an accumulated step, sum the gradients over ranks after each micro-batch and keep a
+            shard of them, instead of once at the end: more communication, less memory.
+        cpu_offload: keep parameters, gradients and optimizer state in the host's memory; the optimizer computes there.
+    """
+    return _sharded("fsdp", 1, world_size, 1, reshard_after_forward, sync_every_micro_batch, cpu_offload)
+
+
+def hsdp(
+    world_size: int,
+    *,
+    replicate_size: PositiveInt = 2,
+    shard_size: PositiveInt | None = None,
+    reshard_after_forward: bool = True,
+    sync_every_micro_batch: bool = False,
+    cpu_offload: bool = False,
+) -> Parallelism:
+    """Hybrid sharding: shards within groups of devices (a node), replicas of them between groups (Zhao 2304.11277).
+
+    Args:
+        world_size: devices; replicate_size × shard_size.
+        replicate_size: groups, each of which holds the whole model in shards.
+        shard_size: devices of a group; None = world_size / replicate_size.
+        reshard_after_forward: as in `fsdp`.
+        sync_every_micro_batch: as in `fsdp`.
+        cpu_offload: as in `fsdp`.
+
+    Raises:
+        ValueError: the sizes do not multiply to world_size.
+    """
+    shard_size = _other_size("hsdp", world_size, "replicate_size", replicate_size, "shard_size", shard_size)
+    return _sharded("hsdp", replicate_size, shard_size, 1, reshard_after_forward, sync_every_micro_batch, cpu_offload)
+
+
+def tensor_parallel(world_size: int) -> Parallelism:
+    """Every block's heads and hidden dimensions divided among all devices, which see the same data (1909.08053)."""
+    return Parallelism(
+        name="tensor_parallel",
+        data_parallel_size=1,
+        tensor_parallel_size=world_size,
+        strategy=lambda: MeshStrategy(tensor_parallel_size=world_size),
+    )
+
+
+def fsdp_tp(
+    world_size: int,
+    *,
+    tensor_parallel_size: PositiveInt = 2,
+    data_parallel_size: PositiveInt | None = None,
+    reshard_after_forward: bool = True,
+    sync_every_micro_batch: bool = False,
+    cpu_offload: bool = False,
+) -> Parallelism:
+    """Tensor parallelism within groups of devices (a node), and FSDP2 between the groups.
+
+    Args:
+        world_size: devices; tensor_parallel_size × data_parallel_size.
+        tensor_parallel_size: devices that compute each block together.
+        data_parallel_size: groups, each with data of its own; None = world_size / tensor_parallel_size.
+        reshard_after_forward: as in `fsdp`.
+        sync_every_micro_batch: as in `fsdp`.
+        cpu_offload: as in `fsdp`.
+
+    Raises:
+        ValueError: the sizes do not multiply to world_size.
+    """
+    names = ("tensor_parallel_size", "data_parallel_size")
+    shards = _other_size("fsdp_tp", world_size, names[0], tensor_parallel_size, names[1], data_parallel_size)
+    return _sharded(
+        "fsdp_tp", 1, shards, tensor_parallel_size, reshard_after_forward, sync_every_micro_batch, cpu_offload
+    )
+
+
+def _other_size(  # noqa: PLR0917
+    option: str, world_size: int, given: str, size: int, wanted: str, other: int | None
+) -> int:
+    """The second factor of world_size, checked."""
+    other = max(world_size // size, 1) if other is None else other
+    if size * other != world_size:
+        divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
+        pairs = [f"strategy.{given}={n} strategy.{wanted}={world_size // n}" for n in divisors]
+        nearest = sorted(pairs, key=lambda pair: abs(divisors[pairs.index(pair)] - size))[:2]
+        raise ValueError(
+            f"strategy={option}: {given}={size} × {wanted}={other} is not trainer.devices × trainer.num_nodes ="
+            f" {world_size}: use {' or '.join(nearest)}"
+        )
+    return other
+
+
+def _sharded(  # noqa: PLR0917
+    name: str,
+    replicate_size: int,
+    shard_size: int,
+    tensor_parallel_size: int,
+    reshard_after_forward: bool,
+    sync_every_micro_batch: bool,
+    cpu_offload: bool,
+) -> Parallelism:
+    def strategy() -> Strategy:
+        return MeshStrategy(
+            replicate_size=replicate_size,
+            shard_size=shard_size,
+            tensor_parallel_size=tensor_parallel_size,
+            shards=True,
+            reshard_after_forward=reshard_after_forward,
+            sync_every_micro_batch=sync_every_micro_batch,
+            cpu_offload=cpu_offload,
+        )
+
+    return Parallelism(
+        name=name,
+        data_parallel_size=replicate_size * shard_size,
+        tensor_parallel_size=tensor_parallel_size,
+        parameter_shards=shard_size,
+        gradient_shards=shard_size if sync_every_micro_batch else 1,
+        state_shards=shard_size,
+        gathers=True,
+        gathers_all=not reshard_after_forward,
+        on_cpu=("parameters", "gradients", "optimizer_state") if cpu_offload else (),
+        needs_cuda=cpu_offload,
+        strategy=strategy,
+    )
+
+
+class MeshStrategy(ModelParallelStrategy):
+    """FSDP2, tensor parallelism or both, on a mesh of devices: replicate × shard × tensor.
+
+    Its checkpoints are those of a single process: whole tensors, the optimizer's state numbered in the order of its
+    groups. So a run may go on under any other strategy, and any other run under this.
+
+    Args:
+        replicate_size: groups of devices that each hold the whole model.
+        shard_size: data-parallel ranks that parameters are divided among.
+        tensor_parallel_size: ranks that compute each block together.
+        shards: use FSDP2.
+        reshard_after_forward, sync_every_micro_batch, cpu_offload: see `fsdp`.
+    """
+
+    def __init__(
+        self,
+        *,
+        replicate_size: int = 1,
+        shard_size: int = 1,
+        tensor_parallel_size: int = 1,
+        shards: bool = False,
+        reshard_after_forward: bool = True,
+        sync_every_micro_batch: bool = False,
+        cpu_offload: bool = False,
+    ):
+        super().__init__(
+            data_parallel_size=replicate_size * shard_size,
+            tensor_parallel_size=tensor_parallel_size,
+            save_distributed_checkpoint=False,
+            process_group_backend="cpu:gloo,cuda:nccl" if cpu_offload else None,
+        )
+        self.replicate_size, self.shard_size = replicate_size, shard_size
+        self.tensor_parallel_size = tensor_parallel_size
+        self.shards = shards
+        self.reshard_after_forward = reshard_after_forward
+        self.sync_every_micro_batch = sync_every_micro_batch
+        self.cpu_offload = cpu_offload
+        self._data_mesh: DeviceMesh | None = None
+
+    def setup_environment(self) -> None:
+        """Start the process group and lay out the mesh."""
+        super().setup_environment()
+        self._data_mesh = self.device_mesh["data_parallel"]
+        if self.replicate_size > 1:
+            shape = (self.replicate_size, self.shard_size)
+            self._data_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+    @property
+    def storage_device(self) -> torch.device:
+        """Where parameters lie between uses."""
+        return torch.device("cpu") if self.cpu_offload else self.root_device
+
+    def parallelize(
+        self, decoder: Decoder, compute_dtype: torch.dtype | None, compile_: Callable[[Decoder], None]
+    ) -> None:
+        """Divide a decoder on the meta device; its weights are then to be drawn, on `storage_device`.
+
+        Args:
+            decoder: just built.
+            compute_dtype: the dtype that FSDP2 gathers parameters in; None = their own.
+            compile_: marks modules for compilation, which has its place between the two ways of dividing.
+        """
+        if self.tensor_parallel_size > 1:
+            divide(decoder, self.device_mesh["tensor_parallel"])
+        compile_(decoder)
+        if self.shards:
+            self._shard(decoder, compute_dtype)
+
+    def _shard(self, decoder: Decoder, compute_dtype: torch.dtype | None) -> None:
+        """Block by block. The rest, embeddings and head, is gathered during the whole forward and backward pass."""
+        policies: dict[str, Any] = {
+            # Inputs keep their dtype: angles of rotations would suffer from rounding.
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+            ),
+            "offload_policy": CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy(),
+            "reshard_after_forward": self.reshard_after_forward,
+        }
+        for block in decoder.blocks:
+            fully_shard(block, mesh=self._data_mesh, **policies)
+        fully_shard(decoder, mesh=self._data_mesh, **policies)
+        # Gathers the parameters, too. Not `hidden`: forward calls it, and would find the head sharded again afterwards.
+        register_fsdp_forward_method(decoder, "logits")
+
+    @contextlib.contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Around all micro-batches of a step but the last: gradients are summed over ranks once a step."""
+        decoder = getattr(self.lightning_module, "decoder", None)
+        if self.sync_every_micro_batch or not isinstance(decoder, FSDPModule):
+            yield
+            return
+        decoder.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            decoder.set_requires_gradient_sync(True)
+
+    def model_to_device(self) -> None:
+        """Move the module; under CPU offloading only what is not the decoder's."""
+        if not self.cpu_offload:
+            super().model_to_device()
+            return
+        assert self.lightning_module is not None
+        for name, module in self.lightning_module.named_children():
+            if name != "decoder":
+                module.to(self.root_device)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Whole tensors on rank 0, as a single process' optimizer.state_dict(); nothing on other ranks."""
+        optimizer = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        by_name = get_optimizer_state_dict(self.model, optimizer, options=options)
+        if self.global_rank != 0:
+            return {}
+        names, groups = self._names_of(optimizer)
+        states: dict[str, Any] = by_name["state"]  # type: ignore[assignment]
+        state = {index: states[name] for index, name in enumerate(names) if name in states}
+        return {"state": state, "param_groups": groups}
+
+    def _names_of(self, optimizer: Optimizer) -> tuple[list[str], list[dict[str, Any]]]:
+        """Names of an optimizer's parameters in the order of its groups, and these groups with their numbers."""
+        assert self.model is not None
+        name_of = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        names = [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+        groups, first = [], 0
+        for group in optimizer.param_groups:
+            numbers = list(range(first, first + len(group["params"])))
+            groups.append({**{key: value for key, value in group.items() if key != "params"}, "params": numbers})
+            first += len(numbers)
+        return names, groups
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a checkpoint of any strategy: every rank takes its parts of the whole tensors."""
+        path = Path(self.broadcast(checkpoint_path))
+        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        assert self.model is not None
+        assert self.lightning_module is not None
+        self.lightning_module.on_load_checkpoint(checkpoint)  # Lightning calls it after this
+        options = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
+            names, _ = self._names_of(optimizer)
+            numbers = [number for group in saved["param_groups"] for number in group["params"]]
+            name_of = dict(zip(numbers, names, strict=True))
+            by_name: dict[str, Any] = {
+                "state": {name_of[number]: values for number, values in saved["state"].items()},
+                "param_groups": [
+                    {**group, "params": [name_of[number] for number in group["params"]]}
+                    for group in saved["param_groups"]
+                ],
+            }
+            set_optimizer_state_dict(self.model, optimizer, by_name, options=options)
+        return checkpoint

@@ -1,0 +1,100 @@
+"""Text from a trained decoder, one token at a time.
+
+Shape letters: B batch, T tokens so far, V vocabulary.
+"""
+
+from typing import Annotated, Protocol
+
+import torch
+from annotated_types import Gt, Le
+from torch import Tensor
+
+from thunderhead.core.types import NonNegativeFloat, PositiveInt
+
+
+class NextTokenModel(Protocol):
+    """What `generate` needs of a decoder: an `nn.Module` with a context length and next-token logits."""
+
+    training: bool
+    context_length: int
+
+    def logits(self, tokens_BT: Tensor, /) -> Tensor:
+        """Next-token logits of each position, (B, T, V)."""
+
+    def eval(self) -> object:
+        """Switch dropout off."""
+
+    def train(self, mode: bool = True) -> object:
+        """Switch dropout on or off."""
+
+
+@torch.inference_mode()
+def generate(
+    decoder: NextTokenModel,
+    prompt_ids_BT: Tensor,
+    max_new_tokens: PositiveInt,
+    *,
+    temperature: NonNegativeFloat = 1.0,
+    top_k: PositiveInt | None = None,
+    top_p: Annotated[float, Gt(0), Le(1)] | None = None,
+    seed: int = 0,
+    eos_id: int | None = None,
+) -> Tensor:
+    """Continue a prompt by sampling from the decoder.
+
+    The decoder is put into eval mode and back. It sees at most its context length of the latest tokens, and computes
+    them anew for each token (no key-value cache). Sampling is in float32 on the CPU, so that the seed draws the same on
+    every device.
+
+    Args:
+        decoder: a `Decoder`, or anything with `logits(tokens_BT)` and `context_length`.
+        prompt_ids_BT: integer token ids (B, T), T ≥ 1, on the decoder's device. All rows have the same length.
+        max_new_tokens: tokens to add to each row at most.
+        temperature: the logits are divided by it. 0 is the limit: always the most probable token.
+        top_k: keep the k most probable tokens only; None keeps all.
+        top_p: keep the fewest most probable tokens whose probabilities sum to at least p, after temperature and top_k
+            (nucleus sampling, Holtzman et al. 1904.09751); None keeps all.
+        seed: the same seed, prompt and weights give the same text.
+        eos_id: a row that has produced this token is finished and filled up with it; the text ends when all rows are.
+
+    Returns:
+        (B, T + n) token ids, the prompt first, n ≤ max_new_tokens.
+
+    """
+    assert prompt_ids_BT.ndim == 2, "the prompt is (B, T)"
+    assert prompt_ids_BT.size(1) >= 1, "the prompt has at least one token"
+    random = torch.Generator().manual_seed(seed)
+    tokens_BT = prompt_ids_BT
+    finished_B = torch.zeros(len(tokens_BT), dtype=torch.bool)
+    was_training = decoder.training
+    decoder.eval()
+    try:
+        for _ in range(max_new_tokens):
+            logits_BV = decoder.logits(tokens_BT[:, -decoder.context_length :])[:, -1].float().cpu()
+            next_B = _choose(logits_BV, temperature, top_k, top_p, random)
+            if eos_id is not None:
+                next_B = next_B.masked_fill(finished_B, eos_id)
+                finished_B |= next_B == eos_id
+            tokens_BT = torch.cat([tokens_BT, next_B[:, None].to(tokens_BT)], dim=1)
+            if finished_B.all():
+                break
+    finally:
+        decoder.train(was_training)
+    return tokens_BT
+
+
+def _choose(
+    logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None, random: torch.Generator
+) -> Tensor:
+    """One token a row, (B,)."""
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    # Sorted, so that both cuts are the end of the row, and ties at a cut do not let more tokens in.
+    logits_BV, ids_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
+    logits_BV = logits_BV[:, :top_k] - logits_BV[:, :1]  # at most 0: no temperature is too low for float32
+    probabilities_BV = (logits_BV / temperature).softmax(-1)
+    if top_p is not None:
+        before_BV = probabilities_BV.cumsum(-1) - probabilities_BV  # 0 for the first: one token always stays
+        probabilities_BV = probabilities_BV.masked_fill(before_BV >= top_p, 0.0)
+    place_B1 = torch.multinomial(probabilities_BV, 1, generator=random)
+    return ids_BV.gather(1, place_B1).squeeze(1)

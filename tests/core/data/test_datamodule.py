@@ -1,0 +1,351 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from thunderhead.core.data.datamodule import MicroBatches, TokenDataModule, validation_samples
+from thunderhead.core.data.manifest import DamagedChunkError
+from thunderhead.core.data.mixture import Mixture, plan_turns, trained_blocks
+from thunderhead.core.data.order import blocks
+from thunderhead.core.data.shards import LocalChunks, ShardReader, blocks_per_chunk
+from thunderhead.corpus.prepare import find_manifest
+from thunderhead.corpus.sources import LocalText
+from thunderhead.corpus.tokenizer import ByteTokenizer
+
+T = 32
+SEQUENCES_PER_STEP = 8
+STEPS = 20
+Make = Callable[..., TokenDataModule]
+Mixed = dict[str, object]
+
+
+@pytest.fixture
+def make(corpus: Path, tmp_path: Path) -> Make:
+    """Build a data module over the corpus, with its shards prepared and checked, and a stand-in for the trainer."""
+
+    def make(rank: int = 0, world_size: int = 1, **settings: object) -> TokenDataModule:
+        defaults = {
+            "micro_batch_size": 2,
+            "sequences_per_step": SEQUENCES_PER_STEP,
+            "seed": 5,
+            "sources": {"text": LocalText(path=str(corpus))},
+            "shards_dir": str(tmp_path / "shards"),
+            "validation_fraction": 0.2,
+            "shuffle_window": 100,
+        }
+        module = TokenDataModule(ByteTokenizer(), T, **{**defaults, **settings})
+        strategy = SimpleNamespace(
+            root_device=torch.device("cpu"), distributed_sampler_kwargs={"rank": rank, "num_replicas": world_size}
+        )
+        module.trainer = SimpleNamespace(global_step=0, max_steps=STEPS, strategy=strategy)
+        module.prepare_data()
+        module.setup("fit")
+        return module
+
+    return make
+
+
+def in_capitals(blocks: Tensor) -> Tensor:
+    """Tell the source `few` from `many` by its bytes."""
+    return ~((blocks >= ord("a")) & (blocks <= ord("z"))).any(dim=1)
+
+
+def take(batches: Iterator[Tensor], count: int) -> Tensor:
+    return torch.stack([next(batches) for _ in range(count)])
+
+
+@pytest.fixture
+def mixture(tmp_path: Path, corpus: Path) -> Mixed:
+    """Two sources whose weights change in step 10, one of which is used up in step 12."""
+    few = tmp_path / "few"
+    few.mkdir(exist_ok=True)
+    for file in sorted(corpus.iterdir())[:12]:
+        (few / file.name).write_text(file.read_text().upper())
+    many = LocalText(path=str(corpus), weight={0: 3.0, 0.5: 1.0})
+    return {"sources": {"many": many, "few": LocalText(path=str(few), weight=1.0, max_epochs=0.075)}}
+
+
+def expected(module: TokenDataModule, samples: range) -> Tensor:
+    """Look each sample up on its own, with an order and readers of its own."""
+    train = module.manifest.splits["train"]
+    sizes = {s: blocks_per_chunk(shard, T) for s, shard in train.items()}
+    trained = trained_blocks({s: sum(n) for s, n in sizes.items()}, T, module.max_training_tokens)
+    turns = plan_turns(
+        module.sources, trained, temperature=1.0, at_max_epochs="redistribute",
+        steps=STEPS, sequences_per_step=SEQUENCES_PER_STEP,
+    )  # fmt: skip
+    place = Mixture(turns, sizes, seed=5, window=100, trained=trained)
+    readers = {
+        s: ShardReader(LocalChunks(module.manifest.shard_folder("train", s), shard), shard, T, "uint16")
+        for s, shard in train.items()
+    }
+    found = [place(n) for n in samples]
+    return torch.stack([torch.from_numpy(readers[s].view(block).astype("int64")) for s, _, block in found])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+@pytest.mark.parametrize(
+    ("world_size", "micro", "num_workers"),
+    [(1, 1, 0), (1, 8, 1), (2, 2, 2), (4, 2, 0), (4, 1, 1), (2, 4, 4), (1, 2, 3)],
+)
+def test_a_step_has_the_same_samples_whatever_the_ranks(
+    make: Make, world_size: int, micro: int, num_workers: int, mixture: Mixed
+) -> None:
+    steps, first = 4, 9
+    accumulation = SEQUENCES_PER_STEP // (world_size * micro)
+    by_rank = []
+    for rank in range(world_size):
+        settings = {"micro_batch_size": micro, "num_workers": num_workers}
+        module = make(rank, world_size, **settings, **mixture)
+        module.load_state_dict({"samples": first * SEQUENCES_PER_STEP})  # saved by a run of other sizes
+        batches = take(iter(module.train_dataloader()), steps * accumulation)
+        assert batches.dtype == torch.int64
+        assert batches.shape[1:] == (micro, T + 1)
+        by_rank.append(batches.unflatten(0, (steps, accumulation)))
+    found = torch.stack(by_rank, dim=2)  # step, accumulation, rank, sequence, token: the order of the samples
+    samples = range(first * SEQUENCES_PER_STEP, (first + steps) * SEQUENCES_PER_STEP)
+    assert torch.equal(found.flatten(0, 3), expected(module, samples))
+    ledgers = [module.ledger(STEPS)(n) for n in (samples.start, samples.stop)]
+    drawn = {s: (ledgers[1][s].tokens - ledgers[0][s].tokens) // T for s in ("many", "few")}
+    upper = in_capitals(found.flatten(0, 3))
+    assert drawn == {"many": int((~upper).sum()), "few": int(upper.sum())}
+    assert 0 < drawn["few"] < len(samples) // 2
+    assert module._mixture.turns.used_up["few"] in samples
+
+
+@pytest.mark.parametrize(("world_size", "micro"), [(1, 1), (1, 8), (2, 3), (4, 2), (3, 2)])
+def test_validation_reads_each_block_once_over_all_ranks(make: Make, world_size: int, micro: int) -> None:
+    settings = {"micro_batch_size": micro, "max_validation_tokens": 10**9}
+    loaders = [make(rank, world_size, **settings).val_dataloader()[0] for rank in range(world_size)]
+    module = make(**settings)
+    n_blocks = blocks(module.manifest, "text", T, "val")
+    shard = module.manifest.splits["val"]["text"]
+    reader = ShardReader(LocalChunks(module.manifest.shard_folder("val", "text"), shard), shard, T, "uint16")
+    all_blocks = [tuple(reader.view(i).tolist()) for i in range(n_blocks)]
+    found = [tuple(row) for loader in loaders for batch in loader for row in batch.tolist()]
+    samples = validation_samples(n_blocks, 10**9, world_size)
+    assert len(found) == len(set(found)) == samples
+    assert n_blocks * 7 / 8 - world_size < samples <= n_blocks
+    assert set(found) <= set(all_blocks)
+    assert len({len(loader) for loader in loaders}) == 1
+    assert len({batch.shape for loader in loaders for batch in loader}) == 1
+    assert [batch.tolist() for batch in loaders[0]] == [batch.tolist() for batch in loaders[0]]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_part_of_the_data_is_trained_on_and_all_validated_on(make: Make) -> None:
+    """10 blocks in steps of 8, on two ranks of which one has workers: the samples of one rank, 0.8 epochs a step."""
+    settings = {"max_training_tokens": 10 * T + 5, "max_validation_tokens": 8 * T}
+    steps = 5
+    by_rank = []
+    for rank, num_workers in enumerate((0, 2)):
+        module = make(rank, 2, num_workers=num_workers, **settings)
+        by_rank.append(take(iter(module.train_dataloader()), 2 * steps).unflatten(0, (steps, 2)))
+    found = torch.stack(by_rank, dim=2).flatten(0, 3)
+    module = make(**settings)
+    assert torch.equal(found, expected(module, range(8 * steps)))
+    assert len({tuple(block.tolist()) for block in found}) == 10
+    assert torch.equal(found[:10].sort(dim=0).values, found[10:20].sort(dim=0).values)
+    assert module.ledger(steps)(8 * steps)["text"].epochs == 4.0
+    (validation,), (whole,) = (make(**s).val_dataloader() for s in (settings, {"max_validation_tokens": 8 * T}))
+    assert torch.equal(next(iter(validation)), next(iter(whole)))
+
+
+def test_validation_is_spread_over_the_split_and_limited(make: Make) -> None:
+    module = make(max_validation_tokens=20 * T)
+    n_blocks = blocks(module.manifest, "text", T, "val")
+    assert n_blocks > 100
+    shard = module.manifest.splits["val"]["text"]
+    reader = ShardReader(LocalChunks(module.manifest.shard_folder("val", "text"), shard), shard, T, "uint16")
+    (loader,) = module.val_dataloader()
+    found = torch.cat(list(loader))
+    assert len(found) == 20
+    assert torch.equal(found[10], torch.from_numpy(reader.view(n_blocks // 2).astype("int64")))
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10_000))
+def test_validation_is_the_same_for_1_2_and_4_ranks(n_blocks: int, wanted: int) -> None:
+    samples = validation_samples(n_blocks, wanted, 1)
+    assert min(n_blocks, wanted) * 7 / 8 <= samples <= min(n_blocks, wanted)
+    if min(n_blocks, wanted) >= 32:
+        assert validation_samples(n_blocks, wanted, 2) == validation_samples(n_blocks, wanted, 4) == samples
+
+
+def test_fewer_validation_blocks_than_ranks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"3 blocks .* fewer than the 4 ranks"):
+        validation_samples(3, 100, 4)
+
+
+def test_micro_batches_come_in_order() -> None:
+    ranks = [list(MicroBatches(100, 2, 3, rank, 2)) for rank in range(2)]
+    assert ranks == [[[100, 101, 102], [106, 107, 108]], [[103, 104, 105], [109, 110, 111]]]
+
+
+def test_a_micro_batch_that_does_not_divide_the_step_is_refused(make: Make) -> None:
+    with pytest.raises(ValueError, match=r"8 sequences a step are no multiple of 2 ranks × batch\.micro_size=3"):
+        make(0, 2, micro_batch_size=3).train_dataloader()
+
+
+def test_loading_leaves_the_global_random_state_alone(make: Make) -> None:
+    module = make()
+    before = torch.get_rng_state()
+    next(iter(module.train_dataloader()))
+    next(iter(module.val_dataloader()[0]))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("verify", ["full", "first_use"])
+def test_a_damaged_chunk_is_found_before_it_is_used(make: Make, verify: str) -> None:
+    module = make()
+    file = module.manifest.shard_folder("train", "text") / "chunk-0-0.bin"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    if verify == "full":
+        with pytest.raises(DamagedChunkError):
+            make(verify="full")
+    else:
+        loader = make(verify="first_use").train_dataloader()
+        with pytest.raises(DamagedChunkError):
+            next(iter(loader))
+
+
+def test_settings_that_cannot_be_are_refused(make: Make, corpus: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.path=elsewhere is used by no source"):
+        make(path="elsewhere")
+    make(path=str(corpus))
+
+
+def test_each_source_is_validated_on_its_own(make: Make, mixture: Mixed) -> None:
+    module = make(max_validation_tokens=16 * T, **mixture)
+    many, few = (torch.cat(list(loader)) for loader in module.val_dataloader())
+    assert many.shape == few.shape == (8, T + 1)
+    assert not in_capitals(many).any()
+    assert in_capitals(few).all()
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"seed": 6}, "seed"),
+        ({"shuffle_window": 50}, "data.shuffle_window"),
+        ({"temperature": 2.0}, "the weights and max_epochs of data.sources"),
+        ({"validation_fraction": 0.3}, "the training data"),
+        ({"max_training_tokens": 100 * T}, "the weights and max_epochs of data.sources and data.max_training_tokens"),
+    ],
+)
+def test_a_resume_in_another_order_is_refused(
+    make: Make, changed: dict[str, object], named: str, mixture: Mixed
+) -> None:
+    settings = mixture
+    module = make(**settings)
+    module.load_state_dict({"samples": 9 * SEQUENCES_PER_STEP})
+    module.train_dataloader()
+    state = module.state_dict()
+    same = make(micro_batch_size=8, **settings)
+    same.load_state_dict(state)
+    same.train_dataloader()
+    later = make(**settings)
+    later.sources["many"].weight = {0: 3.0, 0.5: 2.0}  # from step 10 on: none of it was drawn yet
+    later.load_state_dict(state)
+    later.train_dataloader()
+    other = make(**settings | changed)
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match=f"resume: {named} changed since the checkpoint"):
+        other.train_dataloader()
+
+
+def test_shards_found_beforehand_are_used(make: Make, corpus: Path, tmp_path: Path) -> None:
+    manifest = make().manifest
+    settings = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.2}
+    assert find_manifest({"text": LocalText(path=str(corpus))}, ByteTokenizer(), **settings) == manifest
+    module = TokenDataModule(
+        ByteTokenizer(), T, 2, 8, 0, sources={"text": LocalText(path="gone")}, shards_dir=str(tmp_path / "shards")
+    )
+    module.manifest = manifest
+    module.prepare_data()
+    module.setup("fit")
+    assert module.manifest is manifest
+
+
+class Recorder(lightning.LightningModule):
+    """A model of one parameter that keeps the batches it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[Tensor] = []
+        self.validated: list[Tensor] = []
+
+    def training_step(self, batch: Tensor, _: int) -> Tensor:
+        self.seen.append(batch.clone())
+        return self.weight * batch.float().mean()
+
+    def validation_step(self, batch: Tensor, _: int) -> None:
+        self.validated.append(batch.clone())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(steps: int, **settings: object) -> lightning.Trainer:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    schedule = {"max_epochs": -1, "max_steps": steps, "val_check_interval": 8, "check_val_every_n_epoch": None}
+    defaults = {"accelerator": "cpu", "devices": 1, "use_distributed_sampler": False}
+    return lightning.Trainer(**{**defaults, **quiet, **schedule, **settings})
+
+
+def test_lightning_resumes_at_the_sample_after_the_last_step(make: Make, tmp_path: Path) -> None:
+    whole = Recorder()
+    module = make(micro_batch_size=2)
+    trainer(6, accumulate_grad_batches=4).fit(whole, datamodule=module)
+    assert module.samples_seen == 6 * SEQUENCES_PER_STEP
+    samples = range(6 * SEQUENCES_PER_STEP)
+    assert torch.equal(torch.cat(whole.seen), expected(module, samples))
+
+    first = Recorder()
+    interrupted = trainer(2, accumulate_grad_batches=4)
+    interrupted.fit(first, datamodule=make(micro_batch_size=2))
+    interrupted.save_checkpoint(tmp_path / "a.ckpt")
+    assert torch.load(tmp_path / "a.ckpt")["TokenDataModule"]["samples"] == 2 * SEQUENCES_PER_STEP
+
+    second, other_size = Recorder(), make(micro_batch_size=4)
+    continued = trainer(4, accumulate_grad_batches=2)
+    continued.fit(second, datamodule=other_size, ckpt_path=tmp_path / "a.ckpt")
+    assert torch.equal(torch.cat(second.seen), expected(module, samples[2 * 8 : 4 * 8]))
+    continued.save_checkpoint(tmp_path / "b.ckpt")
+    assert torch.load(tmp_path / "b.ckpt")["TokenDataModule"]["samples"] == 4 * SEQUENCES_PER_STEP
+
+    third = Recorder()
+    trainer(6, accumulate_grad_batches=4).fit(third, datamodule=make(micro_batch_size=2), ckpt_path=tmp_path / "b.ckpt")
+    assert torch.equal(torch.cat(third.seen), expected(module, samples[4 * 8 :]))
+
+
+def test_lightning_trains_beyond_the_first_epoch_and_validates_on_the_same_blocks(make: Make) -> None:
+    module, model = make(micro_batch_size=8, max_validation_tokens=16 * T), Recorder()
+    count = blocks(module.manifest, "text", T)
+    steps = count // 8 + 4
+    trainer(steps, val_check_interval=steps // 2, num_sanity_val_steps=0).fit(model, datamodule=module)
+    assert torch.equal(torch.cat(model.seen), expected(module, range(steps * 8)))
+    assert len(model.validated) == 4
+    assert torch.equal(torch.cat(model.validated[:2]), torch.cat(model.validated[2:]))
+
+
+def test_lightning_may_not_replace_the_sampler(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    connector = "lightning.pytorch.trainer.connectors.accelerator_connector._AcceleratorConnector.is_distributed"
+    monkeypatch.setattr(connector, property(lambda self: True))
+    kwargs = property(lambda self: {"num_replicas": 2, "rank": 0})
+    monkeypatch.setattr(lightning.Trainer, "distributed_sampler_kwargs", kwargs)
+    with pytest.raises(TypeError, match="use_distributed_sampler=False"):
+        trainer(1, use_distributed_sampler=True).fit(Recorder(), datamodule=make())

@@ -1,0 +1,137 @@
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from oracles import randomize
+from torch import Tensor, nn
+
+from thunderhead.core.model.block import Block, ResidualDropout
+from thunderhead.core.model.context import SequenceContext
+from thunderhead.core.model.decoder import Decoder
+
+D = 6
+CONTEXT = SequenceContext(torch.arange(4)[None])
+
+
+class Branch(nn.Linear):
+    """Stands for attention and for the feed-forward branch."""
+
+    def forward(self, x: Tensor, context: SequenceContext | None = None) -> Tensor:
+        return torch.tanh(super().forward(x))
+
+
+def build(dropout: ResidualDropout | None = None, **settings: Any) -> Block:
+    norm = partial(nn.LayerNorm, eps=1e-5)
+    block = Block(Branch(D, D), Branch(D, D), norm, D, dropout or ResidualDropout(), **settings).double().eval()
+    randomize(block)
+    return block
+
+
+def formula(block: Block, x: Tensor) -> Tensor:
+    """The block of its docstring, written out for each setting from the bare weights."""
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        weights: Any = getattr(block, f"{name}_norm")
+        return scaled * weights.weight + weights.bias
+
+    attend, feed = block.attention, block.feedforward
+    if block.parallel_residual:
+        shared = block.feedforward_norm is None
+        normed = norm("attention", x)
+        return x + attend(normed) + feed(normed if shared else norm("feedforward", x))
+    if block.placement == "pre":
+        x = x + attend(norm("attention", x))
+        return x + feed(norm("feedforward", x))
+    if block.placement == "post":
+        x = norm("attention", x + attend(x))
+        return norm("feedforward", x + feed(x))
+    x = x + norm("attention_output", attend(norm("attention", x)))
+    return x + norm("feedforward_output", feed(norm("feedforward", x)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"placement": "pre"},
+        {"placement": "post"},
+        {"placement": "sandwich"},
+        {"placement": "peri"},
+        {"placement": "pre", "parallel_residual": True},
+        {"placement": "pre", "parallel_residual": True, "shared_norm": True},
+    ],
+    ids=str,
+)
+def test_equals_its_formula(settings: dict[str, Any]) -> None:
+    block = build(**settings)
+    x = torch.randn(2, 4, D, dtype=torch.float64)
+    torch.testing.assert_close(block(x, CONTEXT), formula(block, x))
+    n_norms = {"sandwich": 4, "peri": 4}.get(block.placement, 1 if settings.get("shared_norm") else 2)
+    assert sum(isinstance(module, nn.LayerNorm) for module in block.modules()) == n_norms
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"placement": "post", "parallel_residual": True},
+            "parallel_residual=true needs block.placement=pre, not post",
+        ),
+        (
+            {"placement": "peri", "parallel_residual": True},
+            "parallel_residual=true needs block.placement=pre, not peri",
+        ),
+        ({"shared_norm": True}, "block.shared_norm=true needs block.parallel_residual=true"),
+    ],
+)
+def test_refused_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**settings)
+
+
+@pytest.mark.parametrize("rate", ["attention_output", "feedforward_output"])
+def test_dropout_in_training_only(rate: str) -> None:
+    block = build(ResidualDropout(**{rate: 0.5}), placement="pre")
+    x = torch.randn(2, 4, D, dtype=torch.float64)
+    torch.testing.assert_close(block(x, CONTEXT), formula(block, x))
+    block.train()
+    # The branch's output is dropped or doubled, element by element; the residual stream itself never is.
+    if rate == "feedforward_output":
+        middle = x + block.attention(block.attention_norm(x))
+        branch = block.feedforward(block.feedforward_norm(middle))
+        share = (block(x, CONTEXT) - middle) / branch
+        assert torch.all(torch.isclose(share * (share - 2), torch.zeros_like(share)))
+        assert 0 < (share < 1).sum() < share.numel()
+    else:
+        assert not torch.allclose(block(x, CONTEXT), formula(block, x))
+
+
+@pytest.mark.parametrize(
+    ("option", "final_norm", "embedding_norm"),
+    [("pre", 1, 0), ("post", 0, 0), ("sandwich", 1, 0), ("peri", 1, 1), ("parallel", 1, 0)],
+)
+def test_the_norms_outside_the_blocks(
+    build: Callable[..., Decoder], option: str, final_norm: int, embedding_norm: int
+) -> None:
+    decoder = build(f"block={option}", "position=none", "norm=layernorm")
+    randomize(decoder)
+    assert (decoder.final_norm is not None, decoder.embedding_norm is not None) == (final_norm, embedding_norm)
+    tokens = torch.randint(61, (2, 9))
+    x = decoder.embedding.weight[tokens]
+    if embedding_norm:
+        x = decoder.embedding_norm(x)
+    context = decoder._context(tokens)
+    for block in decoder.blocks:
+        x = block(x, context)
+    torch.testing.assert_close(decoder.hidden(tokens), decoder.final_norm(x) if final_norm else x)
+
+
+def test_dropout_of_embeddings(build: Callable[..., Decoder]) -> None:
+    decoder = build("dropout=gpt2", "dropout.attention_output=0.0", "dropout.feedforward_output=0.0")
+    tokens = torch.randint(61, (2, 9))
+    assert torch.equal(decoder.hidden(tokens), decoder.hidden(tokens))
+    decoder.train()
+    assert not torch.equal(decoder.hidden(tokens), decoder.hidden(tokens))

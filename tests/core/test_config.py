@@ -1,0 +1,287 @@
+"""The signature is the schema: what is refused, in which words, and what passes."""
+
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import hydra
+import pytest
+import yaml
+
+from thunderhead.core import config
+from thunderhead.core.config import CONF_DIR, ConfigError, Problem
+from thunderhead.core.types import PositiveInt, Probability
+from thunderhead.training.run import settings
+from tiny import OPTIONS, tiny
+
+REPOSITORY = CONF_DIR.parent
+HERE = __name__
+NO_NODES = ("experiment", "debug", "callbacks", "logger", "curation")  # overrides, or nodes by name
+NEED_PATHS = {
+    "data=text": "data",
+    "data=shards": "data",
+    "tokenizer=huggingface": "tokenizer",
+    "tokenizer=tiktoken": "tokenizer",
+}
+NODES = [f"{group}={option}" for group, options in OPTIONS.items() for option in options if group not in NO_NODES]
+
+
+class Part:
+    """A component to check against: one parameter from the code, the others from YAML."""
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        width: PositiveInt,
+        rate: Probability = 0.0,
+        kind: Literal["a", "b"] = "a",
+        pair: tuple[float, float] = (0.0, 1.0),
+        ratio: int | float | None = None,
+        inner: Any = None,
+    ):
+        self.d_model, self.width, self.rate, self.kind = d_model, width, rate, kind
+        self.pair, self.ratio, self.inner = pair, ratio, inner
+
+
+def takes_any(*, width: int, **others: Any) -> dict[str, Any]:
+    return {"width": width, **others}
+
+
+def node(**arguments: Any) -> dict[str, Any]:
+    return {"part": {"_target_": f"{HERE}.Part", "width": 8, **arguments}}
+
+
+def only(problems: list[Problem]) -> Problem:
+    assert len(problems) == 1, problems
+    return problems[0]
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def test_values_that_fit_pass() -> None:
+    assert config.check(node(rate=0.5, kind="b", pair=[0.9, 0.99], ratio=2)) == []
+    assert config.check(node(ratio=0.25)) == []
+    assert config.check(node(ratio=None)) == []
+
+
+def test_unknown_key_suggests_the_nearest() -> None:
+    problem = only(config.check(node(kinds="a")))
+    assert problem == Problem("part.kinds", "is unknown to Part; did you mean kind?")
+
+
+def test_unknown_key_that_resembles_nothing_lists_all() -> None:
+    problem = only(config.check(node(zzz=1)))
+    assert problem == Problem("part.zzz", "is unknown to Part; known: inner, kind, pair, rate, ratio, width")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "message"),
+    [
+        (
+            {"ratio": "abc"},
+            "part.ratio",
+            "'abc' is not accepted: should be a valid integer or should be a valid number",
+        ),
+        ({"width": 0}, "part.width", "0 is not accepted: should be greater than 0"),
+        ({"width": "8"}, "part.width", "'8' is not accepted: should be a valid integer"),
+        ({"width": True}, "part.width", "true is not accepted: should be a valid integer"),
+        ({"width": None}, "part.width", "null is not accepted: should be a valid integer"),
+        ({"rate": 1.0}, "part.rate", "1.0 is not accepted: should be less than 1"),
+        ({"kind": "c"}, "part.kind", "'c' is not accepted: should be 'a' or 'b'"),
+    ],
+)
+def test_wrong_values_say_what_is_accepted(arguments: dict[str, Any], path: str, message: str) -> None:
+    problem = only(config.check(node(**arguments)))
+    assert problem.path == path
+    assert problem.message.startswith(message)
+
+
+def test_a_list_of_the_wrong_length_is_refused() -> None:
+    assert only(config.check(node(pair=[1.0]))).path == "part.pair"
+
+
+def test_missing_and_supplied_keys() -> None:
+    problems = config.check({"part": {"_target_": f"{HERE}.Part", "d_model": 3}})
+    assert Problem("part.d_model", "is worked out by Thunderhead and cannot be set") in problems
+    assert Problem("part.width", "is required: part.width=…") in problems
+    assert len(problems) == 2
+
+
+def test_any_key_passes_where_the_target_takes_any() -> None:
+    target = {"_target_": f"{HERE}.takes_any", "width": 1, "other": "x"}
+    assert config.check({"part": target}) == []
+    assert only(config.check({"part": {**target, "width": "x"}})).path == "part.width"
+
+
+@pytest.mark.parametrize("target", ["no_such_package.Thing", f"{HERE}.NoSuchThing", "thunderhead.model.NoSuchThing"])
+def test_targets_that_cannot_be_imported(target: str) -> None:
+    problem = only(config.check({"part": {"_target_": target}}))
+    assert problem.path == "part._target_"
+    assert problem.message.startswith(f"cannot load '{target}'")
+
+
+def test_nested_nodes_and_lists_are_checked_at_their_place() -> None:
+    inner = {"_target_": f"{HERE}.Part", "width": -1}
+    outer = node(inner={"first": inner, "second": [inner]})
+    assert [p.path for p in config.check(outer)] == ["part.inner.first.width", "part.inner.second[0].width"]
+
+
+def test_all_problems_are_reported_in_order() -> None:
+    problems = config.check(
+        {"seed": -1, **node(width=0, kind="c", zzz=1), "other": {"_target_": "nowhere.X"}}, settings
+    )
+    paths = [p.path for p in problems]
+    assert paths[0] == "seed"
+    assert paths[-4:] == ["part.width", "part.kind", "part.zzz", "other._target_"]
+    text = str(ConfigError(problems))
+    assert all(path in text for path in paths)
+
+
+def test_missing_values_of_the_composition() -> None:
+    with pytest.raises(ConfigError, match=r"^data.path: needs a value: data.path=…$"):
+        config.plain(config.compose(["data=text"]))
+
+
+def test_an_interpolation_to_nowhere_is_refused() -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        config.plain(config.compose(["name=${nowhere}"]))
+
+
+# --- conf/ ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_an_option_names_exactly_what_can_be_set(name: str) -> None:
+    path = [f"{NEED_PATHS[name]}.path=x"] if name in NEED_PATHS else []
+    resolved = config.plain(config.compose([name, *path]))
+    assert config.check(resolved, settings) == []
+    group = name.partition("=")[0]
+    arguments = set(resolved[group]) - {"_target_"}
+    target = hydra.utils.get_object(resolved[group]["_target_"])
+    parameters = inspect.signature(target).parameters.values()
+    supplied = {p.name for p in parameters if p.default is p.empty and p.kind is not p.KEYWORD_ONLY}
+    settable = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - supplied
+    if resolved[group]["_target_"].startswith("thunderhead."):
+        assert arguments == settable
+    else:  # of Lightning's and torch's many parameters, those that make sense here
+        assert arguments <= settable
+
+
+@pytest.mark.parametrize("name", [f"{group}={option}" for group in NO_NODES for option in OPTIONS[group]])
+def test_options_that_are_no_node_pass_the_check(name: str) -> None:
+    assert config.check(config.plain(config.compose([name])), settings) == []
+
+
+def test_every_option_says_what_it_is() -> None:
+    for file in CONF_DIR.glob("*/*.yaml"):
+        lines = [line for line in file.read_text().splitlines() if line != "# @package _global_"]
+        assert lines[0].startswith("# "), f"{file} does not begin with a sentence"
+
+
+# --- build ------------------------------------------------------------------------------------------------------------
+
+
+def test_factory_binds_settings_and_build_calls() -> None:
+    description = node(pair=[1.0, 2.0])["part"]
+    assert config.factory(description)(16).d_model == 16
+    part = config.build(description, d_model=4)
+    assert (part.d_model, part.width, part.pair) == (4, 8, [1.0, 2.0])
+
+
+# --- with_overrides ---------------------------------------------------------------------------------------------------
+
+
+def test_overrides_of_a_recorded_configuration() -> None:
+    recorded = config.plain(config.compose([]))
+    changed = config.with_overrides(recorded, ["budget.steps=7", "+new=3"])
+    assert changed["budget"]["steps"] == 7
+    assert changed["new"] == 3
+    assert changed["model"] == recorded["model"]
+    assert recorded["budget"]["steps"] != 7  # left alone
+
+
+def test_overrides_that_a_recorded_configuration_cannot_take() -> None:
+    recorded = config.plain(config.compose([]))
+    with pytest.raises(ConfigError) as refused:
+        config.with_overrides(recorded, ["attention=mha", "budget.step=7"])
+    first, second = refused.value.problems
+    assert first == Problem("attention", "a resumed run keeps its recorded attention; single values may change")
+    assert second == Problem("budget.step", "is unknown; did you mean budget.steps?")
+
+
+def test_some_groups_of_a_recorded_configuration_may_be_switched() -> None:
+    overrides = ["strategy.replicate_size=4", "strategy=hsdp", "budget.steps=7"]
+    composed = config.plain(config.compose(overrides))
+    recorded = config.plain(config.compose(["strategy=ddp"]))
+    switched = {"strategy": composed["strategy"]}
+    assert config.chosen_groups(overrides) == {"strategy", "strategy.replicate_size", "budget.steps"}
+    changed = config.with_overrides(recorded, overrides, ["strategy=ddp"], switched)
+    assert changed == recorded | switched | {"budget": recorded["budget"] | {"steps": 7}}
+    assert changed["strategy"]["replicate_size"] == 4
+    back = config.with_overrides(changed, ["strategy=ddp"], ["strategy=ddp"], {"strategy": recorded["strategy"]})
+    assert back["strategy"] == recorded["strategy"]  # the newest choice holds, not the first
+
+
+def test_yaml_gives_the_configuration_back() -> None:
+    resolved = config.plain(config.compose([]))
+    assert yaml.safe_load(config.to_yaml(resolved)) == resolved
+
+
+# --- a component from outside
+
+MINE = '''
+import torch
+from thunderhead.core.model.attention import GroupedQueryAttention
+
+
+class Mine(GroupedQueryAttention):
+    """Grouped-query attention whose output is scaled."""
+
+    def __init__(self, d_model: int, n_heads: int, context_length: int, bias: bool, *, scale: float = 1.0):
+        super().__init__(d_model, n_heads, context_length, bias)
+        self.scale = scale
+        print("my attention is built")
+
+    def forward(self, x_BTD: torch.Tensor, context: object) -> torch.Tensor:
+        return self.scale * super().forward(x_BTD, context)
+'''
+MINE_YAML = "# Mine.\n_target_: mine.Mine\nscale: 0.5\n"
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder of a user with a module and a YAML file, as CONTRIBUTING.md has it."""
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "conf" / "attention").mkdir(parents=True)
+    (tmp_path / "conf" / "attention" / "mine.yaml").write_text(MINE_YAML)
+    return tmp_path
+
+
+@pytest.fixture
+def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        options = [a for a in arguments if a.startswith("--")]
+        overrides = tiny(text_corpus, shards_dir, *(a for a in arguments if not a.startswith("--")))
+        command = [sys.executable, str(REPOSITORY / "train.py"), *options, *overrides, f"hydra.run.dir={tmp_path}/run"]
+        return subprocess.run(
+            command, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    return start
+
+
+def test_an_attention_from_outside_by_yaml_alone(
+    outside: Path, program: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = program(f"--config-dir={outside}/conf", "attention=mine", PYTHONPATH=str(outside))
+    assert done.returncode == 0, done.stderr
+    assert "my attention is built" in done.stdout
+    recorded = yaml.safe_load((outside / "run" / "config.yaml").read_text())
+    assert recorded["attention"] == {"_target_": "mine.Mine", "scale": 0.5}
+    assert (outside / "run" / "summary.json").exists()

@@ -1,0 +1,201 @@
+"""LanguageModel under Lightning: what is float32, what accumulates, what a checkpoint gives back."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from thunderhead.core import config
+from thunderhead.core.module import GROUPS, LanguageModel
+from thunderhead.training import hardware
+from tiny import tiny
+
+VOCAB, CONTEXT = 257, 32
+# These runs validate nothing.
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+
+
+def language_model(*overrides: str, seed: int = 1, total_steps: int = 4, precision: str = "fp32") -> LanguageModel:
+    resolved = config.plain(config.compose(tiny("x", "x", "compile=none", *overrides)))
+    groups = {group: resolved[group] for group in GROUPS}
+    return LanguageModel(groups, seed=seed, vocab_size=VOCAB, eos_id=256, total_steps=total_steps, precision=precision)
+
+
+def batches(n: int, size: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return list(torch.randint(0, VOCAB, (n * size, CONTEXT + 1), generator=generator).split(size))
+
+
+def fit(
+    model: LanguageModel,
+    data: list[Tensor],
+    *,
+    precision: str = "fp32",
+    callbacks: tuple[Callback, ...] = (),
+    **others: Any,
+) -> Trainer:
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=others.pop("max_steps", 4),
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **hardware.precision_plugin(precision, "cpu"),
+        **others,
+    )
+    trainer.fit(model, DataLoader(data, batch_size=None))
+    return trainer
+
+
+class Dtypes(Callback):
+    """Notes what forward passes compute in, and gradients at the step."""
+
+    def __init__(self) -> None:
+        self.computed: set[torch.dtype] = set()
+        self.gradients: set[torch.dtype] = set()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        def note(_: Any, __: Any, output: Tensor) -> None:
+            self.computed.add(output.dtype)
+
+        linear = next(m for m in pl_module.decoder.blocks.modules() if isinstance(m, torch.nn.Linear))
+        linear.register_forward_hook(note)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.gradients |= {p.grad.dtype for p in pl_module.parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.bfloat16), ("fp16-mixed", torch.float16)])
+def test_mixed_precision_keeps_weights_gradients_and_state_in_float32(
+    precision: str, dtype: torch.dtype, optimizer: str
+) -> None:
+    model, dtypes = language_model(f"optimizer={optimizer}"), Dtypes()
+    trainer = fit(model, batches(4, 2), precision=precision, callbacks=(dtypes,), gradient_clip_val=1.0)
+    assert dtypes.computed == {dtype}
+    assert dtypes.gradients == {torch.float32}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    state = [t for s in trainer.optimizers[0].state.values() for t in s.values() if isinstance(t, Tensor)]
+    assert state
+    assert {t.dtype for t in state} == {torch.float32}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon", "adafactor"])
+def test_bf16_true_computes_in_bfloat16_and_trains_float32_weights(optimizer: str) -> None:
+    model, dtypes = language_model(f"optimizer={optimizer}", precision="bf16-true"), Dtypes()
+    residual: set[torch.dtype] = set()
+    model.configure_model()
+    model.decoder.blocks[1].register_forward_hook(lambda _, __, output: residual.add(output.dtype))
+    trainer = fit(model, batches(4, 2), precision="bf16-true", callbacks=(dtypes,), max_steps=4)
+    assert dtypes.computed == residual == {torch.bfloat16}
+    assert dtypes.gradients == {p.dtype for p in model.parameters()} == {torch.float32}
+    state = [t for s in trainer.optimizers[0].state.values() for t in s.values() if isinstance(t, Tensor)]
+    assert {t.dtype for t in state} == {torch.float32}
+    plain = language_model(f"optimizer={optimizer}")
+    plain.configure_model()
+    assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_steps_below_bfloat16s_spacing_are_not_lost() -> None:
+    """A learning rate under which a bfloat16 weight would never move: 1e-5 of weights of about 0.02."""
+    model = language_model("optimizer=lion", "optimizer.lr=1.0e-6", "scheduler=constant", precision="bf16-true")
+    model.configure_model()
+    before = {name: p.detach().clone() for name, p in model.decoder.named_parameters()}
+    fit(model, batches(4, 2), precision="bf16-true", max_steps=4)
+    after = dict(model.decoder.named_parameters())
+    name = "blocks.0.attention.q_proj.weight"
+    assert (after[name] != before[name]).float().mean() > 0.99
+    assert (after[name].bfloat16() == before[name].bfloat16()).float().mean() > 0.9
+
+
+def test_accumulation_equals_one_big_batch() -> None:
+    data = batches(8, 4)
+    at_once, in_parts = language_model("optimizer=sgd"), language_model("optimizer=sgd")
+    fit(at_once, data, max_steps=8, gradient_clip_val=1.0)
+    parts = [part for batch in data for part in batch.split(1)]
+    fit(in_parts, parts, max_steps=8, accumulate_grad_batches=4, gradient_clip_val=1.0)
+    moved = 0.0
+    start = language_model("optimizer=sgd")
+    start.configure_model()
+    for a, b, c in zip(at_once.parameters(), in_parts.parameters(), start.parameters(), strict=True):
+        # only the order of float32 sums differs
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        moved = max(moved, (a - c).abs().max().item())
+    assert moved > 1e-2  # the tolerance would see a difference
+
+
+def test_gradients_are_clipped_by_their_global_norm() -> None:
+    norms: list[tuple[float, float]] = []
+
+    class Norms(Callback):
+        def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            if gradients:
+                after = torch.cat([g.flatten() for g in gradients]).norm().item()
+                norms.append((pl_module.grad_norm.item(), after))
+
+    fit(language_model(), batches(4, 2), callbacks=(Norms(),), gradient_clip_val=0.01)
+    assert norms
+    for before, after in norms:
+        assert before > 0.02
+        assert after == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_norm_is_known_also_when_nothing_is_clipped() -> None:
+    model = language_model()
+    fit(model, batches(1, 2), max_steps=1)
+    assert model.grad_norm is not None
+    assert model.grad_norm.item() > 0
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    models = [language_model(seed=seed) for seed in (7, 7, 8)]
+    for index, model in enumerate(models):
+        torch.manual_seed(index)
+        model.configure_model()
+    first, again, other = (m.state_dict() for m in models)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["decoder.embedding.weight"], other["decoder.embedding.weight"])
+
+
+def test_configure_model_does_not_draw_twice() -> None:
+    model = language_model()
+    model.configure_model()
+    decoder = model.decoder
+    model.configure_model()
+    assert model.decoder is decoder
+
+
+def test_a_checkpoint_loads_with_nothing_else(run: Callable[..., Path]) -> None:
+    folder = run("callbacks=default", "callbacks.checkpoint.every_n_train_steps=2")
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    model = LanguageModel.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+    saved = torch.load(checkpoint, weights_only=True)  # plain containers only
+    expected = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in expected.parameters():
+            parameter.zero_()
+    expected.load_state_dict(saved["state_dict"], strict=False)
+    tokens_BT = batches(1, 2)[0][:, :-1]
+    assert torch.equal(model.decoder.logits(tokens_BT), expected.decoder.logits(tokens_BT))
+    assert all(name.startswith(("decoder.", "val_", "step_")) for name in saved["state_dict"])
+    assert not any("_orig_mod" in name for name in saved["state_dict"])
+
+
+def test_a_checkpoint_has_the_loss_of_the_summary(run: Callable[..., Path]) -> None:
+    """The weights in last.ckpt are those that the final validation saw."""
+    folder = run("callbacks=default", "callbacks.checkpoint.every_n_train_steps=2")
+    summary = json.loads((folder / "summary.json").read_text())
+    model = LanguageModel.load_from_checkpoint(folder / "checkpoints" / "last.ckpt", map_location="cpu")
+    assert sum(p.numel() for p in model.decoder.parameters()) == summary["parameters"]
+    assert model.hparams["total_steps"] == summary["steps"] == 2

@@ -1,0 +1,105 @@
+"""A preparation to be killed: `python killed_preparation.py <settings as JSON>`; it writes down what it does."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from thunderhead.core.data.manifest import Manifest
+from thunderhead.corpus import prepare as preparing
+from thunderhead.corpus.curation import Filter
+from thunderhead.corpus.sources import LocalText
+from thunderhead.corpus.tokenizer import BpeTokenizer
+
+LOG = ""
+SECONDS = 0.0
+
+
+def note(what: str, n: int) -> None:
+    """Write down that something was done to n documents, and take some time."""
+    with open(LOG, "a") as log:
+        log.write(f"{what} {n}\n")
+    time.sleep(SECONDS)
+
+
+class Slow(BpeTokenizer):
+    name = "bpe"  # by which it is found again
+
+    def train(self, texts):
+        note("trained", 1)
+        return super().train(texts)
+
+    def encode_batch(self, texts: Sequence[str]):
+        note("encoded", len(texts))
+        return super().encode_batch(texts)
+
+
+class Deduplicate(Filter):
+    """Removes documents that end as an earlier one did: it must remember the order."""
+
+    def settings(self) -> dict[str, Any]:
+        return {"characters": 20}
+
+    def inspect(self, text: str) -> str:
+        note("inspected", 1)
+        return text[-20:]
+
+    def keep(self, document_id: str, evidence: str) -> str | None:
+        if evidence in self.seen:
+            return "ends as another"
+        self.seen.add(evidence)
+        return None
+
+    def reset(self) -> None:
+        self.seen: set[str] = set()
+
+
+def prepare(log: str, corpus: str, shards_dir: str, *, seconds: float, processes: int, curate: bool) -> Manifest:
+    """Prepare a folder of text in batches of some documents."""
+    global LOG, SECONDS
+    LOG, SECONDS = log, seconds
+    preparing._BATCH_CHARACTERS = 5000
+    return preparing.prepare(
+        {"text": LocalText(path=corpus)},
+        Slow(vocab_size=300),
+        shards_dir=shards_dir,
+        validation_fraction=0.2,
+        filters={"duplicates": Deduplicate()} if curate else {},
+        processes=processes,
+    )
+
+
+class Killable:
+    """`prepare` in a process of its own."""
+
+    def __init__(self, corpus: Path, folder: Path, *, seconds: float, processes: int = 1, curate: bool = False):
+        self._log = folder / "log"
+        settings = {"log": str(self._log), "corpus": str(corpus), "shards_dir": str(folder / "shards")}
+        settings |= {"seconds": seconds, "processes": processes, "curate": curate}
+        self.process = subprocess.Popen([sys.executable, __file__, json.dumps(settings)])
+
+    def kill_after(self, what: str, n: int) -> None:
+        """Wait until something was done to n documents in all, and kill -9."""
+        self.wait_for(what, n)
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def wait_for(self, what: str, n: int) -> None:
+        """Wait until something was done to n documents, by this process and those before."""
+        while count(self._log, what) < n:
+            assert self.process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+
+
+def count(log: Path, what: str) -> int:
+    """Count the documents to which something was done."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith(what))
+
+
+if __name__ == "__main__":
+    prepare(**json.loads(sys.argv[1]))

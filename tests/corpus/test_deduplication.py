@@ -1,0 +1,122 @@
+"""Duplicates: exact ones by their text, near ones against the naive Jaccard similarity of all pairs."""
+
+import random
+import unicodedata
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thunderhead.corpus.deduplication import ExactDuplicates, NearDuplicates, shingles
+
+SAME = "same text as an earlier document"
+
+
+def kept(rule: ExactDuplicates | NearDuplicates, texts: list[str]) -> list[int]:
+    rule.reset()
+    return [i for i, text in enumerate(texts) if rule.keep(str(i), rule.inspect(text)) is None]
+
+
+def jaccard(a: set[str], b: set[str]) -> float:
+    return len(a & b) / len(a | b)
+
+
+def test_exact_duplicates() -> None:
+    texts = ["One two", "one  TWO\n", "one twо", "one two.", "cafe\u0301", "caf\u00e9"]  # the third has a Cyrillic о
+    assert kept(ExactDuplicates(), texts) == [0, 2, 3, 4]
+    assert kept(ExactDuplicates(normalize=False), texts) == [0, 1, 2, 3, 4, 5]
+    assert ExactDuplicates().keep("0", b"x") is None
+
+
+@given(st.lists(st.text(max_size=6), max_size=20))
+def test_exactly_the_first_of_equal_texts_stays(texts: list[str]) -> None:
+    forms = [" ".join(unicodedata.normalize("NFC", text).lower().split()) for text in texts]
+    assert kept(ExactDuplicates(), texts) == [i for i, form in enumerate(forms) if form not in forms[:i]]
+    assert kept(ExactDuplicates(normalize=False), texts) == [i for i, t in enumerate(texts) if t not in texts[:i]]
+
+
+@given(st.text(alphabet="ab \n.", max_size=40), st.integers(1, 5))
+def test_shingles_equal_a_naive_count(text: str, n: int) -> None:
+    words = "".join(c if c in "ab" else " " for c in text).split()
+    naive = {" ".join(words[i : i + n]) for i in range(len(words) - n + 1)} or {" ".join(words)}
+    assert shingles(text, n) == naive
+
+
+def versions(n_texts: int, n_words: int) -> list[str]:
+    """Texts of random words, each followed by a copy in which some share of the words is replaced."""
+    draw = random.Random(3)
+    texts = []
+    for index in range(n_texts):
+        words = [str(draw.randrange(5000)) for _ in range(n_words)]
+        texts.append(" ".join(words))
+        replaced = (index / n_texts) ** 2 * 0.2  # a word is in 5 shingles
+        changed = [str(draw.randrange(5000)) if draw.random() < replaced else word for word in words]
+        texts.append(" ".join(changed))
+    return texts
+
+
+def test_near_duplicates_agree_with_naive_jaccard() -> None:
+    """All pairs of similarity ≥ 0.9 are found and none below 0.6, which is 3.3 standard errors (0.046) from 0.75.
+
+    A pair of similarity 0.9 escapes all 14 bands of 8 with probability (1 - 0.9^8)^14 = 0.0004; the hash functions are
+    fixed, and so is the outcome.
+    """
+    texts = versions(60, 200)
+    rule = NearDuplicates()
+    staying = set(kept(rule, texts))
+    sets = [shingles(text, 5) for text in texts]
+    removed = [i for i in range(len(texts)) if i not in staying]
+    for i in removed:
+        assert max(jaccard(sets[i], sets[j]) for j in staying if j < i) > 0.6
+    for i, j in combinations(sorted(staying), 2):
+        assert jaccard(sets[i], sets[j]) < 0.9
+    similar = [jaccard(sets[2 * k], sets[2 * k + 1]) for k in range(60)]
+    assert sum(s > 0.9 for s in similar) > 5  # the two assertions above are about something
+    assert sum(s < 0.6 for s in similar) > 5
+    assert any(0.6 < jaccard(sets[i], sets[i - 1]) < 0.9 for i in removed)
+
+
+def test_the_estimate_is_unbiased() -> None:
+    """The share of equal minima estimates the Jaccard similarity: mean error over pairs within 4 standard errors."""
+    texts = versions(40, 150)
+    rule = NearDuplicates(bands=16, rows=8)
+    errors, variances = [], []
+    for a, b in zip(texts[::2], texts[1::2], strict=True):
+        truth = jaccard(shingles(a, 5), shingles(b, 5))
+        errors.append(float(np.mean(rule.inspect(a) == rule.inspect(b))) - truth)
+        variances.append(truth * (1 - truth) / 128)
+    assert abs(np.mean(errors)) < 4 * np.sqrt(np.sum(variances)) / len(errors)
+    assert max(map(abs, errors)) > 0  # it is an estimate
+
+
+def test_the_threshold_decides() -> None:
+    texts = versions(60, 200)
+    counts = [len(kept(NearDuplicates(threshold=threshold), texts)) for threshold in (0.6, 0.75, 0.9)]
+    assert counts[0] < counts[1] < counts[2]
+
+
+def test_short_texts_are_compared_as_wholes() -> None:
+    rule = NearDuplicates()
+    assert kept(rule, ["one two", "One, two!", "one three", "", "..."]) == [0, 2, 3]
+
+
+def test_a_second_pass_remembers_nothing_and_decides_the_same() -> None:
+    texts, rule = versions(30, 100), NearDuplicates()
+    first = kept(rule, texts)
+    assert kept(rule, texts) == first
+    assert len(first) < len(texts)
+
+
+def test_signatures_are_small_and_the_same_in_every_process() -> None:
+    rule, other = NearDuplicates(), NearDuplicates()
+    signature = rule.inspect("one two three four five six")
+    assert signature.nbytes == 4 * 14 * 8
+    assert np.array_equal(signature, other.inspect("one two three four five six"))
+    assert not np.array_equal(signature, NearDuplicates(seed=2).inspect("one two three four five six"))
+
+
+def test_a_signature_of_one_hash_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2 in all"):
+        NearDuplicates(bands=1, rows=1)

@@ -1,0 +1,366 @@
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import killed_preparation
+import pytest
+from killed_preparation import Killable, count
+from long_words import LongWords
+
+from thunderhead.core.data.manifest import ForeignTokenizerError, Manifest, MissingManifestError, verify
+from thunderhead.corpus.prepare import check_sources, find_manifest, is_validation, prepare
+from thunderhead.corpus.sources import LocalText
+from thunderhead.corpus.tokenizer import BpeTokenizer, ByteTokenizer
+
+MakeShards = Callable[..., Manifest]
+
+
+def digest_of(folder: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def test_the_same_text_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
+    sources = {"text": LocalText(path=str(corpus))}
+    digests = []
+    for place in ("one", "two"):
+        tokenizer = BpeTokenizer(vocab_size=300)
+        manifest = prepare(sources, tokenizer, shards_dir=tmp_path / place, validation_fraction=0.2, chunk_bytes=5000)
+        verify(manifest)
+        digests.append(digest_of(manifest.folder))
+    assert digests[0] == digests[1]
+    assert {"manifest.json", "tokenizer.json", "text/train/chunk-0-0.bin", "text/val/index.json"} <= set(digests[0])
+
+
+def test_prepared_once_and_found_again(make_shards: MakeShards, corpus: Path, tmp_path: Path) -> None:
+    manifest = make_shards()
+    before = {file: file.stat().st_mtime_ns for file in manifest.folder.rglob("*")}
+    assert make_shards() == manifest
+    assert {file: file.stat().st_mtime_ns for file in manifest.folder.rglob("*")} == before
+    settings = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.2, "chunk_bytes": 20_000}
+    sources = {"text": LocalText(path=str(corpus))}
+    assert find_manifest(sources, ByteTokenizer(), **settings) == manifest
+    # Anything that would give other shards is looked for elsewhere.
+    assert find_manifest(sources, BpeTokenizer(vocab_size=300), **settings) is None
+    assert find_manifest(sources, ByteTokenizer(), **{**settings, "validation_fraction": 0.1}) is None
+    assert find_manifest({"other": sources["text"]}, ByteTokenizer(), **settings) is None
+    (corpus / "000.txt").write_text("new")
+    assert find_manifest(sources, ByteTokenizer(), **settings) is None
+
+
+def test_looking_up_writes_nothing(corpus: Path, tmp_path: Path) -> None:
+    sources = {"text": LocalText(path=str(corpus))}
+    assert find_manifest(sources, ByteTokenizer(), shards_dir=tmp_path / "shards", validation_fraction=0.1) is None
+    assert not (tmp_path / "shards").exists()
+
+
+def test_documents_are_split_by_their_text(make_shards: MakeShards, corpus: Path) -> None:
+    (corpus / "copy.txt").write_text((corpus / "000.txt").read_text())
+    manifest = make_shards()
+    tokenizer = manifest.load_tokenizer()
+    written: dict[str, list[str]] = {}
+    for split in ("train", "val"):
+        ids = []
+        for chunk in manifest.splits[split]["text"].chunks:
+            raw = (manifest.shard_folder(split, "text") / chunk.filename).read_bytes()
+            ids += memoryview(raw)[4 * (chunk.documents + 2) :].cast("H").tolist()
+        written[split] = tokenizer.decode(ids).split("<|endoftext|>")[:-1]
+    texts = [document.text for document in LocalText(path=str(corpus)).documents()]
+    assert sorted(written["train"] + written["val"]) == sorted(texts)
+    assert not set(written["train"]) & set(written["val"])
+    assert 3 <= len(written["val"]) <= 25  # a fifth of 61, give or take
+
+
+def test_the_split_follows_the_fraction() -> None:
+    held_out = sum(is_validation(str(i), 0.1) for i in range(10_000))
+    assert 880 < held_out < 1120  # 1000 ± 4 standard deviations of 30
+    # A larger fraction holds out more, never other documents.
+    assert all(is_validation(str(i), 0.2) for i in range(1000) if is_validation(str(i), 0.1))
+
+
+def test_the_tokenizer_sees_no_validation_text(tmp_path: Path) -> None:
+    lines = [f"{i:05}" for i in range(200)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    seen: list[str] = []
+
+    class Spy(ByteTokenizer):
+        name = "byte"  # by which it is found again
+
+        def train(self, texts):
+            seen.extend(texts)
+            return self
+
+    prepare({"a": LocalText(path=str(tmp_path))}, Spy(), shards_dir=tmp_path / "shards", validation_fraction=0.5)
+    assert seen == [line for line in lines if not is_validation(line, 0.5)]
+
+
+def test_several_sources_are_prepared_side_by_side(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text((corpus / "000.txt").read_text() * 20)
+    sources = {
+        "corpus": LocalText(path=str(corpus)),
+        "b": LocalText(path=str(tmp_path / "b.txt"), max_document_bytes=100),
+    }
+    manifest = prepare(sources, ByteTokenizer(), shards_dir=tmp_path / "shards", validation_fraction=0.3)
+    verify(manifest)
+    assert set(manifest.splits["train"]) == set(manifest.splits["val"]) == {"corpus", "b"}
+
+
+def test_too_little_text_to_split_says_what_to_change(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("only one document")
+    source = LocalText(path=str(tmp_path / "a.txt"))
+    with pytest.raises(ValueError, match=r"data\.sources\.a: .*validation split: raise data\.validation_fraction") as e:
+        prepare({"a": source}, ByteTokenizer(), shards_dir=tmp_path / "shards", validation_fraction=0.01)
+    assert "data.sources.a.max_document_bytes (now 16384)" in str(e.value)
+    with pytest.raises(ValueError, match=r"training split: lower data\.validation_fraction"):
+        prepare({"a": source}, ByteTokenizer(), shards_dir=tmp_path / "shards", validation_fraction=0.99999)
+    (tmp_path / "a.txt").write_text("\ufeff")
+    with pytest.raises(ValueError, match="there is no text in it"):
+        prepare({"a": source}, ByteTokenizer(), shards_dir=tmp_path / "shards", validation_fraction=0.1)
+    assert [name for name in os.listdir(tmp_path / "shards") if not name.endswith(".lock")] == []
+
+
+def test_what_is_wrong_with_sources_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    good = LocalText(path=str(tmp_path))
+    check_sources({"a": good}, path=str(tmp_path))
+    with pytest.raises(ValueError, match=r"data\.sources is empty"):
+        check_sources({})
+    with pytest.raises(ValueError, match=r"data\.path=other is used by no source"):
+        check_sources({"a": good}, path="other")
+    with pytest.raises(ValueError, match=r"data\.sources\.\.\./x: use letters"):
+        check_sources({"../x": good})
+    with pytest.raises(ValueError, match=r"data\.sources\.a\.path=nowhere does not exist"):
+        check_sources({"a": LocalText(path="nowhere")})
+    with pytest.raises(ValueError, match=r"data\.sources\.a\.path=nowhere does not exist"):
+        find_manifest({"a": LocalText(path="nowhere")}, ByteTokenizer(), shards_dir=tmp_path, validation_fraction=0.1)
+
+
+def test_a_bad_byte_late_in_a_file_leaves_nothing_behind(corpus: Path, tmp_path: Path) -> None:
+    (corpus / "zzz.txt").write_bytes(b"fine line\n" * 50_000 + b"\0")
+    for tokenizer in (ByteTokenizer(), BpeTokenizer(vocab_size=300)):
+        with pytest.raises(ValueError, match=r"data\.sources\.text: .*zzz\.txt: binary.* byte 500000"):
+            prepare(
+                {"text": LocalText(path=str(corpus))},
+                tokenizer,
+                shards_dir=tmp_path / "shards",
+                validation_fraction=0.2,
+            )
+    assert all(name.endswith(".lock") for name in os.listdir(tmp_path / "shards"))
+
+
+def test_files_that_change_meanwhile_are_noticed(corpus: Path, tmp_path: Path) -> None:
+    class Meddler(ByteTokenizer):
+        name = "byte"  # by which it is found again
+
+        def train(self, texts):
+            (corpus / "000.txt").write_text("changed")
+            return self
+
+    with pytest.raises(ValueError, match="changed while they were read"):
+        prepare(
+            {"text": LocalText(path=str(corpus))}, Meddler(), shards_dir=tmp_path / "shards", validation_fraction=0.2
+        )
+    assert all(name.endswith(".lock") for name in os.listdir(tmp_path / "shards"))
+
+
+def test_a_foreign_folder_is_not_touched(make_shards: MakeShards) -> None:
+    folder = make_shards().folder
+    (folder / "manifest.json").rename(folder / "mine.txt")
+    before = digest_of(folder)
+    with pytest.raises(MissingManifestError, match="no manifest"):
+        make_shards()
+    assert digest_of(folder) == before
+
+    work = folder.parent / f".{folder.name}.preparing"
+    work.mkdir(exist_ok=True)
+    (work / "mine.txt").write_text("mine")
+    (folder / "mine.txt").rename(folder.parent / "manifest.json")
+    folder.rename(folder.parent / "moved")
+    with pytest.raises(ValueError, match="in the way and was not made by Thunderhead"):
+        make_shards()
+    assert (work / "mine.txt").exists()
+
+
+def test_a_manifest_of_another_tokenizer_is_refused(make_shards: MakeShards) -> None:
+    file = make_shards().folder / "manifest.json"
+    content = json.loads(file.read_text())
+    content["tokenizer"]["settings"] = {"vocab_size": 999}
+    file.write_text(json.dumps(content))
+    with pytest.raises(ForeignTokenizerError, match=r"was made with the tokenizer byte .*999"):
+        make_shards()
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_writes_the_same_bytes(
+    processes: int, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "thunderhead.corpus.prepare._BATCH_CHARACTERS", 5000
+    )  # 16 batches: more than stay in one process
+    (tmp_path / "b.txt").write_text((corpus / "000.txt").read_text() * 20)
+    sources = {
+        "corpus": LocalText(path=str(corpus)),
+        "b": LocalText(path=str(tmp_path / "b.txt"), max_document_bytes=100),
+    }
+    digests = []
+    for n in (1, processes):
+        settings = {"shards_dir": tmp_path / str(n), "validation_fraction": 0.2, "chunk_bytes": 5000}
+        manifest = prepare(sources, BpeTokenizer(vocab_size=300), processes=n, **settings)
+        verify(manifest)
+        digests.append(digest_of(manifest.folder))
+    assert digests[0] == digests[1]
+
+
+def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thunderhead.corpus.prepare._BATCH_CHARACTERS", 0)  # set by what follows, and restored
+    for i in range(0, 60, 6):
+        (corpus / f"{i:03}.txt").write_text((corpus / "001.txt").read_text())  # 10 copies
+    undisturbed = killed_preparation.prepare(
+        str(tmp_path / "other"), str(corpus), str(tmp_path / "undisturbed"), seconds=0, processes=1, curate=True
+    )
+    folder, log, shards_dir = tmp_path / "killed", tmp_path / "killed" / "log", tmp_path / "killed" / "shards"
+    folder.mkdir()
+    Killable(corpus, folder, seconds=0.05, processes=2, curate=True).kill_after("inspected", 30)  # of 60
+    assert [path.suffix for path in sorted(shards_dir.iterdir())] == [".lock", ".preparing"]
+    sources = {"text": LocalText(path=str(corpus))}
+    filters = {"duplicates": killed_preparation.Deduplicate()}
+    place = {"shards_dir": shards_dir, "validation_fraction": 0.2, "filters": filters}
+    assert find_manifest(sources, BpeTokenizer(vocab_size=300), **place) is None
+    Killable(corpus, folder, seconds=0.1, processes=1, curate=True).kill_after("encoded", 20)  # of 50
+    assert find_manifest(sources, BpeTokenizer(vocab_size=300), **place) is None
+    with caplog.at_level(logging.WARNING):
+        manifest = killed_preparation.prepare(
+            str(log), str(corpus), str(shards_dir), seconds=0, processes=1, curate=True
+        )
+    assert "left by a preparation that was interrupted" in caplog.text
+    assert digest_of(manifest.folder) == digest_of(undisturbed.folder)
+    verify(manifest)
+    assert manifest.curation["sources"]["text"]["kept"] == 50
+    # What was under way at a kill is done again: with two processes at most 5 batches, with one 1; of 4 or 5 documents.
+    assert 60 <= count(log, "inspected") <= 60 + 5 * 5
+    assert count(log, "trained") == 1
+    assert 50 <= count(log, "encoded") <= 50 + 5
+    assert [path for path in shards_dir.iterdir() if path.suffix == ".preparing"] == []
+
+
+def test_ctrl_c_keeps_what_was_done(corpus: Path, tmp_path: Path) -> None:
+    class Interrupted(ByteTokenizer):
+        name = "byte"  # by which it is found again
+
+        def encode_batch(self, texts):
+            raise KeyboardInterrupt
+
+    settings = {"shards_dir": tmp_path, "validation_fraction": 0.2}
+    with pytest.raises(KeyboardInterrupt):
+        prepare({"text": LocalText(path=str(corpus))}, Interrupted(), **settings)
+    (work,) = tmp_path.glob(".*.preparing")
+    assert (work / "tokenizer.json").exists()
+    prepare({"text": LocalText(path=str(corpus))}, ByteTokenizer(), **settings)
+    assert not work.exists()
+
+
+def test_of_two_processes_one_prepares_and_the_other_waits(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Killable(corpus, tmp_path, seconds=0.1)
+    other.wait_for("encoded", 1)
+    with caplog.at_level(logging.WARNING):
+        manifest = prepare(
+            {"text": LocalText(path=str(corpus))},
+            BpeTokenizer(vocab_size=300),
+            shards_dir=tmp_path / "shards",
+            validation_fraction=0.2,
+        )
+    assert other.process.wait() == 0
+    assert count(tmp_path / "log", "encoded") == 60
+    assert "waiting for it" in caplog.text
+    verify(manifest)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_filtered_documents_are_nowhere_and_reported(
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thunderhead.corpus.prepare._BATCH_CHARACTERS", 40)
+    texts = [f"{i:03} " + ("long" * 100 if i % 4 == 0 else "word") for i in range(100)]
+    for name, part in (("a", texts[:60]), ("b", texts[60:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in part))
+    sources = {name: LocalText(path=str(tmp_path / f"{name}.jsonl")) for name in "ab"}
+    trained_on: list[str] = []
+
+    class Spy(ByteTokenizer):
+        name = "byte"  # by which it is found again
+
+        def train(self, texts):
+            trained_on.extend(texts)
+            return ByteTokenizer()
+
+    words, ends = LongWords(10), LongWords(4)
+    filters = {"words": words, "never": ends}
+    place = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.2}
+    manifest = prepare(sources, Spy(), filters=filters, processes=processes, **place)
+    verify(manifest)
+    kept = [text for i, text in enumerate(texts) if i % 4 != 0]
+    assert trained_on == [text for text in kept if not is_validation(text, 0.2)]
+    written = sum(shard.documents for split in manifest.splits.values() for shard in split.values())
+    assert written == len(kept) == 75
+    assert sum(shard.bytes for split in manifest.splits.values() for shard in split.values()) == 75 * 8
+    assert len(words.asked) == 100  # in their order, and each once
+    assert len(ends.asked) == 75  # what is gone, later filters never hear of
+    report = json.loads((manifest.folder / "curation.json").read_text())
+    first = {"id": "a.jsonl:1#0", "excerpt": texts[0][:300]}
+    removed = report["sources"]["a"]["removed"]["words: words > 10"]
+    assert report["sources"]["a"] == {"documents": 60, "kept": 45, "removed": {"words: words > 10": removed}}
+    assert (removed["documents"], removed["bytes"], len(removed["examples"])) == (15, 15 * 404, 5)
+    assert removed["examples"][0] == first
+    assert report["sources"]["b"]["kept"] == 30
+    assert manifest.curation == {"filters": {"words": {"longest": 10}, "never": {"longest": 4}}, **report}
+    # Found again by the filters' settings, and by nothing else.
+    assert find_manifest(sources, ByteTokenizer(), filters=filters, **place) == manifest
+    assert find_manifest(sources, ByteTokenizer(), **place) is None
+    assert find_manifest(sources, ByteTokenizer(), filters={"words": words}, **place) is None
+    assert find_manifest(sources, ByteTokenizer(), filters={**filters, "words": LongWords(11)}, **place) is None
+
+
+def test_filters_that_keep_nothing_are_refused(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^data\.sources\.text: curation\.filters keep none of its documents$"):
+        prepare(
+            {"text": LocalText(path=str(corpus))},
+            ByteTokenizer(),
+            filters={"all": LongWords(1)},
+            shards_dir=tmp_path / "shards",
+            validation_fraction=0.2,
+        )
+
+
+def test_without_filters_there_is_no_report(make_shards: MakeShards) -> None:
+    manifest = make_shards()
+    assert manifest.curation is None
+    assert not (manifest.folder / "curation.json").exists()
+
+
+def test_preparing_in_a_thread_works(make_shards: MakeShards) -> None:
+    thread = threading.Thread(target=make_shards)
+    thread.start()
+    thread.join()
+    verify(make_shards())
+
+
+def test_a_rank_of_a_distributed_run_writes_the_same_names(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 3)
+    manifest = make_shards()
+    assert manifest.splits["train"]["text"].chunks[0].filename == "chunk-0-0.bin"
+    verify(manifest)

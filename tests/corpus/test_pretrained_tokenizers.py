@@ -1,0 +1,300 @@
+"""Tokenizers from files that are made here, in the formats of others."""
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiktoken.load import load_tiktoken_bpe
+from tiktoken_ext import openai_public
+from tiktoken_ext.openai_public import r50k_pat_str
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from thunderhead.core.data.manifest import verify
+from thunderhead.corpus.prepare import prepare
+from thunderhead.corpus.pretrained_tokenizers import HuggingFaceTokenizer, TiktokenTokenizer
+from thunderhead.corpus.sources import LocalText
+from thunderhead.corpus.tokenizer import EOS, BpeTokenizer, Tokenizer, load_tokenizer
+
+TEXTS = [f"def cloud_{i}(x):\n    return x + {i}  # naïve 数据\n" for i in range(50)]
+unicode_text = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def save(tokenizer: tokenizers.Tokenizer, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def byte_level(special: list[str]) -> tokenizers.Tokenizer:
+    """Like GPT-2's and Llama 3's."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return tokenizer
+
+
+def sentencepiece() -> tokenizers.Tokenizer:
+    """Like Llama 2's: ▁ for a space, one before the first word, and bytes for what is in no token."""
+    bytes_ = [f"<0x{i:02X}>" for i in range(256)]
+    pieces = ["<unk>", "<s>", "</s>", *bytes_, "▁", "a", "b", "n", "▁a", "ab", "▁ab", "naï", "▁▁"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    merges = [("▁", "a"), ("a", "b"), ("▁a", "b"), ("▁", "▁")]
+    model = models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return tokenizer
+
+
+def tiktoken_file(folder: Path, name: str = "r50k_base", n_merges: int = 20) -> Path:
+    """Write all bytes and some pairs of them, in tiktoken's format."""
+    pairs = [b"th", b"he", b" t", b"in", b"er", b"  ", b"re", b"an", b" a", b"on", b"\xc3\xaf", b"na", b"de", b"ef"]
+    tokens = [bytes([i]) for i in range(256)] + pairs[:n_merges]
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.tiktoken"
+    file.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    return {
+        "byte_level": HuggingFaceTokenizer(path=str(save(byte_level(["<|endoftext|>"]), folder / "byte_level"))),
+        "sentencepiece": HuggingFaceTokenizer(path=str(save(sentencepiece(), folder / "sentencepiece"))),
+        "tiktoken": TiktokenTokenizer(path=str(tiktoken_file(folder))),
+    }
+
+
+@pytest.mark.parametrize("name", ["byte_level", "sentencepiece", "tiktoken"])
+@given(text=st.lists(unicode_text | st.sampled_from([EOS, "</s>", "<s>", "<0x41>", "▁", " ", "\n", "ab"])).map("".join))
+@settings(deadline=None)
+def test_round_trip_of_any_text_even_one_that_spells_eos(
+    name: str, text: str, pretrained: dict[str, Tokenizer]
+) -> None:
+    tokenizer = pretrained[name]
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.uint16
+    assert tokenizer.eos_id not in ids
+    # SentencePiece's ▁ is a space, and it puts one before the first word.
+    kept = text.replace("▁", " ") if name == "sentencepiece" else text
+    assert tokenizer.decode(ids) == kept
+    prefix = 1 if name == "sentencepiece" and text else 0
+    assert tokenizer.token_bytes()[ids].sum() == len(kept.encode()) + prefix
+
+
+@pytest.mark.parametrize("name", ["byte_level", "sentencepiece", "tiktoken"])
+def test_reading_back_gives_the_same_tokenizer(name: str, pretrained: dict[str, Tokenizer]) -> None:
+    tokenizer = pretrained[name]
+    assert tokenizer.train(TEXTS) is tokenizer
+    again = load_tokenizer(tokenizer.name, tokenizer.to_json())
+    assert again.sha256 == tokenizer.sha256
+    assert (again.vocab_size, again.eos_id, again.settings) == (
+        tokenizer.vocab_size,
+        tokenizer.eos_id,
+        tokenizer.settings,
+    )
+    for one, many in zip([again.encode(text) for text in TEXTS], tokenizer.encode_batch(TEXTS), strict=True):
+        assert np.array_equal(one, many)
+    other = load_tokenizer("byte", '{"type": "byte"}')
+    with pytest.raises(ValueError, match="not a "):
+        type(tokenizer).from_json(other.to_json())
+
+
+@pytest.mark.parametrize(("name", "eos"), [("byte_level", EOS), ("sentencepiece", "</s>"), ("tiktoken", EOS)])
+def test_eos_and_ids_without_a_token_can_be_decoded(name: str, eos: str, pretrained: dict[str, Tokenizer]) -> None:
+    tokenizer = pretrained[name]
+    a, b = tokenizer.encode("a").tolist(), tokenizer.encode("b").tolist()
+    assert tokenizer.decode([*a, tokenizer.eos_id, tokenizer.vocab_size + 5, *b]) == f"a{eos}b"
+    assert tokenizer.token_bytes().shape == (tokenizer.vocab_size,)
+    assert tokenizer.token_bytes()[tokenizer.eos_id] == 0
+
+
+@pytest.mark.parametrize("name", ["byte_level", "sentencepiece"])
+def test_ids_are_those_of_the_library(name: str, pretrained: dict[str, Tokenizer]) -> None:
+    oracle = byte_level([EOS]) if name == "byte_level" else sentencepiece()
+    for text in (*TEXTS, "ab a  b", ""):
+        assert pretrained[name].encode(text).tolist() == oracle.encode(text, add_special_tokens=False).ids
+
+
+def test_ids_are_those_of_tiktoken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # the oracle's reader keeps a copy otherwise
+    tokenizer = TiktokenTokenizer(path=str(tiktoken_file(tmp_path)))
+    ranks = load_tiktoken_bpe(str(tiktoken_file(tmp_path)))
+    oracle = tiktoken.Encoding(
+        "oracle",
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={EOS: 50256},
+    )
+    for text in (*TEXTS, "the other's  in 123\n\n", ""):
+        assert tokenizer.encode(text).tolist() == oracle.encode(text, disallowed_special=())
+    assert (tokenizer.eos_id, tokenizer.vocab_size) == (50256, 50257)
+
+
+@pytest.mark.parametrize("name", ["r50k_base", "p50k_base", "cl100k_base", "o200k_base"])
+def test_encodings_are_known_by_their_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tiktoken_file(tmp_path, name)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
+    ranks = load_tiktoken_bpe(str(file))
+    monkeypatch.setattr(openai_public, "load_tiktoken_bpe", lambda *args, **kwargs: ranks)  # instead of a download
+    published = getattr(openai_public, name)()
+    tokenizer, oracle = TiktokenTokenizer(path=str(file)), tiktoken.Encoding(**published | {"explicit_n_vocab": None})
+    assert tokenizer.eos_id == oracle.eot_token
+    for text in (*TEXTS, "the OTHER'S  in 1234\n\n /// It'LL \r\n  x", ""):
+        assert tokenizer.encode(text).tolist() == oracle.encode_ordinary(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_eos_is_found_or_named(tmp_path: Path) -> None:
+    several = save(byte_level(["<s>", "</s>", "<|im_end|>"]), tmp_path / "several")
+    assert HuggingFaceTokenizer(path=str(several)).eos_id == 1
+    assert HuggingFaceTokenizer(path=str(several / "tokenizer.json"), eos="<|im_end|>").eos_id == 2
+    for eos in ("<|im_end|>", {"content": "<|im_end|>", "special": True}):
+        (several / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+        assert HuggingFaceTokenizer(path=str(several)).eos_id == 2
+    unknown = save(byte_level(["<begin>", "<end>"]), tmp_path / "unknown")
+    with pytest.raises(ValueError, match=r"which token ends a document\? Its special tokens are <begin>, <end>: give"):
+        HuggingFaceTokenizer(path=str(unknown))
+    assert HuggingFaceTokenizer(path=str(unknown), eos="<end>").eos_id == 1
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.eos=</s> is no token of .*; its special tokens are <begin>, <end>"
+    ):
+        HuggingFaceTokenizer(path=str(unknown), eos="</s>")
+    with pytest.raises(ValueError, match=r"tokenizer\.eos=Ġ\? can be spelled|is no token"):
+        HuggingFaceTokenizer(path=str(unknown), eos="Ġ?")
+
+
+def test_the_settings_tell_tokenizers_apart_wherever_they_lie(tmp_path: Path) -> None:
+    one = save(byte_level(["<s>", "</s>"]), tmp_path / "one")
+    moved = save(byte_level(["<s>", "</s>"]), tmp_path / "moved")
+    assert HuggingFaceTokenizer(path=str(one)).settings == HuggingFaceTokenizer(path=str(moved)).settings
+    assert HuggingFaceTokenizer(path=str(one)).settings != HuggingFaceTokenizer(path=str(one), eos="<s>").settings
+
+
+def test_bytes_of_words_without_spaces_between(tmp_path: Path) -> None:
+    tokenizer = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "[SEP]": 1, "un": 2, "##able": 3, "a": 4}))
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["[SEP]", "[UNK]"])
+    loaded = HuggingFaceTokenizer(path=str(save(tokenizer, tmp_path)), eos="[SEP]")
+    assert loaded.token_bytes().tolist() == [0, 0, 3, 4, 2]  # a word stands for the space before it, too
+    assert loaded.decode(loaded.encode("a unable")) == "a unable"
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer\.path=.*nowhere cannot be read \(No such file"):
+        HuggingFaceTokenizer(path=str(tmp_path / "nowhere"))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is no tokenizer\.json"):
+        HuggingFaceTokenizer(path=str(tmp_path))
+    unigram = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", -1.0), ("a", -2.0)], unk_id=0))
+    with pytest.raises(ValueError, match="which token ends a document"):
+        HuggingFaceTokenizer(path=str(save(unigram, tmp_path / "unigram")))
+    with pytest.raises(ValueError, match=r"tokenizer\.eos=</s> can be spelled by text"):
+        HuggingFaceTokenizer(path=str(tmp_path / "unigram"), eos="</s>")
+
+    with pytest.raises(ValueError, match=r"tokenizer\.path=.*nowhere cannot be read"):
+        TiktokenTokenizer(path=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"is no file of tiktoken's"):
+        TiktokenTokenizer(path=str(tmp_path / "tokenizer.json"))
+    own = tiktoken_file(tmp_path, "own")
+    with pytest.raises(ValueError, match=r"how own splits words is not known here .*tokenizer\.pattern="):
+        TiktokenTokenizer(path=str(own))
+    assert TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+").eos_id == 256 + 14
+    with pytest.raises(ValueError, match=r"tokenizer\.pattern=\( is no regular expression"):
+        TiktokenTokenizer(path=str(own), pattern="(")
+    with pytest.raises(ValueError, match=r"tokenizer\.eos_id=5 is the id of a token of text: 270 is free"):
+        TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+", eos_id=5)
+    with pytest.raises(ValueError, match=r"go up to 4,294,967,296, and shards hold uint32: 4,294,967,295 is"):
+        TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+", eos_id=2**32)
+    own.write_text("".join(own.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(ValueError, match="1 of the 256 bytes have no token"):
+        TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+")
+
+
+def test_shards_are_made_with_them_and_remember_them(corpus: Path, tmp_path: Path) -> None:
+    trained = tmp_path / "tokenizer.json"
+    trained.write_text(BpeTokenizer(vocab_size=300).train(TEXTS).to_json())
+    tokenizer = HuggingFaceTokenizer(path=str(trained))
+    manifest = prepare(
+        {"text": LocalText(path=str(corpus))}, tokenizer, shards_dir=tmp_path / "shards", validation_fraction=0.2
+    )
+    verify(manifest)
+    trained.unlink()
+    assert manifest.tokenizer.sha256 == tokenizer.sha256 == manifest.load_tokenizer().sha256
+    assert manifest.eos_id == tokenizer.eos_id == 0
+    counts, shard = manifest.load_tokenizer().token_bytes(), manifest.splits["val"]["text"]
+    tokens = np.concatenate(
+        [
+            np.fromfile(
+                manifest.shard_folder("val", "text") / chunk.filename, np.uint16, offset=4 * (chunk.documents + 2)
+            )
+            for chunk in shard.chunks
+        ]
+    )
+    assert counts[tokens].sum() == shard.bytes
+
+
+def big_word_level(folder: Path) -> Path:
+    """70,000 words and EOS after them: ids up to 70,000."""
+    words = {f"w{i}": i for i in range(70_000)} | {"</s>": 70_000}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["</s>"])
+    return save(tokenizer, folder)
+
+
+def big_tiktoken(folder: Path) -> Path:
+    """All bytes, all pairs of bytes, and two words: ids above 65,535."""
+    pairs = (bytes([first, second]) for first in range(256) for second in range(256))
+    tokens = [bytes([i]) for i in range(256)] + list(pairs) + [b"abc", b"naive"]
+    folder.mkdir(parents=True)
+    file = folder / "cl100k_base.tiktoken"
+    file.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)))
+    return file
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "tiktoken"])
+def test_ids_above_65_535_are_written_and_read_exactly(kind: str, tmp_path: Path) -> None:
+    if kind == "huggingface":
+        tokenizer: Tokenizer = HuggingFaceTokenizer(path=str(big_word_level(tmp_path / "big")))
+        texts = [" ".join(f"w{i}" for i in range(first, 70_000, 1000)) for first in range(40)]
+    else:
+        tokenizer = TiktokenTokenizer(path=str(big_tiktoken(tmp_path / "big")))
+        texts = [f"abc {'xy' * i} naive abc 数据" for i in range(1, 41)]
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for i, text in enumerate(texts):
+        (corpus / f"{i:02}.txt").write_text(text)
+    manifest = prepare(
+        {"text": LocalText(path=str(corpus))}, tokenizer, shards_dir=tmp_path / "shards", validation_fraction=0.2
+    )
+    assert manifest.dtype == "uint32"
+    assert manifest.max_token_id == tokenizer.eos_id > 2**16
+    verify(manifest)
+    found = []
+    for split, by_source in manifest.splits.items():
+        for chunk in by_source["text"].chunks:
+            file = manifest.shard_folder(split, "text") / chunk.filename
+            content = np.fromfile(file, np.uint32, offset=4 * (chunk.documents + 2))
+            found += np.split(content, np.flatnonzero(content == tokenizer.eos_id) + 1)[:-1]
+    oracle = [[*tokenizer.encode(text).tolist(), tokenizer.eos_id] for text in texts]
+    assert sorted(document.tolist() for document in found) == sorted(oracle)
+    assert sum(i >= 2**16 for ids in oracle for i in ids) >= 80
+    again = manifest.load_tokenizer()
+    assert sorted(again.decode(document[:-1]) for document in found) == sorted(texts)

@@ -1,0 +1,125 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from thunderhead.corpus.sources import Document
+from thunderhead.corpus.workers import Batch, Work, in_order, remembered
+
+
+class Lengths(Work[list[int]]):
+    """Counts characters, and writes down each batch that it did."""
+
+    def __init__(self, log: Path):
+        self.log = log
+
+    def __call__(self, texts: list[str]) -> list[int]:
+        time.sleep(0.05 if texts[0].startswith("0") else 0)  # the first is slow: others overtake it
+        with open(self.log, "a") as log:
+            log.write(f"{texts[0]} {os.getpid()}\n")
+        return [len(text) for text in texts]
+
+
+BATCHES = [Batch("a", [Document(str(i), f"{i} " + "x" * i), Document("", "y")], i) for i in range(30)]
+EXPECTED = [[len(document.text) for document in batch.documents] for batch in BATCHES]
+
+
+def done(log: Path) -> list[str]:
+    return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_results_come_in_the_order_of_the_batches(processes: int, tmp_path: Path) -> None:
+    results = list(in_order(Lengths(tmp_path / "log"), BATCHES, processes))
+    assert results == list(zip(BATCHES, EXPECTED, strict=True))
+    pids = {line.split()[-1] for line in (tmp_path / "log").read_text().splitlines()}
+    assert (str(os.getpid()) in pids) == (processes == 1)
+    assert len(pids) <= processes
+
+
+def test_a_bounded_number_of_batches_is_read_ahead(tmp_path: Path) -> None:
+    read = []
+    results = in_order(Lengths(tmp_path / "log"), (read.append(batch) or batch for batch in BATCHES), 2)
+    next(results)
+    assert len(read) < 10
+    results.close()
+
+
+def test_few_batches_start_no_process(tmp_path: Path) -> None:
+    list(in_order(Lengths(tmp_path / "log"), BATCHES[:3], 2))
+    assert f" {os.getpid()}" in (tmp_path / "log").read_text()
+
+
+def test_an_error_of_a_worker_is_raised_here() -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        list(in_order(Lengths(Path("/nowhere/log")), BATCHES, 2))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 200])
+def test_what_was_done_is_not_done_again(cut: int, tmp_path: Path) -> None:
+    file, log = tmp_path / "results", tmp_path / "log"
+    first = remembered(Lengths(log), BATCHES, 1, file)
+    for _ in range(10):
+        next(first)
+    first.close()
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) - cut])  # as a kill may leave it
+    again = list(remembered(Lengths(log), BATCHES, 1, file))
+    assert [result for _, result, _ in again] == EXPECTED
+    from_before = [known for *_, known in again]
+    assert from_before == sorted(from_before, reverse=True)
+    assert sum(from_before) == 10 if cut == 0 else 0 < sum(from_before) < 10
+    assert len(done(log)) == 30 + 10 - sum(from_before)
+    # And now all are known.
+    assert all(known for *_, known in remembered(Lengths(log), BATCHES, 1, file))
+
+
+def test_a_damaged_record_is_done_again(tmp_path: Path) -> None:
+    file = tmp_path / "results"
+    list(remembered(Lengths(tmp_path / "log"), BATCHES, 1, file))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    again = list(remembered(Lengths(tmp_path / "log"), BATCHES, 1, file))
+    assert [result for _, result, _ in again] == EXPECTED
+    assert 0 < sum(known for *_, known in again) < 30
+
+
+def test_other_batches_than_the_last_time_are_refused(tmp_path: Path) -> None:
+    list(remembered(Lengths(tmp_path / "log"), BATCHES, 1, tmp_path / "results"))
+    with pytest.raises(ValueError, match="text changed since"):
+        list(remembered(Lengths(tmp_path / "log"), BATCHES[1:], 1, tmp_path / "results"))
+    with pytest.raises(ValueError, match="text changed since"):
+        list(remembered(Lengths(tmp_path / "log"), BATCHES[:5], 1, tmp_path / "results"))
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    code = """
+        import os, time
+        from pathlib import Path
+        from thunderhead.corpus.sources import Document
+        from thunderhead.corpus.workers import Batch, Work, in_order
+
+        class Sleep(Work):
+            def __call__(self, texts):
+                (Path({folder!r}) / str(os.getpid())).touch()
+                time.sleep(0.1)
+
+        for _ in in_order(Sleep(), [Batch("a", [Document("", "x")], 0)] * 10_000, 2):
+            print("one", flush=True)
+    """
+    code = code.replace("{folder!r}", repr(str(tmp_path)))
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "one\n"
+        process.send_signal(signal.SIGKILL)
+    workers = [int(file.name) for file in tmp_path.iterdir()]
+    assert workers
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)

@@ -1,0 +1,105 @@
+"""Which arms are compared with which, on what, and what is left out."""
+
+import json
+from pathlib import Path
+
+import pytest
+from simulated import write_arms, write_run
+
+from thunderhead.lab.analysis import analyse
+from thunderhead.lab.runs import Failure, read_runs
+from thunderhead.training.record import write_json
+
+LOSSES = {"attention=mha": [3.0, 3.1, 3.2], "attention=mqa": [3.05, 3.16, 3.25], "attention=gqa": [3.0, 3.11, 3.2]}
+
+
+def test_all_pairs_without_a_baseline(tmp_path: Path) -> None:
+    found = analyse(read_runs([write_arms(tmp_path, LOSSES)]))
+    assert [(c.arm, c.against) for c in found.comparisons] == [("mqa", "mha"), ("gqa", "mha"), ("gqa", "mqa")]
+    assert found.reference is found.arms[0]
+    assert found.comparisons[0].mean == pytest.approx(0.16 / 3)
+    assert "matched tokens, FLOPs and parameters): worse." in found.sentences[0]
+    assert [arm.name for arm in found.ranking] == ["mha", "gqa", "mqa"]
+    assert found.different == {"attention.n_kv_heads": [None, 1, 0.5]}
+
+
+def test_all_with_the_baseline(tmp_path: Path) -> None:
+    found = analyse(read_runs([write_arms(tmp_path, LOSSES)]), baseline="attention=gqa")
+    assert [(c.arm, c.against) for c in found.comparisons] == [("mha", "gqa"), ("mqa", "gqa")]
+
+
+def test_many_arms_are_compared_with_the_first(tmp_path: Path) -> None:
+    losses = {f"optimizer.lr=0.00{digit}": [3.0, 3.1 + digit / 100] for digit in range(1, 6)}
+    found = analyse(read_runs([write_arms(tmp_path, losses)]))
+    assert {c.against for c in found.comparisons} == {"lr=0.001"}
+
+
+def test_an_unknown_baseline_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no arm is called 'mla'.*the arms are 'mha', 'mqa', 'gqa'"):
+        analyse(read_runs([write_arms(tmp_path, LOSSES)]), baseline="mla")
+
+
+@pytest.mark.parametrize("left_a_record", [True, False])
+def test_a_baseline_that_failed_is_replaced_and_told(tmp_path: Path, left_a_record: bool) -> None:
+    write_arms(tmp_path, LOSSES)
+    failures = [] if left_a_record else [Failure("mla seed=1", "exit status 1")]
+    if left_a_record:
+        write_run(tmp_path / "9", ["attention=mla"], steps=20)
+    found = analyse(read_runs([tmp_path]), baseline="mla", failures=failures)
+    assert found.reference is not None
+    assert found.reference.name == "mha"
+    assert "The baseline mla has no finished run; mha stands in." in found.warnings
+
+
+def test_unfinished_and_diverged_runs_are_listed_and_not_compared(tmp_path: Path) -> None:
+    write_arms(tmp_path, LOSSES)
+    write_run(tmp_path / "10", ["attention=mha"], seed=4, steps=40)
+    write_run(tmp_path / "11", ["attention=mqa"], seed=4, summary={"val_loss": float("nan")})
+    found = analyse(read_runs([tmp_path]), failures=[Failure("mla seed=1", "exit status 1")])
+    assert [failure.reason for failure in found.left_out] == [
+        "exit status 1",
+        "unfinished: step 40 of 100",
+        "diverged: the final validation loss is nan",
+    ]
+    assert found.comparisons[0].n == 3
+    assert any(w.startswith("mqa: 1 of 4 runs diverged") for w in found.warnings)
+
+
+def test_other_validation_data_is_not_compared(tmp_path: Path) -> None:
+    write_arms(tmp_path, LOSSES)
+    other = {"validation_data": "other", "validation_text": "other"}
+    write_run(tmp_path / "10", ["data=text", "data.path=x"], summary=other)
+    found = analyse(read_runs([tmp_path]))
+    assert len(found.arms) == 3
+    (left,) = found.left_out
+    assert "validated on other data than" in left.reason
+
+
+def test_the_configuration_tells_where_a_record_does_not(tmp_path: Path) -> None:
+    write_run(tmp_path / "1", ["attention=mha"])
+    write_run(tmp_path / "2", ["attention=mha", "data.max_validation_tokens=100"])
+    for folder in tmp_path.iterdir():
+        summary = json.loads((folder / "summary.json").read_text())
+        write_json(folder / "summary.json", {k: v for k, v in summary.items() if not k.startswith("validation_")})
+    found = analyse(read_runs([tmp_path]))
+    assert len(found.left_out) == 1
+
+
+def test_other_tokenizers_are_compared_in_bits_per_byte(tmp_path: Path) -> None:
+    write_arms(tmp_path, {"attention=mha": [3.0, 3.1]})
+    for seed in (1, 2):
+        summary = {"validation_data": "bpe", "bits_per_byte": 1.0 + seed / 10}
+        write_run(tmp_path / f"1{seed}", ["tokenizer=bpe", "attention=mha"], seed=seed, loss=9.0, summary=summary)
+    found = analyse(read_runs([tmp_path]))
+    assert (found.metric, found.unit) == ("bits_per_byte", "bits a byte")
+    assert found.comparisons[0].differences == pytest.approx({1: 1.1 - 1.5, 2: 1.2 - 1.55})
+    assert any("bits per byte are compared" in warning for warning in found.warnings)
+    refused = analyse(read_runs([tmp_path]), metric="val_loss")
+    assert refused.comparisons == []
+    assert "validated with another tokenizer" in refused.left_out[0].reason
+
+
+def test_nothing_to_compare(tmp_path: Path) -> None:
+    assert analyse([]).sentences == []
+    only = analyse(read_runs([write_run(tmp_path / "run")]))
+    assert (len(only.arms), only.sentences, only.different) == (1, [], {})

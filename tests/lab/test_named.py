@@ -1,0 +1,45 @@
+"""The named ablations of conf/experiment: each composes, is planned as a whole, and takes some minutes."""
+
+import itertools
+
+import pytest
+import yaml
+
+from thunderhead.core import config
+from thunderhead.core.config import CONF_DIR
+from thunderhead.lab.sweep import Candidate, _make_arms, _refuse_varied, _sweep_options
+from thunderhead.lab.tune import Bracket
+
+OF_THE_LECTURE = (
+    *("attention", "activation", "norm", "position", "optimizer", "scheduler", "batch", "dropout", "repetition"),
+    "precision",
+)
+TOKENS_PER_SECOND = 7_700  # nano on 2 quiet cores
+SECONDS_AROUND = 14  # of starting, validating and sampling
+
+
+def test_there_is_one_for_each_choice_of_the_lecture() -> None:
+    found = {file.stem.removeprefix("ablation_") for file in (CONF_DIR / "experiment").glob("ablation_*.yaml")}
+    assert found >= set(OF_THE_LECTURE)
+
+
+@pytest.mark.parametrize("name", OF_THE_LECTURE)
+def test_it_is_a_sweep_of_minutes(name: str) -> None:
+    content = yaml.safe_load((CONF_DIR / "experiment" / f"ablation_{name}.yaml").read_text())
+    params = {key: str(value).split(",") for key, value in content["hydra"]["sweeper"]["params"].items()}
+    assert content["name"] == f"ablation_{name}"
+    assert params.pop("seed") == ["1", "2", "3"]
+    candidates = []
+    for values in itertools.product(*params.values()):
+        choices = dict(zip(params, values, strict=True))
+        lines = [f"experiment=ablation_{name}", "trainer=cpu", *(f"{key}={value}" for key, value in choices.items())]
+        candidates.append(Candidate(choices, config.plain(config.compose(lines))))
+    match, bracket = _sweep_options(candidates)
+    _refuse_varied(match, bracket, candidates)
+    arms = _make_arms(candidates)
+    assert len(arms) == len(candidates) > 1
+    # one of the trials counts in the comparison
+    runs = 3 + (len(bracket.multipliers["optimizer.lr"]) - 1 if isinstance(bracket, Bracket) else 0)
+    tokens = arms[0].plan.tokens if match.by == "flops" else max(arm.plan.tokens for arm in arms)
+    minutes = len(arms) * runs * (tokens / TOKENS_PER_SECOND + SECONDS_AROUND) / 60
+    assert 3 < minutes < 12

@@ -1,0 +1,275 @@
+"""The report's files: what they say, that they stand alone, and how a browser shows them."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from base64 import b64decode
+from html import unescape
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+from simulated import write_arms, write_run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
+
+from thunderhead.lab import figures
+from thunderhead.lab.analysis import analyse
+from thunderhead.lab.report import show_ranking, write_report
+from thunderhead.lab.runs import Failure, Run, read_runs
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+LOSSES = {
+    "attention=mha": [3.0, 3.1, 3.2],
+    "attention=mqa": [3.05, 3.16, 3.25],
+    "attention=gqa": [3.0, 3.11, 3.2],
+}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of three arms with three seeds, a failure, and an unfinished run."""
+    folder = tmp_path_factory.mktemp("sweep")
+    write_arms(folder, LOSSES)
+    write_run(folder / "9", ["attention=mla"], steps=40)
+    failures = [Failure("mla seed=2", "exit status 1: <script>alert(1)</script>")]
+    return write_report(
+        folder, read_runs([folder]), failures=failures, notes=["The best lr lies on the edge."], quiet=True
+    )
+
+
+def text(html: str) -> str:
+    return " ".join(unescape(re.sub(r"<(style|head).*?</\1>|<[^>]+>", " ", html, flags=re.DOTALL)).split())
+
+
+def table(html: str, section: str) -> list[list[str]]:
+    """The rows of the last table of a section."""
+    part = html.partition(f'id="{section}"')[2].partition("</section>")[0].rpartition("<tbody>")[2]
+    return [[text(cell) for cell in re.findall(r"<td>(.*?)</td>", row, re.DOTALL)] for row in part.split("<tr")[1:]]
+
+
+def test_the_page_says_the_answer_first(report: Path) -> None:
+    page = text(report.read_text())
+    answer = page.index(
+        "mqa − mha = +0.053 nats (95 % CI +0.039 … +0.068, 3 seeds, matched tokens, FLOPs and parameters): worse."
+    )
+    assert answer < 300
+    assert page.index("The best lr lies on the edge.") < page.index("Results")
+
+
+def test_the_tables(report: Path) -> None:
+    html = report.read_text()
+    assert table(html, "differences") == [["attention.n_kv_heads", "null", "1", "0.5"]]
+    assert [row[0] for row in table(html, "reach")] == []
+    reach = table(html, "curves")
+    assert reach[0] == ["mha", "3 of 3", "100 k (1.00 ×)", "5 G (1.00 ×)", "20 (1.00 ×)"]
+    assert reach[1][1:] == ["0 of 3", "–", "–", "–"]
+    assert [row[:2] for row in table(html, "inference")] == [["mha", "256"], ["gqa", "128"], ["mqa", "64"]]
+    assert table(html, "training")[0][:5] == ["mha", "5,000", "1.00 ×", "20", "286.1 MiB"]
+    assert table(html, "matching")[1] == ["mqa", "30 k (=)", "100 k (=)", "5 G (=)", "20 (=)", "nothing was solved for"]
+    failed = table(html, "failures")
+    assert failed[0] == ["mla seed=2", "exit status 1: <script>alert(1)</script>"]
+    assert failed[1][1] == "unfinished: step 40 of 100"
+
+
+def test_what_was_matched(tmp_path: Path) -> None:
+    match = {"by": "params", "target": 30_000, "reached": 29_970, "set": {"model.d_ff": 90}}
+    write_run(tmp_path / "1", ["attention=mha"])
+    write_run(tmp_path / "2", ["attention=mqa", "model.d_ff=90"], match=match, summary={"parameters": 29_970})
+    html = write_report(tmp_path, read_runs([tmp_path]), quiet=True).read_text()
+    row = table(html, "matching")[1]
+    assert row[1] == "30 k (−0.10 %)"
+    assert row[-1] == "params: 30 k of 30 k (−0.10 %) by model.d_ff=90"
+
+
+def test_the_page_stands_alone(report: Path) -> None:
+    html = report.read_text()
+    sources = re.findall(r'(?:src|href)="([^"]{0,40})', html)
+    assert len(sources) == 4  # the figures
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert "http" not in re.sub(r"base64,[^\"]+", "", html)
+    assert "<script" not in html
+    for encoded in re.findall(r"base64,([^\"]+)", html):
+        assert not re.findall(r"(?:href|src)=[\"']http", b64decode(encoded).decode())
+
+
+def test_results_csv_has_a_row_a_run(report: Path) -> None:
+    with (report.parent / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["arm"], int(row["seed"]), float(row["val_loss"])) for row in rows] == [
+        (name.partition("=")[2], seed, loss) for name, losses in LOSSES.items() for seed, loss in enumerate(losses, 1)
+    ]
+    assert rows[3]["attention.n_kv_heads"] == "1"
+    assert rows[3]["kv_cache_bytes_per_token"] == "64.0"
+
+
+def test_the_figures_are_pictures(report: Path) -> None:
+    files = sorted((report.parent / "figures").iterdir())
+    assert [file.name for file in files] == ["curves.png", "differences.png", "pareto.png", "results.png"]
+    for file in files:
+        assert imread(file).std() > 0.05  # something is drawn
+
+
+def test_tensorboard_finds_the_hyperparameters(report: Path) -> None:
+    sessions = sorted((report.parent / "hparams").iterdir())
+    assert len(sessions) == 9
+    events = EventAccumulator(str(sessions[-1])).Reload()
+    assert sessions[-1].name == "mqa-seed=3"
+    content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    start = metadata.parse_session_start_info_plugin_data(content)
+    assert start.hparams["arm"].string_value == "mqa"
+    assert start.hparams["seed"].number_value == 3
+    assert start.hparams["attention.n_kv_heads"].string_value == "1"
+    assert events.Scalars("final/val_loss")[0].value == pytest.approx(3.25)
+
+
+def test_writing_again_replaces(tmp_path: Path) -> None:
+    runs = read_runs([write_arms(tmp_path / "runs", LOSSES)])
+    write_report(tmp_path / "out", runs, quiet=True)
+    (tmp_path / "out" / "hparams" / "notes.txt").write_text("mine")
+    path = write_report(tmp_path / "out", runs[:1], quiet=True)
+    assert "There is nothing to compare: one arm has finished." in path.read_text()
+    assert [file.name for file in sorted((tmp_path / "out" / "figures").iterdir())] == ["curves.png", "results.png"]
+    assert len(list((tmp_path / "out" / "hparams").rglob("events*"))) == 1
+    assert (tmp_path / "out" / "hparams" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("what", ["nothing", "unfinished", "no metrics", "thirty arms", "bits per byte"])
+def test_whatever_there_is_gives_a_report(tmp_path: Path, what: str) -> None:
+    runs: list[Run] = []
+    if what == "unfinished":
+        runs = read_runs([write_run(tmp_path / "run", steps=20)])
+    if what == "no metrics":
+        write_arms(tmp_path / "runs", LOSSES)
+        for file in tmp_path.rglob("metrics.csv"):
+            file.unlink()
+        runs = read_runs([tmp_path / "runs"])
+    if what == "thirty arms":
+        runs = read_runs(
+            [write_arms(tmp_path / "runs", {f"optimizer.lr=0.0{i}": [3 + i / 100] for i in range(10, 40)})]
+        )
+    if what == "bits per byte":
+        runs = read_runs([write_arms(tmp_path / "runs", LOSSES)])
+    metric = "bits_per_byte" if what == "bits per byte" else "auto"
+    page = text(write_report(tmp_path / "out", runs, metric=metric, quiet=True).read_text())  # type: ignore[arg-type]
+    expected = {
+        "nothing": "No finished run",
+        "unfinished": "unfinished: step 20 of 100",
+        "no metrics": "mqa − mha = +0.053 nats",
+        "thirty arms": "one seed cannot resolve anything",
+        "bits per byte": "mqa − mha = +0.027 bits a byte",
+    }
+    assert expected[what] in page
+
+
+def test_the_ranking_on_the_terminal(report: Path) -> None:
+    output = io.StringIO()
+    console = Console(width=200, file=output)
+    show_ranking(analyse(read_runs([report.parent]), notes=["careful [not markup]"]), report, console)
+    lines = output.getvalue().splitlines()
+    ranked = [line.split()[:3] for line in lines if re.match(r"\d ", line.strip())]
+    assert ranked == [["1", "mha", "3.1000"], ["2", "gqa", "3.1033"], ["3", "mqa", "3.1533"]]
+    assert sum("mqa − mha = +0.053" in line for line in lines) == 1
+    assert any("read with care: careful [not markup]" in line for line in lines)
+
+
+def test_the_pareto_front() -> None:
+    points = [(1.0, 5.0), (2.0, 3.0), (3.0, 4.0), (4.0, 2.0), (1.5, 6.0)]
+    assert figures.pareto_front(points) == [(1.0, 5.0), (2.0, 3.0), (4.0, 2.0)]
+
+
+def test_a_band_is_the_mean_and_the_range_of_the_seeds(report: Path) -> None:
+    curves = [run.training_curve for run in read_runs([report.parent])[:3]]
+    x, mean, low, high = figures.band(curves, "tokens", 100_000)
+    assert len(x) == 9  # the first of ten bins ends where the first point lies
+    assert (low <= mean).all()
+    assert (mean <= high).all()
+    assert low[-1] == pytest.approx(min(curve.loss[-2:].mean() for curve in curves), abs=0.03)
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+
+def chromium(*arguments: str, profile: Path) -> subprocess.CompletedProcess[bytes]:
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", *arguments]
+    return subprocess.run(command, capture_output=True, timeout=120, check=True)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [1100, 500])
+def test_a_browser_shows_all_of_it(report: Path, tmp_path: Path, width: int) -> None:
+    """Figures load, nothing runs out of the page, and the answer is in the first screen."""
+    probe = """<script>addEventListener("load", () => { document.title = JSON.stringify({
+        figures: [...document.images].map(i => i.complete && i.naturalWidth > 0 && i.clientWidth > 300),
+        overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+        answer: document.querySelector("ul.answer li").getBoundingClientRect().bottom,
+        colour: getComputedStyle(document.querySelector("li.worse")).borderLeftColor,
+    })})</script>"""
+    page = tmp_path / "page.html"
+    page.write_text(report.read_text().replace("</body>", f"{probe}</body>"))
+    found = chromium(f"--window-size={width},800", "--dump-dom", page.as_uri(), profile=tmp_path / "profile")
+    title = re.search(r"<title>(.*?)</title>", found.stdout.decode())
+    assert title is not None
+    seen = json.loads(unescape(title[1]))
+    assert seen["figures"] == [True] * 4
+    assert seen["overflow"] <= 0
+    assert 0 < seen["answer"] < 800
+    assert seen["colour"] == "rgb(213, 94, 0)"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_it_prints(report: Path, tmp_path: Path) -> None:
+    pdf = tmp_path / "report.pdf"
+    chromium(f"--print-to-pdf={pdf}", report.as_uri(), profile=tmp_path / "profile")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes())) <= 8
+
+
+def learning_rate_runs(folder: Path, losses: dict[tuple[str, int], dict[float, float]]) -> list[Run]:
+    """A run for each (parametrization, width) and learning rate."""
+    for (parametrization, width), by_rate in losses.items():
+        for rate, loss in by_rate.items():
+            overrides = [f"parametrization={parametrization}", f"model.d_model={width}", f"model.n_heads={width // 8}"]
+            write_run(folder / f"{parametrization}-{width}-{rate}", [*overrides, f"optimizer.lr={rate}"], loss=loss)
+    return read_runs([folder])
+
+
+def test_learning_rates_have_a_panel_for_each_parametrization_and_a_line_for_each_width(tmp_path: Path) -> None:
+    losses = {
+        ("standard", 32): {0.001: 3.2, 0.002: 3.1, 0.004: 3.0},
+        ("standard", 64): {0.001: 2.8, 0.002: 2.9, 0.004: 9.0},
+        ("mup", 32): {0.001: 3.1, 0.002: 3.0, 0.004: 3.2},
+        ("mup", 64): {0.001: 2.9, 0.002: 2.7, 0.004: 2.8},
+    }
+    figure = figures.learning_rates(analyse(learning_rate_runs(tmp_path, losses)))
+    assert figure is not None
+    found = {}
+    for axes in figure.axes:
+        for line in axes.get_lines():
+            if len(line.get_xdata()) > 1:
+                panel, label = axes.get_title().partition(":")[0], str(line.get_label())
+                found[panel, label] = dict(zip(map(float, line.get_xdata()), map(float, line.get_ydata()), strict=True))
+    assert found == {
+        ("standard", "d_model=32: best 0.004"): losses["standard", 32],
+        ("standard", "d_model=64: best 0.001"): losses["standard", 64],
+        ("mup", "d_model=32: best 0.002"): losses["mup", 32],
+        ("mup", "d_model=64: best 0.002"): losses["mup", 64],
+    }
+    low, high = figure.axes[0].get_ylim()
+    assert low < 2.7
+    assert 3.2 < high < 9.0  # what went wrong does not flatten the rest
+
+
+def test_learning_rates_are_drawn_only_where_nothing_else_varies(tmp_path: Path) -> None:
+    assert figures.learning_rates(analyse([])) is None
+    runs = learning_rate_runs(tmp_path, {("standard", 32): {0.001: 3.0}, ("standard", 64): {0.002: 2.9}})
+    assert figures.learning_rates(analyse(runs)) is None
+    more = learning_rate_runs(tmp_path / "more", {("standard", 64): {0.001: 3.0, 0.002: 2.9}})
+    figure = figures.learning_rates(analyse(more))
+    assert figure is not None
+    assert len(figure.axes) == 1
+    assert next(str(line.get_label()) for line in figure.axes[0].get_lines()) == "loss: best 0.002"

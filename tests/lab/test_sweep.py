@@ -1,0 +1,174 @@
+"""Sweeps of stand-ins for runs: matched, tuned, failing, ended and gone on with."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from thunderhead.core import config
+from thunderhead.core.config import ConfigError
+from thunderhead.lab.execution import LocalExecutor, share
+from thunderhead.lab.sweep import Candidate, run_grid
+from tiny import tiny
+
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_training.py")))
+MQA = "MultiQueryAttention"
+
+
+@pytest.fixture
+def grid(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., int]:
+    """grid("match=params", attention=[…], seed=[…]) runs the combinations in tmp_path/sweep; gives the exit status."""
+
+    def run(*overrides: str, n_jobs: int = 2, baseline: str | None = None, **values: list[str]) -> int:
+        combinations: list[dict[str, str]] = [{}]
+        for group, options in values.items():
+            combinations = [c | {group: option} for c in combinations for option in options]
+        candidates = []
+        for choices in combinations:
+            lines = [*overrides, *(f"{group}={option}" for group, option in choices.items())]
+            composed = config.plain(config.compose(tiny(text_corpus, shards_dir, *lines)))
+            candidates.append(Candidate(choices, composed))
+        executor = LocalExecutor(n_jobs, FAKE)
+        return run_grid(candidates, tmp_path / "sweep", executor, baseline=baseline, arguments=["-m"])
+
+    return run
+
+
+def starts(folder: Path, pattern: str = "*") -> dict[str, str]:
+    found = sorted(folder.glob(f"{pattern}/starts.txt"))
+    return {f.parent.name.rpartition("-")[0]: f.read_text().replace("\n", " ").strip() for f in found}
+
+
+def test_failing_arms_do_not_stop_a_sweep_and_are_retried(
+    grid: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAKE_FAIL", "GroupedQueryAttention")
+    assert grid(attention=["mla", "gqa"], seed=["1", "2"]) == 1
+    said = capsys.readouterr().out
+    assert said.count("a wire broke") >= 2
+    assert "resume=" in said
+    folder = tmp_path / "sweep"
+    assert (folder / "report.html").is_file()
+    assert "a wire broke" in (folder / "report.html").read_text()
+    monkeypatch.delenv("FAKE_FAIL")
+    assert grid(attention=["mla", "gqa"], seed=["1", "2"]) == 0
+    # the failed ones were started again, the finished ones were not
+    assert starts(folder) == {
+        "attention_gqa-seed_1": "new new",
+        "attention_gqa-seed_2": "new new",
+        "attention_mla-seed_1": "new",
+        "attention_mla-seed_2": "new",
+    }
+    assert "a wire broke" not in (folder / "report.html").read_text()
+    states = {job["name"]: job["state"] for job in json.loads((folder / "sweep.json").read_text())["jobs"].values()}
+    assert set(states.values()) == {"finished"}
+
+
+def test_a_sweep_ended_by_a_signal_leaves_a_report_and_goes_on(
+    grid: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "sweep"
+    assert grid(attention=["mla"], seed=["1"]) == 0
+    first = next(folder.glob("*/starts.txt")).parent  # finished before: not varied, so called by its key alone
+    monkeypatch.setenv("FAKE_SLOW", "60")
+
+    def end() -> None:
+        for _ in range(200):
+            if len(list(folder.glob("*/metrics.csv"))) == 2:
+                break
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    ender = threading.Thread(target=end)
+    ender.start()
+    assert grid(attention=["mla", "mqa"], seed=["1", "2"], n_jobs=1) == 130
+    ender.join()
+    assert (folder / "report.html").is_file()
+    partial = [f.parents[1] for f in folder.glob("*/checkpoints/last.ckpt")]
+    assert len(partial) == 1
+    monkeypatch.delenv("FAKE_SLOW")
+    assert grid(attention=["mla", "mqa"], seed=["1", "2"]) == 0
+    assert (partial[0] / "starts.txt").read_text() == "new\nresumed\n"
+    assert (first / "starts.txt").read_text() == "new\n"
+
+
+def test_matched_and_tuned(grid: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """lr: the default 2e-3 × 0.5 is the stand-in's optimum for one arm, and ×0.25 of 3e-2 the edge for the other."""
+    values = {"optimizer": ["adamw", "adafactor"], "seed": ["1", "2"]}
+    assert grid("match=flops", "tune=lr", "budget.steps=20", **values) == 0
+    folder = tmp_path / "sweep"
+    table = json.loads((folder / "tuning.json").read_text())
+    assert table["adamw"]["best"] == {"optimizer.lr": pytest.approx(1e-3)}
+    assert "at_edge" not in table["adamw"]
+    assert table["adafactor"]["best"] == {"optimizer.lr": pytest.approx(7.5e-3)}
+    assert table["adafactor"]["at_edge"] == ["optimizer.lr"]
+    said = capsys.readouterr().out
+    assert "lies on the edge" in said
+    # five trials an arm on one seed, and one more run an arm: the best trial is the comparison's run of that seed
+    assert len(list(folder.glob("tuning/*/summary.json"))) == 10
+    assert len(list(folder.glob("*/summary.json"))) == 2
+    assert len(list(folder.glob("**/match.json"))) == 4
+
+
+def test_a_bad_combination_is_refused_before_anything_starts(grid: Callable[..., int], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        grid("attention=gqa", **{"attention.n_kv_heads": ["1", "3"], "seed": ["1"]})
+    assert "attention.n_kv_heads=3 does not divide" in str(refused.value)
+    assert "(in 3 1)" in str(refused.value)
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "values", "message"),
+    [
+        (("match=params",), {"model.d_ff": ["64", "72"]}, "match=params solves for model.d_ff"),
+        (("tune=lr",), {"optimizer.lr": ["0.1", "0.2"]}, "tune tries multiples of optimizer.lr"),
+        ((), {"match": ["none", "params"]}, "cannot be swept over"),
+    ],
+)
+def test_what_is_solved_for_cannot_be_swept(
+    grid: Callable[..., int], overrides: tuple[str, ...], values: dict[str, list[str]], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        grid(*overrides, **values)
+
+
+def test_arms_are_told_apart_by_their_configurations(grid: Callable[..., int], tmp_path: Path) -> None:
+    """The learning rate follows from the seed, so that two seeds are two arms; 1e-3 and 0.001 are one, trained once."""
+    assert grid("optimizer.lr=${seed}", attention=["mha"], seed=["1", "2"]) == 0
+    rows = (tmp_path / "sweep" / "results.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in rows[1:]] == ["mha seed=1", "mha seed=2"]
+    assert grid(seed=["1"], **{"optimizer.lr": ["1e-3", "0.001"]}) == 0
+    assert len((tmp_path / "sweep" / "results.csv").read_text().splitlines()) == 2
+
+
+def test_an_unknown_baseline(grid: Callable[..., int]) -> None:
+    with pytest.raises(ConfigError, match="no arm is called gpa: mha, gqa"):
+        grid(attention=["mha", "gqa"], baseline="gpa")
+
+
+def test_time_is_matched_by_measured_speeds(
+    grid: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stand-in logs 1,000 + step tokens a second at step `step`, and in its summary 1,000."""
+    values = {"attention": ["mha", "mqa"], "seed": ["1", "2"]}
+    assert grid("match=time", "match.steps=4", "budget.steps=50", **values) == 0
+    said = capsys.readouterr().out
+    assert "match=time: mqa: budget.steps=50 → 6.38 seconds for 6.38 (exact)" in said  # 50 · 128 / 1003.5
+    assert "mqa: finished" in said
+    assert "matched tokens, FLOPs, parameters and time (missed by +0.0 %)" in said
+    folder = tmp_path / "sweep"
+    assert len(starts(folder, "speed/*")) == 2
+    for file in folder.glob("*/match.json"):  # measured, in place of the forecast
+        assert json.loads(file.read_text())["target"] == json.loads(file.read_text())["reached"] == 6.4
+
+
+def test_devices_are_shared() -> None:
+    assert [share("0123", 2, slot) for slot in range(2)] == [["0", "1"], ["2", "3"]]
+    assert [share("01", 3, slot) for slot in range(3)] == [["0"], ["1"], ["0"]]

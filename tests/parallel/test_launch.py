@@ -1,0 +1,48 @@
+"""Which processes are ranks of a run that a launcher started. tests/integration/test_launched_runs.py starts them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from thunderhead.parallel import launch
+from thunderhead.training.record import read_json
+
+TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
+SRUN = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "mine", "SLURM_NTASKS": "8", "SLURM_PROCID": "5"}
+ONE_TASK = SRUN | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+SHELL = ONE_TASK | {"SLURM_JOB_NAME": "bash"}  # srun --pty bash
+LOGIN_NODE = {name: value for name, value in SRUN.items() if name != "SLURM_PROCID"}  # the shell of salloc
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_rank", "rank"),
+    [
+        ({}, False, 0),
+        (TORCHRUN, True, 5),
+        (SRUN, True, 5),
+        (ONE_TASK, False, 0),
+        (SHELL, False, 0),
+        (LOGIN_NODE, False, 0),
+        (ONE_TASK | TORCHRUN, True, 5),  # a process that our launcher, or torchrun, started there
+        (SHELL | TORCHRUN, True, 5),
+    ],
+)
+def test_who_is_a_rank(environment: dict[str, str], is_rank: bool, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*launch.RANK_VARIABLES, *(name for name in os.environ if name.startswith("SLURM"))]:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launch.is_rank() == is_rank
+    assert launch.global_rank() == rank
+
+
+@pytest.mark.parametrize("environment", [ONE_TASK, SHELL, LOGIN_NODE])
+def test_a_run_of_one_process_within_a_slurm_job(
+    environment: dict[str, str], run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no task among others, whatever Lightning makes of the variables."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert read_json(run("strategy=ddp") / "summary.json")["steps"] == 2

@@ -1,0 +1,124 @@
+"""Generation against argmax, softmax and the definitions of top-k and top-p, on a decoder that is a table of logits."""
+
+import pytest
+import torch
+from torch import nn
+
+from thunderhead.release.generation import generate
+
+V = 11
+
+
+class TableDecoder(nn.Module):
+    """Next-token logits that depend on the last token alone; records the lengths it was asked for."""
+
+    def __init__(self, table: torch.Tensor, context_length: int = 6):
+        super().__init__()
+        self.table = table
+        self.context_length = context_length
+        self.lengths: list[int] = []
+        self.modes: list[bool] = []
+
+    def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        assert torch.is_inference_mode_enabled()
+        self.lengths.append(tokens_BT.size(1))
+        self.modes.append(self.training)
+        return self.table[tokens_BT]
+
+
+@pytest.fixture
+def decoder() -> TableDecoder:
+    return TableDecoder(torch.randn(V, V, generator=torch.Generator().manual_seed(7)))
+
+
+def prompt(*rows: list[int]) -> torch.Tensor:
+    return torch.tensor(rows)
+
+
+def test_greedy_is_argmax_and_so_is_top_k_1(decoder):
+    expected = [3]
+    for _ in range(9):
+        expected.append(int(decoder.table[expected[-1]].argmax()))
+    assert generate(decoder, prompt([3]), 9, temperature=0.0).tolist() == [expected]
+    assert generate(decoder, prompt([3]), 9, top_k=1, seed=5).tolist() == [expected]
+    assert generate(decoder, prompt([3]), 9, top_p=1e-6, seed=5).tolist() == [expected]
+    assert generate(decoder, prompt([3]), 9, temperature=1e-40, seed=5).tolist() == [expected]
+
+
+def test_the_seed_decides(decoder):
+    first, again, other = (generate(decoder, prompt([1, 2]), 40, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.shape == (1, 42)
+    assert first[0, :2].tolist() == [1, 2]
+
+
+def test_the_global_generator_is_left_alone(decoder):
+    before = torch.get_rng_state()
+    generate(decoder, prompt([1]), 5, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_eval_mode_is_used_and_the_old_mode_restored(decoder, training):
+    decoder.train(training)
+    generate(decoder, prompt([1]), 3)
+    assert decoder.modes == [False] * 3
+    assert decoder.training is training
+
+
+def test_the_mode_is_restored_after_an_error(decoder):
+    decoder.train()
+    with pytest.raises(IndexError):
+        generate(decoder, prompt([V + 5]), 3)
+    assert decoder.training
+
+
+def test_the_context_is_cropped(decoder):
+    generate(decoder, prompt([1, 2, 3, 4]), 5)
+    assert decoder.lengths == [4, 5, 6, 6, 6]
+
+
+def test_rows_stop_at_eos_and_are_filled_up():
+    table = torch.full((V, V), -50.0)
+    table[range(V), [min(i + 1, V - 1) for i in range(V)]] = 50.0  # always the next number
+    text = generate(TableDecoder(table), prompt([1], [4]), 20, eos_id=6)
+    assert text.tolist() == [[1, 2, 3, 4, 5, 6], [4, 5, 6, 6, 6, 6]]
+    assert generate(TableDecoder(table), prompt([1]), 3, eos_id=6).tolist() == [[1, 2, 3, 4]]
+
+
+def test_eos_in_the_prompt_does_not_stop(decoder):
+    assert generate(decoder, prompt([6, 3]), 1, eos_id=6).shape == (1, 3)
+
+
+def frequencies(decoder: TableDecoder, n: int = 40_000, **settings: object) -> torch.Tensor:
+    rows = torch.full((n, 1), 2)
+    return generate(decoder, rows, 1, seed=3, **settings)[:, 1].bincount(minlength=V) / n
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_frequencies_are_the_softmax(decoder, temperature):
+    # The standard deviation of a frequency is at most sqrt(1/4/n) = 0.0025; 0.0125 is five of them.
+    expected = (decoder.table[2].double() / temperature).softmax(-1)
+    torch.testing.assert_close(frequencies(decoder, temperature=temperature).double(), expected, atol=0.0125, rtol=0)
+
+
+def test_top_k_keeps_the_k_most_probable(decoder):
+    keep = decoder.table[2].topk(3).indices
+    expected = torch.zeros(V).index_copy(0, keep, decoder.table[2][keep].softmax(-1))
+    torch.testing.assert_close(frequencies(decoder, top_k=3), expected, atol=0.0125, rtol=0)
+    assert torch.equal(frequencies(decoder, top_k=V + 100), frequencies(decoder))
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p():
+    probabilities = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15] + [0.0] * (V - 5))
+    decoder = TableDecoder(probabilities.log().clamp(min=-1e4).expand(V, V))
+    for p, kept in [(0.3, [1]), (0.5, [1, 3]), (0.75, [1, 3, 4]), (0.9, [1, 2, 3, 4])]:
+        expected = torch.zeros(V)
+        expected[kept] = probabilities[kept] / probabilities[kept].sum()
+        torch.testing.assert_close(frequencies(decoder, top_p=p), expected, atol=0.0125, rtol=0)
+
+
+def test_ties_do_not_let_more_than_k_tokens_in():
+    used = frequencies(TableDecoder(torch.zeros(V, V)), top_k=2)
+    assert int((used > 0).sum()) == 2
