@@ -23,8 +23,6 @@ from omegaconf.errors import OmegaConfBaseException
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 # Hydra's own keys of a node; `_partial_` is the builder's business and never stands in YAML.
 HYDRA_KEYS = {"_target_", "_convert_", "_recursive_"}
-SUPPLIED: dict[str, set[str]] = {"callbacks": set(), "logger": {"save_dir"}, "metrics": set()}
-"""What the code supplies to each node of a group of others' classes, whose signatures do not tell."""
 Config = dict[str, Any]
 Result = typing.TypeVar("Result")
 
@@ -145,20 +143,26 @@ def check(config: Config, settings: Callable[..., Any] | None = None) -> list[Pr
         All problems, in the order of the configuration: targets that cannot be imported, unknown and missing keys,
         keys that the code supplies itself, and values that do not fit the annotation.
     """
-    problems = []
+    problems: list[Problem] = []
     if settings is not None:
         scalars = {key: value for key, value in config.items() if not isinstance(value, dict) and value is not None}
-        problems += _check_arguments("", settings, scalars)
+        problems += _check_arguments("", settings, scalars, set())
     for path, node in _nodes(config):
         try:
             target = hydra.utils.get_object(node["_target_"])
         except Exception as error:  # whatever the import of a user's module raises is the answer
             problems.append(Problem(f"{path}._target_", f"cannot load {node['_target_']!r}: {first_line(error)}"))
             continue
-        group, _, name = path.partition(".")
-        supplied = SUPPLIED.get(group) if name and "." not in name else None
-        problems += _check_arguments(path, target, {k: v for k, v in node.items() if k not in HYDRA_KEYS}, supplied)
+        arguments = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
+        problems += _check_arguments(path, target, arguments, _supplied_to(path, target))
     return problems
+
+
+def _supplied_to(path: str, target: Callable[..., Any]) -> set[str]:
+    """What the code supplies to a node: to one inside of a group nothing, but to loggers, and to functions."""
+    if path.startswith("logger."):
+        return {"save_dir"}
+    return set() if "." in path and inspect.isclass(target) else set(supplied_names(target))
 
 
 def _nodes(value: Any, path: str = "") -> Iterator[tuple[str, Config]]:
@@ -172,11 +176,8 @@ def _nodes(value: Any, path: str = "") -> Iterator[tuple[str, Config]]:
             yield from _nodes(child, f"{path}[{index}]")
 
 
-def _check_arguments(
-    path: str, target: Callable[..., Any], arguments: Config, supplied: set[str] | None = None
-) -> Iterator[Problem]:
+def _check_arguments(path: str, target: Callable[..., Any], arguments: Config, supplied: set[str]) -> Iterator[Problem]:
     parameters = inspect.signature(target).parameters
-    supplied = set(supplied_names(target)) if supplied is None else supplied
     settable = [p.name for p in parameters.values() if p.name not in supplied and p.kind is not p.VAR_KEYWORD]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     try:
@@ -231,12 +232,20 @@ def first_line(error: BaseException) -> str:
 # --- instantiate ------------------------------------------------------------------------------------------------------
 
 
-def factory(node: Config) -> Callable[..., Any]:
-    """The node's target with its settings bound, still to be called with what the code supplies."""
+def factory(node: Config, path: str = "") -> Callable[..., Any]:
+    """The node's target with its settings bound, still to be called with what the code supplies.
+
+    Raises:
+        ConfigError: a node inside of this one refuses its settings; `path` is the config path of this one.
+    """
     try:
         return typing.cast(Callable[..., Any], hydra.utils.instantiate(node, _partial_=True, _convert_="all"))
-    except InstantiationException as error:  # a node inside this one was refused: its own words are clearer
-        raise (error.__cause__ or error) from None
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ValueError | AssertionError):
+            raise (error.__cause__ or error) from None
+        inside = re.search(r"full_key: (\S+)", str(error))
+        where = ".".join(part for part in (path, inside.group(1) if inside else "") if part)
+        raise ConfigError([Problem("", located(where, first_line(error.__cause__)))]) from error
 
 
 def supplied_names(target: Callable[..., Any]) -> list[str]:
@@ -282,6 +291,7 @@ def build_all(
         ConfigError: some are refused; names all, each with its path.
     """
     built, problems = {}, []
+    expected: tuple[type[Exception], ...] = (ValueError, AssertionError, *refusals)
     wrong_kind = f"is no {kind.__name__.lower()}: its _target_ must be a {kind.__module__}.{kind.__name__}"
     for name, node in nodes.items():
         where, made = f"{path}.{name}", node
@@ -292,7 +302,7 @@ def build_all(
                 continue
             try:
                 made = call(factory(node), **supplied)
-            except (ValueError, AssertionError, *refusals) as error:
+            except expected as error:
                 problems.append(Problem("", located(where, first_line(error))))
                 continue
         if isinstance(made, kind):

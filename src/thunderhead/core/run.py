@@ -56,7 +56,7 @@ class Run:
     batch: Any
     budget: Any
     validation: Any
-    data: LightningDataModule
+    data: Any  # a LightningDataModule
     metrics: Callable[[], Mapping[str, Metric]]
     trainer: Callable[..., Trainer]
     callbacks: Mapping[str, Callback]
@@ -153,7 +153,7 @@ def build_data(config: Config, batch: Any) -> LightningDataModule:
     tokenizer = None if config.get("tokenizer") is None else build(config["tokenizer"])
     context_length = _context_length(config)
     data = call(
-        factory(config["data"]),
+        factory(config["data"], "data"),
         tokenizer=tokenizer,
         filters=config["curation"]["filters"],
         context_length=context_length,
