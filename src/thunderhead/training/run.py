@@ -10,14 +10,14 @@ from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, build
 from thunderhead.core.processes import global_rank, is_rank
-from thunderhead.core.run import Run, build_run
+from thunderhead.core.run import REFUSALS, Problems, Run, build_run
 from thunderhead.core.types import NonNegativeInt
 from thunderhead.parallel import launch
 from thunderhead.training import display, hardware, record
 from thunderhead.training import resume as resuming
 from thunderhead.training.fit import fit
 from thunderhead.training.plan import AUTO, Plan, plan_run
-from thunderhead.training.trainer import DERIVED, decided_elsewhere
+from thunderhead.training.trainer import DERIVED, decided_elsewhere, reason
 
 NOT_AGREED = (
     "auto cannot be agreed on by processes that torchrun or SLURM started: write the number that one process finds, or"
@@ -106,10 +106,14 @@ def plan_config(config: Config, folder: Path, micro_batch_size: int | None = Non
     """
     if problems := find_problems(config):
         raise ConfigError(problems)
-    machine = hardware.machine_of(config["trainer"], must_be_here=not config["dry_run"])
-    run = build_run(config, folder, **machine._asdict())
-    if problems := decided_elsewhere(run):
-        raise ConfigError(problems)
+    found, machine = Problems(), hardware.Machine("cpu", True, 1, 1)
+    with found.collect():
+        machine = hardware.machine_of(config["trainer"], must_be_here=not config["dry_run"])
+    with found.collect():
+        run = build_run(config, folder, **machine._asdict())
+        found.note(*decided_elsewhere(run))
+    if found:
+        raise ConfigError(found)
     return run, plan_run(run, micro_batch_size)
 
 
@@ -193,8 +197,10 @@ def _prepare(run: Run, plan: Plan) -> Plan:
         return plan
     if global_rank() == 0:
         display.say("Preparing data (once; the next run finds it)")
-    with run.refusals():
+    try:
         run.data.prepare_data()
+    except (ValueError, ConnectionError, *REFUSALS) as error:
+        raise ConfigError([Problem("", reason(error))]) from error
     plan = plan_run(run, plan.micro_batch_size if run.batch.micro_size == AUTO else None)
     if global_rank() == 0:
         display.show_data(run.data, plan)
