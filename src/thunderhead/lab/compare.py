@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.types import PositiveFloat
@@ -51,7 +52,7 @@ def compare_runs(config: DictConfig) -> Path:
     Raises:
         ConfigError: the configuration is refused, a folder holds no run, or no arm is called `baseline`.
     """
-    folder = configuration.output_dir()
+    folder = command_line.output_dir()
     try:
         return _compare(configuration.plain(config), folder)
     except ConfigError:

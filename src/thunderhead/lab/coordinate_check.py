@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.model.decoder import Decoder
@@ -57,7 +58,7 @@ def check_coordinates(config: DictConfig) -> None:
     Raises:
         ConfigError: the configuration is refused, at some width.
     """
-    folder = configuration.output_dir()
+    folder = command_line.output_dir()
     resolved = configuration.plain(config)
     try:
         if problems := configuration.check(resolved, settings):

@@ -112,9 +112,10 @@ def plan_config(config: Config, folder: Path, micro_batch_size: int | None = Non
     with found.collect():
         run = build_run(config, folder, **machine._asdict())
         found.note(*decided_elsewhere(run))
+        plan = plan_run(run, micro_batch_size)
     if found:
         raise ConfigError(found)
-    return run, plan_run(run, micro_batch_size)
+    return run, plan
 
 
 def find_problems(config: Config) -> list[Problem]:
