@@ -86,6 +86,7 @@ def train_one(case: Case) -> dict[str, Any]:
     import torch
     from lightning import Callback, Trainer
 
+    from thunderhead import command_line
     from thunderhead.core import config
     from thunderhead.training.resume import SWITCHABLE
     from tiny import train_here
