@@ -1,33 +1,21 @@
-"""batch.micro_size=auto: by the estimate, and by trials on a device whose memory is made up."""
+"""batch.micro_size=auto, by the estimate."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-import torch
 
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
-from thunderhead.core.model.decoder import Decoder
 from thunderhead.parallel import launch
-from thunderhead.parallel.deepspeed import zero
-from thunderhead.parallel.strategies import Parallelism, ddp, fsdp, single, tensor_parallel
 from thunderhead.training import hardware, micro_batch
-from thunderhead.training.micro_batch import Trial, by_estimate, largest, sizes, trains
+from thunderhead.training.micro_batch import by_estimate, largest, sizes
 from thunderhead.training.record import read_json, read_rows
-from tiny import tiny, train_here
+from tiny import train_here
 
 MIB = 2**20
-TRIAL = Trial(precision="fp32", vocab_size=257, eos_id=256, accelerator="cpu")
-
-
-def resolved(*overrides: str) -> dict[str, Any]:
-    return config.plain(config.compose(tiny("x", "x", *overrides)))
 
 
 def losses(folder: Path) -> list[str]:
@@ -72,103 +60,13 @@ def test_the_estimate_decides_and_says_why() -> None:
         by_estimate(8, lambda size: {"parameters": 1}, 199 * MIB, "of a test")
 
 
-def test_only_whole_models_on_cuda_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    def tried(accelerator: str, parallelism: Parallelism) -> bool:
-        return micro_batch.is_tried(accelerator, parallelism)
-
-    assert tried("cuda", single(1))
-    assert tried("cuda", ddp(4))
-    assert not tried("cuda", fsdp(4))
-    assert not tried("cuda", tensor_parallel(2))
-    assert not any(tried("cuda", zero(2, stage=stage)) for stage in (1, 2, 3))  # type: ignore[arg-type]
-    assert not tried("cpu", single(1))
+def test_memory_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "free_host_memory", lambda: 8 * 2**30)
     assert micro_batch.usable_memory("cpu", 2, 0) == (
         2 * 2**30,
         "50% of this host's free memory for each of 2 processes",
     )
     assert micro_batch.usable_memory("cuda", 1, 10 * 2**30)[0] == 9 * 2**30
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Trials
-
-
-@pytest.fixture
-def small_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """small_device(n): more than n sequences at once are out of memory; returns the list of sizes that were run."""
-
-    def limit(n: int) -> list[int]:
-        seen: list[int] = []
-        forward = Decoder.forward
-
-        def limited(self: Decoder, tokens_BT: torch.Tensor, targets_BT: torch.Tensor) -> Any:
-            seen.append(len(tokens_BT))
-            terms = forward(self, tokens_BT, targets_BT)
-            if len(tokens_BT) > n:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            return terms
-
-        monkeypatch.setattr(Decoder, "forward", limited)
-        return seen
-
-    return limit
-
-
-@pytest.mark.parametrize("choice", [(), ("optimizer=muon", "dropout=gpt2", "activation_checkpointing=selective")])
-def test_a_trial_trains_real_steps_and_leaves_nothing(
-    small_device: Callable[[int], list[int]], choice: tuple[str, ...]
-) -> None:
-    seen = small_device(4)
-    settings = resolved(*choice)
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    assert largest([1, 2, 4, 8, 16], lambda size: trains(settings, size, TRIAL)) == 4
-    assert seen == [1, 1, 2, 2, 4, 4, 8]  # the second step has the optimizer's state
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(Decoder, "forward", broken)
-    with pytest.raises(RuntimeError, match="a bug"):
-        trains(resolved(), 1, TRIAL)
-
-
-def test_trials_run_in_a_process_of_their_own() -> None:
-    request = {"config": resolved(), "sizes": [1, 2, 4], "devices": [0, 1], **TRIAL._asdict()}
-    request.pop("device")
-    done = subprocess.run(
-        [sys.executable, "-m", "thunderhead.training.micro_batch"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(done.stdout.splitlines()[-1]) == [4, 4]
-
-
-@pytest.mark.parametrize(
-    ("printed", "status", "expected"),
-    [
-        ("[4, 2]", 0, "2: 4 was out of memory with 90% of the device"),
-        ("[8, 8]", 0, "8: tried on the device; more do not divide the 8 sequences"),
-        ("[4, null]", 0, "even one sequence does not fit: use a smaller model"),
-        ("", 1, "the trial failed, write a number: last words"),
-    ],
-)
-def test_all_devices_take_what_fits_on_the_smallest(printed: str, status: int, expected: str) -> None:
-    done = subprocess.CompletedProcess([], status, stdout=printed, stderr="Traceback\nlast words\n")
-    with patch.object(subprocess, "run", return_value=done) as started:
-        try:
-            choice = micro_batch.by_trial({}, 8, [0, 1], precision="fp32", vocab_size=257, eos_id=256)
-            said = f"{choice.size}: {choice.why}"
-        except ValueError as error:
-            said = str(error)
-    assert expected in said
-    assert json.loads(started.call_args.kwargs["input"])["sizes"] == [1, 2, 4, 8]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -247,25 +145,10 @@ def test_a_dry_run_says_what_would_be_taken(
     run(*SETTINGS, "batch.micro_size=auto", "dry_run=true")
     assert "batch.micro_size=auto: 4" in capsys.readouterr().out
     run(*SETTINGS, "batch.micro_size=auto", "dry_run=true", "trainer=gpu")
-    said = " ".join(capsys.readouterr().out.split())
-    assert "batch.micro_size=auto: 8: by the estimate" in said
-    assert "the run tries 1, 2, 4, 8 on the device until memory runs out" in said
+    assert "batch.micro_size=auto: 8: by the estimate" in " ".join(capsys.readouterr().out.split())
 
 
-def test_what_was_tried_is_what_is_trained_and_launched(
-    by_hand: Path, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tried: list[Any] = []
-
-    def by_trial(settings: dict[str, Any], sequences: int, devices: Any, **model: Any) -> micro_batch.Choice:
-        tried.append((sequences, list(devices), model))
-        return micro_batch.Choice(2, "as a test has it")
-
-    monkeypatch.setattr(micro_batch, "is_tried", lambda *_: True)
-    monkeypatch.setattr(micro_batch, "by_trial", by_trial)
-    folder = run(*SETTINGS, "batch.micro_size=auto")
-    assert read_json(folder / "plan.json")["micro_batch_size"] == 2
-    assert "batch.micro_size=auto: 2: as a test has it" in capsys.readouterr().out
+def test_what_was_found_is_what_is_launched(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[dict[str, Any]] = []
 
     def launch_(settings: dict[str, Any], run_dir: Path, n: int) -> dict[str, Any]:
@@ -273,10 +156,9 @@ def test_what_was_tried_is_what_is_trained_and_launched(
         return {"val_loss": 1.0}
 
     monkeypatch.setattr(launch, "launch", launch_)
+    monkeypatch.setattr(hardware, "free_host_memory", lambda: 2**40)
     run(*SETTINGS, "batch.micro_size=auto", "trainer.devices=2", "strategy=ddp")
-    assert launched[0]["batch"]["micro_size"] == 2
-    model = {"precision": "fp32", "vocab_size": 257, "eos_id": 256}
-    assert tried == [(8, [0], model), (4, [0, 1], model)]
+    assert launched[0]["batch"]["micro_size"] == 4
 
 
 def test_what_cannot_be_found_is_refused(

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.nn import ModuleList
 from torch.optim.lr_scheduler import LambdaLR
@@ -29,8 +28,6 @@ from thunderhead.parallel.strategies import MeshStrategy
 COMPONENTS = ("attention", "position", "activation", "norm", "dropout", "block", "loss", "activation_checkpointing")
 # Groups that LanguageModel is built from, and keeps as plain hyper-parameters.
 GROUPS = ("model", *COMPONENTS, "optimizer", "scheduler", "parameter_groups", "parametrization", "compile")
-# Of records from before there was a choice.
-STANDARD = {"_target_": "thunderhead.options.parametrization.Standard"}
 
 
 def build_decoder(config: dict[str, Any], vocab_size: int, eos_id: int | None) -> Decoder:
@@ -45,9 +42,7 @@ def build_decoder(config: dict[str, Any], vocab_size: int, eos_id: int | None) -
         ValueError: the components contradict each other; the message names the config paths.
     """
     decoder = _assemble(config, vocab_size, eos_id)
-    base_config = build(config.get("parametrization", STANDARD)).base(
-        {name: config[name] for name in ("model", *COMPONENTS)}
-    )
+    base_config = build(config["parametrization"]).base({name: config[name] for name in ("model", *COMPONENTS)})
     if base_config is not None:
         try:
             with torch.device("meta"):
@@ -251,12 +246,7 @@ class LanguageModel(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the global norm (Pascanu et al. 1211.5063), and keep it for the logs; also if nothing is clipped.
-
-        DeepSpeed clips by itself, and gradients are not where they were.
-        """
-        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
-            return
+        """Clip by the global norm (Pascanu et al. 1211.5063), and keep it for the logs; also if nothing is clipped."""
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return

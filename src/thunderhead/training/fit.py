@@ -207,13 +207,8 @@ def _attention_kernel(model: LanguageModel, planned: Planned) -> str:
 
 def _stopped(trainer: Trainer, steps: int, run_dir: Path) -> str:
     """Say where a run ended before its time, and how to go on with it."""
-    kept = list((run_dir / resuming.CHECKPOINTS).glob("*.ckpt"))
-    if any(path.is_file() for path in kept):
-        go_on = f"go on with: python train.py resume={run_dir}"
-    elif kept:
-        go_on = f"its checkpoints are {resuming.OF_DEEPSPEED}"
-    else:
-        go_on = "no checkpoint was kept"
+    has_checkpoint = any((run_dir / resuming.CHECKPOINTS).glob("*.ckpt"))
+    go_on = f"go on with: python train.py resume={run_dir}" if has_checkpoint else "no checkpoint was kept"
     return f"stopped at step {trainer.global_step:,} of {steps:,}; {go_on}"
 
 

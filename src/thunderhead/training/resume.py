@@ -21,8 +21,6 @@ CHECKPOINTS = "checkpoints"
 SWITCHABLE = ("strategy", "compile", "activation_checkpointing")
 """Groups that say how a run is computed and not what: a resumed run may choose others."""
 
-OF_DEEPSPEED = "DeepSpeed's, which resume= does not read"
-
 
 class Found(NamedTuple):
     """A checkpoint to go on from, and what was passed over on the way to it, in sentences."""
@@ -90,9 +88,6 @@ def _newest(run_dir: Path) -> tuple[Path | None, list[str]]:
     """The intact checkpoint with the most steps, and what is wrong with those that come before it."""
     steps, remarks = {}, []
     for file in sorted((run_dir / CHECKPOINTS).glob("*.ckpt")):
-        if file.is_dir():
-            remarks.append(f"{file} is {OF_DEEPSPEED}")
-            continue
         try:
             steps[file] = _steps(file)
         except Exception:  # whatever reading a damaged file raises
@@ -159,7 +154,7 @@ def check(checkpoint: Path, config: dict[str, Any], steps: int, data: Manifest |
     changes = [
         Change(path, old, new)
         for group in GROUPS
-        if group != "compile" and group in then["config"]
+        if group != "compile"
         for path, old, new in _differences(group, then["config"][group], config[group])
     ]
     problems = [
@@ -195,7 +190,7 @@ def check(checkpoint: Path, config: dict[str, Any], steps: int, data: Manifest |
 
 
 def _differences(path: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Values that both have, and that differ: records from before there was a setting lack it."""
+    """Values that both have, and that differ: a setting that one of them does not name is at its default there."""
     if isinstance(then, dict) and isinstance(now, dict):
         for key in then:
             if key in now:

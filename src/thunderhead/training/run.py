@@ -9,15 +9,13 @@ from omegaconf import DictConfig
 
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
-from thunderhead.core.module import STANDARD
 from thunderhead.core.types import NonNegativeInt
 from thunderhead.corpus.command import make_shards
 from thunderhead.parallel import launch
-from thunderhead.training import display, micro_batch, record
+from thunderhead.training import display, record
 from thunderhead.training import resume as resuming
 from thunderhead.training.fit import fit
 from thunderhead.training.planning import AUTO, MICRO_NOTE, Planned, plan_run
-from thunderhead.training.problems import one_line
 from thunderhead.training.trainer import DECIDED, DERIVED, callbacks_of
 
 NOT_AGREED = (
@@ -32,8 +30,8 @@ def settings(
     seed: NonNegativeInt,
     dry_run: bool,
     keep_freed_memory: bool,
-    profile: bool = False,
-    background_checkpoints: bool = False,
+    profile: bool,
+    background_checkpoints: bool,
     resume: str | None = None,
 ) -> None:
     """The top-level settings, for the check; conf/train.yaml says what each does."""
@@ -132,7 +130,7 @@ def _resolve(config: DictConfig, run_dir: Path) -> tuple[dict[str, Any], Path | 
             group: configuration.plain(config[group])
             for group in sorted(configuration.chosen_groups(overrides).intersection(resuming.SWITCHABLE))
         }
-        resolved = {"parametrization": STANDARD, **configuration.with_overrides(recorded, overrides, known, switched)}
+        resolved = configuration.with_overrides(recorded, overrides, known, switched)
         resolved["resume"] = str(checkpoint)
     problems = find_problems(resolved)
     agreed = checkpoint is not None or not launch.is_rank() or launch.is_launched()
@@ -163,7 +161,7 @@ def _find_checkpoint(resume: str, run_dir: Path) -> Path | None:
 def find_problems(config: dict[str, Any]) -> list[Problem]:
     """What is wrong with a single run's configuration, before it is planned."""
     problems = configuration.check(config, settings)
-    for group in configuration.default_groups() if config.get("resume") is None else ():  # records may be older
+    for group in configuration.default_groups():
         if group not in config and group not in ("match", "tune", "debug", "tokenizer"):  # shards bring a tokenizer
             known = ", ".join(configuration.options(group))
             problems.append(Problem(group, f"was taken out, and a run needs an option of it: {known}"))
@@ -238,27 +236,12 @@ def _with_micro_size(config: dict[str, Any], planned: Planned, shown: list[str])
     """
     if config["batch"]["micro_size"] != AUTO:
         return config, planned
-    machine, manifest = planned.machine, planned.manifest
+    manifest = planned.manifest
     assert manifest is not None
     (why,) = (note for note in planned.plan.notes if note.startswith(MICRO_NOTE))
-    size = planned.plan.micro_batch_size
-    if micro_batch.is_tried(machine.accelerator, machine.parallelism):
-        devices = config["trainer"].get("devices", 1)
-        try:
-            choice = micro_batch.by_trial(
-                config,
-                planned.plan.sequences_per_step // planned.plan.data_parallel_size,
-                devices if isinstance(devices, list) else range(machine.n_processes),
-                precision=machine.precision,
-                vocab_size=manifest.vocab_size,
-                eos_id=manifest.eos_id,
-            )
-        except ValueError as error:
-            raise ConfigError([Problem("", one_line(error))]) from error
-        size, why = choice.size, f"{MICRO_NOTE} {choice.size}: {choice.why}"
     if why not in shown:
         display.say(why)
-    decided = _with_number(config, size)
+    decided = _with_number(config, planned.plan.micro_batch_size)
     planned = plan_run(decided, manifest)
     notes = [note for note in planned.plan.notes if not note.startswith("batch.micro_size could be")]
     plan = replace(planned.plan, notes=[*notes[:2], why, *notes[2:]])

@@ -87,11 +87,10 @@ def make_trainer(
         SchedulePicture(schedule, config["optimizer"]["lr"], plan.tokens_per_step),
         *callbacks_of(config).values(),
         *callbacks,
-        *([ProfileSteps(run_dir / "profile")] if config.get("profile") else []),  # older records do not have it
+        *([ProfileSteps(run_dir / "profile")] if config["profile"] else []),
     ]
     precision = hardware.precision_plugin(planned.machine.precision, planned.machine.accelerator)
-    # older records do not have it
-    checkpoint_io = BackgroundCheckpointIO() if config.get("background_checkpoints") else AtomicCheckpointIO()
+    checkpoint_io = BackgroundCheckpointIO() if config["background_checkpoints"] else AtomicCheckpointIO()
     plugins = [*precision.pop("plugins", []), checkpoint_io]
     if not launch.is_rank():  # else Lightning looks for one: in a shell within a SLURM job it would wait for tasks
         plugins.append(LightningEnvironment())
@@ -127,7 +126,6 @@ def quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # other settings, see ExactResume
-        warnings.filterwarnings("ignore", "Since DeepSpeed handles gradient clipping internally")
         warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # torchmetrics has summed over the ranks
         for logger in loggers:
             logger.setLevel(logging.WARNING)
