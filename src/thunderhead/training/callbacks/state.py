@@ -79,15 +79,15 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember the states until training starts, count micro-batches anew, and have a validation made up for."""
-        self._restored = checkpoint.get("random_state")
-        self._restored_ranks = checkpoint.get("data_parallel_ranks", list(range(len(self._restored or []))))
+        self._restored = checkpoint["random_state"]
+        self._restored_ranks = checkpoint["data_parallel_ranks"]
         loops = checkpoint["loops"]["fit_loop"]
         micro_batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
         progress = loops["epoch_loop.batch_progress"]
         for scope in ("total", "current"):
             progress[scope] |= dict.fromkeys(progress[scope], micro_batches)
         _take_along(trainer, checkpoint)
-        self._validated_at = checkpoint.get("validated_at")
+        self._validated_at = checkpoint["validated_at"]
         # Lightning goes on with a validation that ended in a batch (started, not processed) if the step is one to
         # validate. Its totals go on counting from here, so a later checkpoint must not look like that again.
         is_validated = self._validated_at == checkpoint["global_step"]
