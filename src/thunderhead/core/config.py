@@ -31,6 +31,7 @@ from rich.markup import escape
 
 from thunderhead.core.messages import at
 
+Config = dict[str, Any]
 Result = typing.TypeVar("Result")
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 # Hydra's own keys of a node; `_partial_` is the builder's business and never stands in YAML.
@@ -142,6 +143,41 @@ def with_overrides(
     if problems:
         raise ConfigError(problems)
     return plain(merged)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Values by config path
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (config path, value) of everything that is no mapping, and of empty mappings."""
+    if not isinstance(value, dict) or not value:
+        yield path, value
+        return
+    for key, child in value.items():
+        yield from leaves(child, f"{path}.{key}" if path else str(key))
+
+
+def set_value(config: Config, path: str, value: Any) -> Config:
+    """Return a copy with another value at a config path (`model.d_model`); mappings on the way are made if need be."""
+    key, _, rest = path.partition(".")
+    inner = config.get(key)
+    return {**config, key: set_value(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
+
+
+def differences(then: Config, now: Config) -> list[tuple[str, Any, Any]]:
+    """(config path, value then, value now) of what differs; None stands for what is not there."""
+    before, after = dict(leaves(then)), dict(leaves(now))
+    return [(path, before.get(path), after.get(path)) for path in before | after if before.get(path) != after.get(path)]
+
+
+def show(value: Any) -> str:
+    """A value as it would be written in YAML or on the command line, in one line."""
+    return (
+        str(yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True))
+        .removesuffix("\n...\n")
+        .strip()
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
