@@ -9,12 +9,11 @@ from omegaconf import DictConfig
 from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
-from thunderhead.core.types import PositiveFloat
+from thunderhead.core.types import Count, PositiveFloat
 from thunderhead.lab.analysis import Metric
 from thunderhead.lab.report import write_report
 from thunderhead.lab.runs import read_runs
 from thunderhead.lab.scaling_report import write_law_report
-from thunderhead.options.scaling_law import Count
 
 
 def settings(

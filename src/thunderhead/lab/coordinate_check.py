@@ -28,11 +28,11 @@ from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import COMPONENTS, build_decoder, build_optimizer
+from thunderhead.core.terminal import say
 from thunderhead.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from thunderhead.lab.arms import option_of
 from thunderhead.lab.figures import COLOURS, MARKERS, style
 from thunderhead.options.parametrization import at_width
-from thunderhead.training.display import say
 from thunderhead.training.problems import one_line
 
 STANDARD = {"_target_": "thunderhead.options.parametrization.Standard"}
