@@ -271,6 +271,7 @@ def _derive(
             *machine.notes,
             *(["checkpoints are DeepSpeed's, which resume= does not read"] if machine.parallelism.is_deepspeed else []),
             *micro_notes,
+            *memory.remarks(needed, machine.parallelism),
             *(assumptions.remarks(needed, size) if assumptions and not micro_notes else []),
             *storage_notes(config["data"]),
             *part_notes(config["data"]),
