@@ -1,4 +1,4 @@
-"""SOAP (Vyas et al. 2409.11321, algorithm 3), as written by someone who knows the names of our parameter groups only."""
+"""SOAP (Vyas et al. 2409.11321, algorithm 3), written by someone who knows of us only the parameter groups' names."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
