@@ -296,6 +296,13 @@ def build(node: dict[str, Any], **supplied: Any) -> Any:
     return factory(node)(**supplied)
 
 
+def build_offering(node: dict[str, Any], **offered: Any) -> Any:
+    """The node's target called with its settings, and with those of `offered` that it has a parameter for."""
+    made = factory(node)
+    known = inspect.signature(made).parameters
+    return made(**{name: value for name, value in offered.items() if name in known})
+
+
 def build_all(
     nodes: dict[str, Any], path: str, kind: type[Result], refusals: tuple[type[Exception], ...] = (), **supplied: Any
 ) -> dict[str, Result]:

@@ -9,35 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from thunderhead.core.data.manifest import Manifest
+from thunderhead.core.terminal import complain, quantity, say, size
 from thunderhead.training.plan import Plan
 
+__all__ = ["complain", "quantity", "say", "show_plan", "show_profile", "show_summary", "size"]
 _console = Console(highlight=False)
-
-
-def say(text: str) -> None:
-    """One line."""
-    _console.print(escape(text), soft_wrap=True)
-
-
-def complain(text: str) -> None:
-    """One line on stderr, of what ended a run."""
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
-
-
-def quantity(number: float) -> str:
-    """6.84 M, 1.2 B; exact below 10,000."""
-    if number < 10_000:
-        return f"{number:,.0f}"
-    for unit, factor in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= factor:
-            return f"{number / factor:,.3g} {unit}"
-    raise AssertionError
-
-
-def size(n_bytes: int) -> str:
-    """In MiB or GiB."""
-    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def _table(title: str) -> Table:
@@ -92,17 +68,6 @@ def show_plan(plan: Plan) -> None:
     _console.print(table)
 
 
-def show_data(manifest: Manifest, plan: Plan) -> None:
-    """What the prepared data holds."""
-    for source, train in manifest.splits["train"].items():
-        held_out = manifest.splits["val"][source]
-        epochs = (plan.epochs or {}).get(source, 0)
-        say(
-            f"  {source}: {train.tokens:,} tokens to train on ({train.bytes / train.tokens:.2f} bytes per token), "
-            f"{held_out.tokens:,} held out; this run sees {epochs:.2f} epochs"
-        )
-
-
 def show_profile(operators: Sequence[tuple[str, int, float]], *, total: float, folder: Path) -> None:
     """The slowest operators: name, calls, own time in µs; `total` is that of all."""
     table = Table(title="Profile: own time of operators", title_justify="left", title_style="bold", box=None)
@@ -119,7 +84,9 @@ def show_summary(summary: dict[str, Any], text: str, run_dir: Path) -> None:
     table = _table("Summary")
     unigram = summary["unigram_entropy"]
     table.add_row(
-        "validation loss", f"[bold]{summary['val_loss']:.4f}[/] nats per token; unigram entropy {unigram:.4f}"
+        "validation loss",
+        f"[bold]{summary['val_loss']:.4f}[/] nats per token"
+        + (f"; unigram entropy {unigram:.4f}" if unigram is not None else ""),
     )
     table.add_row("perplexity", f"{summary['perplexity']:.2f}")
     if "bits_per_byte" in summary:

@@ -1,22 +1,17 @@
 """Train what was planned, and tell what came of it: the summary, a text, the speed of making text."""
 
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from thunderhead.core.config import ConfigError, Problem, build, factory
-from thunderhead.core.data.datamodule import TokenDataModule
-from thunderhead.core.data.manifest import Manifest, ShardError
+from thunderhead.core.config import ConfigError, Problem, factory
+from thunderhead.core.data.datamodule import asked
+from thunderhead.core.data.manifest import ShardError
 from thunderhead.core.module import GROUPS, LanguageModel, build_decoder
-from thunderhead.corpus.tokenizer import Tokenizer
-from thunderhead.options.synthetic_tasks import Task
-from thunderhead.options.task_answers import sample_answers
 from thunderhead.training import display, hardware, record
 from thunderhead.training import resume as resuming
 from thunderhead.training.callbacks.metrics import LogMetrics
@@ -33,7 +28,7 @@ def fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pat
 
     Args:
         config: resolved, and planned as it is.
-        planned: with the manifest of the prepared data.
+        planned: with the prepared data.
         run_dir: the run's folder.
         checkpoint: to go on from.
 
@@ -44,22 +39,21 @@ def fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pat
         ConfigError: something was refused before the first step.
         SystemExit: the run was stopped or could not go on; it has said so.
     """
-    plan, manifest = planned.plan, planned.manifest
-    assert manifest is not None
+    plan, data = planned.plan, planned.data
+    data.micro_batch_size = plan.micro_batch_size
     if config["keep_freed_memory"]:
         hardware.keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
-    tokenizer = manifest.load_tokenizer()
-    datamodule = make_datamodule(config, planned, tokenizer)
+    metrics = asked(data, "validation_metrics")()
     model = LanguageModel(
         {group: config[group] for group in GROUPS} | {"compile": config["compile"] | {"scope": plan.compile}},
         seed=config["seed"],
-        vocab_size=manifest.vocab_size,
-        eos_id=manifest.eos_id,
+        vocab_size=data.vocab_size,
+        eos_id=asked(data, "eos_id"),
         total_steps=plan.steps,
-        token_bytes=None if isinstance(manifest, Task) else tokenizer.token_bytes().tolist(),
-        measure_accuracy=isinstance(manifest, Task),
-        sources=["task"] if isinstance(manifest, Task) else list(manifest.splits["val"]),
+        token_bytes=metrics["bits_per_byte"].token_bytes.tolist() if "bits_per_byte" in metrics else None,
+        measure_accuracy="accuracy" in metrics,
+        sources=asked(data, "validation_sources")(),
         precision=planned.machine.precision,
     )
     peak = hardware.peak_flops(planned.machine.accelerator, planned.machine.precision)
@@ -68,7 +62,7 @@ def fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pat
         plan.flops_per_token,
         peak * plan.devices if peak else None,
         plan.sequences_per_step,
-        datamodule.ledger(plan.steps),
+        asked(data, "ledger")(plan.steps),
     )
     last = run_dir / resuming.CHECKPOINTS / "last.ckpt"
     stop = StopOnSignal(last)
@@ -80,7 +74,7 @@ def fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pat
         attention_kernel = _attention_kernel(model, planned)
         display.say(f"Attention kernel: {attention_kernel}")
     with quiet_lightning():
-        _fit_or_stop(trainer, model, datamodule, log_metrics, stop, checkpoint)
+        _fit_or_stop(trainer, model, data, log_metrics, stop, checkpoint)
 
     peak_memory = hardware.peak_memory(planned.machine.accelerator)
     _back_to_its_device(model, trainer)
@@ -88,10 +82,10 @@ def fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pat
         hardware.autocast(planned.machine.accelerator, planned.machine.precision),
         torch.compiler.set_stance("force_eager"),  # each length would be compiled by itself, until Dynamo gives up
     ):
-        if isinstance(manifest, Task):
-            text = sample_answers(model.decoder, manifest, model.device)
-        else:
-            text = factory(config["generation"])(model.decoder, tokenizer, model.device)
+        text, tokenizer = asked(data, "sample")(model.decoder, model.device), getattr(data, "tokenizer", None)
+        if text is None:
+            generated = tokenizer is not None
+            text = factory(config["generation"])(model.decoder, tokenizer, model.device) if generated else ""
         decode_speed = decode_tokens_per_second(model.decoder, model.device) if trainer.is_global_zero else None
     results, steps = {name: value.item() for name, value in trainer.callback_metrics.items()}, trainer.global_step
     seconds = log_metrics.training_seconds
@@ -99,7 +93,7 @@ def fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pat
         "val_loss": results["val/loss"],
         "perplexity": results["val/perplexity"],
         **{name: results[f"val/{name}"] for name in ("bits_per_byte", "accuracy") if f"val/{name}" in results},
-        "unigram_entropy": _unigram_entropy(manifest),
+        "unigram_entropy": asked(data, "unigram_entropy"),
         "ledger": {
             source: {**share._asdict(), "val_loss": results.get(f"val/loss/{source}", results["val/loss"])}
             for source, share in log_metrics.ledger(steps * plan.sequences_per_step).items()
@@ -113,8 +107,8 @@ def fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pat
         "seconds": seconds,
         "peak_memory_bytes": peak_memory,
         "decode_tokens_per_second": decode_speed,
-        "validation_data": _validation_data(manifest, datamodule.max_validation_tokens),
-        "validation_text": _validation_text(manifest, datamodule.max_validation_tokens),
+        "validation_data": asked(data, "validation_data")(),
+        "validation_text": asked(data, "validation_text")(),
         "precision": planned.machine.precision,
         "attention_kernel": attention_kernel,
         "device": hardware.device_name(planned.machine.accelerator),
@@ -130,26 +124,10 @@ def fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pat
     return summary
 
 
-def make_datamodule(config: dict[str, Any], planned: Planned, tokenizer: Tokenizer) -> TokenDataModule:
-    """The data of a run, with the sizes of its plan; `tokenizer` is the manifest's."""
-    datamodule = build(
-        config["data"],
-        tokenizer=tokenizer,
-        context_length=planned.plan.context_length,
-        micro_batch_size=planned.plan.micro_batch_size,
-        sequences_per_step=planned.plan.sequences_per_step,
-        seed=config["seed"],
-    )
-    assert isinstance(datamodule, TokenDataModule)
-    if isinstance(planned.manifest, Manifest):
-        datamodule.manifest = planned.manifest
-    return datamodule
-
-
 def _fit_or_stop(  # noqa: PLR0917
     trainer: Trainer,
     model: LanguageModel,
-    datamodule: TokenDataModule,
+    datamodule: LightningDataModule,
     log_metrics: LogMetrics,
     stop: StopOnSignal,
     checkpoint: Path | None,
@@ -215,31 +193,3 @@ def _stopped(trainer: Trainer, steps: int, run_dir: Path) -> str:
     else:
         go_on = "no checkpoint was kept"
     return f"stopped at step {trainer.global_step:,} of {steps:,}; {go_on}"
-
-
-def _unigram_entropy(manifest: Manifest | Task) -> float:
-    """Nats a token if tokens were drawn by their frequency in the training split; as val_loss, the sources' mean."""
-    if isinstance(manifest, Task):
-        return manifest.unigram_entropy
-    shards = manifest.splits["train"].values()
-    return sum(shard.unigram_entropy for shard in shards) / len(shards)
-
-
-def _validation_data(manifest: Manifest | Task, max_tokens: int) -> str:
-    """A hash of the tokens that the run validates on: losses of runs with another one do not compare."""
-    if isinstance(manifest, Task):
-        return _hash([manifest.summary(), max_tokens])
-    chunks = {name: [chunk.sha256 for chunk in shard.chunks] for name, shard in manifest.splits["val"].items()}
-    return _hash([chunks, max_tokens])
-
-
-def _validation_text(manifest: Manifest | Task, max_tokens: int) -> str:
-    """A hash of the text behind those tokens: equal for runs whose bits per byte compare, whatever their tokenizers."""
-    if isinstance(manifest, Task):
-        return _hash([manifest.summary(), max_tokens])
-    made_from: list[Any] = [manifest.sources, manifest.split_rule, manifest.validation_fraction, max_tokens]
-    return _hash(made_from if manifest.curation is None else [*made_from, manifest.curation])
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

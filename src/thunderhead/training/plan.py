@@ -1,7 +1,7 @@
 """Plan before you build: every number that follows from several groups, worked out once by pure functions."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from thunderhead.core.types import PositiveFloat, PositiveInt, Probability, WholeNumber
 from thunderhead.options.scaling_law import Count, Law, counted, read_law
@@ -108,6 +108,8 @@ class EpochsBudget(Budget):
     """Passes over the training data, rounded down to whole steps."""
 
     epochs: PositiveFloat
+    needs_epochs: ClassVar = True
+    """Of data that cannot be gone through."""
 
     def total_tokens(self, sizes: Sizes) -> int:
         """Tokens of that many passes.

@@ -3,23 +3,21 @@
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 
 from thunderhead.core.config import ConfigError, Problem, build, factory
-from thunderhead.core.data.manifest import Manifest
-from thunderhead.core.data.mixture import trained_blocks
-from thunderhead.core.data.order import blocks, check_blocks
+from thunderhead.core.data.datamodule import Draw, asked
 from thunderhead.core.model.block import ResidualDropout
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import build_decoder, build_optimizer
 from thunderhead.core.optim.schedules import warmup_steps
-from thunderhead.options.synthetic_tasks import Task
 from thunderhead.parallel.strategies import Parallelism, single
 from thunderhead.parallel.tensor_parallel import problems_of as tensor_parallel_problems
 from thunderhead.training import hardware, memory, micro_batch
-from thunderhead.training.data_planning import Drawn, draw, find_data, part_notes, storage_notes
+from thunderhead.training.data_planning import build_data
 from thunderhead.training.plan import Plan, Sizes, training_flops_per_token, whole_steps
 from thunderhead.training.problems import Problems
 
@@ -47,23 +45,30 @@ class Planned(NamedTuple):
 
     plan: Plan
     machine: Machine
-    data: dict[str, Any]  # settings of the data module
-    manifest: Manifest | Task | None  # None: the data is not prepared yet; a task needs no preparing
+    data: Any  # the data module
 
 
-def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) -> Planned:
+def plan_run(config: dict[str, Any], data: Any = None) -> Planned:
     """Work out a run before anything is built.
 
     Args:
         config: resolved and checked, plain containers.
-        manifest: of the prepared data; None looks for it.
+        data: the data module, if it was built already.
 
     Raises:
         ConfigError: all contradictions of the configuration that can be seen without the data.
     """
     problems = Problems()
     machine = _machine(config, problems)
-    data, manifest, vocab_size, eos_id = find_data(config, manifest, problems)
+    data = build_data(config, problems) if data is None else data
+    vocab_size, eos_id = (data.vocab_size, asked(data, "eos_id")) if data is not None else (2**16, 0)
+    if data is not None:
+        batch, is_dry = config["batch"]["global_tokens"], config["dry_run"]
+        facts = SimpleNamespace(context_length=data.context_length, budget=build(config["budget"]), is_dry=is_dry)
+        facts.sequences_per_step = batch // config["model"]["context_length"]
+        for problem in asked(data, "problems")(facts):
+            if problem.path != "tokenizer" or config.get("tokenizer") is None:  # else it was refused already
+                problems.note(problem)
 
     decoder: Decoder | None = None
     with problems.collect(), torch.device("meta"):
@@ -103,18 +108,10 @@ def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) ->
     if machine.parallelism.is_deepspeed:
         for problem in _deepspeed_problems(config, machine, built):
             problems.note(problem)
-    if manifest is not None:
-        with problems.collect():
-            if isinstance(manifest, Task):
-                manifest.check(decoder.context_length)
-            else:
-                check_blocks(manifest, decoder.context_length)
-    if problems:
-        manifest = None  # whatever is wrong with it was noted; the rest of the plan can still be looked at
-    plan = _derive(config, decoder, machine, problems, data=data, manifest=manifest)
+    plan = _derive(config, decoder, machine, problems, data=data)
     if plan is None:
         raise ConfigError(problems)
-    return Planned(plan, machine, data, manifest)
+    return Planned(plan, machine, data)
 
 
 def _is_not_compiled(config: dict[str, Any], parallelism: Parallelism) -> bool:
@@ -176,31 +173,29 @@ def _derive(
     machine: Machine,
     problems: Problems,
     *,
-    data: dict[str, Any],
-    manifest: Manifest | Task | None,
+    data: Any,
 ) -> Plan | None:
     """The plan; None if there are problems."""
     batch, budget, validation = (build(config[group]) for group in ("batch", "budget", "validation"))
     context_length = decoder.context_length
     flops_per_token = training_flops_per_token(decoder.forward_flops_per_token())
-    epoch_tokens = None if config["dry_run"] else UNKNOWN_EPOCH
-    available = {}
-    if isinstance(manifest, Manifest):
-        available = {source: blocks(manifest, source, context_length) for source in manifest.sources}
-        with problems.collect():
-            available = trained_blocks(available, context_length, data.get("max_training_tokens"))
-        epoch_tokens = context_length * sum(available.values())
+    # whatever is wrong with the data was noted; the rest of the plan can still be looked at
+    epoch_tokens = asked(data, "epoch_tokens") if not problems else None
+    if epoch_tokens is None and not config["dry_run"]:
+        epoch_tokens = UNKNOWN_EPOCH
     sizes = Sizes(decoder.parameter_counts(), flops_per_token, batch.global_tokens, epoch_tokens)
     sequences = batch.global_tokens // context_length
     accumulation = steps = warmup = every = 0
-    drawn: Drawn | None = None
+    drawn = Draw(0)
     with problems.collect():
         accumulation = batch.accumulation(context_length, machine.parallelism.data_parallel_size)
     with problems.collect():
         steps = whole_steps(budget.total_tokens(sizes), batch.global_tokens)
-        if available and sequences:
-            drawn = draw(data, available, steps, sequences, problems, is_dry=config["dry_run"])
+        if not problems and sequences:
+            drawn = asked(data, "draw")(steps)
             steps = drawn.steps
+            for problem in drawn.problems if not config["dry_run"] else ():
+                problems.note(problem)
         warmup = warmup_steps(config["scheduler"].get("warmup", 0), steps)
         factory(config["scheduler"])(0, steps)
     with problems.collect():
@@ -259,8 +254,8 @@ def _derive(
         flops=flops,
         warmup_steps=warmup,
         validation_every=every,
-        epochs=drawn.epochs if drawn is not None else {} if isinstance(manifest, Task) else None,
-        shares=drawn.shares if drawn is not None else None,
+        epochs=drawn.epochs,
+        shares=drawn.shares,
         precision=machine.precision,
         accelerator=machine.accelerator,
         notes=[  # display.show_plan knows the first two
@@ -272,10 +267,9 @@ def _derive(
             *(["checkpoints are DeepSpeed's, which resume= does not read"] if machine.parallelism.is_deepspeed else []),
             *micro_notes,
             *(assumptions.remarks(needed, size) if assumptions and not micro_notes else []),
-            *storage_notes(config["data"]),
-            *part_notes(config["data"]),
-            *(["tokens are the task's own symbols, the tokenizer is not used"] if isinstance(manifest, Task) else []),
-            *(drawn.notes if drawn is not None else []),
+            *asked(data, "notes")(),
+            *drawn.notes,
+            *(f"a run would be refused: {path}{': ' * bool(path)}{message}" for path, message in drawn.problems),
             *budget.notes(sizes, steps * batch.global_tokens),
         ],
         memory=needed,

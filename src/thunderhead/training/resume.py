@@ -12,9 +12,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from thunderhead.core.config import ConfigError, Problem
-from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.module import COMPONENTS, GROUPS, build_decoder
-from thunderhead.options.synthetic_tasks import Task
 from thunderhead.training import record
 
 CHECKPOINTS = "checkpoints"
@@ -139,7 +137,7 @@ class Change(NamedTuple):
         return f"{self.path}={_show(self.now)} (was {_show(self.then)})"
 
 
-def check(checkpoint: Path, config: dict[str, Any], steps: int, data: Manifest | Task) -> list[Change]:
+def check(checkpoint: Path, config: dict[str, Any], steps: int, data: Any) -> list[Change]:
     """Compare a checkpoint with the run that goes on from it.
 
     Args:

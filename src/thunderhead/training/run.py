@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.data.datamodule import asked
 from thunderhead.core.module import STANDARD
 from thunderhead.core.types import NonNegativeInt
-from thunderhead.corpus.command import make_shards
 from thunderhead.parallel import launch
 from thunderhead.training import display, micro_batch, record
 from thunderhead.training import resume as resuming
@@ -82,16 +82,16 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
         _refuse_to_overwrite(run_dir)
     with resuming.held(run_dir) if launch.global_rank() == 0 else contextlib.nullcontext():
         decided, planned = _with_micro_size(decided, _with_data(decided, planned), planned.plan.notes)
-        assert planned.manifest is not None
         if checkpoint is not None:
-            changes = resuming.check(checkpoint, resolved, planned.plan.steps, planned.manifest)
+            changes = resuming.check(checkpoint, resolved, planned.plan.steps, planned.data)
             if changes and launch.global_rank() == 0:
                 display.say(f"Changed since the checkpoint: {', '.join(map(str, changes))}")
         overrides = resuming.recorded_overrides(run_dir)
         overrides += [override for override in configuration.invocation_overrides() if override not in overrides]
+        tokenizer = getattr(planned.data, "tokenizer", None)
         files = {
-            "tokenizer.json": planned.manifest.load_tokenizer().to_json(),
-            "data.json": record.to_json(planned.manifest.summary()),
+            **({"tokenizer.json": tokenizer.to_json()} if tokenizer is not None else {}),
+            "data.json": record.to_json(asked(planned.data, "summary")()),
             "config.yaml": configuration.to_yaml(resolved),
             "plan.json": record.to_json(planned.plan.to_dict()),
             "environment.json": record.to_json(record.surroundings() | {"overrides": overrides}),
@@ -199,17 +199,16 @@ def find_problems(config: dict[str, Any]) -> list[Problem]:
 
 def _with_data(config: dict[str, Any], planned: Planned) -> Planned:
     """Prepare the shards if they are not there, and plan with what they really hold."""
-    if planned.manifest is not None:
+    if asked(planned.data, "is_prepared"):
         return planned
-    data = planned.data
-    if launch.global_rank() == 0:
-        display.say(
-            f"Preparing data: {', '.join(data['sources'])} → {data['shards_dir']} (once; the next run finds it)"
-        )
-    manifest = make_shards(config, data)
-    planned = plan_run(config, manifest)
-    if launch.global_rank() == 0:
-        display.show_data(manifest, planned.plan)
+    try:
+        planned.data.prepare_data()
+    except (ValueError, ConnectionError) as error:
+        raise ConfigError([Problem("", one_line(error))]) from error
+    planned = plan_run(config, planned.data)
+    if launch.global_rank() == 0 and planned.plan.epochs:
+        seen = ", ".join(f"{source} {epochs:.2f}" for source, epochs in planned.plan.epochs.items())
+        display.say(f"  epochs in this run: {seen}")
     return planned
 
 
@@ -238,8 +237,7 @@ def _with_micro_size(config: dict[str, Any], planned: Planned, shown: list[str])
     """
     if config["batch"]["micro_size"] != AUTO:
         return config, planned
-    machine, manifest = planned.machine, planned.manifest
-    assert manifest is not None
+    machine, data = planned.machine, planned.data
     (why,) = (note for note in planned.plan.notes if note.startswith(MICRO_NOTE))
     size = planned.plan.micro_batch_size
     if micro_batch.is_tried(machine.accelerator, machine.parallelism):
@@ -250,8 +248,8 @@ def _with_micro_size(config: dict[str, Any], planned: Planned, shown: list[str])
                 planned.plan.sequences_per_step // planned.plan.data_parallel_size,
                 devices if isinstance(devices, list) else range(machine.n_processes),
                 precision=machine.precision,
-                vocab_size=manifest.vocab_size,
-                eos_id=manifest.eos_id,
+                vocab_size=data.vocab_size,
+                eos_id=asked(data, "eos_id"),
             )
         except ValueError as error:
             raise ConfigError([Problem("", one_line(error))]) from error
@@ -259,7 +257,7 @@ def _with_micro_size(config: dict[str, Any], planned: Planned, shown: list[str])
     if why not in shown:
         display.say(why)
     decided = _with_number(config, size)
-    planned = plan_run(decided, manifest)
+    planned = plan_run(decided, data)
     notes = [note for note in planned.plan.notes if not note.startswith("batch.micro_size could be")]
     plan = replace(planned.plan, notes=[*notes[:2], why, *notes[2:]])
     return decided, planned._replace(plan=plan)

@@ -8,7 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from thunderhead.core.data.mixture import Entry
+from thunderhead.core.data.datamodule import Entry
 from thunderhead.core.module import LanguageModel
 from thunderhead.training.record import MetricsCsv
 
