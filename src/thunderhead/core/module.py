@@ -20,8 +20,6 @@ from thunderhead.core.config import build, factory
 from thunderhead.core.metrics import BitsPerByte
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.loss import IGNORED_TARGET
-from thunderhead.options.growth import grow_from
-from thunderhead.options.learning_rate_transfer import transfer_learning_rates
 from thunderhead.options.low_precision import compute_in, multiply_in_fp8
 from thunderhead.parallel.strategies import MeshStrategy
 
@@ -30,7 +28,7 @@ COMPONENTS = ("attention", "position", "activation", "norm", "dropout", "block",
 # Groups that LanguageModel is built from, and keeps as plain hyper-parameters.
 GROUPS = ("model", *COMPONENTS, "optimizer", "scheduler", "parameter_groups", "parametrization", "compile")
 # Of records from before there was a choice.
-STANDARD = {"_target_": "thunderhead.options.parametrization.Standard"}
+STANDARD = {"_target_": "thunderhead.options.mup.Standard"}
 
 
 def build_decoder(config: dict[str, Any], vocab_size: int, eos_id: int | None) -> Decoder:
@@ -45,13 +43,12 @@ def build_decoder(config: dict[str, Any], vocab_size: int, eos_id: int | None) -
         ValueError: the components contradict each other; the message names the config paths.
     """
     decoder = _assemble(config, vocab_size, eos_id)
-    base_config = build(config.get("parametrization", STANDARD)).base(
-        {name: config[name] for name in ("model", *COMPONENTS)}
-    )
+    parametrization = build(config.get("parametrization", STANDARD))
+    base_config = parametrization.base({name: config[name] for name in ("model", *COMPONENTS)})
     if base_config is not None:
         try:
             with torch.device("meta"):
-                grow_from(decoder, _assemble(base_config, vocab_size, eos_id))
+                parametrization.scale(decoder, _assemble(base_config, vocab_size, eos_id))
         except ValueError as error:
             raise ValueError(
                 f"parametrization: the base model (model.d_model={base_config['model']['d_model']}) cannot be made: "
@@ -77,7 +74,7 @@ def build_optimizer(config: dict[str, Any], decoder: Decoder) -> torch.optim.Opt
         optimizer: torch.optim.Optimizer = factory(config["optimizer"])(groups)
     except (ValueError, AssertionError) as error:  # torch's and others' own words, which do not say where
         raise ValueError(f"optimizer: {str(error).removeprefix('optimizer.')}") from error
-    transfer_learning_rates(optimizer, decoder)
+    build(config.get("parametrization", STANDARD)).scale_learning_rates(optimizer, decoder)
     return optimizer
 
 

@@ -30,7 +30,7 @@ from thunderhead.core.module import COMPONENTS, STANDARD, build_decoder, build_o
 from thunderhead.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from thunderhead.lab.arms import option_of
 from thunderhead.lab.figures import COLOURS, MARKERS, style
-from thunderhead.options.parametrization import at_width
+from thunderhead.options.mup import at_width
 from thunderhead.training.display import say
 from thunderhead.training.problems import one_line
 
