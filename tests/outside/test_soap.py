@@ -110,3 +110,11 @@ def test_the_plan_counts_all_of_its_state(overrides: tuple[str, ...]) -> None:
     real = sum(n_bytes for address, n_bytes in storages().items() if address not in before)
     assert planned["optimizer_state"] == pytest.approx(real, rel=0.05)
     assert real > 3 * planned["parameters"] or overrides
+
+
+def test_mup_refuses_it_and_says_what_it_lacks() -> None:
+    settings = resolved("parametrization=mup", "parametrization.base_d_model=16")
+    with torch.device("meta"):
+        decoder = build_decoder(settings, VOCAB, None)
+    with pytest.raises(ValueError, match=r"^parametrization=mup: .*SOAP.* width_multiplier\(group, growth\)"):
+        build_optimizer(settings, decoder)

@@ -32,10 +32,10 @@ from thunderhead.core.terminal import say
 from thunderhead.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from thunderhead.lab.arms import option_of
 from thunderhead.lab.figures import COLOURS, MARKERS, style
-from thunderhead.options.parametrization import at_width
+from thunderhead.options.mup import at_width
 from thunderhead.training.problems import one_line
 
-STANDARD = {"_target_": "thunderhead.options.parametrization.Standard"}
+STANDARD = {"_target_": "thunderhead.options.mup.Standard"}
 Changes = dict[str, dict[int, float]]
 """Mean absolute change, by layer and width."""
 

@@ -1,7 +1,7 @@
 """How long to train: the options of the group `budget`."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from thunderhead.core.types import Count, PositiveFloat, PositiveInt, WholeNumber, counted
 from thunderhead.options.scaling_law import Law, read_law

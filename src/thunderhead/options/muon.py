@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.optim import AdamW, Optimizer
@@ -10,6 +10,9 @@ from torch.optim import Muon as MatrixMuon
 
 from thunderhead.core.optim.parameter_groups import holds_matrices
 from thunderhead.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
+
+if TYPE_CHECKING:
+    from thunderhead.options.mup import Growth
 
 AdjustLr = Literal["original", "match_rms_adamw"]
 
@@ -109,3 +112,14 @@ class Muon(Optimizer):
         self._muon.step()  # type: ignore[no-untyped-call]
         self._adamw.step()
         return loss
+
+    def width_multiplier(self, group: dict[str, Any], growth: "Growth") -> float:
+        """Return what muP multiplies the learning rate of a grown matrix by.
+
+        Muon's updates have a spectral norm of about lr · `update_scale`; this makes it grow as sqrt(fan_out / fan_in),
+        with either `adjust_lr_fn` (2310.17813, condition 1).
+        """
+        if not holds_matrices(group):
+            return 1 / growth.fan_in
+        scale, base_scale = (update_scale(group["adjust_lr_fn"], *shape) for shape in (growth.shape, growth.base_shape))
+        return math.sqrt(growth.fan_out / growth.fan_in) * base_scale / scale

@@ -3,12 +3,12 @@
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from thunderhead.core.config import ConfigError
-from thunderhead.core.data.datamodule import asked
+from thunderhead.core.data.datamodule import Draw, asked
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.run import Run, problems_of
 from thunderhead.core.types import PositiveFloat, PositiveInt, Probability
@@ -133,34 +133,15 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
     precision = why_precision = ""
     with problems.collect():
         precision, why_precision = run.precision.resolve(run.accelerator, run.is_here)
-    context_length, ranks, tokens_per_step = (
-        decoder.context_length,
-        run.strategy.data_parallel_size,
-        run.batch.global_tokens,
-    )
-    is_prepared = asked(data, "is_prepared")
-    epoch_tokens = asked(data, "epoch_tokens") if is_prepared else None if run.is_dry else UNKNOWN_EPOCH
+    context_length, ranks = decoder.context_length, run.strategy.data_parallel_size
+    tokens_per_step = run.batch.global_tokens
     flops_per_token = BACKWARD_FLOPS * decoder.forward_flops_per_token()
-    sizes = Sizes(decoder.parameter_counts(), flops_per_token, tokens_per_step, epoch_tokens)
-    accumulation = steps = warmup = every = 0
-    epochs: dict[str, float] | None = None
-    shares: dict[str, float] | None = None
-    notes: list[str] = []
+    sizes = Sizes(decoder.parameter_counts(), flops_per_token, tokens_per_step, _epoch_tokens(run))
+    course = _Course(0, 0, 0, None, None, [])
     with problems.collect():
-        accumulation = run.batch.accumulation(context_length, ranks)
+        run.batch.accumulation(context_length, ranks)
     with problems.collect():
-        steps = whole_steps(run.budget.total_tokens(sizes), tokens_per_step)
-        if run.sequences_per_step:
-            drawn = asked(data, "draw")(steps)
-            steps, epochs, shares = drawn.steps, drawn.epochs, drawn.shares
-            notes += drawn.notes
-            if run.is_dry:
-                notes += [f"a run would be refused: {problem.message}" for problem in drawn.problems]
-            else:
-                problems.note(*drawn.problems)
-        warmup = warmup_steps(run.model.schedule, steps)
-    with problems.collect():
-        every = run.validation.steps(max(steps, 1))
+        course = _course(run, sizes, problems)
     if problems:
         with problems.collect():
             run.model.optimizer(decoder)
@@ -186,7 +167,8 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
         estimate(int(size))
     if problems:
         raise ConfigError(problems)
-    size, flops = int(size), steps * tokens_per_step * flops_per_token
+    size, tokens = int(size), course.steps * tokens_per_step
+    flops = tokens * flops_per_token
     scope, why_scope = run.compile.resolve(run, flops, precision)
     assumptions = run.hardware_plan if run.accelerator == "cuda" else None
     return Plan(
@@ -202,13 +184,13 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
         accumulation=sequences // size,
         sequences_per_step=run.sequences_per_step,
         tokens_per_step=tokens_per_step,
-        steps=steps,
-        tokens=steps * tokens_per_step,
+        steps=course.steps,
+        tokens=tokens,
         flops=flops,
-        warmup_steps=warmup,
-        validation_every=every,
-        epochs=epochs,
-        shares=shares,
+        warmup_steps=course.warmup,
+        validation_every=course.validation_every,
+        epochs=course.epochs,
+        shares=course.shares,
         accelerator=run.accelerator,
         precision=precision,
         why_precision=why_precision,
@@ -219,18 +201,51 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
         notes=[
             *_width_notes(decoder),
             *_batch_notes(tokens_per_step, sizes.parameters["total"]),
-            *(
-                []
-                if run.is_here
-                else [f"planned for hardware that is not here: {run.world_size:,} × {run.accelerator}"]
-            ),
+            *_hardware_notes(run),
             *(assumptions.remarks(estimate(size), size) if assumptions and why_micro_batch is None else []),
             *memory.remarks(estimate(size), run.strategy),
             *asked(data, "notes")(),
-            *notes,
-            *(run.budget.notes(sizes, steps * tokens_per_step) if hasattr(run.budget, "notes") else []),
+            *course.notes,
+            *(run.budget.notes(sizes, tokens) if hasattr(run.budget, "notes") else []),
         ],
     )
+
+
+class _Course(NamedTuple):
+    """How long a run is, and what it draws from its data."""
+
+    steps: int
+    warmup: int
+    validation_every: int
+    epochs: dict[str, float] | None
+    shares: dict[str, float] | None
+    notes: list[str]
+
+
+def _course(run: Run, sizes: Sizes, problems: Problems) -> _Course:
+    """Work out the steps of a run; what the data refuses is added to `problems`."""
+    steps = whole_steps(run.budget.total_tokens(sizes), sizes.tokens_per_step)
+    notes: list[str] = []
+    drawn = asked(run.data, "draw")(steps) if run.sequences_per_step else Draw(steps)
+    if run.is_dry:
+        notes = [f"a run would be refused: {problem.message}" for problem in drawn.problems]
+    else:
+        problems.note(*drawn.problems)
+    every = 0
+    with problems.collect():
+        every = run.validation.steps(drawn.steps)
+    warmup = warmup_steps(run.model.schedule, drawn.steps)
+    return _Course(drawn.steps, warmup, every, drawn.epochs, drawn.shares, [*notes, *drawn.notes])
+
+
+def _epoch_tokens(run: Run) -> int | None:
+    if asked(run.data, "is_prepared"):
+        return asked(run.data, "epoch_tokens")  # type: ignore[no-any-return]
+    return None if run.is_dry else UNKNOWN_EPOCH
+
+
+def _hardware_notes(run: Run) -> list[str]:
+    return [] if run.is_here else [f"planned for hardware that is not here: {run.world_size:,} × {run.accelerator}"]
 
 
 def _memory(run: Run, decoder: Decoder, precision: str, size: int, accumulation: int) -> dict[str, int]:

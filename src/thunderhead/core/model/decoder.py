@@ -3,7 +3,8 @@
 Shape letters: B sequences, T tokens a sequence, D model dimensions, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,6 @@ from thunderhead.core.model.loss import LossTerms, NextTokenLoss
 from thunderhead.core.model.position import Position
 from thunderhead.core.types import PositiveFloat, PositiveInt
 from thunderhead.options.activation_checkpointing import ActivationCheckpointing
-from thunderhead.options.growth import Growth
 
 
 class Decoder(nn.Module):
@@ -83,7 +83,9 @@ class Decoder(nn.Module):
         self.vocab_size = vocab_size or tokenizer_vocab_size
         self.init_std = init_std
         self.scale_residual_init = scale_residual_init
-        self.growth: dict[str, Growth] = {}  # these two: see thunderhead.options.growth
+        # A parametrization sets these three: factors of the initial std and what else it knows, by parameter.
+        self.std_factors: Mapping[str, float] = {}
+        self.growth: Mapping[str, Any] = {}
         self.output_scale = 1.0
         n_rows = -(-self.vocab_size // vocab_multiple) * vocab_multiple
 
@@ -129,7 +131,7 @@ class Decoder(nn.Module):
 
     def initialize(self, seed: int) -> None:
         """Draw all weights, a pure function of the seed and each parameter's name; see `init.initialize`."""
-        init.initialize(self, seed, self.init_std, self.n_layers, self.scale_residual_init, self.growth)
+        init.initialize(self, seed, self.init_std, self.n_layers, self.scale_residual_init, self.std_factors)
 
     def follow_base(self, base: "Decoder") -> None:
         """Maximal update parametrization: logits are divided by the growth of d_model (2203.03466, table 8)."""

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from thunderhead.core.model.context import SequenceContext
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.options.growth import Growth, grow_from, growth
+from thunderhead.options.mup import Growth, MaximalUpdate
 
 WIDE = ("model.d_model=64", "model.n_heads=8", "model.init_std=0.02")
 BASE = ("model.d_model=16", "model.n_heads=2")  # heads of 8, as in WIDE
+MUP = MaximalUpdate(base_d_model=16)
 M = 4  # WIDE is four times as wide
 
 
@@ -23,7 +24,7 @@ def grown(build: Callable[..., Decoder]) -> Callable[..., Decoder]:
 
     def built(*overrides: str, base: tuple[str, ...] = BASE) -> Decoder:
         decoder = build(*WIDE, *overrides)
-        grow_from(decoder, build(*base, *overrides, device="meta"))
+        MUP.scale(decoder, build(*base, *overrides, device="meta"))
         decoder.initialize(seed=1)
         return decoder
 
@@ -131,8 +132,8 @@ def test_at_the_bases_width_nothing_changes(grown, build):
 
 def test_another_model_is_no_base(build):
     with pytest.raises(ValueError, match=r"^the base model .*, and blocks\.2\.attention\.k_proj\.weight, .* differ"):
-        growth(build(*WIDE, "model.n_layers=3"), build(*BASE))
+        MUP.scale(build(*WIDE, "model.n_layers=3"), build(*BASE))
     model, base = nn.Linear(4, 4), nn.Linear(2, 2)
     base.weight = nn.Parameter(torch.zeros(2))
     with pytest.raises(ValueError, match="weight differs otherwise"):
-        growth(model, base)
+        MUP.scale(model, base)

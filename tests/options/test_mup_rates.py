@@ -22,11 +22,11 @@ from thunderhead.core.model.position import LearnedPosition
 from thunderhead.core.optim.parameter_groups import parameter_groups
 from thunderhead.options.activation_checkpointing import ActivationCheckpointing
 from thunderhead.options.adafactor import Adafactor
-from thunderhead.options.growth import grow_from
-from thunderhead.options.learning_rate_transfer import transfer_learning_rates
 from thunderhead.options.muon import Muon, update_scale
+from thunderhead.options.mup import Growth, MaximalUpdate, Standard
 
 LR, DECAY = 1e-3, 0.1
+MUP = MaximalUpdate(base_d_model=16)
 
 
 def decoder(d_model: int, attention: Callable[..., Any] = GroupedQueryAttention, tied: bool = False) -> Decoder:
@@ -53,14 +53,14 @@ def decoder(d_model: int, attention: Callable[..., Any] = GroupedQueryAttention,
 
 def grown(d_model: int = 64, base: int = 16, **settings: Any) -> Decoder:
     model = decoder(d_model, **settings)
-    grow_from(model, decoder(base, **settings))
+    MUP.scale(model, decoder(base, **settings))
     model.initialize(seed=1)
     return model
 
 
 def optimize(model: Decoder, kind: Callable[..., Optimizer], **settings: Any) -> Optimizer:
     optimizer = kind(parameter_groups(model), lr=LR, weight_decay=DECAY, **settings)
-    transfer_learning_rates(optimizer, model)
+    MUP.scale_learning_rates(optimizer, model)
     return optimizer
 
 
@@ -175,9 +175,9 @@ def test_without_a_base_nothing_is_touched():
     model = decoder(16)
     optimizer = AdamW(parameter_groups(model), lr=LR)
     groups = optimizer.param_groups
-    transfer_learning_rates(optimizer, model)
+    Standard().scale_learning_rates(optimizer, model)
     assert optimizer.param_groups is groups
-    transfer_learning_rates(SGD(model.parameters(), lr=LR), model)  # any optimizer will do
+    Standard().scale_learning_rates(SGD(model.parameters(), lr=LR), model)  # any optimizer will do
 
 
 def test_each_parameter_exactly_once_and_schedules_multiply():
@@ -189,7 +189,29 @@ def test_each_parameter_exactly_once_and_schedules_multiply():
     assert {group["lr"] / group["lr_multiplier"] for group in optimizer.param_groups} == {LR / 2}
 
 
-@pytest.mark.parametrize("kind", [SGD, Adafactor])
-def test_other_optimizers_are_refused_by_name(kind):
-    with pytest.raises(ValueError, match=rf"^parametrization=mup has .* AdamW, Lion and Muon; .* of {kind.__name__} "):
+class Square(AdamW):
+    """Someone's optimizer, whose updates are of another size than those of the class that it is made of."""
+
+
+class Ruled(SGD):
+    """Someone's optimizer with a rule, which sees its own group."""
+
+    def width_multiplier(self, group: dict[str, Any], growth: Growth) -> float:
+        return (10 if group["name"] == "embeddings" else 1) * growth.fan_out / growth.fan_in
+
+
+@pytest.mark.parametrize("kind", [SGD, Adafactor, Square])
+def test_an_optimizer_without_a_rule_is_refused(kind):
+    with pytest.raises(
+        ValueError, match=rf"^parametrization=mup: {kind.__name__} .* width_multiplier\(group, growth\)"
+    ):
         optimize(grown(), kind)
+
+
+def test_an_optimizer_brings_its_own_rule():
+    model = grown(attention=partial(GroupedQueryAttention, n_kv_heads=1))
+    optimizer = optimize(model, Ruled)
+    rates = by_parameter(model, optimizer, "lr")
+    assert rates["blocks.0.attention.q_proj.weight"] == LR
+    assert rates["blocks.0.attention.k_proj.weight"] == pytest.approx(LR / 4)  # one head of 8 at both widths
+    assert rates["embedding.weight"] == LR  # no hidden matrix: not asked

@@ -16,7 +16,7 @@ from thunderhead.core.config import ConfigError
 from thunderhead.core.model.attention import Attention
 from thunderhead.core.module import LanguageModel, build_decoder
 from thunderhead.lab.match import EqualParameters
-from thunderhead.options.parametrization import MaximalUpdate
+from thunderhead.options.mup import MaximalUpdate
 from thunderhead.release.command import load_model, read_record
 from thunderhead.training.planning import plan_run
 from thunderhead.training.record import read_json, read_rows, read_summary
@@ -62,7 +62,7 @@ def test_refusals_come_with_the_plan(text_corpus: Path, shards_dir: Path) -> Non
         "model.n_heads=2: use 1 or 2 (change parametrization.base_d_model, or set its values in "
         "parametrization.base_values)"
     ]
-    with pytest.raises(ConfigError, match="the updates of SGD scale otherwise"):
+    with pytest.raises(ConfigError, match="SGD does not say how its updates scale"):
         plan_run(config.plain(config.compose([*lines, "attention.n_kv_heads=1"])))
 
 
