@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -72,6 +72,10 @@ class Compile:
         if seconds < PAYS_AFTER:
             return "none", why
         return ("block" if by_block else "model"), why
+
+    def of_scope(self, scope: Scope) -> "Compile":
+        """The same with another scope."""
+        return replace(self, scope=scope)
 
     def apply(self, decoder: Decoder) -> None:
         """Mark the modules for compilation; it happens at their first call.

@@ -56,6 +56,9 @@ class Precision:
 
     kind: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed", "bf16-true", "fp8"]
 
+    def of_kind(self, kind: str) -> "Shim":
+        return Shim(kind)
+
     def resolve(self, accelerator: str, is_here: bool = True) -> tuple[str, str]:
         """The kind to use on `accelerator` (cpu, cuda or mps), and why; `is_here` tells that this machine has it.
 
@@ -272,3 +275,21 @@ def measured_matmul_flops(dtype: torch.dtype, size: int = 1024, seconds: float =
         best = min(best, time.perf_counter() - start)
         if time.perf_counter() > end:
             return 2 * size**3 / best
+
+
+class Shim:
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.compute_dtype = torch.bfloat16 if kind == "bf16-true" else None
+
+    def before_sharding(self, decoder: Any) -> None:
+        from thunderhead.options.low_precision import multiply_in_fp8
+
+        if self.kind == "fp8":
+            multiply_in_fp8(decoder)
+
+    def after_initialize(self, decoder: Any, is_sharded: bool) -> None:
+        from thunderhead.options.low_precision import compute_in
+
+        if self.compute_dtype is not None and not is_sharded:
+            compute_in(decoder, self.compute_dtype)

@@ -10,7 +10,7 @@ import torch
 from thunderhead.core.config import ConfigError
 from thunderhead.core.data.datamodule import Draw, asked
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.run import Run, problems_of
+from thunderhead.core.run import Problems, Run, problems_of
 from thunderhead.core.types import PositiveFloat, PositiveInt, Probability
 from thunderhead.options.budgets import Sizes
 from thunderhead.training import memory
@@ -169,7 +169,13 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
         raise ConfigError(problems)
     size, tokens = int(size), course.steps * tokens_per_step
     flops = tokens * flops_per_token
-    scope, why_scope = run.compile.resolve(run, flops, precision)
+    scope, why_scope = run.compile.resolve(
+        flops,
+        accelerator=run.accelerator,
+        precision=precision,
+        devices=run.world_size,
+        by_block=run.strategy.gathers,
+    )
     assumptions = run.hardware_plan if run.accelerator == "cuda" else None
     return Plan(
         parameters=sizes.parameters,
@@ -250,9 +256,17 @@ def _hardware_notes(run: Run) -> list[str]:
 
 def _memory(run: Run, decoder: Decoder, precision: str, size: int, accumulation: int) -> dict[str, int]:
     """Bytes on a device by part, from a copy of the decoder whose tensors have no storage."""
+    made, known = copy.deepcopy(decoder), dict[int, torch.nn.Parameter]()
 
     def fake() -> Decoder:
-        return copy.deepcopy(decoder)._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        for module in made.modules():
+            for name, meta in module._parameters.items():
+                if meta is not None:
+                    tensor = known.setdefault(id(meta), torch.nn.Parameter(torch.empty(meta.shape, dtype=meta.dtype)))
+                    module._parameters[name] = tensor.requires_grad_(meta.requires_grad)
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
+        return made
 
     return memory.estimate(
         fake,
