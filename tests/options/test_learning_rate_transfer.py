@@ -13,18 +13,19 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from thunderhead.core.model.attention import GroupedQueryAttention, MultiHeadLatentAttention
+from thunderhead.core.model.attention import GroupedQueryAttention
 from thunderhead.core.model.block import Block, ResidualDropout
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.feedforward import FeedForward
 from thunderhead.core.model.loss import NextTokenLoss
-from thunderhead.core.model.position import LearnedPosition
 from thunderhead.core.optim.parameter_groups import parameter_groups
 from thunderhead.options.activation_checkpointing import ActivationCheckpointing
 from thunderhead.options.adafactor import Adafactor
 from thunderhead.options.growth import grow_from
+from thunderhead.options.latent_attention import MultiHeadLatentAttention
 from thunderhead.options.learning_rate_transfer import transfer_learning_rates
 from thunderhead.options.muon import Muon, update_scale
+from thunderhead.options.positions import LearnedPosition
 
 LR, DECAY = 1e-3, 0.1
 

@@ -13,7 +13,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import hydra
 import pydantic
@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from thunderhead.core.messages import at
+from thunderhead.core.types import Problem as Problem  # noqa: PLC0414 - for all who check a configuration
 
 Result = typing.TypeVar("Result")
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
@@ -37,13 +38,6 @@ CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 HYDRA_KEYS = {"_target_", "_convert_", "_recursive_"}
 SUPPLIED: dict[str, set[str]] = {"callbacks": set(), "logger": {"save_dir"}}
 """What the code supplies to each node of a group, where that does not follow from signatures."""
-
-
-class Problem(NamedTuple):
-    """One thing wrong with the configuration: where, and what with the nearest thing that works."""
-
-    path: str
-    message: str
 
 
 class ConfigError(Exception):

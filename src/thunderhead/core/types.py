@@ -1,6 +1,6 @@
 """Annotations that signatures share; `thunderhead.core.config` checks configured values against them with pydantic."""
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
@@ -13,3 +13,10 @@ WholeNumber = Annotated[float, Gt(0), MultipleOf(1)]
 Probability = Annotated[float, Ge(0), Lt(1)]
 """A dropout probability: 1 would erase everything."""
 Fraction = Annotated[float, Ge(0), Le(1)]
+
+
+class Problem(NamedTuple):
+    """One thing wrong with the configuration: where, and what with the nearest thing that works."""
+
+    path: str
+    message: str

@@ -199,8 +199,7 @@ def _attention_kernel(model: LanguageModel, planned: Planned) -> str:
     try:
         with torch.device("meta"):
             decoder = build_decoder(model.hparams["config"], model.hparams["vocab_size"], model.hparams["eos_id"])
-        with_slopes = decoder.position.slopes(torch.device("cpu")) is not None
-        return decoder.attention.kernel_on(device, dtype, with_slopes)
+        return decoder.attention_kernel(device, dtype)
     except Exception as error:  # a user's own attention, which may be laid out otherwise
         return f"unknown ({type(error).__name__})"
 

@@ -70,13 +70,13 @@ def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) ->
         decoder = build_decoder(config, vocab_size, eos_id)
     if decoder is None:
         raise ConfigError(problems)
-    if machine.accelerator != "cuda" and decoder.attention.needs_flex:
-        what = "attention.logit_softcap" if config["attention"].get("logit_softcap") else "attention.backend=flex"
-        message = f"needs flex_attention, which trains on CUDA only, and this run is on {machine.accelerator}"
-        problems.note(Problem(what, f"{message}: set it to null or auto"))
+    for problem in decoder.problems(machine):
+        problems.note(problem)
     compile_ = config["compile"]
-    rates = getattr(decoder.blocks[0], "dropout", ResidualDropout())
-    drops = decoder.attention.dropout or rates.attention_output or rates.feedforward_output
+    rates = [getattr(block, "dropout", ResidualDropout()) for block in decoder.blocks]
+    drops = any(getattr(mixer, "dropout", 0) for mixer in decoder.mixers) or any(
+        rate.attention_output or rate.feedforward_output for rate in rates
+    )
     repeats = config["activation_checkpointing"].get("every", 1) != 0
     if compile_["backend"] == "eager" and compile_["scope"] != "none" and drops and repeats:  # torch 2.13
         message = "does not repeat dropout's random numbers under activation_checkpointing: use aot_eager"

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import randomize
 from torch import Tensor, nn
 
+from oracles import randomize
 from thunderhead.core.model.block import Block, ResidualDropout
 from thunderhead.core.model.context import SequenceContext
 from thunderhead.core.model.decoder import Decoder
@@ -123,8 +123,7 @@ def test_the_norms_outside_the_blocks(
     x = decoder.embedding.weight[tokens]
     if embedding_norm:
         x = decoder.embedding_norm(x)
-    context = decoder._context(tokens)
-    for block in decoder.blocks:
+    for block, context in zip(decoder.blocks, decoder.contexts(tokens), strict=True):
         x = block(x, context)
     torch.testing.assert_close(decoder.hidden(tokens), decoder.final_norm(x) if final_norm else x)
 
