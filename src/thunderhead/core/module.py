@@ -75,9 +75,10 @@ def decoder_factory(config: Config) -> Callable[[int, int | None], Decoder]:
                 with torch.device("meta"):
                     parametrization.scale(made, make_base(vocab_size, eos_id))
             except ValueError as error:
+                d_model = base_config["model"]["d_model"]
                 raise ValueError(
-                    f"parametrization: the base model (model.d_model={base_config['model']['d_model']}) cannot be made: "
-                    f"{error} (change parametrization.base_d_model, or set its values in parametrization.base_values)"
+                    f"parametrization: the base model (model.d_model={d_model}) cannot be made: {error} (change "
+                    "parametrization.base_d_model, or set its values in parametrization.base_values)"
                 ) from error
         return made
 
