@@ -114,11 +114,6 @@ def test_refused_rotary_settings(settings: dict[str, Any], message: str) -> None
         rotary(**settings)
 
 
-def test_an_attention_that_rotates_nothing_cannot_have_rotary_positions() -> None:
-    with pytest.raises(ValueError, match="must be a positive even number"):
-        RotaryPosition(**{**SUPPLIED, "rotary_dim": 0})
-
-
 def test_alibi_slopes_of_a_power_of_two() -> None:
     # 2108.12409, section 3: for 8 heads 1/2, 1/4, …, 1/256
     slopes = AlibiPosition(**{**SUPPLIED, "n_heads": 8}).slopes(CPU)
