@@ -333,6 +333,13 @@ def options(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF_DIR / group).glob("*.yaml"))
 
 
+def values_of(group: str, option: str) -> dict[str, Any]:
+    """An option's values as its file has them, with those that it shares with others (`shared/…@_here_`)."""
+    own = yaml.safe_load((CONF_DIR / group / f"{option}.yaml").read_text()) or {}
+    shared = [str(entry).removesuffix("@_here_") for entry in own.pop("defaults", []) if "@_here_" in entry]
+    return {key: value for name in shared for key, value in values_of(group, name).items()} | own
+
+
 def default_groups() -> list[str]:
     """The groups of conf/train.yaml that have an option unless told otherwise, in its order."""
     defaults = yaml.safe_load((CONF_DIR / "train.yaml").read_text())["defaults"]

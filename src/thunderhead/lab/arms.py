@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from thunderhead.core.config import CONF_DIR
+from thunderhead.core.config import options, values_of
 from thunderhead.lab.runs import Run
 
 # Settings that change where a run lies, what it shows or how it loads, and never a loss.
@@ -185,13 +183,13 @@ def _option(group: str, node: Any, paths: set[str]) -> tuple[str | None, list[st
     """
     best: tuple[str | None, list[str]] = (None, [])
     own = {path: value for path, value in leaves(node, group).items() if path in paths or path.endswith("._target_")}
-    for file in sorted((CONF_DIR / group).glob("*.yaml")):
-        option = leaves({k: v for k, v in yaml.safe_load(file.read_text()).items() if k != "defaults"}, group)
+    for name in options(group):
+        option = leaves(values_of(group, name), group)
         if option.get(f"{group}._target_") != own.get(f"{group}._target_"):
             continue
         deviations = [path for path in own | {p: 0 for p in option if p in paths} if own.get(path) != option.get(path)]
         if best[0] is None or len(deviations) < len(best[1]):
-            best = file.stem, deviations
+            best = name, deviations
     return best
 
 
