@@ -44,12 +44,11 @@ def build(variant: Callable[..., Attention], bias: bool = True, **settings: Any)
 
 
 def context_of(layer: Attention, positions: str = "rope", dtype: torch.dtype = torch.float32) -> SequenceContext:
-    supplied = {"d_model": D_MODEL, "n_heads": N_HEADS, "context_length": T, "rotary_dim": layer.rotary_dim}
     document_ids, position_ids = None, torch.arange(T)[None]
     if layer.document_mask:
         document_ids, position_ids = document_layout(TOKENS, eos_id=0)
-    slopes = AlibiPosition(**supplied).slopes(CPU, dtype) if positions == "alibi" else None
-    rotation = RotaryPosition(**supplied).rotation(position_ids, dtype) if positions == "rope" else None
+    slopes = AlibiPosition(N_HEADS).slopes(CPU, dtype) if positions == "alibi" else None
+    rotation = RotaryPosition(layer.rotary_dim).rotation(position_ids, dtype) if positions == "rope" else None
     context = SequenceContext(position_ids, document_ids, rotation, slopes)
     return context._replace(**layer.masks(context))
 
