@@ -3,15 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from thunderhead.core import config
+from thunderhead import command_line
 from thunderhead.lab.coordinate_check import check_coordinates
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="coordinate_check")
 def main(cfg: DictConfig) -> None:
     """Measure, print and draw."""
-    config.job(check_coordinates, cfg)
+    command_line.job(check_coordinates, cfg)
 
 
 if __name__ == "__main__":
-    config.run(main, "coordinate_check")
+    command_line.run(main, "coordinate_check")

@@ -5,6 +5,7 @@ from unittest.mock import patch
 
 import pytest
 
+from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.coordinate_check import changes, check_coordinates, slopes
@@ -51,7 +52,7 @@ def test_the_exponent_is_that_of_a_power_law() -> None:
 def check(folder: Path, *overrides: str) -> None:
     small = ("widths=[32,64]", "seeds=[1]", "steps=1", "sequences=1", "model.n_heads=12")
     folder.mkdir()
-    with patch.object(config, "output_dir", lambda: folder):
+    with patch.object(command_line, "output_dir", lambda: folder):
         check_coordinates(config.compose([*small, *overrides], "coordinate_check"))
 
 

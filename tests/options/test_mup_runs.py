@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.core.model.attention import Attention
@@ -93,7 +94,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(optimizer: str, text_corpus: Path, sha
     train_here(lines, folders[0])
     with pytest.raises(KeyError, match="pulled the plug"):
         train_here([*lines, "+callbacks.crash={_target_: crash.Crash, after: 3}"], folders[1])
-    with patch.object(config, "invocation_overrides", lambda: ["callbacks.crash.after=1000"]):
+    with patch.object(command_line, "invocation_overrides", lambda: ["callbacks.crash.after=1000"]):
         train_here([f"resume={folders[1]}"], folders[1])
     assert rows(folders[1]) == rows(folders[0])
     model = LanguageModel.load_from_checkpoint(folders[0] / "checkpoints" / "last.ckpt")
@@ -107,7 +108,7 @@ def test_records_from_before_the_choice_are_standard_ones(run: Callable[..., Pat
     (folder / "config.yaml").write_text(config.to_yaml(recorded))
     read, weights = read_record(folder, "last")
     assert load_model(read, weights).decoder.growth == {}
-    with patch.object(config, "invocation_overrides", lambda: ["budget.steps=3"]):
+    with patch.object(command_line, "invocation_overrides", lambda: ["budget.steps=3"]):
         train_here([f"resume={folder}"], folder)
     summary = read_summary(folder)
     assert summary is not None

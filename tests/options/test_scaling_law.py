@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from thunderhead.options.scaling_law import Law, counted, read_law
+from thunderhead.core.types import counted
+from thunderhead.options.scaling_law import Law, read_law
 
 # Hoffmann et al. as corrected by Besiroglu et al. (2404.10102), with 6 N FLOPs a token.
 CHINCHILLA = Law(

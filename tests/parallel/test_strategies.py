@@ -52,7 +52,7 @@ def test_what_is_divided_among_how_many(
 
 
 def test_only_fsdp_gathers() -> None:
-    assert [o(4).is_sharded for o in (auto, ddp, tensor_parallel, fsdp, fsdp_tp, hsdp)] == [False] * 3 + [True] * 3
+    assert [o(4).gathers for o in (auto, ddp, tensor_parallel, fsdp, fsdp_tp, hsdp)] == [False] * 3 + [True] * 3
     assert not fsdp(4).gathers_all
     assert fsdp(4, reshard_after_forward=False).gathers_all
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from oracles import storages
 from thunderhead.core import config
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import build_decoder, build_optimizer
+from thunderhead.core.module import ModelSpec
 from thunderhead.parallel.strategies import Parallelism, fsdp, single, tensor_parallel
 from thunderhead.training import memory
 from thunderhead.training.hardware import autocast
@@ -27,12 +27,16 @@ def resolved(*overrides: str) -> dict[str, Any]:
     return config.plain(config.compose(tiny("x", "x", *overrides)))
 
 
+def build_decoder(settings: dict[str, Any]) -> Decoder:
+    return ModelSpec.of(settings).decoder(VOCAB, 0)
+
+
 def estimate(
     settings: dict[str, Any], precision: str = "fp32", parallelism: Parallelism | None = None, accumulation: int = 1
 ) -> dict[str, int]:
     return memory.estimate(
-        lambda: build_decoder(settings, VOCAB, 0),
-        lambda decoder: build_optimizer(settings, decoder),
+        lambda: build_decoder(settings),
+        ModelSpec.of(settings).optimizer,
         micro_batch_size=SEQUENCES,
         precision=precision,
         parallelism=parallelism or single(1),
@@ -46,18 +50,18 @@ def bytes_of(tensors: Any) -> int:
 
 def real_step(settings: dict[str, Any]) -> tuple[Decoder, Any]:
     """A decoder and optimizer after one step."""
-    decoder = build_decoder(settings, VOCAB, 0)
+    decoder = build_decoder(settings)
     decoder.initialize(0)
     tokens_BT = torch.randint(0, VOCAB, (SEQUENCES, decoder.context_length))
     decoder(tokens_BT, tokens_BT).loss.backward()
-    optimizer = build_optimizer(settings, decoder)
+    optimizer = ModelSpec.of(settings).optimizer(decoder)
     optimizer.step()
     return decoder, optimizer
 
 
 def allocated_at_peak(settings: dict[str, Any], precision: str) -> int:
     """Bytes that torch's CPU allocator hands out in a forward and backward pass, at their peak, as the profiler saw."""
-    decoder = build_decoder(settings, VOCAB, 0).train()
+    decoder = build_decoder(settings).train()
     decoder.initialize(0)
     for parameter in decoder.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -141,12 +145,12 @@ def test_the_state_of_any_optimizer_is_what_it_really_holds(node: dict[str, Any]
     if node["_target_"].endswith("Muon"):  # torch's own takes matrices only
         settings["parameter_groups"] = {"_target_": f"{__name__}.only_matrices"}
     estimated = estimate(settings)
-    decoder = build_decoder(settings, VOCAB, 0)
+    decoder = build_decoder(settings)
     decoder.initialize(0)
     for parameter in decoder.parameters():
         parameter.grad = torch.randn_like(parameter)
     before = storages()
-    optimizer = build_optimizer(settings, decoder)
+    optimizer = ModelSpec.of(settings).optimizer(decoder)
     for _ in range(5):
         optimizer.step()
     real = sum(n_bytes for address, n_bytes in storages().items() if address not in before)
@@ -243,7 +247,7 @@ def test_gradients_wait_unsharded_for_the_last_micro_batch() -> None:
 
 def test_gathered_are_two_blocks_and_the_rest() -> None:
     deep = resolved("model.n_layers=8")
-    decoder = build_decoder(deep, VOCAB, 0)
+    decoder = build_decoder(deep)
     blocks = bytes_of(decoder.blocks.parameters())
     rest = bytes_of(decoder.parameters()) - blocks
     assert estimate(deep, parallelism=fsdp(4))["gathered"] == rest + blocks // 4

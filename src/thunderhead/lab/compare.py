@@ -6,14 +6,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
-from thunderhead.core.types import PositiveFloat
+from thunderhead.core.types import Count, PositiveFloat
 from thunderhead.lab.analysis import Metric
 from thunderhead.lab.report import write_report
 from thunderhead.lab.runs import read_runs
 from thunderhead.lab.scaling_report import write_law_report
-from thunderhead.options.scaling_law import Count
 
 
 def settings(
@@ -51,7 +51,7 @@ def compare_runs(config: DictConfig) -> Path:
     Raises:
         ConfigError: the configuration is refused, a folder holds no run, or no arm is called `baseline`.
     """
-    folder = configuration.output_dir()
+    folder = command_line.output_dir()
     try:
         return _compare(configuration.plain(config), folder)
     except ConfigError:

@@ -23,17 +23,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import COMPONENTS, STANDARD, build_decoder, build_optimizer
+from thunderhead.core.module import COMPONENTS, build_decoder, build_optimizer
+from thunderhead.core.terminal import say
 from thunderhead.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from thunderhead.lab.arms import option_of
 from thunderhead.lab.figures import COLOURS, MARKERS, style
 from thunderhead.options.mup import at_width
-from thunderhead.training.display import say
 from thunderhead.training.problems import one_line
 
+STANDARD = {"_target_": "thunderhead.options.mup.Standard"}
 Changes = dict[str, dict[int, float]]
 """Mean absolute change, by layer and width."""
 
@@ -57,7 +59,7 @@ def check_coordinates(config: DictConfig) -> None:
     Raises:
         ConfigError: the configuration is refused, at some width.
     """
-    folder = configuration.output_dir()
+    folder = command_line.output_dir()
     resolved = configuration.plain(config)
     try:
         if problems := configuration.check(resolved, settings):

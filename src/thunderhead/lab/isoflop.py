@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from thunderhead.core.config import ConfigError, Problem, check
-from thunderhead.core.types import PositiveFloat, PositiveInt
+from thunderhead.core.terminal import say
+from thunderhead.core.types import Count, PositiveFloat, PositiveInt
 from thunderhead.lab.execution import Executor
 from thunderhead.lab.runs import Failure, Run
 from thunderhead.lab.scaling_report import write_law_report
 from thunderhead.lab.sweep import Candidate, run_grid
-from thunderhead.options.scaling_law import Count
-from thunderhead.training.display import say
 from thunderhead.training.planning import plan_run
 from thunderhead.training.run import find_problems
 

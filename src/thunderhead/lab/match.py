@@ -11,8 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from thunderhead.core.module import build_decoder
-from thunderhead.core.types import PositiveInt
-from thunderhead.options.scaling_law import Count, counted
+from thunderhead.core.types import Count, PositiveInt, counted
 from thunderhead.training.plan import Plan
 
 Config = dict[str, Any]

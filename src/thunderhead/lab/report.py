@@ -18,6 +18,7 @@ from rich.table import Table as TerminalTable
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from thunderhead.core.terminal import quantity, size
 from thunderhead.lab import figures, statistics
 from thunderhead.lab.analysis import Analysis, Metric, analyse
 from thunderhead.lab.arms import Arm, show_value
@@ -25,7 +26,6 @@ from thunderhead.lab.costs import CACHE_BYTES, cost_to_reach, kv_cache_bytes_per
 from thunderhead.lab.runs import Failure, Run
 from thunderhead.lab.statistics import ALPHA, Comparison, Interval, signed
 from thunderhead.training import record
-from thunderhead.training.display import quantity, size
 
 RESULTS = (
     *("val_loss", "perplexity", "bits_per_byte", "tokens", "steps", "flops", "parameters", "seconds"),

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import huber
 
+from thunderhead.core.types import Count
 from thunderhead.lab.statistics import Interval
-from thunderhead.options.scaling_law import Count, Law
+from thunderhead.options.scaling_law import Law
 
 Array = NDArray[np.float64]
 SAME_BUDGET = 1.05

@@ -15,15 +15,15 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
 
+from thunderhead.core.terminal import quantity
+from thunderhead.core.types import Count, counted
 from thunderhead.lab import arms as grouping
 from thunderhead.lab import figures, scaling_figures
 from thunderhead.lab.report import NONE, Rows, render, save_figure
 from thunderhead.lab.runs import Failure, Run
 from thunderhead.lab.scaling import SAME_BUDGET, Fit, Point, Prediction, by_budget, fit
 from thunderhead.lab.statistics import Interval
-from thunderhead.options.scaling_law import Count, counted
 from thunderhead.training import record
-from thunderhead.training.display import quantity
 
 SCALED = ("model", "budget", "optimizer.lr", "batch", "scheduler", "validation", "trainer", "data.path")
 """What may differ between the runs of a law: size, budget, and what is chosen for them."""

@@ -15,12 +15,12 @@ from optuna.distributions import (
 )
 
 from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.terminal import say
 from thunderhead.lab.execution import PRUNED, Executor, Interrupted, Outcome
 from thunderhead.lab.jobs import Job, make_job, state
 from thunderhead.lab.runs import Failure
 from thunderhead.lab.sweep import SINGLE_RUN, Sweep
 from thunderhead.training import record
-from thunderhead.training.display import say
 from thunderhead.training.planning import plan_run
 from thunderhead.training.run import find_problems
 

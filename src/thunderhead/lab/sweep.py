@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem, build
+from thunderhead.core.terminal import say
 from thunderhead.lab import match as matching
 from thunderhead.lab import tune as tuning
 from thunderhead.lab.execution import Executor, Interrupted, Monitor, Outcome, log_file, run_jobs
@@ -19,7 +20,6 @@ from thunderhead.lab.progress import Board
 from thunderhead.lab.report import write_report
 from thunderhead.lab.runs import Failure, Run, read_runs
 from thunderhead.training import record
-from thunderhead.training.display import say
 from thunderhead.training.plan import Plan
 from thunderhead.training.planning import plan_run
 from thunderhead.training.run import find_problems

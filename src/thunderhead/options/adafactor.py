@@ -31,8 +31,6 @@ class Adafactor(Optimizer):
 
     """
 
-    needs_whole_matrices = True  # flat pieces of parameters, as DeepSpeed has them, would be other vectors
-
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],

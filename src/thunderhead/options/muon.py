@@ -51,8 +51,6 @@ class Muon(Optimizer):
 
     """
 
-    needs_whole_matrices = True  # flat pieces of parameters, as DeepSpeed has them, would be other vectors
-
     def __init__(
         self,
         params: Iterable[dict[str, Any]],

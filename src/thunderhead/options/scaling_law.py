@@ -5,23 +5,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pydantic
 from numpy.typing import NDArray
 
-from thunderhead.core.types import NonNegativeFloat, PositiveFloat
+from thunderhead.core.types import Count, NonNegativeFloat, PositiveFloat
 
-Count = Literal["total", "non_embedding"]
 Number = TypeVar("Number", float, NDArray[np.float64])
-
-
-def counted(parameters: dict[str, int], count: Count) -> int:
-    """The parameters that are counted: all, or without token and position tables and an untied output head."""
-    if count == "total":
-        return parameters["total"]
-    return parameters["total"] - sum(parameters[part] for part in ("embedding", "position", "head"))
 
 
 class Optimum(NamedTuple):

@@ -23,7 +23,7 @@ def decode_tokens_per_second(decoder: Decoder, device: torch.device, max_seconds
         The speed; None where it would not be that of the model: its parameters are spread over devices, or its
         attention keeps nothing in a cache (a soft-cap, or a class that does not call `Attention.attend`).
     """
-    spread = any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in decoder.parameters())  # FSDP2, DeepSpeed
+    spread = any(isinstance(p, DTensor) for p in decoder.parameters())
     if decoder.attention.logit_softcap is not None or spread:
         return None
     generator = torch.Generator().manual_seed(0)

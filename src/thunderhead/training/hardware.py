@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
@@ -171,6 +171,27 @@ def device_count(devices: Any, accelerator: str, must_be_here: bool = True) -> i
     if accelerator == "cuda" and must_be_here and devices > present:
         raise ValueError(f"trainer.devices={devices}: this machine has {present} GPU(s): use at most so many")
     return devices
+
+
+class Machine(NamedTuple):
+    """What a run computes on: the accelerator, whether this machine has it, processes on this machine and on all."""
+
+    accelerator: str
+    is_here: bool
+    n_processes: int
+    world_size: int
+
+
+def machine_of(trainer: dict[str, Any], must_be_here: bool) -> Machine:
+    """What the group `trainer` asks for.
+
+    Raises:
+        ValueError: this machine does not have it, or it is no number of devices.
+    """
+    accelerator = resolve_accelerator(trainer.get("accelerator", "auto"), must_be_here)
+    n_devices = device_count(trainer.get("devices", 1), accelerator, must_be_here)
+    is_here = accelerators()[accelerator] and (accelerator != "cuda" or n_devices <= torch.cuda.device_count())
+    return Machine(accelerator, is_here, n_devices, n_devices * int(trainer.get("num_nodes", 1)))
 
 
 def precision_plugin(kind: str, accelerator: str) -> dict[str, Any]:

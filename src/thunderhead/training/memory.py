@@ -67,24 +67,19 @@ def estimate(
             bytes_of["optimizer_state"] = state
         share = share_of_parameters(decoder, parallelism.tensor_parallel_size)
         whole = bytes_of["parameters"]
-        if parallelism.is_deepspeed:
-            part = COMPUTE_DTYPE[precision].itemsize / torch.float32.itemsize
-            master = {"optimizer_state": bytes_of["optimizer_state"] + whole} if state is not None else {}
-            bytes_of = {"parameters": int(whole * part), "gradients": int(whole * part)} | master
         waits = accumulation > 1 or not parallelism.gathers
         shards = {
             "parameters": parallelism.parameter_shards,
             "gradients": parallelism.gradient_shards if waits else parallelism.state_shards,
             "optimizer_state": parallelism.state_shards,
         }
-        at_rest = bytes_of["parameters"] / whole
         bytes_of = {
             part: int(n * share / shards[part]) for part, n in bytes_of.items() if part not in parallelism.on_cpu
         }
         if parallelism.gathers:
             blocks = [_bytes(block.parameters()) for block in decoder.blocks]
             at_once = whole if parallelism.gathers_all else whole - sum(blocks) + sum(sorted(blocks)[-2:])
-            bytes_of["gathered"] = int(at_once * at_rest * share)
+            bytes_of["gathered"] = int(at_once * share)
         if accelerator != "cpu":
             for block in decoder.blocks:
                 if getattr(block.attention, "backend", None) == "auto":

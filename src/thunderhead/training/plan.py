@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from thunderhead.core.types import PositiveFloat, PositiveInt, Probability, WholeNumber
-from thunderhead.options.scaling_law import Count, Law, counted, read_law
+from thunderhead.core.types import Count, PositiveFloat, PositiveInt, Probability, WholeNumber, counted
+from thunderhead.options.scaling_law import Law, read_law
 
 BACKWARD_FLOPS = 3  # a backward pass costs twice its forward pass (Kaplan et al. 2001.08361, section 2.1)
 CHINCHILLA = 20.0

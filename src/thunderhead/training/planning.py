@@ -1,8 +1,7 @@
 """Plan a run: everything that can be known, and refused, before anything is built or prepared."""
 
 import functools
-import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -82,7 +81,7 @@ def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) ->
         problems.note(Problem("compile.backend=eager", message))
     for message in tensor_parallel_problems(decoder, machine.parallelism.tensor_parallel_size):
         problems.note(Problem("", f"{message} (strategy={machine.parallelism.name})"))
-    if machine.parallelism.is_sharded and config["compile"]["scope"] == "model":
+    if machine.parallelism.gathers and config["compile"]["scope"] == "model":
         message = (
             f"compile=model cannot trace through strategy={machine.parallelism.name}, which gathers each block's"
             " weights: use compile=block"
@@ -96,12 +95,8 @@ def plan_run(config: dict[str, Any], manifest: Manifest | Task | None = None) ->
     if optimizer["_target_"] == "torch.optim.SGD" and optimizer["fused"] and machine.precision == "fp16-mixed":
         message = "takes unset memory for momentum if fp16's loss scaling skips the first step: set it to false"
         problems.note(Problem("optimizer.fused", message))
-    built: torch.optim.Optimizer | None = None
     with problems.collect():
-        built = build_optimizer(config, decoder)
-    if machine.parallelism.is_deepspeed:
-        for problem in _deepspeed_problems(config, machine, built):
-            problems.note(problem)
+        build_optimizer(config, decoder)
     if manifest is not None:
         with problems.collect():
             if isinstance(manifest, Task):
@@ -135,12 +130,8 @@ def _machine(config: dict[str, Any], problems: Problems) -> Machine:
     with problems.collect():
         parallelism = factory(config["strategy"])(world_size)
     if parallelism.needs_cuda and accelerator != "cuda":
-        what = f"strategy={parallelism.name}" if parallelism.is_deepspeed else "strategy.cpu_offload=true"
-        message = "needs CUDA devices, and this run is on"
-        problems.note(Problem("", f"{what} {message} {accelerator}: use strategy=fsdp"))
-    elif parallelism.is_deepspeed and run_here and importlib.util.find_spec("deepspeed") is None:
-        message = "needs DeepSpeed: uv pip install -e '.[deepspeed]', or use strategy=fsdp, which needs nothing"
-        problems.note(Problem("", f"strategy={parallelism.name} {message}"))
+        message = f"needs CUDA devices, and this run is on {accelerator}: set it to false"
+        problems.note(Problem("", f"strategy.cpu_offload=true {message}"))
     precision, why = "fp32", ""
     with problems.collect():
         precision, why = build(config["precision"]).resolve(accelerator, is_here)
@@ -148,25 +139,6 @@ def _machine(config: dict[str, Any], problems: Problems) -> Machine:
     if not is_here or (accelerator == "cuda" and n_devices > torch.cuda.device_count()):
         notes = [f"planned for hardware that is not here: {world_size:,} × {accelerator}"]
     return Machine(accelerator, n_devices, world_size, precision, why, parallelism, notes)
-
-
-def _deepspeed_problems(
-    config: dict[str, Any], machine: Machine, optimizer: torch.optim.Optimizer | None
-) -> Iterator[Problem]:
-    """What does not go with DeepSpeed."""
-    name = f"strategy={machine.parallelism.name}"
-    if getattr(optimizer, "needs_whole_matrices", False):
-        message = f"needs whole matrices, and {name} keeps parameters as flat pieces: use optimizer=adamw or lion"
-        yield Problem("optimizer", f"{message}, or strategy=fsdp")
-    if machine.precision in ("bf16-true", "fp8"):
-        message = f"does not go with {name}, which casts weights itself: use precision=bf16-mixed, or strategy=fsdp"
-        yield Problem("", f"precision={machine.precision} {message}")
-    if config["trainer"].get("gradient_clip_algorithm") == "value":
-        yield Problem("trainer.gradient_clip_algorithm", f"{name} clips by norm only: use norm, or strategy=fsdp")
-    if config["compile"]["scope"] in ("block", "model"):
-        yield Problem("compile.scope", f"was not tried with {name}: use compile=none, or strategy=fsdp")
-    if config.get("resume") is not None:
-        yield Problem("resume", f"{name} reads none but its own checkpoints: go on with strategy=fsdp")
 
 
 def _derive(
@@ -234,11 +206,9 @@ def _derive(
         accelerator=machine.accelerator,
         precision=machine.precision,
         devices=machine.world_size,
-        by_block=machine.parallelism.is_sharded,
+        by_block=machine.parallelism.gathers,
     )
-    if machine.parallelism.is_deepspeed:
-        scope, why_scope = "none", "not tried with DeepSpeed"
-    elif scope != "none" and _is_not_compiled(config, machine.parallelism):
+    if scope != "none" and _is_not_compiled(config, machine.parallelism):
         scope, why_scope = "none", "auto: torch cannot compile whole checkpointed blocks under tensor parallelism"
     return Plan(
         parameters=sizes.parameters,
@@ -267,7 +237,6 @@ def _derive(
             *_width_notes(decoder),
             *_batch_notes(batch.global_tokens, sizes.parameters["total"]),
             *machine.notes,
-            *(["checkpoints are DeepSpeed's, which resume= does not read"] if machine.parallelism.is_deepspeed else []),
             *micro_notes,
             *memory.remarks(needed, machine.parallelism),
             *(assumptions.remarks(needed, size) if assumptions and not micro_notes else []),
@@ -290,9 +259,6 @@ def _micro_size(
     assumed = int(build(config["plan"]).memory_gib * 2**30)
     usable, of_what = micro_batch.usable_memory(machine.accelerator, machine.n_processes, assumed)
     size, why = micro_batch.by_estimate(sequences, estimate, usable, of_what)
-    if micro_batch.is_tried(machine.accelerator, machine.parallelism):
-        tried = ", ".join(map(str, micro_batch.sizes(sequences)))
-        why += f"; the run tries {tried} on the device until memory runs out"
     return size, f"{MICRO_NOTE} {size}: {why}"
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import naive_attention, naive_rotate, randomize
 from torch import Tensor, nn
 
+from oracles import naive_attention, naive_rotate, randomize
 from thunderhead.core.model import attention as attention_module
 from thunderhead.core.model.attention import (
     Attention,

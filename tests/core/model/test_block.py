@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import randomize
 from torch import Tensor, nn
 
+from oracles import randomize
 from thunderhead.core.model.block import Block, ResidualDropout
 from thunderhead.core.model.context import SequenceContext
 from thunderhead.core.model.decoder import Decoder

@@ -1,9 +1,9 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import naive_documents
 from torch.nn.attention.flex_attention import BlockMask
 
+from oracles import naive_documents
 from thunderhead.core.model.context import dense_mask, document_layout, sparse_mask
 
 CPU = torch.device("cpu")

@@ -3,11 +3,11 @@ from functools import partial
 
 import pytest
 import torch
-from oracles import naive_documents, options, randomize
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from oracles import naive_documents, options, randomize
 from thunderhead.core.model.attention import GroupedQueryAttention
 from thunderhead.core.model.block import Block, ResidualDropout
 from thunderhead.core.model.decoder import Decoder

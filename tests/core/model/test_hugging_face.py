@@ -16,10 +16,10 @@ from hugging_face import (
     neox_config,
     weights_of,
 )
-from oracles import randomize
 from transformers import DeepseekV2Config, GPT2LMHeadModel, GPTNeoXForCausalLM, LlamaForCausalLM
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Attention, DeepseekV2RotaryEmbedding
 
+from oracles import randomize
 from thunderhead.core.model.attention import MultiHeadLatentAttention
 from thunderhead.core.model.context import SequenceContext
 from thunderhead.core.model.decoder import Decoder

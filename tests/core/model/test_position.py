@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import naive_rotate
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from oracles import naive_rotate
 from thunderhead.core.model.position import (
     AlibiPosition,
     LearnedPosition,

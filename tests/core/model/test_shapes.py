@@ -6,9 +6,9 @@ import pytest
 import torch
 from hugging_face import gpt2_config, llama_config, neox_config
 from omegaconf import DictConfig
-from oracles import options
 from transformers import GPT2LMHeadModel, GPTNeoXForCausalLM, LlamaForCausalLM, PreTrainedModel
 
+from oracles import options
 from thunderhead.core.model.decoder import Decoder
 
 LLAMA_160M = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}

@@ -226,7 +226,7 @@ class TokenDataModule(lightning.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after `samples` samples, whatever the ranks and micro-batches were then."""
         self._first_sample, self._first_step = int(state_dict["samples"]), None
-        self._order_before = state_dict.get("order")
+        self._order_before = state_dict["order"]
 
     def _order_of(self, samples: int) -> dict[str, Any] | None:
         """Return all that the order of the first samples depends on, as plain values by the names of the settings."""

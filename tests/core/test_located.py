@@ -2,7 +2,7 @@
 
 import pytest
 
-from thunderhead.core.messages import at
+from thunderhead.core.config import located
 
 
 @pytest.mark.parametrize(
@@ -17,4 +17,4 @@ from thunderhead.core.messages import at
     ],
 )
 def test_a_path_is_completed(message: str, told: str) -> None:
-    assert at("a.b", message) == told
+    assert located("a.b", message) == told

@@ -1,43 +1,12 @@
-"""Bits per byte against the formula, and the rows that a run writes."""
+"""The rows that a run writes: one a step."""
 
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-import torch.nn.functional as F
 
-from thunderhead.core.metrics import BitsPerByte
 from thunderhead.training.record import read_rows, read_summary
-
-
-def test_bits_per_byte_is_the_formula() -> None:
-    token_bytes = [3, 1, 5, 0, 2]  # token 3 is EOS
-    targets = torch.tensor([[0, 1, 2, 3], [4, 4, 3, 0]])
-    logits = torch.randn(2, 4, 5, dtype=torch.float64)
-    nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-    metric = BitsPerByte(token_bytes)
-    for row in range(2):  # in two batches
-        metric.update(F.cross_entropy(logits[row], targets[row], reduction="sum"), targets[row])
-    n_bytes = (3 + 1 + 5 + 0) + (2 + 2 + 0 + 3)
-    # float32 result of float64 sums: 24 bits of mantissa
-    assert metric.compute().item() == pytest.approx(nats.item() / math.log(2) / n_bytes, rel=1e-6)
-
-
-def test_uniform_bytes_need_8_bits() -> None:
-    metric = BitsPerByte([1] * 256)
-    targets = torch.randint(0, 256, (4, 10))
-    metric.update(torch.tensor(40 * math.log(256)), targets)
-    assert metric.compute().item() == pytest.approx(8.0, rel=1e-6)
-
-
-def test_reset_forgets() -> None:
-    metric = BitsPerByte([1, 1])
-    metric.update(torch.tensor(100.0), torch.zeros(3, dtype=torch.int64))
-    metric.reset()
-    metric.update(torch.tensor(math.log(2)), torch.zeros(1, dtype=torch.int64))
-    assert metric.compute().item() == pytest.approx(1.0)
 
 
 def numbers(folder: Path, column: str) -> dict[int, float]:
@@ -64,6 +33,8 @@ def test_rows_of_a_run(run: Callable[..., Path]) -> None:
     summary = read_summary(folder)
     assert summary is not None
     assert summary["val_loss"] == pytest.approx(numbers(folder, "val/loss")[7])
+    steps = [row["step"] for row in read_rows(folder / "metrics.csv")[1]]
+    assert steps == ["1", "3", "4", "6", "7"]
 
 
 def test_the_logged_loss_is_of_one_step_not_of_those_since_the_last_row(run: Callable[..., Path]) -> None:
