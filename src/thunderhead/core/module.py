@@ -162,7 +162,7 @@ class LanguageModel(LightningModule):
         if self.precision is not None:
             self.precision.before_sharding(decoder)
         if divide is not None:
-            divide(decoder, self.precision.compute_dtype if self.precision is not None else None, self.compile_decoder)
+            divide(decoder, self.precision.gathered_dtype if self.precision is not None else None, self.compile_decoder)
             decoder.to_empty(device=strategy.storage_device)
         else:
             self.compile_decoder(decoder)

@@ -46,7 +46,8 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     data: Any = run.data
     data.micro_batch_size = plan.micro_batch_size
     model = make_model(run, plan)
-    peak = hardware.peak_flops(run.accelerator, plan.precision)
+    precision = run.precision.of_kind(plan.precision)
+    peak = hardware.peak_flops(run.accelerator, precision.compute_dtype)
     log_metrics = LogMetrics(
         plan,
         peak * plan.devices if peak else None,
@@ -186,7 +187,7 @@ def _ornaments(run: Run, plan: Plan, trainer: Trainer, model: LanguageModel, sum
         model.to(trainer.strategy.root_device)
     try:
         with (
-            hardware.autocast(run.accelerator, plan.precision),
+            run.precision.of_kind(plan.precision).autocast(run.accelerator),
             torch.compiler.set_stance("force_eager"),  # each length would be compiled by itself, until Dynamo gives up
         ):
             text = data.sample(model.decoder, model.device) if hasattr(data, "sample") else None
@@ -211,7 +212,7 @@ def _attention_kernel(run: Run, plan: Plan) -> str:
     device, decoder = torch.device(run.accelerator), run.decoder_meta
     try:
         with_slopes = decoder.position.slopes(torch.device("cpu")) is not None
-        return decoder.attention.kernel_on(device, hardware.COMPUTE_DTYPE[plan.precision], with_slopes)
+        return decoder.attention.kernel_on(device, run.precision.of_kind(plan.precision).compute_dtype, with_slopes)
     except Exception as error:  # a user's own attention, which may be laid out otherwise
         return f"unknown ({type(error).__name__})"
 

@@ -77,7 +77,7 @@ def make_trainer(run: Run, plan: Plan, log_metrics: LogMetrics, callbacks: Seque
         *callbacks,
         *([ProfileSteps(run.folder / "profile")] if run.config["profile"] else []),
     ]
-    precision = hardware.precision_plugin(plan.precision, run.accelerator)
+    precision = run.precision.of_kind(plan.precision).lightning_arguments(run.accelerator)
     checkpoint_io = BackgroundCheckpointIO() if run.config["background_checkpoints"] else AtomicCheckpointIO()
     plugins = [*precision.pop("plugins", []), checkpoint_io]
     if not is_rank():  # else Lightning looks for one: in a shell within a SLURM job it would wait for tasks
