@@ -26,12 +26,12 @@ from results_folder import RESULTS, hardware_slug
 from thunderhead.core import config as configuration
 from thunderhead.core.config import build, factory
 from thunderhead.core.module import GROUPS, LanguageModel, build_decoder, build_optimizer
-from thunderhead.corpus.prepare import prepare
+from thunderhead.corpus.text_data import TextData
 from thunderhead.training import hardware
 from thunderhead.training.callbacks.metrics import LogMetrics
-from thunderhead.training.data_planning import shard_settings
-from thunderhead.training.fit import make_datamodule
+from thunderhead.training.data_planning import build_data
 from thunderhead.training.planning import Planned, plan_run
+from thunderhead.training.problems import Problems
 from thunderhead.training.trainer import make_trainer
 
 WARMUP = 3  # steps at the start of a round that are not timed
@@ -76,17 +76,17 @@ def through_train_path(
     config: dict[str, Any], planned: Planned, extra: list[Callback]
 ) -> tuple[list[float], float | None]:
     """One round of `train.py`'s own path: the seconds of its steps, and the last loss that it logged."""
-    plan, manifest = planned.plan, planned.manifest
-    assert manifest is not None
-    tokenizer = manifest.load_tokenizer()
-    datamodule = make_datamodule(config, planned, tokenizer)
+    plan, datamodule = planned.plan, build_data(config, Problems())
+    assert isinstance(datamodule, TextData)
+    datamodule.micro_batch_size = plan.micro_batch_size
+    assert datamodule.tokenizer is not None
     model = LanguageModel(
         {group: config[group] for group in GROUPS},
         seed=config["seed"],
-        vocab_size=manifest.vocab_size,
-        eos_id=manifest.eos_id,
+        vocab_size=datamodule.vocab_size,
+        eos_id=datamodule.eos_id,
         total_steps=plan.steps,
-        token_bytes=tokenizer.token_bytes().tolist(),
+        token_bytes=datamodule.tokenizer.token_bytes().tolist(),
     )
     peak = hardware.peak_flops(planned.machine.accelerator, planned.machine.precision)
     ledger = datamodule.ledger(plan.steps)
@@ -101,10 +101,9 @@ def through_train_path(
 
 def bare_loop(config: dict[str, Any], planned: Planned, batches: list[torch.Tensor]) -> tuple[list[float], float]:
     """One round of a plain PyTorch loop: the seconds of its steps, and the loss of the last one."""
-    plan, manifest = planned.plan, planned.manifest
-    assert manifest is not None
+    plan, data = planned.plan, planned.data
     device = torch.device(planned.machine.accelerator)
-    decoder = build_decoder(config, manifest.vocab_size, manifest.eos_id).to(device)
+    decoder = build_decoder(config, data.vocab_size, data.eos_id).to(device)
     build(config["compile"]).apply(decoder)
     decoder.initialize(config["seed"])
     optimizer = build_optimizer(config, decoder)
@@ -144,8 +143,10 @@ def main() -> None:
     config = configuration.plain(configuration.compose(overrides))
     if problems := configuration.check(config):
         raise configuration.ConfigError(problems)
-    data = factory(config["data"]).keywords  # type: ignore[attr-defined]
-    planned = plan_run(config, prepare(data["sources"], build(config["tokenizer"]), **shard_settings(data)))
+    data = build_data(config, Problems())
+    assert isinstance(data, TextData)
+    data.prepare()
+    planned = plan_run(config, data)
     if config["keep_freed_memory"]:
         hardware.keep_freed_memory()
 

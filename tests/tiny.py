@@ -7,10 +7,11 @@ from unittest.mock import patch
 
 from thunderhead.core import config
 from thunderhead.core.config import CONF_DIR
-from thunderhead.corpus.prepare import prepare
+from thunderhead.corpus.text_data import TextData
 from thunderhead.corpus.tokenizer import BpeTokenizer
 from thunderhead.training import hardware
-from thunderhead.training.data_planning import shard_settings
+from thunderhead.training.data_planning import build_data
+from thunderhead.training.problems import Problems
 from thunderhead.training.run import train
 
 OPTIONS = {
@@ -115,9 +116,9 @@ def tiny(corpus: Path, shards_dir: Path, *overrides: str) -> list[str]:
 def prepared(corpus: Path, shards_dir: Path, tokenizer: Sequence[str]) -> Path:
     """The folder of the corpus's shards, made if need be."""
     overrides = ["data=text", f"data.path={corpus}", f"data.shards_dir={shards_dir}", *tokenizer]
-    composed = config.plain(config.compose(overrides))
-    data = config.factory(composed["data"]).keywords
-    return prepare(data["sources"], config.build(composed["tokenizer"]), **shard_settings(data)).folder
+    data = build_data(config.plain(config.compose(overrides)), Problems())
+    assert isinstance(data, TextData)
+    return data.prepare().folder
 
 
 def tokenizer_file(option: str, folder: Path) -> Path:

@@ -180,10 +180,7 @@ def _check_arguments(path: str, target: Callable[..., Any], arguments: Config, s
     parameters = inspect.signature(target).parameters
     settable = [p.name for p in parameters.values() if p.name not in supplied and p.kind is not p.VAR_KEYWORD]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    try:
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
-    except (NameError, TypeError):  # annotations that only a type checker can resolve: only names are checked
-        hints = {}
+    hints = annotations(target)
     for key, value in arguments.items():
         where = f"{path}.{key}" if path else key
         if key in supplied:
@@ -197,6 +194,14 @@ def _check_arguments(path: str, target: Callable[..., Any], arguments: Config, s
         if required and parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL and name not in arguments:
             where = f"{path}.{name}" if path else name
             yield Problem(where, f"is required: {where}=…")
+
+
+def annotations(target: Callable[..., Any]) -> dict[str, Any]:
+    """A target's parameters' annotations; none if only a type checker can resolve them."""
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    except (NameError, TypeError):
+        return {}
 
 
 def _check_value(where: str, value: Any, hint: Any) -> Iterator[Problem]:

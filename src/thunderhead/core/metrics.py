@@ -58,7 +58,8 @@ class MeanOf(Mean):
     """The mean of a function over the targets that count.
 
     Args:
-        function: gives the mean of a batch, a scalar; called with those of `measured`'s names that it has.
+        function: gives a value for each target (B, T), or the mean of a batch; it is called with those of `inputs`,
+            `targets`, `logits`, `losses` … that it names (see `LanguageModel.validation_step`).
     """
 
     def __init__(self, function: Callable[..., Tensor]):
@@ -66,10 +67,15 @@ class MeanOf(Mean):
         self.function, self.names = function, list(inspect.signature(function).parameters)
 
     def update(self, targets: Tensor, **others: Tensor) -> None:  # type: ignore[override]
-        """Add the function's value for a batch, by its number of targets."""
-        given = {"targets": targets, **others}
-        value = self.function(**{name: given[name] for name in self.names if name in given})
-        super().update(torch.as_tensor(value).float().mean(), (targets >= 0).sum())
+        """Add the function's values for a batch; negative targets do not count."""
+        given, counts = {"targets": targets, **others}, targets >= 0
+        value = torch.as_tensor(self.function(**{name: given[name] for name in self.names if name in given})).double()
+        super().update(value[counts].mean() if value.shape == targets.shape else value.mean(), counts.sum())
+
+
+def as_metric(metric: Metric | Callable[..., Tensor]) -> Metric:
+    """A metric as it is, or the mean of a function."""
+    return metric if isinstance(metric, Metric) else MeanOf(metric)
 
 
 def names_of(metric: Metric) -> list[str]:

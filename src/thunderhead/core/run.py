@@ -2,19 +2,33 @@
 
 import contextlib
 import inspect
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hydra
 import torch
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from torchmetrics import Metric
 
-from thunderhead.core.config import Config, ConfigError, Problem, build, build_all, call, factory, first_line, setting
-from thunderhead.core.metrics import MeanOf
+from thunderhead.core.config import (
+    Config,
+    ConfigError,
+    Problem,
+    annotations,
+    build,
+    build_all,
+    call,
+    factory,
+    first_line,
+    setting,
+)
+from thunderhead.core.data.datamodule import asked
+from thunderhead.core.metrics import as_metric
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import ModelSpec
 
@@ -80,7 +94,7 @@ class Run:
         Raises:
             ValueError: components contradict each other.
         """
-        sizes = self.data.vocab_size, self.data.eos_id
+        sizes = self.data.vocab_size, asked(self.data, "eos_id")
         if sizes not in self._meta:
             with torch.device("meta"):
                 self._meta[sizes] = self.model.decoder(*sizes)
@@ -141,41 +155,70 @@ def build_run(config: Config, folder: Path, **machine: Any) -> Run:
     loggers: Callable[[], Any] = lambda: build_all(config["logger"], "logger", Logger, REFUSALS, save_dir=str(folder))  # type: ignore[type-abstract]  # noqa: E731
     collect("loggers", loggers)
     if "batch" in built:
-        collect("data", lambda: build_data(config, built["batch"]))
+        context_length, batch = _context_length(config), built["batch"]
+        sizes = {"context_length": context_length, "sequences_per_step": batch.global_tokens // context_length}
+        collect("data", lambda: build_data(config, **sizes))
     if problems:
         raise ConfigError(problems)
     scalars = {"name": config["name"], "seed": config["seed"], "is_dry": config["dry_run"]}
     return Run(config=config, folder=folder, **scalars, **built)
 
 
-def build_data(config: Config, batch: Any) -> LightningDataModule:
-    """The data module, with those of the sizes that its signature names; micro_batch_size is set again by the plan."""
-    tokenizer = None if config.get("tokenizer") is None else build(config["tokenizer"])
-    context_length = _context_length(config)
+def build_data(
+    config: Config, *, context_length: int, sequences_per_step: int, micro_batch_size: int = 1
+) -> LightningDataModule:
+    """The data module, with those of these values that its signature names; the plan sets micro_batch_size again.
+
+    Raises:
+        ConfigError: it, its parts, the tokenizer or the filters refuse their settings; names all.
+    """
+    problems, kinds, tokenizer = Problems(), _kinds_of_parts(config["data"]), None
+    filters: Config = {}
+    with problems.collect():
+        filters = build_all(config["curation"]["filters"], "curation.filters", kinds.get("filters", object))
+    if config.get("tokenizer") is not None:
+        with problems.collect():
+            tokenizer = build(config["tokenizer"])
+    for name, kind in kinds.items():  # tried by themselves first, so that all that is wrong with them is told
+        if isinstance(parts := config["data"].get(name), dict):
+            with problems.collect():
+                build_all(parts, f"data.{name}", kind)
+    if problems:
+        raise ConfigError(problems)
     data = call(
         factory(config["data"], "data"),
         tokenizer=tokenizer,
-        filters=config["curation"]["filters"],
+        filters=filters,
         context_length=context_length,
-        micro_batch_size=batch.micro_size if isinstance(batch.micro_size, int) else 1,
-        sequences_per_step=batch.global_tokens // context_length,
+        micro_batch_size=micro_batch_size,
+        sequences_per_step=sequences_per_step,
         seed=config["seed"],
     )
     if not isinstance(data, LightningDataModule):
         raise ConfigError([Problem("data", "its _target_ must be a lightning.LightningDataModule")])
-    if missing := [name for name in ("vocab_size", "eos_id") if not hasattr(data, name)]:
-        message = f"{type(data).__name__} does not say its {' and '.join(missing)}, which the model is built from"
+    if not hasattr(data, "vocab_size"):
+        message = f"{type(data).__name__} does not say its vocab_size, which the model is built from"
         raise ConfigError([Problem("data", message)])
     return data
 
 
+def _kinds_of_parts(node: Config) -> dict[str, type]:
+    """Of which class the values must be of those parameters of a target that are mappings by name."""
+    found = {}
+    for name, hint in annotations(hydra.utils.get_object(node["_target_"])).items():
+        for choice in (hint, *typing.get_args(hint)):
+            if typing.get_origin(choice) is Mapping and inspect.isclass(kind := typing.get_args(choice)[1]):
+                found[name] = kind
+    return found
+
+
 def build_metrics(nodes: Config) -> Callable[[], Mapping[str, Metric]]:
-    """Makes the metrics of the group `metrics`: torchmetrics' classes, or functions that give the mean of a batch."""
-    factories = {name: factory(node) for name, node in nodes.items()}
+    """Makes the metrics of the group `metrics`: torchmetrics' classes, or functions; see `thunderhead.core.metrics`."""
+    factories: dict[str, Any] = {name: factory(node, f"metrics.{name}") for name, node in nodes.items()}
 
     def make() -> dict[str, Metric]:
-        is_class = {name: inspect.isclass(made.func) for name, made in factories.items()}  # type: ignore[attr-defined]
-        return {name: made() if is_class[name] else MeanOf(made) for name, made in factories.items()}
+        made = {name: (each() if inspect.isclass(each.func) else each) for name, each in factories.items()}
+        return {name: as_metric(metric) for name, metric in made.items()}
 
     make()  # refused now rather than later
     return make

@@ -68,16 +68,6 @@ def show_plan(plan: Plan) -> None:
     _console.print(table)
 
 
-def show_data(data: Any, plan: Plan) -> None:
-    """What the prepared data holds."""
-    for line in data.describe() if hasattr(data, "describe") else ():
-        say(f"  {line}")
-    if plan.epochs:
-        say(
-            "  this run sees " + ", ".join(f"{epochs:.2f} epochs of {source}" for source, epochs in plan.epochs.items())
-        )
-
-
 def show_profile(operators: Sequence[tuple[str, int, float]], *, total: float, folder: Path) -> None:
     """The slowest operators: name, calls, own time in µs; `total` is that of all."""
     table = Table(title="Profile: own time of operators", title_justify="left", title_style="bold", box=None)

@@ -1,7 +1,6 @@
 """Train what was planned; then the summary, and after it what may fail without loss: a text, the speed of decoding."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torchmetrics import Metric
 
 from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.data.datamodule import asked
 from thunderhead.core.data.manifest import ShardError
+from thunderhead.core.metrics import as_metric
 from thunderhead.core.module import LanguageModel
 from thunderhead.core.run import REFUSALS, Run
 from thunderhead.training import display, hardware, record
@@ -43,7 +44,7 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     if run.config["keep_freed_memory"]:
         hardware.keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
-    data: Any = run.data
+    data = run.data
     data.micro_batch_size = plan.micro_batch_size
     model = make_model(run, plan)
     precision = run.precision.of_kind(plan.precision)
@@ -51,7 +52,7 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     log_metrics = LogMetrics(
         plan,
         peak * plan.devices if peak else None,
-        data.ledger(plan.steps) if hasattr(data, "ledger") else lambda samples: {},
+        asked(data, "ledger")(plan.steps),
         run.config | {"planned": plan.to_dict()},
     )
     stop = StopOnSignal(run.folder / resuming.CHECKPOINTS / "last.ckpt")
@@ -79,18 +80,18 @@ def make_model(run: Run, plan: Plan) -> LanguageModel:
     """The LightningModule of a run."""
 
     def metrics() -> dict[str, Metric]:
-        own: Mapping[str, Metric] = run.data.validation_metrics() if hasattr(run.data, "validation_metrics") else {}
+        own = {name: as_metric(metric) for name, metric in asked(data, "validation_metrics")().items()}
         return {**own, **run.metrics()}
 
-    data: Any = run.data
+    data = run.data
     return LanguageModel(
         run.model,
         seed=run.seed,
         vocab_size=data.vocab_size,
-        eos_id=data.eos_id,
+        eos_id=asked(data, "eos_id"),
         total_steps=plan.steps,
         metrics=metrics,
-        sources=data.validation_sources() if hasattr(data, "validation_sources") else ["all"],
+        sources=asked(data, "validation_sources")(),
         precision=run.precision.of_kind(plan.precision),
         compile_decoder=run.compile.of_scope(plan.compile).apply,
         on_resume=resuming.take_new_settings,
@@ -143,7 +144,7 @@ def _fit_or_stop(  # noqa: PLR0917
 
 def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) -> dict[str, Any]:
     """The results, as in summary.json."""
-    data: Any = run.data
+    data = run.data
     results = {name: float(value) for name, value in trainer.callback_metrics.items()}
     steps, seconds = trainer.global_step, log_metrics.training_seconds
     names = [name.removeprefix("val/") for name in results if name.startswith("val/") and name.count("/") == 1]
@@ -159,7 +160,7 @@ def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) ->
         **metrics,
         "metrics": metrics,
         "loss_terms": log_metrics.last_terms,
-        "unigram_entropy": getattr(data, "unigram_entropy", None),
+        "unigram_entropy": asked(data, "unigram_entropy"),
         "ledger": ledger,
         "tokens": steps * plan.tokens_per_step,
         "steps": steps,
@@ -173,8 +174,8 @@ def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) ->
         "checkpoint_seconds": saving,
         "peak_memory_bytes": hardware.peak_memory(run.accelerator),
         "cache_bytes_per_token": run.decoder_meta.cache_bytes_per_token(torch.bfloat16),
-        "validation_data": data.validation_data() if hasattr(data, "validation_data") else None,
-        "validation_text": data.validation_text() if hasattr(data, "validation_text") else None,
+        "validation_data": asked(data, "validation_data")(),
+        "validation_text": asked(data, "validation_text")(),
         "precision": plan.precision,
         "device": hardware.device_name(run.accelerator),
     }
@@ -182,7 +183,7 @@ def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) ->
 
 def _ornaments(run: Run, plan: Plan, trainer: Trainer, model: LanguageModel, summary: dict[str, Any]) -> None:
     """A sample of text and the speed of decoding: whatever they raise, the run's results are written already."""
-    data: Any = run.data
+    data = run.data
     if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):  # Lightning has moved the model to the host
         model.to(trainer.strategy.root_device)
     try:
@@ -190,7 +191,7 @@ def _ornaments(run: Run, plan: Plan, trainer: Trainer, model: LanguageModel, sum
             run.precision.of_kind(plan.precision).autocast(run.accelerator),
             torch.compiler.set_stance("force_eager"),  # each length would be compiled by itself, until Dynamo gives up
         ):
-            text = data.sample(model.decoder, model.device) if hasattr(data, "sample") else None
+            text = asked(data, "sample")(model.decoder, model.device)
             tokenizer = getattr(data, "tokenizer", None)
             if text is None and tokenizer is not None:
                 text = run.generation(model.decoder, tokenizer, model.device)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, build
+from thunderhead.core.data.datamodule import asked
 from thunderhead.core.processes import global_rank, is_rank
 from thunderhead.core.run import REFUSALS, Problems, Run, build_run
 from thunderhead.core.types import NonNegativeInt
@@ -194,17 +195,16 @@ def _recorded_micro_size(config: Config, checkpoint: Path | None) -> int | None:
 
 def _prepare(run: Run, plan: Plan) -> Plan:
     """Prepare the data if need be, and plan with what it really holds."""
-    if getattr(run.data, "is_prepared", True):
+    if asked(run.data, "is_prepared"):
         return plan
-    if global_rank() == 0:
-        display.say("Preparing data (once; the next run finds it)")
     try:
         run.data.prepare_data()
     except (ValueError, ConnectionError, *REFUSALS) as error:
         raise ConfigError([Problem("", reason(error))]) from error
     plan = plan_run(run, plan.micro_batch_size if run.batch.micro_size == AUTO else None)
-    if global_rank() == 0:
-        display.show_data(run.data, plan)
+    if global_rank() == 0 and plan.epochs:
+        epochs = (f"{epochs:.2f} epochs of {source}" for source, epochs in plan.epochs.items())
+        display.say(f"  this run sees {', '.join(epochs)}")
     return plan
 
 
@@ -213,10 +213,9 @@ def _record_of(run: Run, plan: Plan) -> dict[str, str]:
     overrides = resuming.recorded_overrides(run.folder)
     overrides += [override for override in command_line.invocation_overrides() if override not in overrides]
     tokenizer = getattr(run.data, "tokenizer", None)
-    summary = run.data.summary() if hasattr(run.data, "summary") else {}
     return {
         **({"tokenizer.json": tokenizer.to_json()} if hasattr(tokenizer, "to_json") else {}),
-        "data.json": record.to_json(summary),
+        "data.json": record.to_json(asked(run.data, "summary")()),
         "config.yaml": configuration.to_yaml(run.config),
         "plan.json": record.to_json(plan.to_dict()),
         "environment.json": record.to_json(record.surroundings() | {"overrides": overrides}),

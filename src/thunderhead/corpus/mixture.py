@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
-from thunderhead.core.data.order import Order, spread, spread_over_chunks
+from thunderhead.core.data.datamodule import Entry
+from thunderhead.core.data.order import Order, Sample, spread, spread_over_chunks
 from thunderhead.corpus.sources import Share
 
 AtMaxEpochs = Literal["redistribute", "stop"]
@@ -22,14 +23,6 @@ AtMaxEpochs = Literal["redistribute", "stop"]
 LITTLE_IS_LOST_UNTIL = 4
 LITTLE_IS_GAINED_AFTER = 16
 _WINDOW = 1024  # samples whose turns are worked out at once
-
-
-class Sample(NamedTuple):
-    """A block of a source, and how often the source was gone through before it."""
-
-    source: str
-    epoch: int
-    block: int
 
 
 class Stage(NamedTuple):
@@ -45,14 +38,6 @@ class Phase(NamedTuple):
     first: int
     taken: dict[str, int]
     weights: dict[str, int]  # relative, exact, and positive: only those that take turns
-
-
-class Entry(NamedTuple):
-    """What a source gave to the first samples of a run."""
-
-    tokens: int
-    share: float
-    epochs: float
 
 
 # --- turns -----------------------------------------------------------------------------------------------------------
@@ -340,7 +325,7 @@ class Mixture:
     def __call__(self, n: int) -> Sample:
         """Say which block sample n is."""
         source, k = self.turns(n)
-        epoch, number = self._orders[source](k)
+        _, epoch, number = self._orders[source](k)
         return Sample(source, epoch, spread(number, self._trained[source], self._blocks[source]))
 
 

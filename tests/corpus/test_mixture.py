@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thunderhead.core.data.mixture import (
+from thunderhead.core.data.order import Order
+from thunderhead.corpus.mixture import (
     Ledger,
     Mixture,
-    Sample,
     Stage,
     Turns,
     counts,
@@ -25,7 +25,6 @@ from thunderhead.core.data.mixture import (
     turns,
     weights_by_fraction,
 )
-from thunderhead.core.data.order import Order
 from thunderhead.corpus.sources import LocalText
 
 whole = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 50), min_size=1)
@@ -209,7 +208,7 @@ def test_a_mixture_is_turns_and_orders() -> None:
     for s, sizes in blocks.items():
         order = Order(s, sizes, seed=3, window=6)
         own = [sample for sample in found if sample.source == s]
-        assert own == [Sample(s, *order(k)) for k in range(len(own))]
+        assert own == [order(k) for k in range(len(own))]
     assert sum(sample.source == "b" for sample in found) == 6  # one and a half times four
     assert planned.used_up == {"b": next(n for n in range(80) if planned.counts(n)["b"] == 6)}
     ledger = Ledger(planned, {"a": 17, "b": 4}, context_length=32)
