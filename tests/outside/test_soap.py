@@ -12,6 +12,7 @@ from oracles import storages
 from outside.soap import SOAP
 from thunderhead.core import config
 from thunderhead.core.module import ModelSpec
+from thunderhead.options.precision import Precision
 from thunderhead.parallel.strategies import single
 from thunderhead.training import memory
 from tiny import tiny
@@ -97,7 +98,7 @@ def test_the_plan_counts_all_of_its_state(overrides: tuple[str, ...]) -> None:
         lambda: spec.decoder(VOCAB, 0),
         spec.optimizer,
         micro_batch_size=2,
-        precision="fp32",
+        precision=Precision(kind="fp32"),
         parallelism=single(1),
     )
     decoder = spec.decoder(VOCAB, 0)

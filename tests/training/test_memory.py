@@ -12,9 +12,9 @@ from oracles import storages
 from thunderhead.core import config
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import ModelSpec
+from thunderhead.options.precision import Precision
 from thunderhead.parallel.strategies import Parallelism, fsdp, single, tensor_parallel
 from thunderhead.training import memory
-from thunderhead.training.hardware import autocast
 from tiny import tiny
 
 VOCAB = 257
@@ -38,7 +38,7 @@ def estimate(
         lambda: build_decoder(settings),
         ModelSpec.of(settings).optimizer,
         micro_batch_size=SEQUENCES,
-        precision=precision,
+        precision=Precision(kind=precision),
         parallelism=parallelism or single(1),
         accumulation=accumulation,
     )
@@ -67,7 +67,7 @@ def allocated_at_peak(settings: dict[str, Any], precision: str) -> int:
         parameter.grad = torch.zeros_like(parameter)
     tokens_BT = torch.randint(0, VOCAB, (SEQUENCES, decoder.context_length))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        with autocast("cpu", precision):
+        with Precision(kind=precision).autocast("cpu"):
             loss = decoder(tokens_BT, tokens_BT).loss
         loss.backward()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -232,7 +232,7 @@ def test_shards_divide_all_but_activations() -> None:
 def test_weights_are_not_kept_as_16_bit_copies() -> None:
     """Autocast's cache would, until the end of the forward pass: two bytes a parameter, however weights are divided."""
     lightnings = MixedPrecision("bf16-mixed", "cpu").forward_context()
-    for context in (lightnings, autocast("cpu", "bf16-mixed")):
+    for context in (lightnings, Precision(kind="bf16-mixed").autocast("cpu")):
         with context:
             assert torch.is_autocast_enabled("cpu")
             assert not torch.is_autocast_cache_enabled()

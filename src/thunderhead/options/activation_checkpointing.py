@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class ActivationCheckpointing:
     - every: 0 = no block, 1 = each block, n = the first of every n blocks.
     """
 
+    recomputes: Literal["whole", "part"] = "whole"  # of a block
+
     def __init__(self, *, every: NonNegativeInt = 0) -> None:
         self.every = every
 
@@ -49,7 +51,7 @@ class ActivationCheckpointing:
             y_BTD: Tensor = run(inside, x_BTD, context) if torch.is_grad_enabled() else inside(x_BTD, context)
             return y_BTD
 
-        block.__class__ = type(cls.__name__, (cls,), {"forward": forward})
+        block.__class__ = type(cls.__name__, (cls,), {"forward": forward, "checkpointed": self.recomputes})
 
     def run(self, inside: Callable[..., Tensor], x_BTD: Tensor, context: SequenceContext) -> Tensor:
         """Compute inside(x_BTD, context) now, and again in the backward pass."""
@@ -69,6 +71,8 @@ class SelectiveCheckpointing(ActivationCheckpointing):
 
     Raises ValueError if nothing is to be kept.
     """
+
+    recomputes = "part"
 
     def __init__(self, *, keep_attention: bool = True, keep_every_matmul: NonNegativeInt = 1) -> None:
         super().__init__(every=1)

@@ -1,4 +1,4 @@
-"""The precision group: in which number format matrices are multiplied, where it differs from what weights are kept in."""
+"""The precision group: the number format that matrices are multiplied in, where it is not that of the weights."""
 
 import importlib.util
 from collections.abc import Callable, Iterator

@@ -10,7 +10,7 @@ import torch
 from thunderhead.core.config import ConfigError
 from thunderhead.core.data.datamodule import Draw, asked
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.run import Run, problems_of
+from thunderhead.core.run import Problems, Run, problems_of
 from thunderhead.core.types import PositiveFloat, PositiveInt, Probability
 from thunderhead.options.budgets import Sizes
 from thunderhead.training import memory
@@ -130,9 +130,10 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
     if decoder is None:
         raise ConfigError(problems)
     data = run.data
-    precision = why_precision = ""
+    kind = why_precision = "fp32"
     with problems.collect():
-        precision, why_precision = run.precision.resolve(run.accelerator, run.is_here)
+        kind, why_precision = run.precision.resolve(run.accelerator, run.is_here)
+    precision = run.precision.of_kind(kind)
     context_length, ranks = decoder.context_length, run.strategy.data_parallel_size
     tokens_per_step = run.batch.global_tokens
     flops_per_token = BACKWARD_FLOPS * decoder.forward_flops_per_token()
@@ -169,7 +170,7 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
         raise ConfigError(problems)
     size, tokens = int(size), course.steps * tokens_per_step
     flops = tokens * flops_per_token
-    scope, why_scope = run.compile.resolve(run, flops, precision)
+    scope, why_scope = run.compile.resolve(run, flops, precision.compute_dtype)
     assumptions = run.hardware_plan if run.accelerator == "cuda" else None
     return Plan(
         parameters=sizes.parameters,
@@ -192,7 +193,7 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
         epochs=course.epochs,
         shares=course.shares,
         accelerator=run.accelerator,
-        precision=precision,
+        precision=kind,
         why_precision=why_precision,
         compile=scope,
         why_compile=why_scope,
@@ -248,7 +249,7 @@ def _hardware_notes(run: Run) -> list[str]:
     return [] if run.is_here else [f"planned for hardware that is not here: {run.world_size:,} × {run.accelerator}"]
 
 
-def _memory(run: Run, decoder: Decoder, precision: str, size: int, accumulation: int) -> dict[str, int]:
+def _memory(run: Run, decoder: Decoder, precision: Any, size: int, accumulation: int) -> dict[str, int]:
     """Bytes on a device by part, from a copy of the decoder whose tensors have no storage."""
 
     def fake() -> Decoder:

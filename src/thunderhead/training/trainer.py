@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import (
 from thunderhead.core.config import Problem, first_line
 from thunderhead.core.processes import is_rank
 from thunderhead.core.run import Run
-from thunderhead.training import hardware
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.profile import ProfileSteps
 from thunderhead.training.callbacks.schedule_picture import SchedulePicture
