@@ -78,5 +78,5 @@ def naive_documents(tokens: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
 def storages() -> dict[int, int]:
     """Bytes of every CPU storage that a tensor of this process lies in, by address, whoever holds the tensor."""
     gc.collect()
-    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]  # and not fake ones
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.device.type == "cpu"}

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
+from thunderhead.training.data_planning import build_data
+from thunderhead.training.problems import Problems
+
 from thunderhead.core import config
 from thunderhead.core.config import CONF_DIR
 from thunderhead.corpus.text_data import TextData
 from thunderhead.corpus.tokenizer import BpeTokenizer
 from thunderhead.training import hardware
-from thunderhead.training.data_planning import build_data
-from thunderhead.training.problems import Problems
 from thunderhead.training.run import train
 
 OPTIONS = {

@@ -13,17 +13,18 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from thunderhead.core.model.attention import GroupedQueryAttention, MultiHeadLatentAttention
+from thunderhead.core.model.attention import GroupedQueryAttention
 from thunderhead.core.model.block import Block, ResidualDropout
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.feedforward import FeedForward
 from thunderhead.core.model.loss import NextTokenLoss
-from thunderhead.core.model.position import LearnedPosition
 from thunderhead.core.optim.parameter_groups import parameter_groups
 from thunderhead.options.activation_checkpointing import ActivationCheckpointing
 from thunderhead.options.adafactor import Adafactor
+from thunderhead.options.latent_attention import MultiHeadLatentAttention
 from thunderhead.options.muon import Muon, update_scale
 from thunderhead.options.mup import Growth, MaximalUpdate, Standard
+from thunderhead.options.positions import LearnedPosition
 
 LR, DECAY = 1e-3, 0.1
 MUP = MaximalUpdate(base_d_model=16)

@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import yaml
+from thunderhead.training.planning import plan_run
 
 from thunderhead import command_line
 from thunderhead.core import config
@@ -18,7 +19,6 @@ from thunderhead.core.module import LanguageModel, build_decoder
 from thunderhead.lab.match import EqualParameters
 from thunderhead.options.mup import MaximalUpdate
 from thunderhead.release.command import load_model, read_record
-from thunderhead.training.planning import plan_run
 from thunderhead.training.record import read_json, read_rows, read_summary
 from tiny import tiny, train_here
 

@@ -102,10 +102,11 @@ def test_what_is_no_hidden_matrix_has_no_growth(grown):
 @pytest.mark.parametrize("attention", ["mha", "sliding_window"])
 def test_scores_fall_with_the_size_of_a_head(grown, attention):
     wider_heads = grown(f"attention={attention}", base=("model.d_model=16", "model.n_heads=8"))  # 8 now, 2 in the base
-    layer = wider_heads.attention
+    layer = wider_heads.mixers[0]
     assert layer.head_dim == 8
     q, k, v = torch.randn(3, 1, 8, 5, 8).unbind()
-    context = SequenceContext(torch.arange(5)[None], **layer.masks(5, q.device, None, None))
+    context = SequenceContext(torch.arange(5)[None])
+    context = context._replace(**layer.masks(context))
     allowed = torch.ones(5, 5).tril().bool()
     scores = (q @ k.mT * math.sqrt(2) / 8).masked_fill(~allowed, -math.inf)
     if attention == "mha":  # the window is of 8 tokens, more than 5
@@ -114,7 +115,7 @@ def test_scores_fall_with_the_size_of_a_head(grown, attention):
 
 
 def test_heads_of_the_bases_size_keep_torchs_own_scale(grown):
-    assert grown("attention=mha").attention.score_scale is None
+    assert grown("attention=mha").mixers[0].score_scale is None
 
 
 def test_scaled_embeddings_keep_the_bases_scale(grown):

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
-from test_module import VOCAB, batches, fit, language_model
 from torch import Tensor, nn
 
+from small_models import VOCAB, batches, fit, language_model
 from thunderhead.core import config
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import ModelSpec

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from thunderhead.training.planning import plan_run
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
@@ -15,7 +16,6 @@ from thunderhead.core.config import ConfigError
 from thunderhead.core.module import build_decoder, build_optimizer
 from thunderhead.parallel import strategies as parallel
 from thunderhead.parallel.strategies import MeshStrategy, auto, ddp, fsdp, fsdp_tp, hsdp, single, tensor_parallel
-from thunderhead.training.planning import plan_run
 from tiny import tiny
 
 

@@ -10,7 +10,7 @@ import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import hydra
 import pydantic
@@ -20,18 +20,13 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from thunderhead.core.types import Problem as Problem  # noqa: PLC0414 - for all who check a configuration
+
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 # Hydra's own keys of a node; `_partial_` is the builder's business and never stands in YAML.
 HYDRA_KEYS = {"_target_", "_convert_", "_recursive_"}
 Config = dict[str, Any]
 Result = typing.TypeVar("Result")
-
-
-class Problem(NamedTuple):
-    """One thing wrong with the configuration: where, and what with the nearest thing that works."""
-
-    path: str
-    message: str
 
 
 class ConfigError(Exception):

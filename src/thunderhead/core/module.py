@@ -54,39 +54,67 @@ class ModelSpec:
             ValueError: settings contradict each other; the message names their config paths.
         """
         config = {group: config[group] for group in GROUPS}
-        parametrization = build(config["parametrization"])
-        make, make_groups, make_optimizer = (
-            _decoder_of(config),
-            *map(factory, (config["parameter_groups"], config["optimizer"])),
-        )
-        base_config = parametrization.base({name: config[name] for name in ("model", *COMPONENTS)})
-        make_base = None if base_config is None else _decoder_of(base_config)
+        return cls(config, decoder_factory(config), optimizer_factory(config), factory(config["scheduler"]))
 
-        def decoder(vocab_size: int, eos_id: int | None) -> Decoder:
-            made = make(vocab_size, eos_id)
-            if make_base is not None:
-                try:
-                    with torch.device("meta"):
-                        parametrization.scale(made, make_base(vocab_size, eos_id))
-                except ValueError as error:
-                    raise ValueError(f"parametrization: the base model cannot be made: {error}") from error
-            return made
 
-        def optimizer(decoder: Decoder) -> Optimizer:
+def decoder_factory(config: Config) -> Callable[[int, int | None], Decoder]:
+    """Of the groups `model`, COMPONENTS and `parametrization`; see `ModelSpec`."""
+
+    def assembled(config: Config) -> Callable[[int, int | None], Decoder]:
+        made = partial(factory(config["model"]), **{name: factory(config[name]) for name in COMPONENTS})
+        return lambda vocab_size, eos_id: made(tokenizer_vocab_size=vocab_size, eos_id=eos_id)  # type: ignore[no-any-return]
+
+    parametrization, make = build(config["parametrization"]), assembled(config)
+    base_config = parametrization.base({name: config[name] for name in ("model", *COMPONENTS)})
+    make_base = None if base_config is None else assembled(base_config)
+
+    def decoder(vocab_size: int, eos_id: int | None) -> Decoder:
+        made = make(vocab_size, eos_id)
+        if make_base is not None and base_config is not None:
             try:
-                made: Optimizer = make_optimizer(make_groups(decoder))
-            except (ValueError, AssertionError) as error:  # torch's and others' own words do not say where
-                known = str(error).startswith(("optimizer", "parameter_groups"))
-                raise ValueError(str(error) if known else f"optimizer: {error}") from error
-            parametrization.scale_learning_rates(made, decoder)
-            return made
+                with torch.device("meta"):
+                    parametrization.scale(made, make_base(vocab_size, eos_id))
+            except ValueError as error:
+                d_model = base_config["model"]["d_model"]
+                raise ValueError(
+                    f"parametrization: the base model (model.d_model={d_model}) cannot be made: {error} (change "
+                    "parametrization.base_d_model, or set its values in parametrization.base_values)"
+                ) from error
+        return made
 
-        return cls(config, decoder, optimizer, factory(config["scheduler"]))
+    return decoder
 
 
-def _decoder_of(config: Config) -> Callable[[int, int | None], Decoder]:
-    made = partial(factory(config["model"]), **{name: factory(config[name]) for name in COMPONENTS})
-    return lambda vocab_size, eos_id: made(tokenizer_vocab_size=vocab_size, eos_id=eos_id)  # type: ignore[no-any-return]
+def optimizer_factory(config: Config) -> Callable[[Decoder], Optimizer]:
+    """Of the groups `parameter_groups`, `optimizer` and `parametrization`; see `ModelSpec`."""
+    make_groups, make, parametrization = (
+        factory(config["parameter_groups"]),
+        factory(config["optimizer"]),
+        build(config["parametrization"]),
+    )
+
+    def optimizer(decoder: Decoder) -> Optimizer:
+        groups = make_groups(decoder)
+        try:
+            made: Optimizer = make(groups)
+        except (ValueError, AssertionError) as error:  # torch's and others' own words do not say where
+            raise ValueError(
+                f"optimizer: {str(error).removeprefix('optimizer.').removeprefix('optimizer: ')}"
+            ) from error
+        parametrization.scale_learning_rates(made, decoder)
+        return made
+
+    return optimizer
+
+
+def build_decoder(config: Config, vocab_size: int, eos_id: int | None) -> Decoder:
+    """The decoder that a resolved configuration describes, with weights not yet drawn."""
+    return decoder_factory(config)(vocab_size, eos_id)
+
+
+def build_optimizer(config: Config, decoder: Decoder) -> Optimizer:
+    """The optimizer that a resolved configuration describes, over a decoder's parameter groups."""
+    return optimizer_factory(config)(decoder)
 
 
 def inputs_and_targets(batch_BT1: Tensor) -> tuple[Tensor, Tensor]:

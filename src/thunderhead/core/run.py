@@ -113,12 +113,12 @@ class Problems(list[Problem]):
 
     @contextlib.contextmanager
     def collect(self) -> Iterator[None]:
-        """Note what the inside refuses, and go on. A TypeError is a bug, and stays one."""
+        """Note what the inside refuses, and go on. Other errors are bugs, and stay tracebacks."""
         try:
             yield
         except ConfigError as error:
             self.note(*error.problems)
-        except (ValueError, AssertionError, *REFUSALS) as error:
+        except (ValueError, *REFUSALS) as error:
             self.note(Problem("", first_line(error)))
 
     def note(self, *problems: Problem) -> None:

@@ -27,6 +27,7 @@ from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.model.decoder import Decoder
+from thunderhead.core.model.loss import with_terms
 from thunderhead.core.module import COMPONENTS, build_decoder, build_optimizer
 from thunderhead.core.terminal import say
 from thunderhead.core.types import NonNegativeInt, PositiveFloat, PositiveInt
@@ -122,7 +123,7 @@ def changes(
         sized = {**config, **at_width({n: config[n] for n in ("model", *COMPONENTS)}, width, values)}
         for seed in seeds:
             decoder = build_decoder(sized, vocab_size, 0)
-            if decoder.attention.needs_flex:
+            if any(getattr(mixer, "needs_flex", False) for mixer in decoder.mixers):
                 raise ValueError(
                     "attention.logit_softcap and attention.backend=flex need flex_attention, which trains on CUDA only:"
                     " check with attention.logit_softcap=null and attention.backend=auto"
@@ -157,8 +158,8 @@ def _activations(decoder: Decoder, inputs_BT: Tensor, targets_BT: Tensor) -> dic
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        def hook(module: Any, inputs: Any, output: Tensor) -> None:
-            found[name] = output
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            found[name] = with_terms(output)[0]
 
         return hook
 

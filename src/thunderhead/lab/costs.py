@@ -6,12 +6,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from thunderhead.core.model.attention import Attention
 from thunderhead.core.module import build_decoder
 from thunderhead.lab.runs import Curve, Run
 
-CACHE_BYTES = 2
-"""Of an element of the key/value cache, in bfloat16."""
+CACHE_DTYPE = torch.bfloat16
+CACHE_BYTES = CACHE_DTYPE.itemsize
 _log = logging.getLogger(__name__)
 
 
@@ -50,10 +49,4 @@ def kv_cache_bytes_per_token(run: Run) -> float | None:
     except Exception as error:  # whatever a user's own class raises: the report goes without this number
         _log.warning("the model of %s cannot be built, its key/value cache is unknown: %s", run.folder, error)
         return None
-    elements = 0.0
-    for block in decoder.blocks:
-        attention = block.attention
-        assert isinstance(attention, Attention)
-        kept = min(attention.window or decoder.context_length, decoder.context_length)
-        elements += attention.kv_cache_elements_per_token * kept / decoder.context_length
-    return elements * CACHE_BYTES
+    return decoder.cache_bytes_per_token(CACHE_DTYPE)

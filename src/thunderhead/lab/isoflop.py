@@ -12,7 +12,6 @@ from thunderhead.lab.execution import Executor
 from thunderhead.lab.runs import Failure, Run
 from thunderhead.lab.scaling_report import write_law_report
 from thunderhead.lab.sweep import Candidate, run_grid
-from thunderhead.training.planning import plan_run
 from thunderhead.training.run import find_problems
 
 FLOPS = "budget.flops"

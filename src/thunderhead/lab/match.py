@@ -58,6 +58,7 @@ class Unmatched:
     """The arms are compared as they are."""
 
     by = "none"
+    acts_on_sweeps = False
     solves = ()
 
 

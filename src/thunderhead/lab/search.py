@@ -21,7 +21,6 @@ from thunderhead.lab.jobs import Job, make_job, state
 from thunderhead.lab.runs import Failure
 from thunderhead.lab.sweep import SINGLE_RUN, Sweep
 from thunderhead.training import record
-from thunderhead.training.planning import plan_run
 from thunderhead.training.run import find_problems
 
 

@@ -21,7 +21,6 @@ from thunderhead.lab.report import write_report
 from thunderhead.lab.runs import Failure, Run, read_runs
 from thunderhead.training import record
 from thunderhead.training.plan import Plan
-from thunderhead.training.planning import plan_run
 from thunderhead.training.run import find_problems
 
 SINGLE_RUN = {

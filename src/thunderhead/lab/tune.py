@@ -19,6 +19,8 @@ Config = dict[str, Any]
 class Untuned:
     """Every arm trains with the values that its options give."""
 
+    acts_on_sweeps = False
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bracket:

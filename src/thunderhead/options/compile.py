@@ -2,12 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
+from torch import nn
 
 from thunderhead.core.config import Problem
 from thunderhead.core.model.decoder import Decoder
@@ -18,6 +19,7 @@ PAYS_AFTER = 600.0
 CPU_FLOPS_PER_THREAD = 5e10
 """What a CPU thread makes of the default model in bfloat16 (measured: 4.9e10 to 8.6e10), for `auto`'s estimate."""
 GPU_UTILIZATION = 0.3
+Scope = Literal["auto", "none", "block", "model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Compile:
         mode: torch.compile's mode.
     """
 
-    scope: Literal["auto", "none", "block", "model"]
+    scope: Scope
     backend: str = "inductor"
     mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
 
@@ -45,7 +47,7 @@ class Compile:
             message = "does not repeat dropout's random numbers under activation_checkpointing: use aot_eager"
             yield Problem("compile.backend=eager", message)
         name = f"strategy={run.strategy.name}"
-        if self.scope == "model" and run.strategy.is_sharded:
+        if self.scope == "model" and run.strategy.gathers:
             message = (
                 f"compile=model cannot trace through {name}, which gathers each block's weights: use compile=block"
             )
@@ -59,7 +61,7 @@ class Compile:
         whole = any(getattr(block, "checkpointed", None) == "whole" for block in run.decoder_meta.blocks)
         return whole and run.strategy.tensor_parallel_size > 1 and self.backend != "eager"
 
-    def resolve(self, run: Any, flops: float, dtype: torch.dtype) -> tuple[str, str]:
+    def resolve(self, run: Any, flops: float, dtype: torch.dtype) -> tuple[Scope, str]:
         """Return the scope to use, and why.
 
         The estimate rests on the plan and on published speeds, not on a measurement: a run that is resumed decides
@@ -90,18 +92,18 @@ class Compile:
         why = f"auto: about {expected} of training expected, and compiling pays from {PAYS_AFTER / 60:.0f} minutes on"
         if seconds < PAYS_AFTER:
             return "none", why
-        return ("block" if run.strategy.is_sharded else "model"), why
+        return ("block" if run.strategy.gathers else "model"), why
 
-    def of_scope(self, scope: str) -> Self:
+    def of_scope(self, scope: Scope) -> Self:
         """Return what `resolve` found, as a component."""
         return replace(self, scope=scope)
 
     def apply(self, decoder: Decoder) -> None:
         """Mark the modules for compilation; it happens at their first call."""
         assert self.scope != "auto", "compile.scope=auto is resolved by a plan"
-        modules = {"none": [], "block": decoder.blocks, "model": [decoder]}[self.scope]
+        modules: dict[str, Iterable[nn.Module]] = {"none": (), "block": decoder.blocks, "model": (decoder,)}
         options = {"backend": self.backend} | ({"mode": self.mode} if self.backend == "inductor" else {})
-        for module in modules:
+        for module in modules[self.scope]:
             module.compile(fullgraph=True, dynamic=False, **options)
 
 

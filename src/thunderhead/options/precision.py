@@ -14,6 +14,9 @@ from thunderhead.core.config import Problem
 from thunderhead.core.model.decoder import Decoder
 
 
+Kind = Literal["auto", "fp32", "bf16-mixed", "fp16-mixed", "bf16-true", "fp8"]
+
+
 class Format(NamedTuple):
     """What a kind of precision is made of: Lightning's precision, what matrices are multiplied in, and by autocast."""
 
@@ -45,9 +48,9 @@ class Precision:
             fp32.
     """
 
-    kind: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed", "bf16-true", "fp8"]
+    kind: Kind
 
-    def resolve(self, accelerator: str, is_here: bool = True) -> tuple[str, str]:
+    def resolve(self, accelerator: str, is_here: bool = True) -> tuple[Kind, str]:
         """Return the kind to use on `accelerator` (cpu, cuda or mps), and why; `is_here`: this machine has it.
 
         Raises ValueError for float8 without a GPU that multiplies it, or without torchao.
@@ -62,7 +65,7 @@ class Precision:
         fast, why = fast_bfloat16(accelerator) if is_here else (accelerator == "cuda", "GPUs since sm80 have bfloat16")
         return ("bf16-mixed" if fast else "fp32"), f"auto: {why}"
 
-    def of_kind(self, kind: str) -> Self:
+    def of_kind(self, kind: Kind) -> Self:
         """Return what `resolve` found, as a component."""
         return replace(self, kind=kind)
 

@@ -210,10 +210,9 @@ def _ornaments(run: Run, plan: Plan, trainer: Trainer, model: LanguageModel, sum
 
 def _attention_kernel(run: Run, plan: Plan) -> str:
     """Which implementation of attention will run on this machine's device."""
-    device, decoder = torch.device(run.accelerator), run.decoder_meta
     try:
-        with_slopes = decoder.position.slopes(torch.device("cpu")) is not None
-        return decoder.attention.kernel_on(device, run.precision.of_kind(plan.precision).compute_dtype, with_slopes)
+        dtype = run.precision.of_kind(plan.precision).compute_dtype
+        return run.decoder_meta.attention_kernel(torch.device(run.accelerator), dtype)
     except Exception as error:  # a user's own attention, which may be laid out otherwise
         return f"unknown ({type(error).__name__})"
 

@@ -251,9 +251,17 @@ def _hardware_notes(run: Run) -> list[str]:
 
 def _memory(run: Run, decoder: Decoder, precision: Any, size: int, accumulation: int) -> dict[str, int]:
     """Bytes on a device by part, from a copy of the decoder whose tensors have no storage."""
+    made, known = copy.deepcopy(decoder), dict[int, torch.nn.Parameter]()
 
     def fake() -> Decoder:
-        return copy.deepcopy(decoder)._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        for module in made.modules():
+            for name, meta in module._parameters.items():
+                if meta is not None:
+                    tensor = known.setdefault(id(meta), torch.nn.Parameter(torch.empty(meta.shape, dtype=meta.dtype)))
+                    module._parameters[name] = tensor.requires_grad_(meta.requires_grad)
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
+        return made
 
     return memory.estimate(
         fake,

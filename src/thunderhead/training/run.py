@@ -141,7 +141,7 @@ def find_problems(config: Config) -> list[Problem]:
         message = f"{every} is not accepted: should be greater than 0; a large number logs the first and last step only"
         problems.append(Problem("trainer.log_every_n_steps", message))
     for group in ("match", "tune"):
-        if not problems and group in config and build(config[group]).acts_on_sweeps:
+        if not problems and group in config and getattr(build(config[group]), "acts_on_sweeps", True):
             message = f"acts on the arms of a sweep, and this is a single run: add -m or {group}=none"
             problems.append(Problem(group, message))
     return problems

@@ -123,8 +123,7 @@ def test_the_norms_outside_the_blocks(
     x = decoder.embedding.weight[tokens]
     if embedding_norm:
         x = decoder.embedding_norm(x)
-    context = decoder._context(tokens)
-    for block in decoder.blocks:
+    for block, context in zip(decoder.blocks, decoder.contexts(tokens), strict=True):
         x = block(x, context)
     torch.testing.assert_close(decoder.hidden(tokens), decoder.final_norm(x) if final_norm else x)
 

@@ -135,7 +135,7 @@ def test_no_token_sees_the_future(build: Callable[..., Decoder], attention: str)
 
 def test_documents_are_not_masked_unless_asked_for(build: Callable[..., Decoder]) -> None:
     decoder = build(eos_id=None)
-    context = decoder._context(torch.zeros(2, 5, dtype=torch.int64))
+    context, _ = decoder.contexts(torch.zeros(2, 5, dtype=torch.int64))
     assert context.document_ids is None
     assert context.mask is None
     assert context.position_ids.tolist() == [[0, 1, 2, 3, 4]]

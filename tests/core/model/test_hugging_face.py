@@ -20,10 +20,10 @@ from transformers import DeepseekV2Config, GPT2LMHeadModel, GPTNeoXForCausalLM, 
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Attention, DeepseekV2RotaryEmbedding
 
 from oracles import randomize
-from thunderhead.core.model.attention import MultiHeadLatentAttention
 from thunderhead.core.model.context import SequenceContext
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.position import RotaryPosition
+from thunderhead.options.latent_attention import MultiHeadLatentAttention
 
 SIZES = [
     "model.n_layers=2",

@@ -8,13 +8,11 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from oracles import naive_rotate
 from thunderhead.core.model.position import (
-    AlibiPosition,
-    LearnedPosition,
     NoPosition,
     RotaryPosition,
-    SinusoidalPosition,
     rotate,
 )
+from thunderhead.options.positions import AlibiPosition, LearnedPosition, SinusoidalPosition
 
 CPU = torch.device("cpu")
 SUPPLIED = {"d_model": 64, "n_heads": 4, "context_length": 32, "rotary_dim": 16}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thunderhead.core.model.context import SequenceContext
+from thunderhead.core.model.loss import Auxiliary, summed, with_terms
 from thunderhead.core.model.norm import normalize
 from thunderhead.core.types import Probability
 
@@ -85,29 +86,34 @@ class Block(nn.Module):
         """Whether the decoder must normalise the first block's input."""
         return self.placement == "peri"
 
-    def forward(self, x_BTD: Tensor, context: SequenceContext) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        if self.placement == "post":
-            x_BTD = self.attention_norm(x_BTD + self._attend(x_BTD, context))
-            assert self.feedforward_norm is not None
-            y_BTD: Tensor = self.feedforward_norm(x_BTD + self._feed_forward(x_BTD))
-            return y_BTD
-        normed_BTD = self.attention_norm(x_BTD)
+    def forward(self, x_BTD: Tensor, context: SequenceContext) -> Tensor | tuple[Tensor, Auxiliary]:
+        """(B, T, D) to (B, T, D), beside it the branches' terms of the loss if there are any."""
+        is_post, feedforward_norm = self.placement == "post", self.feedforward_norm or nn.Identity()
+        normed_BTD = x_BTD if is_post else self.attention_norm(x_BTD)
+        y_BTD, terms = self._attend(normed_BTD, context)
         if self.parallel_residual:
             other_BTD = normed_BTD if self.feedforward_norm is None else self.feedforward_norm(x_BTD)
-            return x_BTD + self._attend(normed_BTD, context) + self._feed_forward(other_BTD)
-        x_BTD = x_BTD + self._attend(normed_BTD, context)
-        assert self.feedforward_norm is not None
-        return x_BTD + self._feed_forward(self.feedforward_norm(x_BTD))
+            z_BTD, more = self._feed_forward(other_BTD)
+            x_BTD = x_BTD + y_BTD + z_BTD
+        elif is_post:
+            x_BTD = self.attention_norm(x_BTD + y_BTD)
+            z_BTD, more = self._feed_forward(x_BTD)
+            x_BTD = feedforward_norm(x_BTD + z_BTD)
+        else:
+            x_BTD = x_BTD + y_BTD
+            z_BTD, more = self._feed_forward(feedforward_norm(x_BTD))
+            x_BTD = x_BTD + z_BTD
+        terms = summed(terms, more)
+        return (x_BTD, terms) if terms else x_BTD
 
-    def _attend(self, x_BTD: Tensor, context: SequenceContext) -> Tensor:
-        y_BTD = self.attention(x_BTD, context)
+    def _attend(self, x_BTD: Tensor, context: SequenceContext) -> tuple[Tensor, Auxiliary]:
+        y_BTD, terms = with_terms(self.attention(x_BTD, context))
         if self.attention_output_norm is not None:
             y_BTD = normalize(self.attention_output_norm, y_BTD)
-        return F.dropout(y_BTD, self.dropout.attention_output, self.training)
+        return F.dropout(y_BTD, self.dropout.attention_output, self.training), terms
 
-    def _feed_forward(self, x_BTD: Tensor) -> Tensor:
-        y_BTD = self.feedforward(x_BTD)
+    def _feed_forward(self, x_BTD: Tensor) -> tuple[Tensor, Auxiliary]:
+        y_BTD, terms = with_terms(self.feedforward(x_BTD))
         if self.feedforward_output_norm is not None:
             y_BTD = normalize(self.feedforward_output_norm, y_BTD)
-        return F.dropout(y_BTD, self.dropout.feedforward_output, self.training)
+        return F.dropout(y_BTD, self.dropout.feedforward_output, self.training), terms
