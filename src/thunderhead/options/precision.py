@@ -13,7 +13,6 @@ from torch import nn
 from thunderhead.core.config import Problem
 from thunderhead.core.model.decoder import Decoder
 
-
 Kind = Literal["auto", "fp32", "bf16-mixed", "fp16-mixed", "bf16-true", "fp8"]
 
 
