@@ -14,9 +14,8 @@ from thunderhead.lab.execution import Running
 from thunderhead.lab.isoflop import HeldOut, read_settings, run_isoflop
 from thunderhead.lab.jobs import Job
 from thunderhead.options.scaling_law import read_law
-from thunderhead.training.planning import plan_run
 from thunderhead.training.record import write_json, write_text
-from tiny import tiny
+from tiny import plan_of, tiny
 
 E, A, B, ALPHA, BETA = 1.5, 40.0, 60.0, 0.45, 0.35
 SIZES = {f"d{d}": {"model.d_model": d, "model.n_heads": 1} for d in (8, 12, 16, 24, 32)}
@@ -57,7 +56,7 @@ class LawExecutor:
         if self.fails in job.name:
             (job.folder / "log.txt").write_text("a wire broke\n")
             return Ended(1)
-        plan = plan_run(job.config).plan
+        plan = plan_of(job.config)
         n, tokens = plan.parameters["total"], plan.tokens
         loss = E + A / n**ALPHA + B / tokens**BETA + SEEDS * job.config["seed"]
         write_text(job.folder / "config.yaml", config.to_yaml(job.config))
@@ -103,7 +102,7 @@ def test_a_grid_finds_the_law_and_predicts_the_held_out_run(
     assert names[-1] == "d32 flops=1.6e+10"
 
     for job in executor.started:
-        plan = plan_run(job.config).plan
+        plan = plan_of(job.config)
         budget = float(job.choices["budget.flops"])
         assert budget - plan.flops_per_token * plan.tokens_per_step < plan.flops <= budget
 

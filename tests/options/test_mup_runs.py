@@ -9,7 +9,6 @@ from unittest.mock import patch
 import pytest
 import torch
 import yaml
-from thunderhead.training.planning import plan_run
 
 from thunderhead import command_line
 from thunderhead.core import config
@@ -20,7 +19,7 @@ from thunderhead.lab.match import EqualParameters
 from thunderhead.options.mup import MaximalUpdate
 from thunderhead.release.command import load_model, read_record
 from thunderhead.training.record import read_json, read_rows, read_summary
-from tiny import tiny, train_here
+from tiny import plan_of, tiny, train_here
 
 MODEL = {"d_model": 512, "n_heads": 8, "d_ff": None, "n_layers": 2}
 MUP = ("parametrization=mup", "parametrization.base_d_model=16")  # tiny runs are twice as wide
@@ -56,14 +55,14 @@ def test_a_base_that_cannot_be_is_refused() -> None:
 def test_refusals_come_with_the_plan(text_corpus: Path, shards_dir: Path) -> None:
     lines = tiny(text_corpus, shards_dir, *MUP, "attention=gqa", "attention.n_kv_heads=4", "optimizer=sgd")
     with pytest.raises(ConfigError) as refused:
-        plan_run(config.plain(config.compose(lines)))
+        plan_of(config.plain(config.compose(lines)))
     assert [p.message for p in refused.value.problems] == [
         "parametrization: the base model (model.d_model=16) cannot be made: attention.n_kv_heads=4 does not divide "
         "model.n_heads=2: use 1 or 2 (change parametrization.base_d_model, or set its values in "
         "parametrization.base_values)"
     ]
     with pytest.raises(ConfigError, match="SGD does not say how its updates scale"):
-        plan_run(config.plain(config.compose([*lines, "attention.n_kv_heads=1"])))
+        plan_of(config.plain(config.compose([*lines, "attention.n_kv_heads=1"])))
 
 
 def rows(folder: Path) -> list[tuple[str, str, str]]:
@@ -135,7 +134,7 @@ def test_equal_parameters_are_solved_for(text_corpus: Path, shards_dir: Path) ->
     plans = []
     for attention in ("mha", "mqa"):
         resolved = config.plain(config.compose([*lines, f"attention={attention}"]))
-        plans.append((resolved, plan_run(resolved).plan))
+        plans.append((resolved, plan_of(resolved)))
     match = EqualParameters(count="total", multiple_of=1)
     target = match.target(*plans[0], lambda _: math.nan)
     solved, matched = match.apply(*plans[1], target, lambda _: math.nan)

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from thunderhead.training.planning import plan_run
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
@@ -16,7 +15,7 @@ from thunderhead.core.config import ConfigError
 from thunderhead.core.module import build_decoder, build_optimizer
 from thunderhead.parallel import strategies as parallel
 from thunderhead.parallel.strategies import MeshStrategy, auto, ddp, fsdp, fsdp_tp, hsdp, single, tensor_parallel
-from tiny import tiny
+from tiny import plan_of, tiny
 
 
 def test_auto_is_ddp_over_several() -> None:
@@ -92,7 +91,7 @@ def test_what_does_not_go_together_is_refused_by_name(
 ) -> None:
     lines = tiny(text_corpus, shards_dir, "trainer.devices=2", *overrides)
     with pytest.raises(ConfigError) as refused:
-        plan_run(config.plain(config.compose(lines)))
+        plan_of(config.plain(config.compose(lines)))
     assert message in str(refused.value)
 
 

@@ -11,8 +11,7 @@ import pytest
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.training.plan import Plan
-from thunderhead.training.planning import plan_run
-from tiny import tiny
+from tiny import plan_of, tiny
 
 SEQUENCES = 4  # a step of a tiny run
 
@@ -24,13 +23,13 @@ def plan(run: Callable[..., Path], text_corpus: Path, shards_dir: Path) -> Calla
 
     def plan(*overrides: str) -> Plan:
         lines = tiny(text_corpus, shards_dir, "data=mixture", "data.sources.prose.max_epochs=null", *overrides)
-        return plan_run(config.plain(config.compose(lines))).plan
+        return plan_of(config.plain(config.compose(lines)))
 
     return plan
 
 
 def data_notes(plan: Plan) -> list[str]:
-    return plan.notes[2:]  # the first are on precision and compilation
+    return plan.notes
 
 
 def test_epochs_and_shares_follow_from_the_weights(plan: Callable[..., Plan]) -> None:
@@ -101,7 +100,7 @@ def test_settings_of_the_data_module_may_be_left_at_their_defaults(text_corpus: 
     resolved = config.plain(config.compose(tiny(text_corpus, shards_dir)))
     for setting in ("validation_fraction", "verify", "at_max_epochs", "shuffle_window"):
         del resolved["data"][setting]
-    assert plan_run(resolved).plan.steps == 2
+    assert plan_of(resolved).steps == 2
 
 
 def test_the_same_steps_are_more_epochs_of_fewer_tokens(
@@ -122,7 +121,7 @@ def test_the_same_steps_are_more_epochs_of_fewer_tokens(
 
     def refused(*overrides: str) -> str:
         with pytest.raises(ConfigError) as error:
-            plan_run(config.plain(config.compose(tiny(text_corpus, shards_dir, *overrides))))
+            plan_of(config.plain(config.compose(tiny(text_corpus, shards_dir, *overrides))))
         return str(error.value)
 
     assert "leaves no block of model.context_length=32 tokens of text: use at least 32" in refused(
