@@ -300,6 +300,11 @@ def _unknown(key: str, known: Sequence[str], owner: str = "") -> str:
     return f"is unknown{of}" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(known))}")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _leaf_paths(value: Any, path: str = "") -> list[str]:
     if not isinstance(value, dict):
         return [path]
