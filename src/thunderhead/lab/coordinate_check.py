@@ -123,7 +123,7 @@ def changes(
         sized = {**config, **resize({n: config[n] for n in ("model", *COMPONENTS)}, width, values)}
         for seed in seeds:
             decoder = build_decoder(sized, vocab_size, 0)
-            if decoder.attention.needs_flex:
+            if any(getattr(mixer, "needs_flex", False) for mixer in decoder.mixers):
                 raise ValueError(
                     "attention.logit_softcap and attention.backend=flex need flex_attention, which trains on CUDA only:"
                     " check with attention.logit_softcap=null and attention.backend=auto"
