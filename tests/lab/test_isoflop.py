@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hydra_plugins.thunderhead_sweeps.sweepers import planner
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.execution import Running
@@ -83,6 +84,7 @@ def run(lines: Sequence[str], folder: Path, executor: LawExecutor, **changes: An
         "compose": lambda more: config.plain(config.compose([*lines, *more])),
         "folder": folder,
         "executor": executor,
+        "plan": planner(),
         "arguments": ["-m"],
     }
     return run_isoflop(**arguments | changes)

@@ -1,4 +1,4 @@
-"""Which runs a sweep has: `hydra/sweeper=grid` and `hydra/sweeper=optuna`.
+"""Which runs a sweep has: `hydra/sweeper=grid`, `hydra/sweeper=optuna` and IsoFLOP grids.
 
 Hydra imports this module at every start: what is heavy is imported where it is used.
 """
@@ -18,17 +18,38 @@ from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from thunderhead.lab.execution import Executor
+    from thunderhead.lab.jobs import PlanRun
+
+
+def planner() -> "PlanRun":
+    """What plans runs for a sweep, and refuses them; those that differ in nothing but the seed have one plan."""
+    from thunderhead.lab.jobs import Plan, arm_key
+    from thunderhead.training.run import check_config, plan_config
+
+    plans: dict[str, Plan] = {}
+
+    def plan(config: dict[str, Any]) -> Plan:
+        check_config(config)
+        key = arm_key(config)
+        if key not in plans:
+            _, planned = plan_config(config, Path())
+            plans[key] = Plan(*(getattr(planned, name) for name in Plan._fields))
+        return plans[key]
+
+    return plan
 
 
 class ThunderheadSweeper(Sweeper):
-    """What both sweepers share: composing a run's configuration, and the launcher."""
+    """What all sweepers share: composing a run's configuration, and the launcher.
+
+    `sweep` runs a sweep, and ends the program with its exit status if that is not 0.
+    """
 
     params: dict[str, Any]
     config: DictConfig
     hydra_context: HydraContext
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra gives, and build the launcher."""
         self.config, self.hydra_context = config, hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -36,7 +57,6 @@ class ThunderheadSweeper(Sweeper):
 
     @property
     def folder(self) -> Path:
-        """The sweep's."""
         return Path(str(self.config.hydra.sweep.dir))
 
     def executor(self) -> "Executor":
@@ -65,6 +85,14 @@ class ThunderheadSweeper(Sweeper):
         del composed["hydra"]
         return plain(composed)
 
+    def sweep(self, arguments: list[str]) -> Any:
+        if status := self.run(arguments):
+            sys.exit(status)
+
+    def run(self, arguments: list[str]) -> int:
+        """Run it; gives the exit status."""
+        raise NotImplementedError
+
 
 class GridSweeper(ThunderheadSweeper):
     """Every combination of the swept values.
@@ -77,12 +105,10 @@ class GridSweeper(ThunderheadSweeper):
     def __init__(self, *, baseline: str | None = None, params: dict[str, Any] | None = None):
         self.baseline, self.params = baseline, params or {}
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Run the grid; ends the program with its exit status if that is not 0."""
-        from thunderhead.lab.sweep import Candidate, run_grid
+    def run(self, arguments: list[str]) -> int:
+        from thunderhead.lab.grid import Candidate, run_grid
 
-        overrides = self.overrides(arguments)
-        combinations = BasicSweeper.split_arguments(overrides, None)[0]
+        combinations = BasicSweeper.split_arguments(self.overrides(arguments), None)[0]
         values: dict[str, set[str]] = {}
         for line in (line for combination in combinations for line in combination):
             key, _, value = line.partition("=")
@@ -92,9 +118,8 @@ class GridSweeper(ThunderheadSweeper):
             lines = [line.partition("=") for line in combination]
             choices = {key.lstrip("+"): value for key, _, value in lines if len(values[key]) > 1}
             candidates.append(Candidate(choices, self.compose(combination)))
-        status = run_grid(candidates, self.folder, self.executor(), baseline=self.baseline, arguments=sys.argv[1:])
-        if status:
-            sys.exit(status)
+        executor, typed = self.executor(), sys.argv[1:]
+        return run_grid(candidates, self.folder, executor, planner(), baseline=self.baseline, arguments=typed)
 
 
 class IsoFlopSweeper(ThunderheadSweeper):
@@ -121,15 +146,13 @@ class IsoFlopSweeper(ThunderheadSweeper):
         params: dict[str, Any] | None = None,
         baseline: None = None,
     ):
+        from .launchers import containers
+
         self.params, self.baseline = params or {}, baseline
         given = {"sizes": sizes, "budgets": budgets, "held_out": held_out, "min_steps": min_steps, "count": count}
-        self.settings: dict[str, Any] = {
-            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            for name, value in given.items()
-        }
+        self.settings = containers(given)
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Run the grid; ends the program with its exit status if that is not 0."""
+    def run(self, arguments: list[str]) -> int:
         from thunderhead.core.config import ConfigError, Problem
         from thunderhead.lab.isoflop import read_settings, run_isoflop
 
@@ -147,17 +170,16 @@ class IsoFlopSweeper(ThunderheadSweeper):
                 fixed.append(str(override.input_line))
         if problems:
             raise ConfigError(problems)
-        status = run_isoflop(
+        return run_isoflop(
             **self.settings | {"held_out": held_out},
             overrides=fixed,
             seeds=seeds,
             compose=self.compose,
+            plan=planner(),
             folder=self.folder,
             executor=self.executor(),
             arguments=sys.argv[1:],
         )
-        if status:
-            sys.exit(status)
 
 
 class OptunaSweeper(ThunderheadSweeper):
@@ -174,11 +196,10 @@ class OptunaSweeper(ThunderheadSweeper):
     def __init__(
         self, *, n_trials: int, seed: int, pruner: str, n_startup_trials: int, params: dict[str, Any] | None = None
     ):
-        self.n_trials, self.seed, self.pruner, self.n_startup_trials = n_trials, seed, pruner, n_startup_trials
-        self.params = params or {}
+        self.pruner, self.params = pruner, params or {}
+        self.settings = {"n_trials": n_trials, "seed": seed, "n_startup_trials": n_startup_trials}
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Run the search; ends the program with its exit status if that is not 0."""
+    def run(self, arguments: list[str]) -> int:
         from thunderhead.core.config import ConfigError, Problem
 
         try:
@@ -188,18 +209,15 @@ class OptunaSweeper(ThunderheadSweeper):
         if self.pruner not in ("none", "median"):
             raise ConfigError([Problem("hydra.sweeper.pruner", f"{self.pruner!r} is not accepted: none or median")])
         space, fixed = space_of(self.overrides(arguments))
-        status = run_search(
+        return run_search(
             space,
             fixed,
             self.compose,
             self.folder,
-            self.executor(),
+            executor=self.executor(),
+            plan=planner(),
             n_jobs=getattr(self.launcher, "n_jobs", 1),
-            n_trials=self.n_trials,
-            seed=self.seed,
             pruner=self.pruner,  # type: ignore[arg-type]
-            n_startup_trials=self.n_startup_trials,
             arguments=sys.argv[1:],
+            **self.settings,
         )
-        if status:
-            sys.exit(status)

@@ -11,6 +11,7 @@ from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.types import Count, PositiveFloat
 from thunderhead.lab.analysis import Metric
+from thunderhead.lab.arms import UnknownArmError
 from thunderhead.lab.report import write_report
 from thunderhead.lab.runs import read_runs
 from thunderhead.lab.scaling_report import write_law_report
@@ -73,7 +74,7 @@ def _compare(config: dict[str, Any], folder: Path) -> Path:
         return write_law_report(folder, runs, count=config["scaling"], fit_up_to=config["fit_up_to"])
     try:
         return write_report(folder, runs, baseline=config["baseline"], metric=config["metric"])
-    except ValueError as error:
+    except UnknownArmError as error:
         raise ConfigError([Problem("baseline", str(error))]) from error
 
 

@@ -1,17 +1,10 @@
-"""What an arm costs: in training, until it reaches a loss, and when text is made with it."""
+"""What training had cost until it reached a loss."""
 
-import logging
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from thunderhead.core.module import build_decoder
-from thunderhead.lab.runs import Curve, Run
-
-CACHE_DTYPE = torch.bfloat16
-CACHE_BYTES = CACHE_DTYPE.itemsize
-_log = logging.getLogger(__name__)
+from thunderhead.lab.runs import Curve
 
 
 class Cost(NamedTuple):
@@ -35,18 +28,3 @@ def cost_to_reach(curve: Curve, loss: float) -> Cost | None:
         return Cost(*(float(axis[0]) for axis in curve[:3]))
     part = (curve.loss[after - 1] - loss) / (curve.loss[after - 1] - curve.loss[after])
     return Cost(*(float(axis[after - 1] + part * (axis[after] - axis[after - 1])) for axis in curve[:3]))
-
-
-def kv_cache_bytes_per_token(run: Run) -> float | None:
-    """Bytes that the key/value cache of all layers takes for each token of a full context, in bfloat16.
-
-    A window keeps no more than its own tokens, so that it needs less for each token of the context. None if the model
-    cannot be built here (a class of the user's that this program does not find).
-    """
-    try:
-        with torch.device("meta"):
-            decoder = build_decoder(run.config, run.plan["vocab_size"], 0)
-    except Exception as error:  # whatever a user's own class raises: the report goes without this number
-        _log.warning("the model of %s cannot be built, its key/value cache is unknown: %s", run.folder, error)
-        return None
-    return decoder.cache_bytes_per_token(CACHE_DTYPE)

@@ -1,21 +1,22 @@
 """An IsoFLOP grid: every size of the model at every compute budget, a larger run to be predicted, then the law."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from thunderhead.core.config import ConfigError, Problem, check
+from thunderhead.core.config import Config, ConfigError, Problem, check
 from thunderhead.core.terminal import say
 from thunderhead.core.types import Count, PositiveFloat, PositiveInt
 from thunderhead.lab.execution import Executor
+from thunderhead.lab.grid import Candidate, run_grid
+from thunderhead.lab.jobs import PlanRun
 from thunderhead.lab.runs import Failure, Run
 from thunderhead.lab.scaling_report import write_law_report
-from thunderhead.lab.sweep import Candidate, run_grid
-from thunderhead.training.run import find_problems
+from thunderhead.lab.sweep import SINGLE_RUN
 
 FLOPS = "budget.flops"
-Compose = Callable[[Sequence[str]], dict[str, Any]]
+Compose = Callable[[Sequence[str]], Config]
+"""Gives the resolved configuration of some overrides."""
 
 
 class HeldOut(NamedTuple):
@@ -46,6 +47,7 @@ def run_isoflop(
     overrides: Sequence[str],
     seeds: Sequence[str],
     compose: Compose,
+    plan: PlanRun,
     folder: Path,
     executor: Executor,
     arguments: list[str],
@@ -61,6 +63,7 @@ def run_isoflop(
         overrides: of all runs.
         seeds: to train each combination with; none = the configuration's.
         compose: the resolved configuration of some overrides.
+        plan: plans a run.
         folder: the sweep's.
         executor: where jobs run.
         arguments: of the command line, to go on with later.
@@ -76,11 +79,11 @@ def run_isoflop(
     if held_out is not None:
         points.append((held_out.size, held_out.flops))
 
-    def composed(size: str, flops: float, *more: str) -> dict[str, Any]:
+    def composed(size: str, flops: float, *more: str) -> Config:
         lines = [f"{path}={value}" for path, value in sizes[size].items()]
         return compose([*overrides, *lines, f"{FLOPS}={flops:g}", *more])
 
-    steps = _steps_by_flops({size: composed(size, max(flops for _, flops in points)) for size in sizes})
+    steps = _steps_by_flops({size: composed(size, max(flops for _, flops in points)) for size in sizes}, plan)
     candidates, left_out = [], []
     for size, flops in points:
         n = steps[size](flops)
@@ -90,30 +93,25 @@ def run_isoflop(
         for seed in seeds or [""]:
             choices = {"size": size, FLOPS: f"{flops:g}"} | ({"seed": seed} if len(seeds) > 1 else {})
             candidates.append(Candidate(choices, composed(size, flops, *([f"seed={seed}"] if seed else []))))
-    notes = []
+    told: list[str] = []
     if left_out:
-        notes.append(f"Left out, with fewer than min_steps={min_steps} optimizer steps: {', '.join(left_out)}.")
-        say(notes[0])
-    report = partial(_report, count=count, fit_up_to=max(budgets), more_notes=notes)
-    return run_grid(candidates, folder, executor, baseline=None, arguments=arguments, report=report)
+        told.append(f"Left out, with fewer than min_steps={min_steps} optimizer steps: {', '.join(left_out)}.")
+        say(told[0])
 
+    def report(
+        folder: Path,
+        runs: Sequence[Run],
+        *,
+        baseline: str | None,
+        failures: Sequence[Failure],
+        notes: Sequence[str],
+        names: Mapping[Path, str],
+    ) -> Path:
+        """Report the law: there is no baseline, and its points have no arms."""
+        notes = [*told, *notes]
+        return write_law_report(folder, runs, count=count, fit_up_to=max(budgets), failures=failures, notes=notes)
 
-def _report(
-    folder: Path,
-    runs: Sequence[Run],
-    *,
-    baseline: str | None,
-    failures: Sequence[Failure],
-    notes: Sequence[str],
-    names: Mapping[Path, str],
-    count: Count,
-    fit_up_to: float,
-    more_notes: Sequence[str],
-) -> Path:
-    """As `Report` of `thunderhead.lab.sweep`; there is no baseline, and a law's points have no arms."""
-    return write_law_report(
-        folder, runs, count=count, fit_up_to=fit_up_to, failures=failures, notes=[*more_notes, *notes]
-    )
+    return run_grid(candidates, folder, executor, plan, baseline=None, arguments=arguments, report=report)
 
 
 def read_settings(given: dict[str, Any]) -> HeldOut | None:
@@ -128,10 +126,7 @@ def read_settings(given: dict[str, Any]) -> HeldOut | None:
 
 
 def _refuse(
-    sizes: Mapping[str, Mapping[str, Any]],
-    budgets: Sequence[float],
-    held_out: HeldOut | None,
-    overrides: Sequence[str],
+    sizes: Mapping[str, Mapping[str, Any]], budgets: Sequence[float], held_out: HeldOut | None, overrides: Sequence[str]
 ) -> None:
     problems = []
     if len(sizes) < 3:
@@ -159,22 +154,18 @@ def _refuse(
         raise ConfigError(problems)
 
 
-def _steps_by_flops(configs: Mapping[str, dict[str, Any]]) -> dict[str, Callable[[float], int]]:
+def _steps_by_flops(configs: Mapping[str, Config], plan: PlanRun) -> dict[str, Callable[[float], int]]:
     """How many steps each size can make with a compute budget."""
     found: dict[str, Callable[[float], int]] = {}
     problems: list[Problem] = []
     for size, config in configs.items():
-        single = config | {"match": {"_target_": "thunderhead.lab.match.Unmatched"}}
-        single["tune"] = {"_target_": "thunderhead.lab.tune.Untuned"}
-        wrong = find_problems(single)
         try:
-            if not wrong:
-                plan = plan_run(single).plan
-                each = plan.flops_per_token * plan.tokens_per_step
-                found[size] = lambda flops, each=each: int(flops / each)  # type: ignore[misc]
+            planned = plan(config | SINGLE_RUN)
         except ConfigError as error:
-            wrong = error.problems
-        problems += [p for p in wrong if p not in problems]
+            problems += [problem for problem in error.problems if problem not in problems]
+        else:
+            of_a_step = planned.flops_per_token * planned.tokens_per_step
+            found[size] = lambda flops, of_a_step=of_a_step: int(flops / of_a_step)  # type: ignore[misc]
     if problems:
         raise ConfigError(problems)
     return found

@@ -9,12 +9,13 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
-from thunderhead.core.config import to_yaml
+from thunderhead.core.config import Config, to_yaml
+from thunderhead.lab.runs import last_metrics, read_summary
 from thunderhead.training import record
 
 NOT_IN_KEY = ("name", "resume", "dry_run")
@@ -22,6 +23,22 @@ NOT_IN_KEY = ("name", "resume", "dry_run")
 LABEL_LENGTH = 80
 
 State = Literal["new", "partial", "finished"]
+
+
+class Plan(NamedTuple):
+    """What a sweep knows of a run before it starts: of `thunderhead.training.plan.Plan` what is used here."""
+
+    parameters: dict[str, int]
+    flops_per_token: int
+    tokens_per_step: int
+    steps: int
+    tokens: int
+    flops: int
+    vocab_size: int
+
+
+PlanRun = Callable[[Config], Plan]
+"""Plans a run, or raises ConfigError with all that is wrong with its configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +52,16 @@ class Job:
     """
 
     choices: Mapping[str, str]
-    config: dict[str, Any]
+    config: Config
     folder: Path
 
     @property
     def name(self) -> str:
         """What tells this job from the others of its sweep: `mha seed=1`."""
-        return _name(self.choices) or "run"
+        return name_of(self.choices)
 
 
-def make_job(choices: Mapping[str, str], config: dict[str, Any], sweep_dir: Path, subfolder: str = "") -> Job:
+def make_job(choices: Mapping[str, str], config: Config, sweep_dir: Path, subfolder: str = "") -> Job:
     """A job in the folder that it has in this sweep already, or will have: `attention_mha-seed_1-<key>`.
 
     The key alone identifies it; what stands before is for people. Only characters that need no quoting, neither in a
@@ -58,34 +75,34 @@ def make_job(choices: Mapping[str, str], config: dict[str, Any], sweep_dir: Path
     return Job(choices=choices, config=config, folder=sweep_dir / subfolder / f"{label}-{digits}")
 
 
-def key(config: Mapping[str, Any]) -> str:
+def key(config: Config) -> str:
     """A hash of a resolved configuration; the order of its keys and `NOT_IN_KEY` do not count."""
     counted = {name: value for name, value in config.items() if name not in NOT_IN_KEY}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def arm_key(config: Mapping[str, Any]) -> str:
+def arm_key(config: Config) -> str:
     """The key of a configuration whose seed is left out: equal within an arm."""
     return key({**config, "seed": None})
 
 
-def arm_name(choices: Mapping[str, str]) -> str:
-    """Name an arm by its choices, the seed left out; `run` if nothing else varies."""
-    return _name({name: value for name, value in choices.items() if name != "seed"}) or "run"
-
-
-def _name(choices: Mapping[str, str]) -> str:
-    """Groups by their option alone, single values with their name: `gqa lr=0.001 seed=1`."""
+def name_of(choices: Mapping[str, str]) -> str:
+    """Groups by their option alone, single values with their name: `gqa lr=0.001 seed=1`; `run` if nothing varies."""
     parts = []
     for name, value in choices.items():
         is_value = "." in name or re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?|true|false|null", value) is not None
         parts.append(f"{name.rpartition('.')[2]}={value}" if is_value else value)
-    return " ".join(parts)
+    return " ".join(parts) or "run"
+
+
+def without_seed(choices: Mapping[str, str]) -> dict[str, str]:
+    """What names an arm."""
+    return {name: value for name, value in choices.items() if name != "seed"}
 
 
 def state(folder: Path) -> State:
     """`finished` with a summary, `partial` with a checkpoint to go on from, else `new`."""
-    if record.read_summary(folder) is not None:
+    if read_summary(folder) is not None:
         return "finished"
     if (folder / "config.yaml").is_file() and any((folder / "checkpoints").glob("*.ckpt")):
         return "partial"
@@ -116,8 +133,7 @@ def prepare_start(job: Job, program: Sequence[str] = ()) -> list[str]:
 
 def steps(folder: Path) -> tuple[int, int] | None:
     """Optimizer steps logged so far, and planned; None before the run has a plan."""
-    plan, metrics = folder / "plan.json", folder / "metrics.csv"
-    if not plan.is_file():
+    if not (folder / "plan.json").is_file():
         return None
-    rows = record.read_rows(metrics)[1] if metrics.is_file() else []
-    return (int(rows[-1]["step"]) if rows else 0), int(json.loads(plan.read_text())["steps"])
+    rows = last_metrics(folder)
+    return int(rows[-1]["step"]) if rows else 0, int(record.read_json(folder / "plan.json")["steps"])

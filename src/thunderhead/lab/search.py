@@ -7,21 +7,15 @@ from typing import Any, Literal
 
 import optuna
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, Transformer
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.config import Config, ConfigError, Problem
 from thunderhead.core.terminal import say
 from thunderhead.lab.execution import PRUNED, Executor, Interrupted, Outcome
-from thunderhead.lab.jobs import Job, make_job, state
-from thunderhead.lab.runs import Failure
+from thunderhead.lab.jobs import Job, PlanRun, make_job, state
+from thunderhead.lab.runs import Failure, last_metrics, read_summary
 from thunderhead.lab.sweep import SINGLE_RUN, Sweep
 from thunderhead.training import record
-from thunderhead.training.run import find_problems
 
 
 def distribution(override: Override) -> BaseDistribution:
@@ -56,18 +50,17 @@ def distribution(override: Override) -> BaseDistribution:
 
 def reports(folder: Path) -> dict[int, float]:
     """Validation losses so far by step."""
-    path = folder / "metrics.csv"
-    rows = record.read_rows(path)[1] if path.is_file() else []
-    return {int(row["step"]): float(row["val/loss"]) for row in rows if row.get("val/loss")}
+    return {int(row["step"]): row["val/loss"] for row in last_metrics(folder) if "val/loss" in row}
 
 
 def run_search(
     space: Mapping[str, BaseDistribution],
     fixed: Sequence[str],
-    compose: Callable[[Sequence[str]], dict[str, Any]],
+    compose: Callable[[Sequence[str]], Config],
     folder: Path,
-    executor: Executor,
     *,
+    executor: Executor,
+    plan: PlanRun,
     n_jobs: int,
     n_trials: int,
     seed: int,
@@ -104,7 +97,7 @@ def run_search(
             config = compose([*fixed, *(f"{path}={value}" for path, value in choices.items())]) | SINGLE_RUN
             job = make_job({"trial": str(trial.number), **choices}, config, folder)
             try:
-                _refuse(config)
+                plan(config)
             except ConfigError as error:
                 if trial.number == 0:  # nothing was started
                     raise
@@ -145,22 +138,15 @@ def run_search(
     finished = [trial for trial in study.trials if trial.value is not None and trial.state.name == "COMPLETE"]
     if finished:
         best = study.best_trial
-        say(f"best: trial {best.number}, validation loss {best.value:.4f}: " + _line(best.params))
-    sweep.report(None)
-    return 130 if interrupted else 1 if sweep.failures else 0
-
-
-def _refuse(config: dict[str, Any]) -> None:
-    if problems := find_problems(config):
-        raise ConfigError(problems)
-    plan_run(config)
+        say(f"best: trial {best.number}, validation loss {best.value:.4f}: {_line(best.params)}")
+    return sweep.end(interrupted=interrupted)
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, job: Job, outcome: Outcome) -> None:
     """How a trial ended."""
-    summary = record.read_summary(job.folder)
-    if summary is not None and math.isfinite(summary["val_loss"]):
-        study.tell(trial, summary["val_loss"])
+    loss = (read_summary(job.folder) or {}).get("val_loss", math.nan)
+    if math.isfinite(loss):
+        study.tell(trial, loss)
     elif outcome.state == "pruned":
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     else:

@@ -144,6 +144,11 @@ def bootstrap_interval(values: Sequence[float]) -> Interval | None:
     return Interval(low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 
+def percentiles(values: Sequence[float]) -> Interval:
+    """The middle 95 % of resampled values."""
+    return Interval(*map(float, np.percentile(values, [100 * ALPHA / 2, 100 - 100 * ALPHA / 2])))
+
+
 def minimum_detectable(spread: float, n: int, alpha: float = ALPHA) -> float | None:
     """The smallest true mean difference that a two-sided paired t-test resolves with a probability of POWER.
 

@@ -77,7 +77,7 @@ class RotaryPosition(Position):
         self.scaling = scaling
         self.factor = factor
         self.rotated_dim = int(rotary_dim * fraction)
-        if self.rotated_dim < 2 or self.rotated_dim % 2:
+        if (rotary_dim and self.rotated_dim < 2) or self.rotated_dim % 2:
             raise ValueError(
                 f"position=rope rotates pairs of dimensions: {rotary_dim} rotary dimensions a head × position.fraction="
                 f"{fraction:g} gives {self.rotated_dim}, which must be a positive even number"
