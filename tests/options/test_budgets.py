@@ -55,8 +55,8 @@ def test_a_law_says_how_many_tokens_and_what_to_expect(law: str) -> None:
     budget = FlopsBudget(flops=1.2e20, law=law)
     assert budget.total_tokens(LARGE) == 2 * 10**10
     best, this = budget.notes(LARGE, 2 * 10**10)
-    n, d, *_ = CHINCHILLA.optimum(1.2e20)
-    assert numbers(best) == pytest.approx([1.2e20, n, d, CHINCHILLA.loss(n, d)], rel=5e-3)
+    optimum = CHINCHILLA.optimum(1.2e20)
+    assert numbers(best) == pytest.approx([1.2e20, *optimum, CHINCHILLA.loss(*optimum)], rel=5e-3)
     assert numbers(this) == pytest.approx([1e9, 2e10, 20, CHINCHILLA.loss(1e9, 2e10)], rel=5e-3)
     assert "an extrapolation: 5 × the most tokens" in FlopsBudget(flops=1.5e22, law=law).notes(LARGE, 25 * 10**11)[1]
 

@@ -188,6 +188,27 @@ def test_activations_are_what_the_allocator_hands_out(choice: tuple[str, ...], p
     assert estimate(settings, precision)["activations"] == pytest.approx(measured, rel=0.05)
 
 
+class Experts(nn.Module):
+    """A mixture of experts that computes all of them and weighs them, with a loss term of its own."""
+
+    def __init__(self, d_model: int, d_ff: int | None, bias: bool) -> None:
+        super().__init__()
+        self.router = nn.Linear(d_model, 4, bias=False)
+        self.up_proj, self.down_proj = nn.Linear(d_model, 8 * d_model), nn.Linear(8 * d_model, d_model)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        weights_BTE = self.router(x_BTD).softmax(-1)
+        hidden_BTEF = self.up_proj(x_BTD).relu().unflatten(-1, (4, -1)) * weights_BTE.unsqueeze(-1)
+        return self.down_proj(hidden_BTEF.flatten(2)), {"balance": weights_BTE.mean((0, 1)).square().sum()}
+
+
+@pytest.mark.parametrize("choice", [(), ("activation_checkpointing=block",)], ids=" ".join)
+def test_activations_of_modules_with_loss_terms_of_their_own(choice: tuple[str, ...]) -> None:
+    settings = resolved(*SMALL, *choice) | {"activation": {"_target_": f"{__name__}.Experts"}}
+    measured = allocated_at_peak(settings, "fp32")
+    assert estimate(settings)["activations"] == pytest.approx(measured, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("precision", "order"),
     [
@@ -256,7 +277,7 @@ def test_gathered_are_two_blocks_and_the_rest() -> None:
 
 def test_tensor_parallelism_divides_what_its_plan_divides() -> None:
     whole, half = estimate(resolved()), estimate(resolved(), parallelism=tensor_parallel(2))
-    decoder = build_decoder(resolved(), VOCAB, 0)
+    decoder = build_decoder(resolved())
     norms = 4 * decoder.parameter_counts()["norm"]
     for part in ("parameters", "gradients"):
         assert half[part] == (whole[part] - norms) // 2 + norms

@@ -26,8 +26,6 @@ ATTENTION = {
 class ActivationCheckpointing:
     """Keep only the input of some blocks and compute their insides again in the backward pass (Chen et al. 1604.06174).
 
-    The gradients are the same; a checkpointed block costs one more forward pass of it.
-
     - every: 0 = no block, 1 = each block, n = the first of every n blocks.
     """
 
@@ -39,8 +37,7 @@ class ActivationCheckpointing:
     def apply(self, index: int, block: nn.Module) -> None:
         """Let block number `index`, called as block(x_BTD, context), be checkpointed, or leave it as it is.
 
-        It happens inside of the block's forward, so that compiling the block compiles it too; names of parameters stay
-        (wrapper modules would change them, and break resuming).
+        It happens inside of the block's forward: compiling the block compiles it, too, and names of parameters stay.
         """
         if not self.every or index % self.every:
             return

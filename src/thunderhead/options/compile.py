@@ -48,10 +48,8 @@ class Compile:
             yield Problem("compile.backend=eager", message)
         name = f"strategy={run.strategy.name}"
         if self.scope == "model" and run.strategy.gathers:
-            message = (
-                f"compile=model cannot trace through {name}, which gathers each block's weights: use compile=block"
-            )
-            yield Problem("compile.scope", message)
+            message = f"compile=model cannot trace through {name}, which gathers each block's weights"
+            yield Problem("compile.scope", f"{message}: use compile=block")
         if self.scope != "auto" and self._fails(run):
             message = f"torch cannot compile whole checkpointed blocks under {name}"
             yield Problem("compile.scope", f"{message}: use compile=none, or activation_checkpointing=selective")
@@ -65,12 +63,7 @@ class Compile:
         """Return the scope to use, and why.
 
         The estimate rests on the plan and on published speeds, not on a measurement: a run that is resumed decides
-        alike, so that its losses stay the same bit for bit.
-
-        Args:
-            run: the components of a run.
-            flops: of the whole run, forward and backward.
-            dtype: what matrices are multiplied in.
+        alike, so that its losses stay the same bit for bit. `flops` are the whole run's, `dtype` the matrices'.
         """
         if self.scope != "auto":
             return self.scope, "as configured"
@@ -109,9 +102,6 @@ class Compile:
 
 def _drops(decoder: Decoder) -> bool:
     """Whether a block draws random numbers."""
-    for block in decoder.blocks:
-        rates = getattr(block, "dropout", None)
-        of_branches = (getattr(rates, f"{branch}_output", 0.0) for branch in ("attention", "feedforward"))
-        if any(of_branches) or any(getattr(module, "dropout", 0.0) for module in block.children()):
-            return True
-    return False
+    rates = [getattr(block, "dropout", None) for block in decoder.blocks]
+    of_branches = [getattr(rate, f"{branch}_output", 0.0) for rate in rates for branch in ("attention", "feedforward")]
+    return any(of_branches) or any(getattr(m, "dropout", 0.0) for block in decoder.blocks for m in block.children())

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch.plugins import MixedPrecision
@@ -16,20 +16,12 @@ from thunderhead.core.model.decoder import Decoder
 Kind = Literal["auto", "fp32", "bf16-mixed", "fp16-mixed", "bf16-true", "fp8"]
 
 
-class Format(NamedTuple):
-    """What a kind of precision is made of: Lightning's precision, what matrices are multiplied in, and by autocast."""
-
-    lightning: Any
-    dtype: torch.dtype
-    by_autocast: bool
-
-
-FORMATS = {
-    "fp32": Format("32-true", torch.float32, False),
-    "bf16-mixed": Format("bf16-mixed", torch.bfloat16, True),
-    "fp16-mixed": Format("16-mixed", torch.float16, True),
-    "bf16-true": Format("32-true", torch.bfloat16, False),  # the decoder computes with views of its float32 weights
-    "fp8": Format("bf16-mixed", torch.bfloat16, True),  # around the layers that multiply in float8
+FORMATS: dict[Kind, tuple[Any, torch.dtype]] = {  # Lightning's name, and what matrices are multiplied in
+    "fp32": ("32-true", torch.float32),
+    "bf16-mixed": ("bf16-mixed", torch.bfloat16),
+    "fp16-mixed": ("16-mixed", torch.float16),
+    "bf16-true": ("32-true", torch.bfloat16),  # the decoder computes with views of its float32 weights
+    "fp8": ("bf16-mixed", torch.bfloat16),  # around the layers that multiply in float8
 }
 FP8_CAPABILITY = (8, 9)  # Ada and Hopper are the first with float8 tensor cores
 FP8_MULTIPLE = 16  # float8 matrix multiplication wants both sizes to be multiples of it
@@ -80,7 +72,7 @@ class Precision:
     @property
     def compute_dtype(self) -> torch.dtype:
         """What matrices are multiplied in (around float8)."""
-        return FORMATS[self.kind].dtype
+        return FORMATS[self.kind][1]
 
     @property
     def gathered_dtype(self) -> torch.dtype | None:
@@ -89,16 +81,15 @@ class Precision:
 
     def autocast(self, accelerator: str) -> torch.autocast:
         """Return autocast's context outside of the Trainer, like Lightning's: without a cache of cast weights."""
-        return torch.autocast(
-            accelerator, self.compute_dtype, enabled=FORMATS[self.kind].by_autocast, cache_enabled=False
-        )
+        is_mixed = FORMATS[self.kind][0].endswith("mixed")
+        return torch.autocast(accelerator, self.compute_dtype, enabled=is_mixed, cache_enabled=False)
 
     def lightning_arguments(self, accelerator: str) -> dict[str, Any]:
         """Return arguments of the Trainer."""
         if self.kind == "fp16-mixed" and accelerator == "cpu":
             # Asked for "16-mixed" on a CPU, Lightning silently takes bfloat16; the plugin itself does what it is told.
             return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]}
-        return {"precision": FORMATS[self.kind].lightning}
+        return {"precision": FORMATS[self.kind][0]}
 
     def before_sharding(self, decoder: Decoder) -> None:
         """Change a decoder's layers, before it is divided or compiled."""
@@ -127,12 +118,13 @@ def fast_bfloat16(accelerator: str) -> tuple[bool, str]:
     if accelerator == "cuda":
         major, minor = torch.cuda.get_device_capability()
         return major >= 8, f"CUDA sm{major}{minor} {'has' if major >= 8 else 'lacks'} bfloat16 tensor cores"
-    if accelerator == "cpu":
-        for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16"), ("bf16", "Arm BF16")):
-            if flag in cpu_flags():
-                return True, f"the CPU has {name}"
-        return False, "the CPU has neither AMX nor AVX512-BF16"
-    return False, f"no fast bfloat16 is known for {accelerator}"
+    if accelerator != "cpu":
+        return False, f"no fast bfloat16 is known for {accelerator}"
+    flags = cpu_flags()
+    for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16"), ("bf16", "Arm BF16")):
+        if flag in flags:
+            return True, f"the CPU has {name}"
+    return False, "the CPU has neither AMX nor AVX512-BF16"
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
@@ -145,9 +137,8 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
 def compute_in(decoder: Decoder, dtype: torch.dtype) -> None:
     """Let every module compute with its weights rounded to dtype; the weights themselves, float32, are what is trained.
 
-    Gradients arrive in float32. Without such master weights bfloat16 loses updates: its spacing is 1/128 of a weight,
-    and a step changes most weights by less (Micikevicius et al. 1710.03740, section 3.1). FSDP2 does the same by its
-    MixedPrecisionPolicy.
+    Without such master weights bfloat16 loses updates: its spacing is 1/128 of a weight, and a step changes most
+    weights by less (Micikevicius et al. 1710.03740, section 3.1). FSDP2 does the same by its MixedPrecisionPolicy.
     """
     for module in list(decoder.modules()):
         if next(module.parameters(recurse=False), None) is not None:
@@ -178,12 +169,10 @@ def multiply_in_fp8(decoder: Decoder, emulate: bool = False) -> None:
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     def is_fitting(module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Linear) and not (
-            module.in_features % FP8_MULTIPLE or module.out_features % FP8_MULTIPLE
-        )
+        return isinstance(module, nn.Linear) and not any(size % FP8_MULTIPLE for size in module.weight.shape)
 
     for block in decoder.blocks:
-        before = {name: module for name, module in block.named_modules() if getattr(module, "adds_to_residual", False)}
+        before = [name for name, module in block.named_modules() if getattr(module, "adds_to_residual", False)]
         convert_to_float8_training(block, module_filter_fn=is_fitting, config=Float8LinearConfig(emulate=emulate))
         for name in before:
             block.get_submodule(name).adds_to_residual = True  # type: ignore[assignment]
