@@ -33,11 +33,6 @@ REFUSED = {
     **({"precision=fp8": NO_FP8} if not torch.cuda.is_available() else {}),
     **({"trainer=gpu": NO_GPU} if not torch.cuda.is_available() and not torch.backends.mps.is_available() else {}),
     **({"trainer=mps": NO_MPS} if not torch.backends.mps.is_available() else {}),
-    **{
-        f"strategy={name}": f"^strategy={name} needs CUDA devices, and this run is on cpu: use strategy=fsdp$"
-        for name in OPTIONS["strategy"]
-        if name.startswith("deepspeed") and not torch.cuda.is_available()
-    },
     **{f"data={name}": NO_NETWORK for name in OF_THE_HUB},  # tests/data/test_huggingface.py reads local copies
 }
 # Settings beside the groups that only some machines or combinations can take.

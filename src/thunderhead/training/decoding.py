@@ -23,7 +23,7 @@ def decode_tokens_per_second(decoder: Decoder, device: torch.device, max_seconds
         The speed; None where it would not be that of the model: its parameters are spread over devices, a layer has no
         cache, or there is no room for a second token.
     """
-    spread = any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in decoder.parameters())  # FSDP2, DeepSpeed
+    spread = any(isinstance(p, DTensor) for p in decoder.parameters())
     if spread or decoder.context_length == 1:
         return None
     generator = torch.Generator().manual_seed(0)

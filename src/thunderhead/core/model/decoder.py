@@ -4,7 +4,7 @@ Shape letters: B sequences, T tokens a sequence, D model dimensions, V vocabular
 """
 
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol, cast
 
 import torch
@@ -92,7 +92,9 @@ class Decoder(nn.Module):
         self.vocab_size = vocab_size or tokenizer_vocab_size
         self.init_std = init_std
         self.scale_residual_init = scale_residual_init
-        self.growth: dict[str, Any] = {}  # these two: see thunderhead.options.growth
+        # A parametrization sets these three: factors of the initial std and what else it knows, by parameter.
+        self.std_factors: Mapping[str, float] = {}
+        self.growth: Mapping[str, Any] = {}
         self.output_scale = 1.0
         n_rows = -(-self.vocab_size // vocab_multiple) * vocab_multiple
 
@@ -139,7 +141,7 @@ class Decoder(nn.Module):
 
     def initialize(self, seed: int) -> None:
         """Draw all weights, a pure function of the seed and each parameter's name; see `init.initialize`."""
-        init.initialize(self, seed, self.init_std, self.n_layers, self.scale_residual_init, self.growth)
+        init.initialize(self, seed, self.init_std, self.n_layers, self.scale_residual_init, self.std_factors)
 
     def follow_base(self, base: "Decoder") -> None:
         """Maximal update parametrization: logits are divided by the growth of d_model (2203.03466, table 8)."""
