@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,12 @@ class UnknownArmError(ValueError):
 
 @dataclass
 class Arm:
-    """Runs that differ in nothing but the seed.
-
-    Args:
-        runs: finished, by seed, in the order of the seeds.
-        incomplete: without a result that could be compared.
-        repeated: finished before an equal run did.
-    """
+    """Runs that differ in nothing but the seed."""
 
     name: str
-    runs: dict[int, Run] = field(default_factory=dict)
-    incomplete: list[Run] = field(default_factory=list)
-    repeated: list[Run] = field(default_factory=list)
+    runs: dict[int, Run]  # finished, by seed, in the order of the seeds
+    incomplete: list[Run]  # without a result that could be compared
+    repeated: list[Run]  # finished before an equal run did
 
     @property
     def first(self) -> Run:
@@ -78,14 +72,9 @@ def make_arms(runs: Sequence[Run], names: Mapping[Path, str] | None = None) -> l
         finished = [run for run in members if run.unfinished is None]
         finished.sort(key=lambda run: (run.folder / "summary.json").stat().st_mtime)
         by_seed = {run.seed: run for run in finished}
-        arms.append(
-            Arm(
-                str(name),
-                runs=dict(sorted(by_seed.items())),
-                incomplete=[run for run in members if run.unfinished is not None],
-                repeated=[run for run in finished if by_seed[run.seed] is not run],
-            )
-        )
+        incomplete = [run for run in members if run.unfinished is not None]
+        repeated = [run for run in finished if by_seed[run.seed] is not run]
+        arms.append(Arm(str(name), dict(sorted(by_seed.items())), incomplete, repeated))
     return arms
 
 
@@ -256,9 +245,8 @@ def warnings(arms: Sequence[Arm]) -> list[str]:
         return ", ".join(different) if len(different) > 1 else ""
 
     if commits := several((run.git.get("commit") or "")[:8] for run in runs):
-        found.append(
-            f"The runs were made by different commits ({commits}): a change of the code may be what is measured."
-        )
+        message = f"The runs were made by different commits ({commits})"
+        found.append(f"{message}: a change of the code may be what is measured.")
     changes = {str(line).strip() for run in runs for line in run.git.get("changed_files") or [] if _is_code(line)}
     if changed := sorted(changes):
         found.append(f"Runs were made with uncommitted changes ({', '.join(changed[:3])}{' …' * (len(changed) > 3)}).")
