@@ -48,11 +48,7 @@ def compare_runs(config: DictConfig) -> Path:
     Raises:
         ConfigError: the configuration is refused, a folder holds no run, or no arm is called `baseline`.
     """
-<<<<<<< HEAD
     folder, chosen = command_line.output_dir(), configuration.plain(config)
-=======
-    folder, chosen = configuration.output_dir(), configuration.plain(config)
->>>>>>> lab
     try:
         problems = configuration.check(chosen, settings)
         law = {"count": chosen["scaling"], "fit_up_to": chosen["fit_up_to"]}
