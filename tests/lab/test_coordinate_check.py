@@ -9,6 +9,7 @@ from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.coordinate_check import changes, check_coordinates, slopes
+from thunderhead.options.mup import at_width
 
 SMALL = {"widths": [32, 64, 128, 256], "values": {}, "steps": 4, "sequences": 4, "vocab_size": 256, "seeds": [1]}
 # Finite width: the exponents of 3 to 8 widths in docs/mup.md are within 0.2 of 0 under muP, and above 0.5 without it.
@@ -17,7 +18,7 @@ TOLERANCE = 0.25
 
 def exponents(*overrides: str) -> dict[str, float]:
     settings = ("model.n_heads=12", *overrides)  # heads of 16
-    return slopes(changes(config.plain(config.compose(settings, "coordinate_check")), **SMALL))
+    return slopes(changes(config.plain(config.compose(settings, "coordinate_check")), at_width, **SMALL))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def check(folder: Path, *overrides: str) -> None:
     small = ("widths=[32,64]", "seeds=[1]", "steps=1", "sequences=1", "model.n_heads=12")
     folder.mkdir()
     with patch.object(command_line, "output_dir", lambda: folder):
-        check_coordinates(config.compose([*small, *overrides], "coordinate_check"))
+        check_coordinates(config.compose([*small, *overrides], "coordinate_check"), at_width)
 
 
 def test_the_program_draws_tells_and_ends_with_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +72,7 @@ def test_the_program_draws_tells_and_ends_with_the_verdict(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("optimizer=sgd",), "^parametrization=mup: SGD does not say how its updates scale"),
+        (("optimizer=sgd",), "^parametrization=mup has learning-rate rules for AdamW, Lion and Muon; .* of SGD"),
         (("widths=[64]",), "^widths: needs two widths or more"),
         (("widths=[64,100]",), r"^d_model=100 is no whole number of heads .*: use a multiple of 16, or say values="),
         (

@@ -99,7 +99,8 @@ def test_the_measuring_run_is_a_valid_run(planned: Any) -> None:
 
 
 def test_speed_is_the_median_after_the_start() -> None:
-    rows = [{"tokens_per_second": text} for text in ("1", "2", "", "90", "100", "5000")]
+    rows = [{"tokens_per_second": value} for value in (1.0, 2.0)]
+    rows += [{"val/loss": 3.0}, *({"tokens_per_second": value} for value in (90.0, 100.0, 5000.0))]
     assert speed(rows) == 100
 
 

@@ -8,7 +8,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-import yaml
 
 from thunderhead import command_line
 from thunderhead.core import config
@@ -17,7 +16,6 @@ from thunderhead.core.model.attention import Attention
 from thunderhead.core.module import LanguageModel, build_decoder
 from thunderhead.lab.match import EqualParameters
 from thunderhead.options.mup import MaximalUpdate
-from thunderhead.release.command import load_model, read_record
 from thunderhead.training.record import read_json, read_rows, read_summary
 from tiny import plan_of, tiny, train_here
 
@@ -98,20 +96,6 @@ def test_a_checkpoint_goes_on_bit_for_bit(optimizer: str, text_corpus: Path, sha
     assert rows(folders[1]) == rows(folders[0])
     model = LanguageModel.load_from_checkpoint(folders[0] / "checkpoints" / "last.ckpt")
     assert model.decoder.output_scale == 1 / 2
-
-
-def test_records_from_before_the_choice_are_standard_ones(run: Callable[..., Path]) -> None:
-    folder = run("callbacks=default")
-    recorded = yaml.safe_load((folder / "config.yaml").read_text())
-    del recorded["parametrization"]
-    (folder / "config.yaml").write_text(config.to_yaml(recorded))
-    read, weights = read_record(folder, "last")
-    assert load_model(read, weights).decoder.growth == {}
-    with patch.object(command_line, "invocation_overrides", lambda: ["budget.steps=3"]):
-        train_here([f"resume={folder}"], folder)
-    summary = read_summary(folder)
-    assert summary is not None
-    assert summary["steps"] == 3
 
 
 def test_the_experiments_widths_keep_the_size_of_heads() -> None:

@@ -1,7 +1,7 @@
-"""How long to train: the options of the group `budget`."""
+"""The budget group: how long to train. An option says `total_tokens(sizes)`; `notes(sizes, tokens)` may be left out."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple
 
 from thunderhead.core.types import Count, PositiveFloat, PositiveInt, WholeNumber, counted
 from thunderhead.options.scaling_law import Law, read_law
@@ -19,54 +19,35 @@ class Sizes(NamedTuple):
     epoch_tokens: int | None  # trained tokens in one pass over the data; None while the data is not prepared
 
 
-class Budget(Protocol):
-    """How long to train: an option of the group `budget`; a subclass of this."""
-
-    def total_tokens(self, sizes: Sizes) -> int:
-        """Tokens to train on, before rounding down to whole steps."""
-        ...
-
-    def notes(self, sizes: Sizes, tokens: int) -> list[str]:
-        """Sentences for the plan about training on so many tokens."""
-        return []
-
-
 @dataclass(frozen=True, kw_only=True)
-class StepsBudget(Budget):
+class StepsBudget:
     """A number of optimizer steps."""
 
     steps: PositiveInt
 
     def total_tokens(self, sizes: Sizes) -> int:
-        """Tokens of that many steps."""
+        """Return the tokens to train on, before rounding down to whole steps."""
         return self.steps * sizes.tokens_per_step
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokensBudget(Budget):
+class TokensBudget:
     """A number of tokens, rounded down to whole steps."""
 
     tokens: WholeNumber
 
     def total_tokens(self, sizes: Sizes) -> int:
-        """The tokens as given."""
         return int(self.tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpochsBudget(Budget):
+class EpochsBudget:
     """Passes over the training data, rounded down to whole steps."""
 
+    needs_epochs = True  # data without any refuses it
     epochs: PositiveFloat
-    needs_epochs: ClassVar = True
-    """Of data that cannot be gone through."""
 
     def total_tokens(self, sizes: Sizes) -> int:
-        """Tokens of that many passes.
-
-        Raises:
-            ValueError: the data is not prepared, so that nobody knows how long an epoch is.
-        """
         if sizes.epoch_tokens is None:
             raise ValueError(
                 "budget.epochs: the data is not prepared yet; run python prepare.py with these options first"
@@ -75,7 +56,7 @@ class EpochsBudget(Budget):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChinchillaBudget(Budget):
+class ChinchillaBudget:
     """As many tokens as make a model of this size the best use of its training compute.
 
     Args:
@@ -86,25 +67,19 @@ class ChinchillaBudget(Budget):
         law: path of a law.json, fitted to runs like this one.
     """
 
-    tokens_per_parameter: PositiveFloat | None
-    count: Count
+    tokens_per_parameter: PositiveFloat | None = None
+    count: Count = "total"
     law: str | None = None
 
     def total_tokens(self, sizes: Sizes) -> int:
-        """tokens_per_parameter × counted parameters, or what the law says.
-
-        Raises:
-            ValueError: the law cannot be read, or contradicts another setting.
-        """
-        parameters = counted(sizes.parameters, self.count)
+        """Return tokens_per_parameter × counted parameters, or what the law says; ValueError if settings disagree."""
+        parameters, each = counted(sizes.parameters, self.count), self.tokens_per_parameter
         if self.law is None:
-            each = CHINCHILLA if self.tokens_per_parameter is None else self.tokens_per_parameter
-            return int(each * parameters)
-        law = _read_law(self.law)
-        if self.tokens_per_parameter is not None:
+            return int((CHINCHILLA if each is None else each) * parameters)
+        law = _read(self.law)
+        if each is not None:
             raise ValueError(
-                f"budget.tokens_per_parameter={self.tokens_per_parameter:g} and budget.law both say how many tokens: "
-                "set one of them to null"
+                f"budget.tokens_per_parameter={each:g} and budget.law both say how many tokens: set one of them to null"
             )
         if law.count != self.count:
             raise ValueError(
@@ -113,12 +88,11 @@ class ChinchillaBudget(Budget):
         return int(law.optimal_tokens(parameters))
 
     def notes(self, sizes: Sizes, tokens: int) -> list[str]:
-        """What the law says about this run."""
-        return [] if self.law is None else [_says(_read_law(self.law), sizes, tokens)]
+        return [] if self.law is None else [_predict(_read(self.law), sizes, tokens)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlopsBudget(Budget):
+class FlopsBudget:
     """Training compute: tokens = flops / training FLOPs per token.
 
     Args:
@@ -131,40 +105,30 @@ class FlopsBudget(Budget):
     law: str | None = None
 
     def total_tokens(self, sizes: Sizes) -> int:
-        """Tokens that this compute pays for.
-
-        Raises:
-            ValueError: the law cannot be read.
-        """
+        """Return the tokens that this compute pays for; ValueError, before anything begins, if there is no such law."""
         if self.law is not None:
-            _read_law(self.law)  # refused here, where nothing has begun
+            _read(self.law)
         return int(self.flops / sizes.flops_per_token)
 
     def notes(self, sizes: Sizes, tokens: int) -> list[str]:
-        """What the law says about this run, and about the best one of this compute."""
         if self.law is None:
             return []
-        law = _read_law(self.law)
-        best = law.optimum(self.flops)
-        optimum = (
-            f"law: {self.flops:.3g} FLOPs are best spent on N = {best.parameters:.3g}, D = {best.tokens:.3g} tokens"
-        )
-        return [f"{optimum}: predicted loss {best.loss:.3f}", _says(law, sizes, tokens)]
+        law = _read(self.law)
+        n, d = law.optimum(self.flops)
+        best = f"law: {self.flops:.3g} FLOPs are best spent on N = {n:.3g}, D = {d:.3g} tokens"
+        return [f"{best}: predicted loss {law.loss(n, d):.3f}", _predict(law, sizes, tokens)]
 
 
-def _read_law(path: str) -> Law:
+def _read(path: str) -> Law:
     try:
         return read_law(path)
     except ValueError as error:
         raise ValueError(f"budget.law: {error}") from error
 
 
-def _says(law: Law, sizes: Sizes, tokens: int) -> str:
+def _predict(law: Law, sizes: Sizes, tokens: int) -> str:
     """A law's prediction for a run, and how far that is from what it was fitted on."""
-    parameters = counted(sizes.parameters, law.count)
-    flops = sizes.flops_per_token * tokens
-    run = f"law: this N = {parameters:.3g} ({law.count}) with D = {tokens:.3g} tokens"
-    far = law.extrapolation(parameters=parameters, tokens=tokens, flops=flops)
-    return f"{run} ({tokens / parameters:.3g} per parameter): predicted loss {law.loss(parameters, tokens):.3f}" + (
-        f"; {far}" if far else ""
-    )
+    n = counted(sizes.parameters, law.count)
+    far = law.extrapolation(parameters=n, tokens=tokens, flops=sizes.flops_per_token * tokens)
+    run = f"law: this N = {n:.3g} ({law.count}) with D = {tokens:.3g} tokens ({tokens / n:.3g} per parameter)"
+    return f"{run}: predicted loss {law.loss(n, tokens):.3f}{f'; {far}' * bool(far)}"

@@ -15,9 +15,8 @@ from lion_pytorch import Lion
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from thunderhead.core.config import Config, leaves, set_value
 from thunderhead.core.types import PositiveInt
-
-Config = dict[str, Any]
 
 
 class Growth(NamedTuple):
@@ -176,17 +175,11 @@ def at_width(config: Config, d_model: int, values: Mapping[str, Any] | None = No
                 f"{prefix}values={{model.n_heads: …}}"
             )
         sizes["model.n_heads"] = heads
+    known = [path for path, _ in leaves(config)]
     for path, value in {**sizes, **values}.items():
-        config = _with_value(config, path, value, f"{prefix}values: ")
+        if path not in known:
+            near = difflib.get_close_matches(path, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{prefix}values: {path} is no setting of the model{hint}")
+        config = set_value(config, path, value)
     return config
-
-
-def _with_value(config: Config, path: str, value: Any, said_by: str, above: str = "") -> Config:
-    """A copy with another value at a config path that is there."""
-    name, _, rest = path.partition(".")
-    if not isinstance(config, dict) or name not in config:
-        near = difflib.get_close_matches(name, config, n=1) if isinstance(config, dict) else []
-        hint = f"; did you mean {above}{near[0]}?" if near else ""
-        raise ValueError(f"{said_by}{above}{path} is no setting of the model{hint}")
-    below = _with_value(config[name], rest, value, said_by, f"{above}{name}.") if rest else value
-    return {**config, name: below}

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import Trainer
@@ -44,18 +44,7 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     if run.config["keep_freed_memory"]:
         hardware.keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
-    data = run.data
-    data.micro_batch_size = plan.micro_batch_size
-    model = make_model(run, plan)
-    peak = hardware.peak_flops(run.accelerator, plan.precision)
-    log_metrics = LogMetrics(
-        plan,
-        peak * plan.devices if peak else None,
-        asked(data, "ledger")(plan.steps),
-        run.config | {"planned": plan.to_dict()},
-    )
-    stop = StopOnSignal(run.folder / resuming.CHECKPOINTS / "last.ckpt")
-    trainer = make_trainer(run, plan, log_metrics, [BeginRecord(run.folder), ExactResume(run.seed), stop])
+    model, trainer, log_metrics, stop = assemble(run, plan)
     attention_kernel: str | None = None
     if trainer.is_global_zero:  # others would ask rank 0's GPU
         attention_kernel = _attention_kernel(run, plan)
@@ -75,15 +64,25 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     return summary
 
 
-def make_model(run: Run, plan: Plan) -> LanguageModel:
-    """The LightningModule of a run."""
+class Assembled(NamedTuple):
+    """What trains a run."""
+
+    model: LanguageModel
+    trainer: Trainer
+    log_metrics: LogMetrics
+    stop: StopOnSignal
+
+
+def assemble(run: Run, plan: Plan) -> Assembled:
+    """Put the components of a run together as its plan has it."""
+    data, precision = run.data, run.precision.of_kind(plan.precision)
+    data.micro_batch_size = plan.micro_batch_size
 
     def metrics() -> dict[str, Metric]:
         own = {name: as_metric(metric) for name, metric in asked(data, "validation_metrics")().items()}
         return {**own, **run.metrics()}
 
-    data = run.data
-    return LanguageModel(
+    model = LanguageModel(
         run.model,
         seed=run.seed,
         vocab_size=data.vocab_size,
@@ -91,10 +90,18 @@ def make_model(run: Run, plan: Plan) -> LanguageModel:
         total_steps=plan.steps,
         metrics=metrics,
         sources=asked(data, "validation_sources")(),
-        precision=run.precision.of_kind(plan.precision),
+        precision=precision,
         compile_decoder=run.compile.of_scope(plan.compile).apply,
         on_resume=resuming.take_new_settings,
     )
+    peak, settings = (
+        hardware.peak_flops(run.accelerator, precision.compute_dtype),
+        {**run.config, "planned": plan.to_dict()},
+    )
+    log_metrics = LogMetrics(plan, peak * plan.devices if peak else None, asked(data, "ledger")(plan.steps), settings)
+    stop = StopOnSignal(run.folder / resuming.CHECKPOINTS / "last.ckpt")
+    trainer = make_trainer(run, plan, log_metrics, [BeginRecord(run.folder), ExactResume(run.seed), stop])
+    return Assembled(model, trainer, log_metrics, stop)
 
 
 def _fit_or_stop(  # noqa: PLR0917
@@ -187,7 +194,7 @@ def _ornaments(run: Run, plan: Plan, trainer: Trainer, model: LanguageModel, sum
         model.to(trainer.strategy.root_device)
     try:
         with (
-            hardware.autocast(run.accelerator, plan.precision),
+            run.precision.of_kind(plan.precision).autocast(run.accelerator),
             torch.compiler.set_stance("force_eager"),  # each length would be compiled by itself, until Dynamo gives up
         ):
             text = asked(data, "sample")(model.decoder, model.device)
@@ -210,7 +217,8 @@ def _ornaments(run: Run, plan: Plan, trainer: Trainer, model: LanguageModel, sum
 def _attention_kernel(run: Run, plan: Plan) -> str:
     """Which implementation of attention will run on this machine's device."""
     try:
-        return run.decoder_meta.attention_kernel(torch.device(run.accelerator), hardware.COMPUTE_DTYPE[plan.precision])
+        dtype = run.precision.of_kind(plan.precision).compute_dtype
+        return run.decoder_meta.attention_kernel(torch.device(run.accelerator), dtype)
     except Exception as error:  # a user's own attention, which may be laid out otherwise
         return f"unknown ({type(error).__name__})"
 

@@ -130,9 +130,10 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
     if decoder is None:
         raise ConfigError(problems)
     data = run.data
-    precision = why_precision = ""
+    kind = why_precision = "fp32"
     with problems.collect():
-        precision, why_precision = run.precision.resolve(run.accelerator, run.is_here)
+        kind, why_precision = run.precision.resolve(run.accelerator, run.is_here)
+    precision = run.precision.of_kind(kind)
     context_length, ranks = decoder.context_length, run.strategy.data_parallel_size
     tokens_per_step = run.batch.global_tokens
     flops_per_token = BACKWARD_FLOPS * decoder.forward_flops_per_token()
@@ -169,13 +170,7 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
         raise ConfigError(problems)
     size, tokens = int(size), course.steps * tokens_per_step
     flops = tokens * flops_per_token
-    scope, why_scope = run.compile.resolve(
-        flops,
-        accelerator=run.accelerator,
-        precision=precision,
-        devices=run.world_size,
-        by_block=run.strategy.gathers,
-    )
+    scope, why_scope = run.compile.resolve(run, flops, precision.compute_dtype)
     assumptions = run.hardware_plan if run.accelerator == "cuda" else None
     return Plan(
         parameters=sizes.parameters,
@@ -198,7 +193,7 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
         epochs=course.epochs,
         shares=course.shares,
         accelerator=run.accelerator,
-        precision=precision,
+        precision=kind,
         why_precision=why_precision,
         compile=scope,
         why_compile=why_scope,
@@ -253,7 +248,7 @@ def _hardware_notes(run: Run) -> list[str]:
     return [] if run.is_here else [f"planned for hardware that is not here: {run.world_size:,} × {run.accelerator}"]
 
 
-def _memory(run: Run, decoder: Decoder, precision: str, size: int, accumulation: int) -> dict[str, int]:
+def _memory(run: Run, decoder: Decoder, precision: Any, size: int, accumulation: int) -> dict[str, int]:
     """Bytes on a device by part, from a copy of the decoder whose tensors have no storage."""
     made, known = copy.deepcopy(decoder), dict[int, torch.nn.Parameter]()
 
@@ -262,7 +257,8 @@ def _memory(run: Run, decoder: Decoder, precision: str, size: int, accumulation:
             for name, meta in module._parameters.items():
                 if meta is not None:
                     tensor = known.setdefault(id(meta), torch.nn.Parameter(torch.empty(meta.shape, dtype=meta.dtype)))
-                    module._parameters[name] = tensor.requires_grad_(meta.requires_grad)
+                    tensor.requires_grad_(meta.requires_grad)
+                    module._parameters[name] = tensor
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
         return made

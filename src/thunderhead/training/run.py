@@ -16,8 +16,9 @@ from thunderhead.core.types import NonNegativeInt
 from thunderhead.parallel import launch
 from thunderhead.training import display, hardware, record
 from thunderhead.training import resume as resuming
+from thunderhead.training.batch import AUTO
 from thunderhead.training.fit import fit
-from thunderhead.training.plan import AUTO, Plan, plan_run
+from thunderhead.training.plan import Plan, plan_run
 from thunderhead.training.trainer import DERIVED, decided_elsewhere, reason
 
 NOT_AGREED = (
@@ -105,8 +106,7 @@ def plan_config(config: Config, folder: Path, micro_batch_size: int | None = Non
     Raises:
         ConfigError: it is refused; names all problems that can be seen without the data.
     """
-    if problems := find_problems(config):
-        raise ConfigError(problems)
+    check_config(config)
     found, machine = Problems(), hardware.Machine("cpu", True, 1, 1)
     with found.collect():
         machine = hardware.machine_of(config["trainer"], must_be_here=not config["dry_run"])
@@ -117,6 +117,16 @@ def plan_config(config: Config, folder: Path, micro_batch_size: int | None = Non
     if found:
         raise ConfigError(found)
     return run, plan
+
+
+def check_config(config: Config) -> None:
+    """Refuse what is wrong with a single run's configuration, before anything of it is built.
+
+    Raises:
+        ConfigError: names all problems.
+    """
+    if problems := find_problems(config):
+        raise ConfigError(problems)
 
 
 def find_problems(config: Config) -> list[Problem]:
@@ -140,10 +150,9 @@ def find_problems(config: Config) -> list[Problem]:
     if isinstance(every, int) and every < 1:
         message = f"{every} is not accepted: should be greater than 0; a large number logs the first and last step only"
         problems.append(Problem("trainer.log_every_n_steps", message))
-    for group in ("match", "tune"):
-        if not problems and group in config and getattr(build(config[group]), "acts_on_sweeps", True):
-            message = f"acts on the arms of a sweep, and this is a single run: add -m or {group}=none"
-            problems.append(Problem(group, message))
+    for group in ("match", "tune"):  # a single run has no arms that they could act on
+        if not problems and group in config and hasattr(component := build(config[group]), "problems"):
+            problems += component.problems(None)
     return problems
 
 
@@ -212,9 +221,9 @@ def _record_of(run: Run, plan: Plan) -> dict[str, str]:
     """The files of a run's record that are known before the first step."""
     overrides = resuming.recorded_overrides(run.folder)
     overrides += [override for override in command_line.invocation_overrides() if override not in overrides]
-    tokenizer = getattr(run.data, "tokenizer", None)
+    to_json = getattr(getattr(run.data, "tokenizer", None), "to_json", None)
     return {
-        **({"tokenizer.json": tokenizer.to_json()} if hasattr(tokenizer, "to_json") else {}),
+        **({"tokenizer.json": to_json()} if to_json is not None else {}),
         "data.json": record.to_json(asked(run.data, "summary")()),
         "config.yaml": configuration.to_yaml(run.config),
         "plan.json": record.to_json(plan.to_dict()),

@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import (
 from thunderhead.core.config import Problem, first_line
 from thunderhead.core.processes import is_rank
 from thunderhead.core.run import Run
-from thunderhead.training import hardware
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.profile import ProfileSteps
 from thunderhead.training.callbacks.schedule_picture import SchedulePicture
@@ -77,7 +76,7 @@ def make_trainer(run: Run, plan: Plan, log_metrics: LogMetrics, callbacks: Seque
         *callbacks,
         *([ProfileSteps(run.folder / "profile")] if run.config["profile"] else []),
     ]
-    precision = hardware.precision_plugin(plan.precision, run.accelerator)
+    precision = run.precision.of_kind(plan.precision).lightning_arguments(run.accelerator)
     checkpoint_io = BackgroundCheckpointIO() if run.config["background_checkpoints"] else AtomicCheckpointIO()
     plugins = [*precision.pop("plugins", []), checkpoint_io]
     if not is_rank():  # else Lightning looks for one: in a shell within a SLURM job it would wait for tasks

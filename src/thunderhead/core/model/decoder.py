@@ -110,10 +110,14 @@ class Decoder(nn.Module):
                 "feedforward": supplied(activation, d_ff=d_ff, **layer),
             }
             self.blocks.append(supplied(block, norm=norm, dropout=rates, **branches, **layer))
-        rotary_dims = {mixer.rotary_dim for mixer in self.mixers} - {0}
+        rotary_dims = sorted({mixer.rotary_dim for mixer in self.mixers} - {0})
         self.position: Position = supplied(position, rotary_dim=max(rotary_dims, default=0), **model)
-        if len(rotary_dims) > 1 and type(self.position).rotation is not Position.rotation:
-            raise ValueError(f"the layers rotate heads of different sizes, {sorted(rotary_dims)}: use position=none")
+        rotates, biases = (getattr(type(self.position), n) is not getattr(Position, n) for n in ("rotation", "slopes"))
+        has_masks = any(type(mixer).masks is not SequenceMixer.masks for mixer in self.mixers)
+        if (rotates and not rotary_dims) or (biases and not has_masks):
+            raise ValueError("position: no layer makes use of these positions: use position=none")
+        if rotates and len(rotary_dims) > 1:
+            raise ValueError(f"position: the layers rotate heads of different sizes, {rotary_dims}: use position=none")
         first = cast(Block, self.blocks[0])
         self.embedding_norm = norm(d_model) if first.needs_embedding_norm else None
         self.final_norm = norm(d_model) if first.needs_final_norm else None

@@ -1,19 +1,20 @@
 """bf16-true with float32 master weights, float16 with loss scaling, and float8, which torchao emulates here."""
 
 import importlib.util
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
-from test_module import VOCAB, batches, fit, language_model
 from torch import Tensor, nn
 
+from small_models import VOCAB, batches, fit, language_model
 from thunderhead.core import config
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import build_decoder
-from thunderhead.options.low_precision import compute_in, multiply_in_fp8
-from thunderhead.training.hardware import Precision, autocast
+from thunderhead.core.module import ModelSpec
+from thunderhead.options import precision as precision_module
+from thunderhead.options.precision import Precision, compute_in, multiply_in_fp8
 from tiny import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
@@ -21,14 +22,14 @@ needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, 
 
 
 def decoder_of(*overrides: str) -> Decoder:
-    decoder = build_decoder(config.plain(config.compose(tiny("x", "x", *overrides))), VOCAB, 256)
+    decoder = ModelSpec.of(config.plain(config.compose(tiny("x", "x", *overrides)))).decoder(VOCAB, 256)
     decoder.initialize(1)
     return decoder
 
 
 def gradients(decoder: Decoder, precision: str = "fp32") -> tuple[Tensor, dict[str, Tensor]]:
     (batch_BT1,) = batches(1, 2)
-    with autocast("cpu", precision):
+    with Precision(kind=precision).autocast("cpu"):
         loss = decoder(batch_BT1[:, :-1], batch_BT1[:, 1:]).loss
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in decoder.named_parameters() if p.grad is not None}
@@ -185,3 +186,59 @@ def test_where_float8_is_refused(
         return
     with pytest.raises(ValueError, match=refusal):
         Precision(kind="fp8").resolve(accelerator)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "facts", "kind", "why"),
+    [
+        ("cuda", {"capability": (8, 0)}, "bf16-mixed", "sm80 has"),
+        ("cuda", {"capability": (9, 0)}, "bf16-mixed", "sm90 has"),
+        ("cuda", {"capability": (7, 5)}, "fp32", "sm75 lacks"),
+        ("cpu", {"flags": "sse amx_bf16"}, "bf16-mixed", "AMX"),
+        ("cpu", {"flags": "avx512_bf16"}, "bf16-mixed", "AVX512-BF16"),
+        ("cpu", {"flags": "sse avx2"}, "fp32", "neither"),
+        ("mps", {}, "fp32", "mps"),
+    ],
+)
+def test_automatic_precision(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, facts: dict, kind: str, why: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: facts.get("capability"))
+    monkeypatch.setattr(precision_module, "cpu_flags", lambda: set(facts.get("flags", "").split()))
+    chosen, reason = Precision(kind="auto").resolve(accelerator)
+    assert chosen == kind
+    assert reason.startswith("auto: ")
+    assert why in reason
+
+
+def test_a_configured_precision_is_kept_and_fp16_on_a_cpu_warned_of() -> None:
+    assert Precision(kind="fp32").resolve("cuda") == ("fp32", "as configured")
+    kind, why = Precision(kind="fp16-mixed").resolve("cpu")
+    assert kind == "fp16-mixed"
+    assert "very slow" in why
+
+
+def test_fp16_on_a_cpu_is_not_exchanged_for_bf16() -> None:
+    (plugin,) = Precision(kind="fp16-mixed").lightning_arguments("cpu")["plugins"]
+    assert plugin.precision == "16-mixed"
+    assert plugin.scaler is not None
+    assert Precision(kind="bf16-mixed").lightning_arguments("cpu") == {"precision": "bf16-mixed"}
+    assert Precision(kind="fp16-mixed").lightning_arguments("cuda") == {"precision": "16-mixed"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "optimizer", "is_refused"),
+    [
+        ("fp16-mixed", {"lr": 0.1, "momentum": 0.9, "fused": True}, True),
+        ("fp16-mixed", {"lr": 0.1, "fused": True}, False),
+        ("fp16-mixed", {"lr": 0.1}, False),
+        ("bf16-mixed", {"lr": 0.1, "momentum": 0.9, "fused": True}, False),
+    ],
+)
+def test_fused_sgd_under_loss_scaling(kind: str, optimizer: dict[str, Any], is_refused: bool) -> None:
+    settings = config.plain(config.compose(tiny("x", "x")))
+    spec = ModelSpec.of(settings | {"optimizer": {"_target_": "torch.optim.SGD", **optimizer}})
+    with torch.device("meta"):
+        run = SimpleNamespace(model=spec, decoder_meta=spec.decoder(VOCAB, None))
+    found = [problem.path for problem in Precision(kind=kind).problems(run)]
+    assert found == (["optimizer.fused"] if is_refused else [])
