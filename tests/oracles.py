@@ -3,8 +3,10 @@
 import gc
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -13,6 +15,13 @@ CONF = Path(__file__).parents[1] / "conf"
 def options(group: str) -> list[str]:
     """All options of a config group."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def values(group: str, option: str) -> Any:
+    """An option's values, those it shares with others first."""
+    own = OmegaConf.load(CONF / group / f"{option}.yaml")
+    shared = [values(group, entry.removesuffix("@_here_")) for entry in own.pop("defaults", [])]
+    return OmegaConf.merge(*shared, own)
 
 
 def randomize(module: nn.Module, scale: float = 0.3) -> None:

@@ -73,21 +73,17 @@ def lines(text_corpus: Path, shards_dir: Path) -> list[str]:
 
 
 def run(lines: Sequence[str], folder: Path, executor: LawExecutor, **changes: Any) -> int:
-    arguments: dict[str, Any] = {
-        "sizes": SIZES,
-        "budgets": BUDGETS,
-        "held_out": HeldOut("d32", 1.6e10),
-        "min_steps": 80,
-        "count": "total",
-        "overrides": [],
-        "seeds": [],
-        "compose": lambda more: config.plain(config.compose([*lines, *more])),
-        "folder": folder,
-        "executor": executor,
-        "plan": planner(),
-        "arguments": ["-m"],
-    }
-    return run_isoflop(**arguments | changes)
+    given = {"sizes": SIZES, "budgets": BUDGETS, "min_steps": 80, "count": "total"}
+    asked: dict[str, Any] = {"held_out": HeldOut("d32", 1.6e10), "overrides": [], "seeds": []}
+    return run_isoflop(
+        given | {name: value for name, value in changes.items() if name in given},
+        **asked | {name: value for name, value in changes.items() if name in asked},
+        compose=lambda more: config.plain(config.compose([*lines, *more])),
+        plan=planner(),
+        folder=folder,
+        executor=executor,
+        arguments=["-m"],
+    )
 
 
 def test_a_grid_finds_the_law_and_predicts_the_held_out_run(

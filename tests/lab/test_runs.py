@@ -8,7 +8,7 @@ import pytest
 from simulated import FLOPS_PER_TOKEN, SPEED, TOKENS_PER_STEP, write_arms, write_run
 
 from thunderhead.lab.analysis import analyse
-from thunderhead.lab.runs import Match, Run, read_runs
+from thunderhead.lab.runs import Curve, Match, Run, read_runs
 from thunderhead.training.record import write_json
 
 
@@ -123,3 +123,24 @@ def test_a_broken_record_is_told_and_the_others_are_compared(
     (left,) = found.left_out
     assert left.run == str(tmp_path / "4")
     assert reason in left.reason
+
+
+# --- what training cost until it reached a loss ---------------------------------------------------------------------
+
+CURVE = Curve(*(np.array(v, float) for v in ([10, 20, 30], [100, 200, 300], [1, 2, 3], [5.0, 3.0, 2.0])))
+
+
+def test_between_validations_the_loss_is_a_line() -> None:
+    assert CURVE.cost_to_reach(4.0) == (15, 150, 1.5)
+    assert CURVE.cost_to_reach(2.0) == (30, 300, 3)
+
+
+def test_the_first_validation_is_the_earliest_answer_and_never_is_none() -> None:
+    assert CURVE.cost_to_reach(6.0) == (10, 100, 1)
+    assert CURVE.cost_to_reach(1.9) is None
+
+
+def test_the_first_time_counts() -> None:
+    loss = np.array([5.0, 3.0, 4.0, 2.0])
+    curve = Curve(np.arange(1.0, 5.0), np.arange(1.0, 5.0), np.arange(1.0, 5.0), loss)
+    assert curve.cost_to_reach(3.0) == (2, 2, 2)

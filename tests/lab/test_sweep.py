@@ -36,7 +36,9 @@ def grid(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., i
             composed = config.plain(config.compose(tiny(text_corpus, shards_dir, *lines)))
             candidates.append(Candidate(choices, composed))
         executor = LocalExecutor(n_jobs, FAKE)
-        return run_grid(candidates, tmp_path / "sweep", executor, planner(), baseline=baseline, arguments=["-m"])
+        return run_grid(
+            candidates, tmp_path / "sweep", executor=executor, plan=planner(), baseline=baseline, arguments=["-m"]
+        )
 
     return run
 

@@ -16,8 +16,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from .launchers import ThunderheadLauncher, containers
+
 if TYPE_CHECKING:
-    from thunderhead.lab.execution import Executor
     from thunderhead.lab.jobs import PlanRun
 
 
@@ -55,21 +56,16 @@ class ThunderheadSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    @property
-    def folder(self) -> Path:
-        return Path(str(self.config.hydra.sweep.dir))
-
-    def executor(self) -> "Executor":
-        """Where jobs run."""
+    def place(self) -> dict[str, Any]:
+        """The sweep's folder, what runs its jobs, and what was typed, to go on with later."""
         from thunderhead.core.config import ConfigError, Problem
-
-        from .launchers import ThunderheadLauncher
 
         if not isinstance(self.launcher, ThunderheadLauncher):
             name = type(self.launcher).__name__
             message = f"{name} cannot run this sweep: leave it out, and for two runs at a time hydra.launcher.n_jobs=2"
             raise ConfigError([Problem("hydra/launcher", f"{message}; or hydra/launcher=slurm")])
-        return self.launcher.executor()
+        folder = Path(str(self.config.hydra.sweep.dir))
+        return {"folder": folder, "executor": self.launcher.executor(), "arguments": sys.argv[1:]}
 
     def overrides(self, arguments: Sequence[str]) -> list[Override]:
         """What is swept over: that of the experiment, then that of the command line."""
@@ -118,39 +114,20 @@ class GridSweeper(ThunderheadSweeper):
             lines = [line.partition("=") for line in combination]
             choices = {key.lstrip("+"): value for key, _, value in lines if len(values[key]) > 1}
             candidates.append(Candidate(choices, self.compose(combination)))
-        executor, typed = self.executor(), sys.argv[1:]
-        return run_grid(candidates, self.folder, executor, planner(), baseline=self.baseline, arguments=typed)
+        return run_grid(candidates, plan=planner(), baseline=self.baseline, **self.place())
 
 
 class IsoFlopSweeper(ThunderheadSweeper):
     """Sizes of the model at equal compute budgets, and a scaling law fitted to them.
 
     Args:
-        sizes: by name, what makes a model of that size: {d64: {model.d_model: 64, optimizer.lr: 1.0e-2}}.
-        budgets: training FLOPs.
-        held_out: size and training FLOPs of a larger run, which the law predicts: {size: d64, flops: 1.0e+12}; or None.
-        min_steps: combinations with fewer optimizer steps are left out.
-        count: which parameters N counts: total or non_embedding.
+        settings: as `thunderhead.lab.isoflop.settings` has them.
         params: further overrides of all runs; only the seed may have several values.
         baseline: None: there is none.
     """
 
-    def __init__(
-        self,
-        *,
-        sizes: dict[str, dict[str, Any]],
-        budgets: list[float],
-        held_out: dict[str, Any] | None,
-        min_steps: int,
-        count: str,
-        params: dict[str, Any] | None = None,
-        baseline: None = None,
-    ):
-        from .launchers import containers
-
-        self.params, self.baseline = params or {}, baseline
-        given = {"sizes": sizes, "budgets": budgets, "held_out": held_out, "min_steps": min_steps, "count": count}
-        self.settings = containers(given)
+    def __init__(self, *, params: dict[str, Any] | None = None, baseline: None = None, **settings: Any):
+        self.params, self.baseline, self.settings = params or {}, baseline, containers(settings)
 
     def run(self, arguments: list[str]) -> int:
         from thunderhead.core.config import ConfigError, Problem
@@ -170,54 +147,30 @@ class IsoFlopSweeper(ThunderheadSweeper):
                 fixed.append(str(override.input_line))
         if problems:
             raise ConfigError(problems)
-        return run_isoflop(
-            **self.settings | {"held_out": held_out},
-            overrides=fixed,
-            seeds=seeds,
-            compose=self.compose,
-            plan=planner(),
-            folder=self.folder,
-            executor=self.executor(),
-            arguments=sys.argv[1:],
-        )
+        asked: dict[str, Any] = {"overrides": fixed, "seeds": seeds, "compose": self.compose, "plan": planner()}
+        return run_isoflop(self.settings, held_out, **asked, **self.place())
 
 
 class OptunaSweeper(ThunderheadSweeper):
     """A search by Optuna's TPE for the lowest validation loss; as many trials at once as the launcher's n_jobs.
 
     Args:
-        n_trials: in all.
-        seed: of the sampler.
-        pruner: `median` ends trials that are worse than the median of earlier ones at their step; or `none`.
-        n_startup_trials: random trials before TPE, and finished ones before pruning.
+        settings: as `thunderhead.lab.search.settings` has them.
         params: what an experiment searches over.
     """
 
-    def __init__(
-        self, *, n_trials: int, seed: int, pruner: str, n_startup_trials: int, params: dict[str, Any] | None = None
-    ):
-        self.pruner, self.params = pruner, params or {}
-        self.settings = {"n_trials": n_trials, "seed": seed, "n_startup_trials": n_startup_trials}
+    def __init__(self, *, params: dict[str, Any] | None = None, **settings: Any):
+        self.params, self.settings = params or {}, containers(settings)
 
     def run(self, arguments: list[str]) -> int:
-        from thunderhead.core.config import ConfigError, Problem
+        from thunderhead.core.config import ConfigError, Problem, check
 
         try:
             from thunderhead.lab.search import run_search, space_of
         except ImportError as error:
             raise ConfigError([Problem("hydra/sweeper=optuna", "needs: uv pip install -e '.[optuna]'")]) from error
-        if self.pruner not in ("none", "median"):
-            raise ConfigError([Problem("hydra.sweeper.pruner", f"{self.pruner!r} is not accepted: none or median")])
+        if problems := check({"hydra.sweeper": {"_target_": "thunderhead.lab.search.settings", **self.settings}}):
+            raise ConfigError(problems)
         space, fixed = space_of(self.overrides(arguments))
-        return run_search(
-            space,
-            fixed,
-            self.compose,
-            self.folder,
-            executor=self.executor(),
-            plan=planner(),
-            n_jobs=getattr(self.launcher, "n_jobs", 1),
-            pruner=self.pruner,  # type: ignore[arg-type]
-            arguments=sys.argv[1:],
-            **self.settings,
-        )
+        n_jobs = getattr(self.launcher, "n_jobs", 1)
+        return run_search(space, fixed, self.compose, n_jobs=n_jobs, plan=planner(), **self.settings, **self.place())

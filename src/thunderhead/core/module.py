@@ -6,7 +6,7 @@ Shape letters: B sequences, T tokens a sequence, V vocabulary, N targets that co
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self, cast
@@ -62,7 +62,7 @@ def decoder_factory(config: Config) -> Callable[[int, int | None], Decoder]:
 
     def assembled(config: Config) -> Callable[[int, int | None], Decoder]:
         made = partial(factory(config["model"]), **{name: factory(config[name]) for name in COMPONENTS})
-        return lambda vocab_size, eos_id: made(tokenizer_vocab_size=vocab_size, eos_id=eos_id)  # type: ignore[no-any-return]
+        return lambda vocab_size, eos_id: made(tokenizer_vocab_size=vocab_size, eos_id=eos_id)
 
     parametrization, make = build(config["parametrization"]), assembled(config)
     base_config = parametrization.base({name: config[name] for name in ("model", *COMPONENTS)})
@@ -163,9 +163,12 @@ class LanguageModel(LightningModule):
         self.spec, self.precision = spec, precision
         self.compile_decoder, self.on_resume = compile_decoder, on_resume
         self.decoder: Decoder
-        self.step_terms = nn.ModuleDict()  # the means of the loss terms over one step's micro-batches, and over ranks
+        self.step_terms = cast(
+            MutableMapping[str, Mean], nn.ModuleDict()
+        )  # the means of the loss terms over one step's micro-batches, and over ranks
         self.val_loss = cast(Sequence[Mean], nn.ModuleList(Mean() for _ in sources))
-        self.val_metrics = cast(Sequence[nn.ModuleDict], nn.ModuleList(nn.ModuleDict(metrics()) for _ in sources))
+        by_source = nn.ModuleList(nn.ModuleDict(metrics()) for _ in sources)
+        self.val_metrics = cast(Sequence[Mapping[str, Metric]], by_source)
         self.grad_norm: Tensor | None = None
         self.measure_step = True  # set by the metrics callback: whether the step under way will be logged
 
@@ -183,7 +186,7 @@ class LanguageModel(LightningModule):
         """Build the decoder, divide it and draw its weights. Weights depend on the seed alone, not on the strategy."""
         if hasattr(self, "decoder"):
             return
-        strategy = self._trainer.strategy if self._trainer is not None else None
+        strategy: Any = self._trainer.strategy if self._trainer is not None else None
         divide = getattr(strategy, "parallelize", None)  # of strategies that divide the model among devices
         with torch.device("meta") if divide is not None else contextlib.nullcontext():
             decoder = self.spec.decoder(self.hparams["vocab_size"], self.hparams["eos_id"])

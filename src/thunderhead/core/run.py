@@ -5,6 +5,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,8 @@ def build_run(config: Config, folder: Path, **machine: Any) -> Run:
     collect("generation", lambda: factory(config["generation"]))
     collect("metrics", lambda: build_metrics(config.get("metrics", {})))
     collect("callbacks", lambda: build_all(config["callbacks"], "callbacks", Callback, REFUSALS))
-    loggers: Callable[[], Any] = lambda: build_all(config["logger"], "logger", Logger, REFUSALS, save_dir=str(folder))  # type: ignore[type-abstract]  # noqa: E731
-    collect("loggers", loggers)
+    save_dir = str(folder)
+    collect("loggers", partial(build_all, config["logger"], "logger", Logger, REFUSALS, save_dir=save_dir))  # type: ignore[type-abstract]
     if "batch" in built:
         context_length, batch = _context_length(config), built["batch"]
         sizes = {"context_length": context_length, "sequences_per_step": batch.global_tokens // context_length}

@@ -1,7 +1,7 @@
 """What a set of runs says: which arms are compared, on what, and with which result."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,24 +19,17 @@ MOST_ARMS_IN_PAIRS = 4
 
 @dataclass(kw_only=True)
 class Analysis:
-    """The answer, before it is written down.
+    """The answer, before it is written down."""
 
-    - arms: that are compared, in the order in which the runs came. reference: the baseline, or the first of them.
-    - metric: a key of the summaries; losses: its final values by arm, then seed.
-    - comparisons, sentences: in the same order.
-    - warnings: what else the runs differ in, and remarks of the caller. left_out: runs that are not compared.
-    - different: config paths in which the arms differ, with each arm's value.
-    """
-
-    metric: str
-    arms: list[Arm]
-    reference: Arm | None
-    losses: dict[str, dict[int, float]]
+    metric: str  # a key of the summaries
+    arms: list[Arm]  # that are compared, in the order in which the runs came
+    reference: Arm | None  # the baseline, or the first of them
+    losses: dict[str, dict[int, float]]  # final values of the metric by arm, then seed
     comparisons: list[Comparison]
-    sentences: list[str]
-    warnings: list[str]
-    left_out: list[Failure]
-    different: dict[str, list[Any]] = field(default_factory=dict)
+    sentences: list[str]  # of the comparisons, in their order
+    warnings: list[str]  # what else the runs differ in, and remarks of the caller
+    left_out: list[Failure]  # runs that are not compared
+    different: dict[str, list[Any]]  # config paths in which the arms differ, with each arm's value
 
     @property
     def unit(self) -> str:
@@ -88,10 +81,8 @@ def analyse(
         left_out += [_left_out(arm, run, str(run.unfinished)) for run in arm.incomplete]
         diverged = sum("diverged" in str(run.unfinished) for run in arm.incomplete)
         if diverged and arm.runs:
-            total = diverged + len(arm.runs)
-            warnings.append(
-                f"{arm.name}: {diverged} of {total} runs diverged and are left out, which flatters the others."
-            )
+            part = f"{diverged} of {diverged + len(arm.runs)} runs"
+            warnings.append(f"{arm.name}: {part} diverged and are left out, which flatters the others.")
     chosen = _metric([arm for arm in arms if arm.runs], metric)
     for arm in arms:
         if len(arm.values(chosen)) < len(arm.runs):
@@ -106,9 +97,8 @@ def analyse(
         elif arm.runs:
             compared.append(arm)
     if chosen != "val_loss" and metric == "auto":
-        warnings.append(
-            "The arms have different tokenizers, so bits per byte are compared: losses per token cannot be."
-        )
+        why = "The arms have different tokenizers"
+        warnings.append(f"{why}, so bits per byte are compared: losses per token cannot be.")
 
     pairs = _pairs([arm.name for arm in compared], reference.name if reference else None, baseline is not None)
     losses = {arm.name: dict(zip(arm.runs, arm.values(chosen), strict=True)) for arm in compared}

@@ -4,13 +4,11 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from thunderhead.core.config import CONF_DIR, Config, leaves, options, show
+from thunderhead.core.config import Config, leaves, options, show, values_of
 from thunderhead.lab.runs import Run
 
 # Settings that change where a run lies, what it shows or how it loads, and never a loss.
@@ -31,18 +29,12 @@ class UnknownArmError(ValueError):
 
 @dataclass
 class Arm:
-    """Runs that differ in nothing but the seed.
-
-    Args:
-        runs: finished, by seed, in the order of the seeds.
-        incomplete: without a result that could be compared.
-        repeated: finished before an equal run did.
-    """
+    """Runs that differ in nothing but the seed."""
 
     name: str
-    runs: dict[int, Run] = field(default_factory=dict)
-    incomplete: list[Run] = field(default_factory=list)
-    repeated: list[Run] = field(default_factory=list)
+    runs: dict[int, Run]  # finished, by seed, in the order of the seeds
+    incomplete: list[Run]  # without a result that could be compared
+    repeated: list[Run]  # finished before an equal run did
 
     @property
     def first(self) -> Run:
@@ -78,14 +70,9 @@ def make_arms(runs: Sequence[Run], names: Mapping[Path, str] | None = None) -> l
         finished = [run for run in members if run.unfinished is None]
         finished.sort(key=lambda run: (run.folder / "summary.json").stat().st_mtime)
         by_seed = {run.seed: run for run in finished}
-        arms.append(
-            Arm(
-                str(name),
-                runs=dict(sorted(by_seed.items())),
-                incomplete=[run for run in members if run.unfinished is not None],
-                repeated=[run for run in finished if by_seed[run.seed] is not run],
-            )
-        )
+        incomplete = [run for run in members if run.unfinished is not None]
+        repeated = [run for run in finished if by_seed[run.seed] is not run]
+        arms.append(Arm(str(name), dict(sorted(by_seed.items())), incomplete, repeated))
     return arms
 
 
@@ -180,21 +167,13 @@ def _option(group: str, node: Any, paths: set[str]) -> tuple[str | None, list[st
     target = f"{group}._target_"
     own = {path: value for path, value in leaves(node, group) if path in paths or path == target}
     for name in options(group):
-        option = _content(group, name)
+        option = dict(leaves(values_of(group, name), group))
         if option.get(target) != own.get(target):
             continue
         deviations = [path for path in own | {p: 0 for p in option if p in paths} if own.get(path) != option.get(path)]
         if best[0] is None or len(deviations) < len(best[1]):
             best = name, deviations
     return best
-
-
-def _content(group: str, name: str) -> dict[str, Any]:
-    """What an option sets, by config path, with the options of its group that it is made from."""
-    content = yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
-    bases = [base for base in content.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
-    inherited = {path: value for base in bases for path, value in _content(group, base).items()}
-    return inherited | dict(leaves(content, group))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -256,9 +235,8 @@ def warnings(arms: Sequence[Arm]) -> list[str]:
         return ", ".join(different) if len(different) > 1 else ""
 
     if commits := several((run.git.get("commit") or "")[:8] for run in runs):
-        found.append(
-            f"The runs were made by different commits ({commits}): a change of the code may be what is measured."
-        )
+        message = f"The runs were made by different commits ({commits})"
+        found.append(f"{message}: a change of the code may be what is measured.")
     changes = {str(line).strip() for run in runs for line in run.git.get("changed_files") or [] if _is_code(line)}
     if changed := sorted(changes):
         found.append(f"Runs were made with uncommitted changes ({', '.join(changed[:3])}{' …' * (len(changed) > 3)}).")

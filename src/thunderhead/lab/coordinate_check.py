@@ -95,25 +95,19 @@ def check_coordinates(config: DictConfig, resize: Resize) -> None:
 def changes(
     config: Config,
     resize: Resize,
-    *,
     widths: Sequence[int],
-    values: dict[str, Any] | None,
+    values: Mapping[str, Any] | None,
+    *,
     steps: int,
     sequences: int,
     vocab_size: int,
     seeds: Sequence[int],
 ) -> Changes:
-    """Train the configured model at each width and see how much its activations change.
+    """Train the configured model at each width, resized, and see how much its activations change.
 
-    Args:
-        config: resolved: the groups of a model, `optimizer`, `parameter_groups` and `parametrization`.
-        resize: gives the model's configuration at a width.
-        widths: of the model: heads keep their size, feed-forward layers their proportion.
-        values: further settings by config path at every width; as in `resize`.
-        steps: of the optimizer, at its peak learning rate, on one batch, without dropout.
-        sequences: of the batch, each of model.context_length tokens.
-        vocab_size: tokens, drawn by Zipf's law.
-        seeds: of weights and tokens; the mean over them is what counts.
+    It makes `steps` of the optimizer at its peak learning rate on one batch of `sequences`, without dropout, whose
+    tokens are drawn by Zipf's law; the mean over `seeds` (of weights and tokens) counts. `values` are further settings
+    by config path at every width.
 
     Raises:
         ValueError: a model or optimizer cannot be built at a width, or the attention cannot train on a CPU.
@@ -123,7 +117,7 @@ def changes(
         sized = {**config, **resize({n: config[n] for n in ("model", *COMPONENTS)}, width, values)}
         for seed in seeds:
             decoder = build_decoder(sized, vocab_size, 0)
-            if decoder.attention.needs_flex:
+            if any(getattr(mixer, "needs_flex", False) for mixer in decoder.mixers):
                 raise ValueError(
                     "attention.logit_softcap and attention.backend=flex need flex_attention, which trains on CUDA only:"
                     " check with attention.logit_softcap=null and attention.backend=auto"

@@ -54,10 +54,6 @@ def log_file(folder: Path) -> Path:
     return folder / "log.txt"
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# On this machine
-
-
 class JobIsRunningError(Exception):
     """Another process trains this job already."""
 
@@ -69,12 +65,10 @@ class LocalProcess:
     process: subprocess.Popen[bytes]
     log: IO[bytes]
     release: Callable[[], None]
-    ended: bool = False
 
     def poll(self) -> int | None:
         status = self.process.poll()
-        if status is not None and not self.ended:
-            self.ended = True
+        if status is not None and not self.log.closed:
             self.log.close()
             self.release()
         return status
@@ -90,19 +84,13 @@ class LocalProcess:
 
 
 class LocalExecutor:
-    """Jobs as processes of this machine, up to `n_jobs` at a time.
+    """Jobs as processes of this machine, up to `n_jobs` at a time, by `program` (() = this one).
 
     Parallel jobs share the CPU cores by OMP_NUM_THREADS, unless it is set, and the GPUs by CUDA_VISIBLE_DEVICES.
-
-    Args:
-        n_jobs: at a time.
-        program: what trains a job; () = this program.
     """
 
     def __init__(self, n_jobs: int, program: Sequence[str] = ()):
-        self._slots = list(range(n_jobs))
-        self._n_jobs = n_jobs
-        self._program = program
+        self._slots, self._n_jobs, self._program = list(range(n_jobs)), n_jobs, program
 
     def free(self) -> int:
         return len(self._slots)
@@ -117,15 +105,13 @@ class LocalExecutor:
 
     def _start(self, job: Job) -> LocalProcess:
         job.folder.mkdir(parents=True, exist_ok=True)
-        lock = (job.folder / ".job.lock").open("w")  # .lock is the run's own
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise JobIsRunningError(f"a process of an earlier start still trains {job.folder}") from None
-        slot = self._slots.pop(0)
-        log = log_file(job.folder).open("ab")
-        with lock:  # the process inherits the lock: it is held until the process ends, however this one does
+        # .lock is the run's own; the process inherits this one: it is held until the process ends, however it does
+        with (job.folder / ".job.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise JobIsRunningError(f"a process of an earlier start still trains {job.folder}") from None
+            slot, log = self._slots.pop(0), log_file(job.folder).open("ab")
             process = subprocess.Popen(
                 prepare_start(job, self._program),
                 stdin=subprocess.DEVNULL,
@@ -142,7 +128,9 @@ class LocalExecutor:
         environment |= {"PYTHONUNBUFFERED": "1"}
         if self._n_jobs > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // self._n_jobs)))
-            if devices := _visible_gpus():
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            here = map(str, range(torch.cuda.device_count()))
+            if devices := [device for device in (visible.split(",") if visible is not None else here) if device]:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(share(devices, self._n_jobs, slot))
         return environment
 
@@ -151,16 +139,6 @@ def share(devices: Sequence[str], n_jobs: int, slot: int) -> list[str]:
     """The devices of one of `n_jobs` slots: equal parts; one device in turn where there are fewer devices than jobs."""
     each = len(devices) // n_jobs
     return list(devices[slot * each : (slot + 1) * each]) if each else [devices[slot % len(devices)]]
-
-
-def _visible_gpus() -> list[str]:
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [device for device in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if device]
-    return [str(index) for index in range(torch.cuda.device_count())]
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Start, watch, end
 
 
 Monitor = Callable[[Job], bool]
@@ -175,11 +153,7 @@ def run_jobs(
     A failed job does not stop the others. On Ctrl-C or SIGTERM the running jobs are asked to save and end; a second
     one ends them at once.
 
-    Args:
-        jobs: in the order to be started; those with the same folder run once.
-        executor: where.
-        board: shows progress.
-        monitor: may end jobs early.
+    Jobs are started in their order, those with the same folder once.
 
     Returns:
         How each ended, by its folder.

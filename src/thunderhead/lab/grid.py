@@ -51,22 +51,22 @@ class Arm:
 def run_grid(
     candidates: Sequence[Candidate],
     folder: Path,
+    *,
     executor: Executor,
     plan: PlanRun,
-    *,
-    baseline: str | None,
     arguments: list[str],
+    baseline: str | None = None,
     report: Report = write_report,
 ) -> int:
-    """Run a grid and report.
+    """Run all combinations, in order, and report.
 
     Args:
-        candidates: all combinations, in order.
+        candidates: the combinations.
         folder: the sweep's; what is finished there is not trained again.
         executor: where jobs run.
         plan: plans a run.
-        baseline: name of the arm to match and compare with; None = the first is matched to, and the report chooses.
         arguments: of the command line, to go on with later.
+        baseline: name of the arm to match and compare with; None = the first is matched to, and the report chooses.
         report: what is written in the end.
 
     Returns:
@@ -77,11 +77,17 @@ def run_grid(
     """
     match, bracket = sweep_options(candidates)
     arms = make_arms(candidates, plan)
-    reference = _reference(arms, baseline)
+    names = [arm.name for arm in arms]
+    if baseline is not None and baseline not in names:
+        raise ConfigError([Problem("hydra.sweeper.baseline", f"no arm is called {baseline}: {', '.join(names)}")])
+    reference = arms[names.index(baseline)] if baseline is not None else arms[0]
     refuse_varied(match, bracket, candidates)
     if any(c.config["dry_run"] for c in candidates):
         _match(arms, reference, match, None)
-        _show(arms, plan)
+        for arm in arms:
+            p = plan(arm.members[0].config)
+            size = f"{p.parameters['total']:,} parameters, {p.steps:,} steps, {p.tokens:,} tokens, {p.flops:.3g} FLOPs"
+            say(f"{arm.name}: {len(arm.members)} run(s), {size}")
         return 0
     sweep = Sweep(folder, executor, arguments, report)
     sweep.begin()
@@ -149,25 +155,13 @@ def make_arms(candidates: Sequence[Candidate], plan: PlanRun) -> list[Arm]:
             for problem in error.problems:
                 found.setdefault(problem, []).append(" ".join(candidate.choices.values()))
     if found:
-        everywhere = len(candidates)
-        raise ConfigError(
-            [
-                p if len(n) == everywhere else Problem(p.path, f"{p.message} (in {', '.join(n)})")
-                for p, n in found.items()
-            ]
-        )
+        where = {p: f" (in {', '.join(names)})" * (len(names) < len(candidates)) for p, names in found.items()}
+        raise ConfigError([Problem(p.path, p.message + where[p]) for p in found])
     uses = Counter(arm.name for arm in arms.values())
     for arm in arms.values():
         if uses[arm.name] > 1:
             arm.name += f" seed={','.join(str(member.config['seed']) for member in arm.members)}"
     return list(arms.values())
-
-
-def _reference(arms: Sequence[Arm], baseline: str | None) -> Arm:
-    names = [arm.name for arm in arms]
-    if baseline is not None and baseline not in names:
-        raise ConfigError([Problem("hydra.sweeper.baseline", f"no arm is called {baseline}: {', '.join(names)}")])
-    return arms[names.index(baseline)] if baseline is not None else arms[0]
 
 
 def refuse_varied(match: Any, bracket: Any, candidates: Sequence[Candidate]) -> None:
@@ -182,15 +176,6 @@ def refuse_varied(match: Any, bracket: Any, candidates: Sequence[Candidate]) -> 
             problems.append(Problem(path, f"tune tries multiples of {path} in each arm: leave one of them out"))
     if problems:
         raise ConfigError(problems)
-
-
-def _show(arms: Sequence[Arm], plan: PlanRun) -> None:
-    for arm in arms:
-        planned = plan(arm.members[0].config)
-        say(
-            f"{arm.name}: {len(arm.members)} run(s), {planned.parameters['total']:,} parameters, {planned.steps:,} "
-            f"steps, {planned.tokens:,} tokens, {planned.flops:.3g} FLOPs"
-        )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -260,12 +245,8 @@ def _tune(arms: Sequence[Arm], bracket: Bracket, sweep: Sweep) -> None:
 def _take_best(arm: Arm, trials: Sequence[tuning.Trial], jobs: Sequence[Job], sweep: Sweep) -> dict[str, Any]:
     """Give an arm the values of its best trial, note it, and return what tuning.json holds about the arm."""
     losses = [(read_summary(job.folder) or {}).get("val_loss") for job in jobs]
-    table: dict[str, Any] = {
-        "trials": [
-            {"multiplier": t.multiplier, "value": t.value, "val_loss": loss}
-            for t, loss in zip(trials, losses, strict=True)
-        ]
-    }
+    tried = [{"multiplier": t.multiplier, "value": t.value} for t in trials]
+    table: dict[str, Any] = {"trials": [t | {"val_loss": loss} for t, loss in zip(tried, losses, strict=True)]}
     index = tuning.best(losses)
     if index is None:
         sweep.notes.append(f"{arm.name}: no trial of its tuning has a finite loss; its default values are kept.")

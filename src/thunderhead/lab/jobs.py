@@ -10,7 +10,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -41,19 +40,12 @@ PlanRun = Callable[[Config], Plan]
 """Plans a run, or raises ConfigError with all that is wrong with its configuration."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One run of a sweep.
+class Job(NamedTuple):
+    """One run of a sweep."""
 
-    Args:
-        choices: what the sweep varies, as typed: {"attention": "mha", "seed": "1"}.
-        config: the run's resolved configuration, plain containers.
-        folder: where its record goes.
-    """
-
-    choices: Mapping[str, str]
-    config: Config
-    folder: Path
+    choices: Mapping[str, str]  # what the sweep varies, as typed: {"attention": "mha", "seed": "1"}
+    config: Config  # resolved
+    folder: Path  # of its record
 
     @property
     def name(self) -> str:
@@ -69,10 +61,10 @@ def make_job(choices: Mapping[str, str], config: Config, sweep_dir: Path, subfol
     """
     digits = key(config)
     for found in (*sweep_dir.glob(f"*-{digits}"), *sweep_dir.glob(f"*/*-{digits}")):
-        return Job(choices=choices, config=config, folder=found)
+        return Job(choices, config, found)
     label = "-".join(f"{name.rpartition('.')[2]}_{value}" for name, value in choices.items())
     label = re.sub(r"[^A-Za-z0-9._-]+", "_", label)[:LABEL_LENGTH] or "run"
-    return Job(choices=choices, config=config, folder=sweep_dir / subfolder / f"{label}-{digits}")
+    return Job(choices, config, sweep_dir / subfolder / f"{label}-{digits}")
 
 
 def key(config: Config) -> str:
@@ -117,9 +109,7 @@ def this_program() -> tuple[str, ...]:
 def prepare_start(job: Job, program: Sequence[str] = ()) -> list[str]:
     """Write the job's configuration, and say how to start it or, where there is a checkpoint, to go on with it.
 
-    Args:
-        job: not finished yet.
-        program: what trains; () = this program, by this Python.
+    By `program`; () = this one, by this Python.
     """
     folder = job.folder.resolve()
     record.write_text(folder / "job" / "job.yaml", to_yaml(job.config))

@@ -39,7 +39,7 @@ class Optimum(NamedTuple):
     loss: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Law:
     """The law of one kind of model on one data set, in nats a token: what law.json holds under `law`.
 
@@ -93,13 +93,8 @@ def fit_parametric(
     The Huber losses are added up and scaled, not averaged: a mean of order 1e-7 is below the tolerances of L-BFGS,
     which then stops far from the optimum (Besiroglu et al. 2404.10102).
 
-    Args:
-        parameters: N of each run.
-        tokens: D of each run.
-        loss: L of each run.
-        delta: where the Huber loss goes from squares to absolute values.
-        near: a fit to almost the same losses, to start at; None = the paper's grid of starts.
-        n_starts: how many of the grid are followed.
+    N, D and L of each run go in. `delta` is where the Huber loss goes from squares to absolute values, `near` a fit to
+    almost the same losses to start at; None = the paper's grid of starts, of which `n_starts` are followed.
     """
     log_n, log_d, log_loss = np.log(parameters), np.log(tokens), np.log(loss)
     # Around their means, a and α hardly depend on each other.
@@ -120,13 +115,8 @@ def fit_parametric(
         starts = np.array(STARTS)
         starts[:, 0] -= starts[:, 3] * mean_n
         starts[:, 1] -= starts[:, 4] * mean_d
-        terms = np.stack(
-            [
-                starts[:, :1] - starts[:, 3:4] * n,
-                starts[:, 1:2] - starts[:, 4:5] * d,
-                np.broadcast_to(starts[:, 2:3], (len(starts), len(n))),
-            ]
-        )
+        a, b, e, alpha, beta = starts.T[..., np.newaxis]
+        terms = np.stack([a - alpha * n, b - beta * d, e + zero])
         heights = huber(delta, np.logaddexp.reduce(terms) - log_loss).sum(axis=1)
         starts = starts[np.argsort(heights, kind="stable")[:n_starts]]
     else:

@@ -39,11 +39,7 @@ class Matching(Protocol):
         ...
 
     def apply(self, config: Config, plan: Plan, target: float, measure: Measure) -> tuple[Config, Match]:
-        """An arm's configuration, changed to meet the target as closely as it can.
-
-        Raises:
-            ValueError: it cannot.
-        """
+        """An arm's configuration, changed to meet the target as closely as it can; ValueError if it cannot."""
         ...
 
     def problems(self, run: Any) -> list[Problem]:

@@ -3,7 +3,7 @@
 import base64
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,13 +54,8 @@ def write(
 ) -> Path:
     """Write report.html from a template of this folder, and its figures as PNG files, in place of earlier ones.
 
-    Args:
-        folder: of the report.
-        template: a name.
-        subtitle: of the page; date and program are added.
-        drawn: figures that the report may have, by file name, with what they show.
-        left_out: runs to be listed as having no result.
-        content: what else the template takes.
+    The page's subtitle gets date and program; `drawn` holds the figures that the report may have, by file name, with
+    what they show; `left_out` runs that have no result; `content` what else the template takes.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     pictures = {}
@@ -101,11 +96,7 @@ def write_csv(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
 
 
 def tell(
-    console: Console,
-    answers: Sequence[tuple[str, str]],
-    warnings: Sequence[str],
-    left_out: Sequence[Failure],
-    done: str,
+    console: Console, answers: Iterable[tuple[str, str]], warnings: Iterable[str], left_out: Iterable[Failure], how: str
 ) -> None:
     """The answers, each with the colour of its mark, what to beware of, and runs that were not compared, or fitted."""
     for colour, sentence in answers:
@@ -113,4 +104,4 @@ def tell(
     for warning in warnings:
         console.print(f"[yellow]read with care:[/] {escape(warning)}", soft_wrap=True)
     for run, reason in left_out:
-        console.print(f"[red]not {done}:[/] {escape(run)}: {escape(reason)}", soft_wrap=True)
+        console.print(f"[red]not {how}:[/] {escape(run)}: {escape(reason)}", soft_wrap=True)

@@ -7,7 +7,6 @@ from thunderhead.core.terminal import quantity, size
 from thunderhead.lab import statistics
 from thunderhead.lab.analysis import Analysis
 from thunderhead.lab.arms import Arm, percent
-from thunderhead.lab.costs import cost_to_reach
 from thunderhead.lab.page import NONE, Rows, interval, number
 from thunderhead.lab.statistics import Comparison, signed
 
@@ -116,10 +115,8 @@ def reach(analysis: Analysis) -> Rows:
     totals = [reference.mean(name) for name in ("tokens", "flops", "seconds")]
     rows = []
     for arm in analysis.arms:
-        costs = [
-            cost_to_reach(analysis.validation_curve(run), targets.get(seed, analysis.mean(reference)))
-            for seed, run in arm.runs.items()
-        ]
+        aims = {seed: targets.get(seed, analysis.mean(reference)) for seed in arm.runs}
+        costs = [analysis.validation_curve(arm.runs[seed]).cost_to_reach(loss) for seed, loss in aims.items()]
         reached = [cost for cost in costs if cost is not None]
         row = [arm.name, f"{len(reached)} of {len(costs)}"]
         for index, total in enumerate(totals):

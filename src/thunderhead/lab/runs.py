@@ -59,6 +59,20 @@ class Curve(NamedTuple):
     seconds: Array
     loss: Array
 
+    def cost_to_reach(self, loss: float) -> tuple[float, ...] | None:
+        """Tokens, FLOPs and seconds when it first came down to a loss, between points by a straight line.
+
+        None if it never did. The first point has none before it: what comes out there is at most.
+        """
+        below = np.flatnonzero(self.loss <= loss)
+        if below.size == 0:
+            return None
+        at = int(below[0])
+        if at == 0:
+            return tuple(float(axis[0]) for axis in self[:3])
+        part = (self.loss[at - 1] - loss) / (self.loss[at - 1] - self.loss[at])
+        return tuple(float(axis[at - 1] + part * (axis[at] - axis[at - 1])) for axis in self[:3])
+
 
 @dataclass(frozen=True)
 class Run:

@@ -68,12 +68,7 @@ def fit(points: Sequence[Point], *, count: Count, n_resamples: int = 200, delta:
     Intervals come from resampled residuals (Efron & Tibshirani 1993, section 9.4), since the sizes and budgets of an
     IsoFLOP grid are chosen, not drawn; residuals are widened for the parameters that were fitted.
 
-    Args:
-        points: of one kind of model on one data set.
-        count: which parameters the points count.
-        n_resamples: of the bootstrap.
-        delta: of the Huber loss on log L.
-        seed: of the bootstrap.
+    The points are of one kind of model on one data set; `delta` is of the Huber loss on log L.
 
     Raises:
         ValueError: the runs cannot tell a law; names what is missing.
@@ -85,19 +80,9 @@ def fit(points: Sequence[Point], *, count: Count, n_resamples: int = 200, delta:
 
     def law_of(theta: Array) -> Law:
         A, B, E = map(float, np.exp(theta[:3]))
-        return Law(
-            count=count,
-            E=E,
-            A=A,
-            B=B,
-            alpha=float(theta[3]),
-            beta=float(theta[4]),
-            flops_coefficient=float(np.exp(intercept)),
-            flops_exponent=float(exponent),
-            parameters=_range(parameters),
-            tokens=_range(tokens),
-            flops=_range(flops),
-        )
+        alpha, beta, k, p = map(float, (theta[3], theta[4], np.exp(intercept), exponent))
+        ranges = [(float(values.min()), float(values.max())) for values in (parameters, tokens, flops)]
+        return Law(count, E, A, B, alpha, beta, k, p, *ranges)
 
     theta = parametric.fit_parametric(parameters, tokens, loss, delta=delta)
     _refuse_senseless(theta)
@@ -113,24 +98,12 @@ def fit(points: Sequence[Point], *, count: Count, n_resamples: int = 200, delta:
         again = parametric.fit_parametric(parameters, tokens, resampled, delta=delta, near=theta)
         if again[3] > 0 and again[4] > 0:
             laws.append(law_of(again))
-    intervals = {
-        name: percentiles([getattr(found, name) for found in laws]) for name in ("E", "A", "B", "alpha", "beta")
-    }
+    names = ("E", "A", "B", "alpha", "beta")
+    intervals = {name: percentiles([getattr(found, name) for found in laws]) for name in names}
     intervals |= {name: percentiles([found.exponents[i] for found in laws]) for i, name in enumerate("ab")}
-    return Fit(
-        law=law,
-        points=points,
-        isoflop=isoflop,
-        intervals=intervals,
-        isoflop_intervals=parabolas.intervals(isoflop, n_resamples, draw),
-        warnings=[*_doubts(law, isoflop, intervals, len(laws), n_resamples), *_flops_miss(law, points)],
-        laws=laws,
-        residuals=residuals,
-    )
-
-
-def _range(values: Array) -> tuple[float, float]:
-    return float(values.min()), float(values.max())
+    of_isoflop = parabolas.intervals(isoflop, n_resamples, draw)
+    warnings = [*_doubts(law, isoflop, intervals, len(laws), n_resamples), *_flops_miss(law, points)]
+    return Fit(law, points, isoflop, intervals, of_isoflop, warnings, laws, residuals)
 
 
 def _refuse_degenerate(points: Sequence[Point]) -> None:

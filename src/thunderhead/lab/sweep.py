@@ -1,15 +1,14 @@
 """What all sweeps share: a folder, jobs that run and how they ended, and the report of them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from thunderhead.lab.execution import Executor, Interrupted, Monitor, Outcome, log_file, run_jobs
 from thunderhead.lab.jobs import Job, steps
 from thunderhead.lab.progress import Board
 from thunderhead.lab.report import write_report
-from thunderhead.lab.runs import Failure, Run, read_runs
+from thunderhead.lab.runs import Failure, read_runs
 from thunderhead.training import record
 
 SINGLE_RUN = {
@@ -20,19 +19,8 @@ SINGLE_RUN = {
 """What a job's configuration holds for the groups that act on a sweep: it is an ordinary run."""
 
 
-class Report(Protocol):
-    """Writes what a sweep found into its folder; see `thunderhead.lab.report.write_report`."""
-
-    def __call__(
-        self,
-        folder: Path,
-        runs: Sequence[Run],
-        *,
-        baseline: str | None,
-        failures: Sequence[Failure],
-        notes: Sequence[str],
-        names: Mapping[Path, str],
-    ) -> Path: ...
+Report = Callable[..., Path]
+"""Writes what a sweep found into its folder: called as `thunderhead.lab.report.write_report`."""
 
 
 @dataclass
@@ -46,15 +34,13 @@ class Sweep:
     folder: Path
     executor: Executor
     arguments: list[str]
-    write_report: Report = write_report
-
-    def __post_init__(self) -> None:
-        self.outcomes: dict[Path, Outcome] = {}
-        self.failures: list[Failure] = []
-        self.pruned: list[Failure] = []
-        self.notes: list[str] = []
-        self.names: dict[Path, str] = {}
-        self.jobs: list[Job] = []
+    report: Report = write_report
+    jobs: list[Job] = field(default_factory=list)
+    names: dict[Path, str] = field(default_factory=dict)
+    outcomes: dict[Path, Outcome] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    pruned: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
         """Write sweep.json, by which `resume=<folder>` knows the sweep."""
@@ -82,10 +68,9 @@ class Sweep:
 
     def end(self, *, interrupted: bool, baseline: str | None = None) -> int:
         """Write sweep.json and the report of the jobs that are there; gives the exit status."""
-        waiting = {"state": "waiting"}
         told = {
             str(job.folder.relative_to(self.folder)): {"name": job.name, "arm": self.names[job.folder]}
-            | (self.outcomes[job.folder]._asdict() if job.folder in self.outcomes else waiting)
+            | (self.outcomes[job.folder]._asdict() if job.folder in self.outcomes else {"state": "waiting"})
             for job in self.jobs
         }
         record.write_json(self.folder / "sweep.json", {"arguments": self.arguments, "jobs": told})
@@ -95,12 +80,6 @@ class Sweep:
         known = baseline if baseline in [self.names[place] for place in recorded] else None
         if baseline is not None and known is None:
             self.notes.append(f"No run of the baseline {baseline} has begun yet.")
-        self.write_report(
-            self.folder,
-            read_runs(recorded),
-            baseline=known,
-            failures=[*self.failures, *self.pruned],
-            notes=self.notes,
-            names=self.names,
-        )
+        found = {"failures": [*self.failures, *self.pruned], "notes": self.notes, "names": self.names}
+        self.report(self.folder, read_runs(recorded), baseline=known, **found)
         return 130 if interrupted else 1 if self.failures else 0

@@ -258,7 +258,8 @@ def _memory(run: Run, decoder: Decoder, precision: Any, size: int, accumulation:
             for name, meta in module._parameters.items():
                 if meta is not None:
                     tensor = known.setdefault(id(meta), torch.nn.Parameter(torch.empty(meta.shape, dtype=meta.dtype)))
-                    module._parameters[name] = tensor.requires_grad_(meta.requires_grad)
+                    tensor.requires_grad_(meta.requires_grad)
+                    module._parameters[name] = tensor
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
         return made

@@ -16,8 +16,9 @@ from thunderhead.core.types import NonNegativeInt
 from thunderhead.parallel import launch
 from thunderhead.training import display, hardware, record
 from thunderhead.training import resume as resuming
+from thunderhead.training.batch import AUTO
 from thunderhead.training.fit import fit
-from thunderhead.training.plan import AUTO, Plan, plan_run
+from thunderhead.training.plan import Plan, plan_run
 from thunderhead.training.trainer import DERIVED, decided_elsewhere, reason
 
 NOT_AGREED = (
@@ -220,9 +221,9 @@ def _record_of(run: Run, plan: Plan) -> dict[str, str]:
     """The files of a run's record that are known before the first step."""
     overrides = resuming.recorded_overrides(run.folder)
     overrides += [override for override in command_line.invocation_overrides() if override not in overrides]
-    tokenizer = getattr(run.data, "tokenizer", None)
+    to_json = getattr(getattr(run.data, "tokenizer", None), "to_json", None)
     return {
-        **({"tokenizer.json": tokenizer.to_json()} if hasattr(tokenizer, "to_json") else {}),
+        **({"tokenizer.json": to_json()} if to_json is not None else {}),
         "data.json": record.to_json(asked(run.data, "summary")()),
         "config.yaml": configuration.to_yaml(run.config),
         "plan.json": record.to_json(plan.to_dict()),

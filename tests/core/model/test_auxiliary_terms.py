@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from oracles import options
+from oracles import options, values
 from thunderhead.core.model.attention import GroupedQueryAttention
 from thunderhead.core.model.block import Block, ResidualDropout
 from thunderhead.core.model.context import SequenceContext
@@ -88,8 +89,7 @@ def test_terms_of_all_layers_are_summed_by_name_and_enter_the_loss() -> None:
 
 @pytest.mark.parametrize("option", options("block"))
 def test_every_block_hands_them_on(option: str) -> None:
-    settings = {"parallel": {"parallel_residual": True, "shared_norm": True}}.get(option, {"placement": option})
-    decoder = build(partial(Block, **settings))
+    decoder = build(instantiate(values("block", option), _partial_=True))
     assert gradients(decoder)[0].auxiliary.keys() == {"z_loss", "activity", "bias"}
     assert decoder.logits(TOKENS[:, :-1]).shape == (2, 16, 61)
 

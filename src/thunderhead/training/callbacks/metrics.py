@@ -137,7 +137,7 @@ class LogMetrics(Callback):
         """
         if not self._is_logged(trainer, self._step):
             return
-        rates = {}
+        rates: dict[str, float] = {}
         for number, group in enumerate(optimizer.param_groups):
             rate = float(group["lr"])
             plain = rate / group.get("lr_multiplier", 1.0)
