@@ -33,11 +33,6 @@ REFUSED = {
     **({"precision=fp8": NO_FP8} if not torch.cuda.is_available() else {}),
     **({"trainer=gpu": NO_GPU} if not torch.cuda.is_available() and not torch.backends.mps.is_available() else {}),
     **({"trainer=mps": NO_MPS} if not torch.backends.mps.is_available() else {}),
-    **{
-        f"strategy={name}": f"^strategy={name} needs CUDA devices, and this run is on cpu: use strategy=fsdp$"
-        for name in OPTIONS["strategy"]
-        if name.startswith("deepspeed") and not torch.cuda.is_available()
-    },
     **{f"data={name}": NO_NETWORK for name in OF_THE_HUB},  # tests/data/test_huggingface.py reads local copies
 }
 # Settings beside the groups that only some machines or combinations can take.
@@ -48,7 +43,6 @@ REFUSED_VALUES = {
     "activation.beta=2.0": r"^activation.beta=2 is Swish's and needs activation.activation=silu, not gelu$",
     "model.d_model=30": "^model.n_heads=4 does not divide model.d_model=30",
     "model.vocab_size=100": "^model.vocab_size=100 is smaller than the tokenizer's 257 tokens",
-    "block.shared_norm=true": "^block.shared_norm=true needs block.parallel_residual=true",
     "optimizer.lr=-1.0": "^optimizer: Invalid learning rate: -1.0$",
     "parameter_groups.no_decay=[nothing.*]": "^parameter_groups.no_decay",
     "+trainer.max_steps=3": "^trainer.max_steps: follows from other settings: set budget instead$",

@@ -5,10 +5,11 @@ from unittest.mock import patch
 
 import pytest
 
+from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.coordinate_check import changes, check_coordinates, slopes
-from thunderhead.options.parametrization import at_width
+from thunderhead.options.mup import at_width
 
 SMALL = {"widths": [32, 64, 128, 256], "values": {}, "steps": 4, "sequences": 4, "vocab_size": 256, "seeds": [1]}
 # Finite width: the exponents of 3 to 8 widths in docs/mup.md are within 0.2 of 0 under muP, and above 0.5 without it.
@@ -52,7 +53,7 @@ def test_the_exponent_is_that_of_a_power_law() -> None:
 def check(folder: Path, *overrides: str) -> None:
     small = ("widths=[32,64]", "seeds=[1]", "steps=1", "sequences=1", "model.n_heads=12")
     folder.mkdir()
-    with patch.object(config, "output_dir", lambda: folder):
+    with patch.object(command_line, "output_dir", lambda: folder):
         check_coordinates(config.compose([*small, *overrides], "coordinate_check"), at_width)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from thunderhead.command_line import repeated_sweep
 from thunderhead.core import config
-from thunderhead.core.config import repeated_sweep
 from thunderhead.lab.jobs import arm_key, key, make_job, name_of, prepare_start, state, without_seed
 from thunderhead.training.record import write_json
 

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import CONF
 from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext
 
+from oracles import CONF
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.options import activation_checkpointing as checkpointing
 from thunderhead.options.activation_checkpointing import SelectiveCheckpointing, policy

@@ -15,8 +15,7 @@ from thunderhead.core.config import ConfigError
 from thunderhead.core.module import build_decoder, build_optimizer
 from thunderhead.parallel import strategies as parallel
 from thunderhead.parallel.strategies import MeshStrategy, auto, ddp, fsdp, fsdp_tp, hsdp, single, tensor_parallel
-from thunderhead.training.planning import plan_run
-from tiny import tiny
+from tiny import plan_of, tiny
 
 
 def test_auto_is_ddp_over_several() -> None:
@@ -52,7 +51,7 @@ def test_what_is_divided_among_how_many(
 
 
 def test_only_fsdp_gathers() -> None:
-    assert [o(4).is_sharded for o in (auto, ddp, tensor_parallel, fsdp, fsdp_tp, hsdp)] == [False] * 3 + [True] * 3
+    assert [o(4).gathers for o in (auto, ddp, tensor_parallel, fsdp, fsdp_tp, hsdp)] == [False] * 3 + [True] * 3
     assert not fsdp(4).gathers_all
     assert fsdp(4, reshard_after_forward=False).gathers_all
 
@@ -92,7 +91,7 @@ def test_what_does_not_go_together_is_refused_by_name(
 ) -> None:
     lines = tiny(text_corpus, shards_dir, "trainer.devices=2", *overrides)
     with pytest.raises(ConfigError) as refused:
-        plan_run(config.plain(config.compose(lines)))
+        plan_of(config.plain(config.compose(lines)))
     assert message in str(refused.value)
 
 

@@ -63,18 +63,16 @@ def test_tasks_get_the_same_folder_and_the_shape_of_the_job(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("status", "kept", "requeued"),
-    [(143, "file", True), (143, None, False), (1, "file", False), (143, "folder", False)],
+    [(143, "file", True), (143, None, False), (1, "file", False)],
 )
 def test_a_job_whose_time_is_up_is_queued_again(status: int, kept: str | None, requeued: bool, tmp_path: Path) -> None:
-    """If its checkpoint can be gone on with: DeepSpeed's, a folder, cannot."""
+    """If it left a checkpoint to go on from."""
     srun_that_ends(tmp_path, status)
     checkpoints = tmp_path / "logs" / "runs" / "slurm" / "4711" / "checkpoints"
     if kept is not None:
         checkpoints.mkdir(parents=True)
     if kept == "file":
         (checkpoints / "last.ckpt").touch()
-    elif kept == "folder":
-        (checkpoints / "last.ckpt").mkdir()
     ended = sbatch(tmp_path)
     assert ended.returncode == (0 if requeued else status)
     assert ("scontrol requeue 4711" in ended.stdout) == requeued

@@ -24,19 +24,16 @@ if TYPE_CHECKING:
 
 def planner() -> "PlanRun":
     """What plans runs for a sweep, and refuses them; those that differ in nothing but the seed have one plan."""
-    from thunderhead.core.config import ConfigError
     from thunderhead.lab.jobs import Plan, arm_key
-    from thunderhead.training.planning import plan_run
-    from thunderhead.training.run import find_problems
+    from thunderhead.training.run import check_config, plan_config
 
     plans: dict[str, Plan] = {}
 
     def plan(config: dict[str, Any]) -> Plan:
-        if problems := find_problems(config):
-            raise ConfigError(problems)
+        check_config(config)
         key = arm_key(config)
         if key not in plans:
-            planned = plan_run(config).plan
+            _, planned = plan_config(config, Path())
             plans[key] = Plan(*(getattr(planned, name) for name in Plan._fields))
         return plans[key]
 

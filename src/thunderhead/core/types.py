@@ -1,6 +1,6 @@
 """Annotations that signatures share; `thunderhead.core.config` checks configured values against them with pydantic."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
@@ -22,3 +22,10 @@ def counted(parameters: dict[str, int], count: Count) -> int:
     return parameters["total"] - (
         0 if count == "total" else sum(parameters[part] for part in ("embedding", "position", "head"))
     )
+
+
+class Problem(NamedTuple):
+    """One thing wrong with the configuration: where, and what with the nearest thing that works."""
+
+    path: str
+    message: str

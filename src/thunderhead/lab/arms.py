@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from thunderhead.core.config import CONF_DIR, Config, leaves, options, show
+from thunderhead.core.config import Config, leaves, options, show, values_of
 from thunderhead.lab.runs import Run
 
 # Settings that change where a run lies, what it shows or how it loads, and never a loss.
@@ -169,21 +167,13 @@ def _option(group: str, node: Any, paths: set[str]) -> tuple[str | None, list[st
     target = f"{group}._target_"
     own = {path: value for path, value in leaves(node, group) if path in paths or path == target}
     for name in options(group):
-        option = _content(group, name)
+        option = dict(leaves(values_of(group, name), group))
         if option.get(target) != own.get(target):
             continue
         deviations = [path for path in own | {p: 0 for p in option if p in paths} if own.get(path) != option.get(path)]
         if best[0] is None or len(deviations) < len(best[1]):
             best = name, deviations
     return best
-
-
-def _content(group: str, name: str) -> dict[str, Any]:
-    """What an option sets, by config path, with the options of its group that it is made from."""
-    content = yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
-    bases = [base for base in content.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
-    inherited = {path: value for base in bases for path, value in _content(group, base).items()}
-    return inherited | dict(leaves(content, group))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.types import Count, PositiveFloat
@@ -47,7 +48,7 @@ def compare_runs(config: DictConfig) -> Path:
     Raises:
         ConfigError: the configuration is refused, a folder holds no run, or no arm is called `baseline`.
     """
-    folder, chosen = configuration.output_dir(), configuration.plain(config)
+    folder, chosen = command_line.output_dir(), configuration.plain(config)
     try:
         problems = configuration.check(chosen, settings)
         law = {"count": chosen["scaling"], "fit_up_to": chosen["fit_up_to"]}

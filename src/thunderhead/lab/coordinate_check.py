@@ -23,10 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, first_line
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import COMPONENTS, STANDARD, build_decoder, build_optimizer
+from thunderhead.core.module import COMPONENTS, build_decoder, build_optimizer
 from thunderhead.core.terminal import say
 from thunderhead.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from thunderhead.lab.arms import option_of
@@ -57,14 +58,15 @@ def check_coordinates(config: DictConfig, resize: Resize) -> None:
     Raises:
         ConfigError: the configuration is refused, at some width.
     """
-    folder = configuration.output_dir()
+    folder = command_line.output_dir()
     resolved = configuration.plain(config)
     try:
         if problems := configuration.check(resolved, settings):
             raise ConfigError(problems)
         if len(set(resolved["widths"])) < 2:
             raise ConfigError([Problem("widths", "needs two widths or more: widths=[64,128,256]")])
-        compared = {"standard": STANDARD, option_of("parametrization", resolved): resolved["parametrization"]}
+        standard = configuration.read_yaml(configuration.CONF_DIR / "parametrization" / "standard.yaml")
+        compared = {"standard": standard, option_of("parametrization", resolved): resolved["parametrization"]}
         names = ("widths", "values", "steps", "sequences", "vocab_size", "seeds")
         measured = {
             name: changes({**resolved, "parametrization": node}, resize, **{n: resolved[n] for n in names})
@@ -115,7 +117,7 @@ def changes(
         sized = {**config, **resize({n: config[n] for n in ("model", *COMPONENTS)}, width, values)}
         for seed in seeds:
             decoder = build_decoder(sized, vocab_size, 0)
-            if decoder.attention.needs_flex:
+            if any(getattr(mixer, "needs_flex", False) for mixer in decoder.mixers):
                 raise ValueError(
                     "attention.logit_softcap and attention.backend=flex need flex_attention, which trains on CUDA only:"
                     " check with attention.logit_softcap=null and attention.backend=auto"

@@ -16,9 +16,9 @@ from typing import IO, Literal, NamedTuple, Protocol
 
 import torch
 
+from thunderhead.core.processes import RANK_VARIABLES
 from thunderhead.lab.jobs import Job, prepare_start, state
 from thunderhead.lab.progress import Board
-from thunderhead.parallel.launch import RANK_VARIABLES
 
 POLL_SECONDS = 0.5
 PRUNED = "its validation loss was above the median of the trials before it"

@@ -46,7 +46,6 @@ class Parallelism:
         gathers_all: they stay gathered until the backward pass.
         on_cpu: which of parameters, gradients, optimizer_state are in the host's memory.
         needs_cuda: it does not run elsewhere.
-        is_deepspeed: it is DeepSpeed's, with 16-bit parameters and gradients, and master weights beside the state.
         strategy: makes Lightning's strategy.
     """
 
@@ -60,13 +59,7 @@ class Parallelism:
     gathers_all: bool = False
     on_cpu: tuple[str, ...] = ()
     needs_cuda: bool = False
-    is_deepspeed: bool = False
     strategy: Callable[[], Strategy | str] = lambda: "auto"
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether FSDP2 gathers parameters."""
-        return self.gathers and not self.is_deepspeed
 
 
 def auto(world_size: int) -> Parallelism:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem, build, factory
-from thunderhead.core.module import GROUPS, STANDARD, LanguageModel
+from thunderhead.core.module import GROUPS, LanguageModel
 from thunderhead.corpus.tokenizer import Tokenizer
 from thunderhead.corpus.tokenizer import load_tokenizer as load_kind
 from thunderhead.training import hardware
@@ -41,8 +41,9 @@ def generate_text(config: DictConfig) -> str:
     except ValueError as error:  # the symbols of a synthetic task write no other text
         raise ConfigError([Problem("generation.prompt", str(error))]) from error
     model = load_model(recorded, weights).to("cuda:0" if accelerator == "cuda" else accelerator)
-    precision, _ = build(recorded["precision"]).resolve(accelerator)
-    with hardware.autocast(accelerator, precision):
+    precision = build(recorded["precision"])
+    kind, _ = precision.resolve(accelerator)
+    with precision.of_kind(kind).autocast(accelerator):
         text: str = factory(resolved["generation"])(model.decoder, tokenizer, model.device)
     return text
 
@@ -58,9 +59,8 @@ def read_record(folder: Path, checkpoint: str) -> tuple[dict[str, Any], Path]:
         message = f"{folder} is no run folder (it has no config.yaml): give one of logs/runs/<name>/<time>"
         raise ConfigError([Problem("run", message)])
     recorded = yaml.safe_load(file.read_text())
-    if not isinstance(recorded, dict) or not set(GROUPS) <= {*recorded, "parametrization"}:
+    if not isinstance(recorded, dict) or not set(GROUPS) <= {*recorded}:
         raise ConfigError([Problem("run", f"{file} is not the configuration of a training run")])
-    recorded.setdefault("parametrization", STANDARD)
     if not weights.is_file():
         there = sorted(path.stem for path in weights.parent.glob("*.ckpt"))
         has = f"it has {', '.join(there)}" if there else "it has none: it did not get that far, or had callbacks=none"

@@ -12,12 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.options.low_precision import compute_in
+from thunderhead.options.precision import Precision
 from thunderhead.parallel.strategies import Parallelism
 from thunderhead.parallel.tensor_parallel import share_of_parameters
-from thunderhead.training.hardware import COMPUTE_DTYPE, autocast
 
 _log = logging.getLogger(__name__)
+
+QUIET_STEPS = 2
+"""Steps in a row that leave an optimizer's state as large as it was, after which it is taken for complete."""
 
 
 def estimate(
@@ -25,7 +27,7 @@ def estimate(
     optimizer: Callable[[Decoder], torch.optim.Optimizer],
     *,
     micro_batch_size: int,
-    precision: str,
+    precision: Precision,
     parallelism: Parallelism,
     accumulation: int = 1,
     accelerator: str = "cpu",
@@ -44,7 +46,7 @@ def estimate(
         build: makes the decoder.
         optimizer: makes the optimizer of a decoder.
         micro_batch_size: sequences of a forward pass.
-        precision: a resolved kind, see `hardware.Precision`.
+        precision: of a resolved kind.
         parallelism: what is divided among how many devices.
         accumulation: micro-batches of a step; with several, gradients may wait unsharded for the last.
         accelerator: cpu, cuda or mps; what attention keeps depends on it.
@@ -58,29 +60,25 @@ def estimate(
         bytes_of = {"parameters": _bytes(parameters), "gradients": _bytes(parameters)}
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
-        state = _optimizer_state(optimizer(decoder))
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        state = _optimizer_state(lambda: optimizer(decoder), [*parameters, *gradients, *decoder.buffers()])
         if state is not None:
             bytes_of["optimizer_state"] = state
         share = share_of_parameters(decoder, parallelism.tensor_parallel_size)
         whole = bytes_of["parameters"]
-        if parallelism.is_deepspeed:
-            part = COMPUTE_DTYPE[precision].itemsize / torch.float32.itemsize
-            master = {"optimizer_state": bytes_of["optimizer_state"] + whole} if state is not None else {}
-            bytes_of = {"parameters": int(whole * part), "gradients": int(whole * part)} | master
         waits = accumulation > 1 or not parallelism.gathers
         shards = {
             "parameters": parallelism.parameter_shards,
             "gradients": parallelism.gradient_shards if waits else parallelism.state_shards,
             "optimizer_state": parallelism.state_shards,
         }
-        at_rest = bytes_of["parameters"] / whole
         bytes_of = {
             part: int(n * share / shards[part]) for part, n in bytes_of.items() if part not in parallelism.on_cpu
         }
         if parallelism.gathers:
             blocks = [_bytes(block.parameters()) for block in decoder.blocks]
             at_once = whole if parallelism.gathers_all else whole - sum(blocks) + sum(sorted(blocks)[-2:])
-            bytes_of["gathered"] = int(at_once * at_rest * share)
+            bytes_of["gathered"] = int(at_once * share)
         if accelerator != "cpu":
             for block in decoder.blocks:
                 if getattr(block.attention, "backend", None) == "auto":
@@ -91,33 +89,49 @@ def estimate(
     return bytes_of
 
 
+def remarks(bytes_of: dict[str, int], parallelism: Parallelism) -> list[str]:
+    """What `estimate` could not count."""
+    reasons = {
+        "optimizer_state": "the optimizer's state is not counted: its size depends on values",
+        "activations": "activations are not counted: a module's code looks at values",
+    }
+    return [reason for part, reason in reasons.items() if part not in {*bytes_of, *parallelism.on_cpu}]
+
+
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _optimizer_state(optimizer: torch.optim.Optimizer) -> int | None:
-    try:
-        optimizer.step()
-    except Exception as error:  # an optimizer that looks at values cannot run on fake tensors; its state may be there
-        _log.debug("%s does not run on fake tensors: %s", type(optimizer).__name__, error)
-    tensors = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    complete = len(optimizer.state) == len(parameters) or not optimizer.state
-    return _bytes(tensors) if complete else None
+def _optimizer_state(make: Callable[[], torch.optim.Optimizer], others: Iterable[Tensor]) -> int | None:
+    """Bytes that an optimizer and its steps leave behind, wherever it keeps them; `others` exist already.
+
+    The first step of some only begins a state that the second completes, so steps follow until QUIET_STEPS in a row
+    add nothing. What an optimizer makes later than that is not seen.
+    """
+    with LiveBytes(others, invent_values=True) as live:
+        optimizer = make()
+        quiet = 0
+        while quiet < QUIET_STEPS:
+            before = live.now
+            try:
+                optimizer.step()
+            except Exception as error:  # sizes that depend on values, or no PyTorch at all
+                _log.debug("the state of %s cannot be counted: %s", type(optimizer).__name__, error)
+                return None
+            quiet = 0 if live.now > before else quiet + 1
+    return int(live.now)
 
 
-def _activations_at_peak(decoder: Decoder, micro_batch_size: int, precision: str) -> int | None:
+def _activations_at_peak(decoder: Decoder, micro_batch_size: int, precision: Precision) -> int | None:
     """Run a forward and a backward pass on fake tensors; parameters and their gradients exist already."""
     tokens_BT = torch.empty(micro_batch_size, decoder.context_length, dtype=torch.int64)
     parameters = list(decoder.parameters())
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    dtype = COMPUTE_DTYPE[precision]
-    if precision == "bf16-true":
-        compute_in(decoder, dtype)
+    precision.after_initialize(decoder, is_sharded=False)
     decoder.train()
     try:
         with LiveBytes([*parameters, *gradients, *decoder.buffers(), tokens_BT]) as live:
-            with autocast("cpu", precision):
+            with precision.autocast("cpu"):
                 loss = decoder(tokens_BT, tokens_BT).loss
             loss.backward()
     except Exception as error:  # a user's module may look at values; the plan then goes without this figure
@@ -133,10 +147,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         others: tensors whose storages are there already and do not count.
+        invent_values: code that asks a fake tensor for its value gets 0.5, or 1 from integers; else an error.
     """
 
-    def __init__(self, others: Iterable[Tensor] = ()):
+    def __init__(self, others: Iterable[Tensor] = (), invent_values: bool = False):
         super().__init__()  # type: ignore[no-untyped-call]
+        self.invent_values = invent_values
         self.now, self.peak = 0, 0
         self._known = {tensor.untyped_storage()._cdata for tensor in others}
 
@@ -144,6 +160,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, operation: Any, types: Any, arguments: tuple[Any, ...] = (), settings: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation, and note what it made."""
+        if self.invent_values and operation is torch.ops.aten._local_scalar_dense.default:
+            return 0.5 if arguments[0].is_floating_point() else 1
         output = operation(*arguments, **(settings or {}))
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self._known:

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import randomize
 from torch import Tensor
 
+from oracles import randomize
 from thunderhead.core.model.feedforward import FeedForward, GatedFeedForward
 
 FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -16,14 +16,14 @@ from hugging_face import (
     neox_config,
     weights_of,
 )
-from oracles import randomize
 from transformers import DeepseekV2Config, GPT2LMHeadModel, GPTNeoXForCausalLM, LlamaForCausalLM
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Attention, DeepseekV2RotaryEmbedding
 
-from thunderhead.core.model.attention import MultiHeadLatentAttention
+from oracles import randomize
 from thunderhead.core.model.context import SequenceContext
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.position import RotaryPosition
+from thunderhead.options.latent_attention import MultiHeadLatentAttention
 
 SIZES = [
     "model.n_layers=2",
