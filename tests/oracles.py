@@ -1,5 +1,6 @@
 """What the tests of the model compare with: attention as the papers write it, query by query; and helpers."""
 
+import gc
 import math
 from pathlib import Path
 
@@ -72,3 +73,10 @@ def naive_documents(tokens: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
             if token == eos_id:
                 document, position = document + 1, 0
     return documents, positions
+
+
+def storages() -> dict[int, int]:
+    """Bytes of every CPU storage that a tensor of this process lies in, by address, whoever holds the tensor."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.device.type == "cpu"}

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
+from oracles import storages
 from thunderhead.core import config
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import build_decoder, build_optimizer
@@ -78,6 +79,89 @@ def test_parameters_gradients_and_optimizer_state_are_exact(optimizer: str) -> N
     assert estimated["gradients"] == bytes_of(p.grad for p in decoder.parameters())
     states = [t for state in real.state.values() for t in state.values() if isinstance(t, Tensor)]
     assert estimated["optimizer_state"] == bytes_of(states)
+
+
+class Hoarder(torch.optim.Optimizer):
+    """Keeps tensors wherever a tensor can be kept: what the plan knows of containers must not matter."""
+
+    def __init__(self, params: Any, *, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+        self.count = torch.zeros(1000)
+        self.late: dict[Any, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.count += 1
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["nested"] = {"pair": (p.clone(), [p.double(), {"deep": p.half()}]), "number": 3}
+                    state["view"] = state["nested"]["pair"][0][:1]  # of a storage that is there
+                elif len(self.late) < len(self.state):
+                    self.late[p] = torch.zeros(p.numel(), 2)
+
+
+class Observer(Hoarder):
+    """Looks at values, as those do that adapt their own learning rate."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step()
+        if self.count[0].item() > 0 and float(sum(p.grad.norm() for p in self.param_groups[0]["params"])) >= 0:
+            self.state.setdefault("distance", {"d": torch.zeros(5000)})
+
+
+class Chooser(Hoarder):
+    """Keeps as many numbers as there are of some kind, which nobody can foresee."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step()
+        self.chosen = self.param_groups[0]["params"][0].grad.nonzero()
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": f"{__name__}.Hoarder", "lr": 0.1},
+        {"_target_": f"{__name__}.Observer", "lr": 0.1},
+        {"_target_": "torch.optim.SGD", "lr": 0.1},
+        {"_target_": "torch.optim.AdamW", "lr": 0.1, "foreach": False, "amsgrad": True},
+        {"_target_": "torch.optim.RAdam", "lr": 0.1},
+        {"_target_": "torch.optim.Adam", "lr": 0.1},
+        {"_target_": "torch.optim.Adagrad", "lr": 0.1},
+        {"_target_": "torch.optim.Rprop", "lr": 0.1},
+        {"_target_": "torch.optim.NAdam", "lr": 0.1},
+        {"_target_": "torch.optim.Adafactor", "lr": 0.1},
+        {"_target_": "torch.optim.Muon", "lr": 0.1},
+    ],
+    ids=lambda node: node["_target_"].rpartition(".")[2],
+)
+def test_the_state_of_any_optimizer_is_what_it_really_holds(node: dict[str, Any]) -> None:
+    settings = resolved() | {"optimizer": node}
+    if node["_target_"].endswith("Muon"):  # torch's own takes matrices only
+        settings["parameter_groups"] = {"_target_": f"{__name__}.only_matrices"}
+    estimated = estimate(settings)
+    decoder = build_decoder(settings, VOCAB, 0)
+    decoder.initialize(0)
+    for parameter in decoder.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before = storages()
+    optimizer = build_optimizer(settings, decoder)
+    for _ in range(5):
+        optimizer.step()
+    real = sum(n_bytes for address, n_bytes in storages().items() if address not in before)
+    assert estimated["optimizer_state"] == pytest.approx(real, rel=0.05, abs=1024)
+
+
+def only_matrices(model: nn.Module) -> list[dict[str, Any]]:
+    return [{"params": [p for p in model.parameters() if p.ndim == 2]}]
+
+
+def test_a_state_that_nobody_can_foresee_is_left_out() -> None:
+    estimated = estimate(resolved() | {"optimizer": {"_target_": f"{__name__}.Chooser", "lr": 0.1}})
+    assert "optimizer_state" not in estimated
+    assert memory.remarks(estimated, single(1)) == ["the optimizer's state is not counted: its size depends on values"]
+    assert memory.remarks(estimate(resolved()), single(1)) == []
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16-mixed"])
@@ -194,3 +278,4 @@ def test_what_cannot_be_counted_is_left_out() -> None:
     estimated = estimate(settings)
     assert "activations" not in estimated
     assert estimated["parameters"] > 0
+    assert memory.remarks(estimated, single(1)) == ["activations are not counted: a module's code looks at values"]

@@ -4,13 +4,16 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thunderhead.core.config import ConfigError
+from thunderhead.core.optim.schedules import constant, cosine
+from thunderhead.options.schedules import inverse_sqrt, wsd
 from thunderhead.training.plan import (
     Batch,
     ChinchillaBudget,
@@ -21,6 +24,7 @@ from thunderhead.training.plan import (
     TokensBudget,
     Validation,
     training_flops_per_token,
+    warmup_steps,
     whole_steps,
 )
 
@@ -115,6 +119,21 @@ def test_whole_steps_round_down(tokens: int, step: int) -> None:
 
 def test_a_backward_pass_costs_two_forward_passes() -> None:
     assert training_flops_per_token(100) == 300
+
+
+def there_and_back(step: int, total_steps: int, *, top: int, height: float = 0.5) -> float:
+    """A schedule of someone else: no setting called warmup, and a peak that is not 1."""
+    return height * min((step + 1) / (top + 1), (total_steps - step) / (total_steps - top))
+
+
+@given(total=st.integers(1, 100_000), data=st.data())
+@settings(deadline=None, max_examples=30)
+def test_warm_up_is_found_by_asking_the_schedule(total: int, data: st.DataObject) -> None:
+    w = data.draw(st.integers(0, total - 1))
+    for schedule in (constant, cosine, wsd, inverse_sqrt):
+        if schedule is not wsd or w <= total - max(1, round(0.2 * total)):
+            assert warmup_steps(partial(schedule, warmup=w), total) == (w if w > 1 else 0), schedule
+    assert warmup_steps(partial(there_and_back, top=w), total) == (w + 1 if w else 0)
 
 
 @pytest.mark.parametrize(

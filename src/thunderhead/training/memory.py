@@ -19,6 +19,9 @@ from thunderhead.training.hardware import COMPUTE_DTYPE, autocast
 
 _log = logging.getLogger(__name__)
 
+QUIET_STEPS = 2
+"""Steps in a row that leave an optimizer's state as large as it was, after which it is taken for complete."""
+
 
 def estimate(
     build: Callable[[], Decoder],
@@ -58,7 +61,8 @@ def estimate(
         bytes_of = {"parameters": _bytes(parameters), "gradients": _bytes(parameters)}
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
-        state = _optimizer_state(optimizer(decoder))
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        state = _optimizer_state(lambda: optimizer(decoder), [*parameters, *gradients, *decoder.buffers()])
         if state is not None:
             bytes_of["optimizer_state"] = state
         share = share_of_parameters(decoder, parallelism.tensor_parallel_size)
@@ -86,19 +90,37 @@ def estimate(
     return bytes_of
 
 
+def remarks(bytes_of: dict[str, int], parallelism: Parallelism) -> list[str]:
+    """What `estimate` could not count."""
+    reasons = {
+        "optimizer_state": "the optimizer's state is not counted: its size depends on values",
+        "activations": "activations are not counted: a module's code looks at values",
+    }
+    return [reason for part, reason in reasons.items() if part not in {*bytes_of, *parallelism.on_cpu}]
+
+
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _optimizer_state(optimizer: torch.optim.Optimizer) -> int | None:
-    try:
-        optimizer.step()
-    except Exception as error:  # an optimizer that looks at values cannot run on fake tensors; its state may be there
-        _log.debug("%s does not run on fake tensors: %s", type(optimizer).__name__, error)
-    tensors = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    complete = len(optimizer.state) == len(parameters) or not optimizer.state
-    return _bytes(tensors) if complete else None
+def _optimizer_state(make: Callable[[], torch.optim.Optimizer], others: Iterable[Tensor]) -> int | None:
+    """Bytes that an optimizer and its steps leave behind, wherever it keeps them; `others` exist already.
+
+    The first step of some only begins a state that the second completes, so steps follow until QUIET_STEPS in a row
+    add nothing. What an optimizer makes later than that is not seen.
+    """
+    with LiveBytes(others, invent_values=True) as live:
+        optimizer = make()
+        quiet = 0
+        while quiet < QUIET_STEPS:
+            before = live.now
+            try:
+                optimizer.step()
+            except Exception as error:  # sizes that depend on values, or no PyTorch at all
+                _log.debug("the state of %s cannot be counted: %s", type(optimizer).__name__, error)
+                return None
+            quiet = 0 if live.now > before else quiet + 1
+    return int(live.now)
 
 
 def _activations_at_peak(decoder: Decoder, micro_batch_size: int, precision: str) -> int | None:
@@ -128,10 +150,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         others: tensors whose storages are there already and do not count.
+        invent_values: code that asks a fake tensor for its value gets 0.5, or 1 from integers; else an error.
     """
 
-    def __init__(self, others: Iterable[Tensor] = ()):
+    def __init__(self, others: Iterable[Tensor] = (), invent_values: bool = False):
         super().__init__()  # type: ignore[no-untyped-call]
+        self.invent_values = invent_values
         self.now, self.peak = 0, 0
         self._known = {tensor.untyped_storage()._cdata for tensor in others}
 
@@ -139,6 +163,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, operation: Any, types: Any, arguments: tuple[Any, ...] = (), settings: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation, and note what it made."""
+        if self.invent_values and operation is torch.ops.aten._local_scalar_dense.default:
+            return 0.5 if arguments[0].is_floating_point() else 1
         output = operation(*arguments, **(settings or {}))
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self._known:

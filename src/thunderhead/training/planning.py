@@ -13,13 +13,12 @@ from thunderhead.core.data.order import blocks, check_blocks
 from thunderhead.core.model.block import ResidualDropout
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import build_decoder, build_optimizer
-from thunderhead.core.optim.schedules import warmup_steps
 from thunderhead.options.synthetic_tasks import Task
 from thunderhead.parallel.strategies import Parallelism, single
 from thunderhead.parallel.tensor_parallel import problems_of as tensor_parallel_problems
 from thunderhead.training import hardware, memory, micro_batch
 from thunderhead.training.data_planning import Drawn, draw, find_data, part_notes, storage_notes
-from thunderhead.training.plan import Plan, Sizes, training_flops_per_token, whole_steps
+from thunderhead.training.plan import Plan, Sizes, training_flops_per_token, warmup_steps, whole_steps
 from thunderhead.training.problems import Problems
 
 AUTO = "auto"
@@ -173,8 +172,7 @@ def _derive(
         if available and sequences:
             drawn = draw(data, available, steps, sequences, problems, is_dry=config["dry_run"])
             steps = drawn.steps
-        warmup = warmup_steps(config["scheduler"].get("warmup", 0), steps)
-        factory(config["scheduler"])(0, steps)
+        warmup = warmup_steps(factory(config["scheduler"]), steps)
     with problems.collect():
         every = validation.steps(max(steps, 1))
     if problems:
@@ -240,6 +238,7 @@ def _derive(
             *_batch_notes(batch.global_tokens, sizes.parameters["total"]),
             *machine.notes,
             *micro_notes,
+            *memory.remarks(needed, machine.parallelism),
             *(assumptions.remarks(needed, size) if assumptions and not micro_notes else []),
             *storage_notes(config["data"]),
             *part_notes(config["data"]),

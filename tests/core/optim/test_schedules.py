@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
 
-from thunderhead.core.optim.schedules import constant, cosine, inverse_sqrt, linear, warmup_steps, wsd
+from thunderhead.core.optim.schedules import constant, cosine, linear, warmup_steps
+from thunderhead.options.schedules import inverse_sqrt, wsd
 
 ALL = [constant, linear, cosine, wsd, inverse_sqrt]
 DECAYING = [linear, cosine, wsd]

@@ -1,1 +1,1 @@
-"""Optimizers that torch lacks, parameter groups and learning-rate schedules."""
+"""Parameter groups and learning-rate schedules."""

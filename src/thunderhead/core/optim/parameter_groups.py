@@ -14,9 +14,7 @@ GROUPS = ("matrices", "matrices_no_decay", "embeddings", "embeddings_no_decay", 
 def parameter_groups(
     model: nn.Module, *, decay_embeddings: bool = True, no_decay: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Sort a decoder's trainable parameters into groups for a `torch.optim.Optimizer`.
-
-    Every parameter with `requires_grad` is in exactly one group, shared (tied) ones too; empty groups are left out.
+    """Sort a decoder's trainable parameters into groups for a `torch.optim.Optimizer`, each (tied ones, too) into one.
 
     - `matrices`: what has two or more dimensions and is none of the following; decays.
     - `embeddings`: every `nn.Embedding` table (tokens, learned positions) and the weight of `model.head`; decays, the
@@ -32,47 +30,31 @@ def parameter_groups(
         decay_embeddings: decay the embedding tables (nanoGPT) or do not (OLMo 2).
         no_decay: fnmatch patterns of further parameter names that do not decay (`blocks.*.attention.*`).
 
-    Returns:
-        Dicts with `name` and `params`, and `weight_decay` where it is 0; in the order of `GROUPS`.
-
-    Raises:
-        ValueError: a pattern in `no_decay` matches no trainable parameter.
-
+    Returns dicts with `name` and `params`, and `weight_decay` where it is 0; in the order of GROUPS, none empty.
+    Raises ValueError if a pattern in `no_decay` matches no trainable parameter.
     """
-    assert isinstance(model.head, nn.Linear | None), (
-        "parameter_groups takes the decoder itself, whose head is model.head"
-    )
-    head_weight = None if model.head is None else _weight_of(model.head)
+    # The parameter itself: what a module computes with as self.weight may be a view (bfloat16, or gathered).
+    tables = {id(module._parameters["weight"]) for module in model.modules() if isinstance(module, nn.Embedding)}
+    head_weight = None if model.head is None else model.head._parameters["weight"]  # type: ignore[union-attr]
     # A tied weight has two names, and a pattern may mean either.
     names = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     undecayed = {id(names[name]) for pattern in no_decay for name in _matches(pattern, names)}
-    tables = {id(_weight_of(module)) for module in model.modules() if isinstance(module, nn.Embedding)}
-    if not decay_embeddings:
-        undecayed |= tables
+    undecayed |= set() if decay_embeddings else tables
 
-    groups: dict[str, dict[str, Any]] = {name: {"name": name, "params": []} for name in GROUPS}
-    for parameter in model.parameters():  # each shared parameter once
-        if not parameter.requires_grad:
-            continue
-        if parameter.ndim < 2:
-            name = "vectors"
-        else:
-            name = "embeddings" if id(parameter) in tables or parameter is head_weight else "matrices"
-            name += "_no_decay" if id(parameter) in undecayed else ""
-        groups[name]["params"].append(parameter)
-    for name in ("matrices_no_decay", "embeddings_no_decay", "vectors"):
-        groups[name]["weight_decay"] = 0.0
+    groups: dict[str, dict[str, Any]] = {
+        name: {"name": name, "params": []} | ({} if name in ("matrices", "embeddings") else {"weight_decay": 0.0})
+        for name in GROUPS
+    }
+    for parameter in filter(lambda p: p.requires_grad, model.parameters()):  # each shared parameter once
+        name = "embeddings" if id(parameter) in tables or parameter is head_weight else "matrices"
+        name += "_no_decay" if id(parameter) in undecayed else ""
+        groups[name if parameter.ndim >= 2 else "vectors"]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
 
 def holds_matrices(group: dict[str, Any]) -> bool:
     """Whether a group made by `parameter_groups` holds hidden matrices, decayed or not."""
     return group.get("name") in ("matrices", "matrices_no_decay")
-
-
-def _weight_of(module: nn.Module) -> nn.Parameter:
-    """The parameter itself: what the module computes with as self.weight may be a view (bfloat16, or gathered)."""
-    return dict(module.named_parameters(recurse=False))["weight"]
 
 
 def _matches(pattern: str, names: Iterable[str]) -> list[str]:
