@@ -15,9 +15,9 @@ from typing import IO, Any, Literal, NamedTuple, Protocol
 
 import torch
 
+from thunderhead.core.processes import RANK_VARIABLES, allowed_cores
 from thunderhead.lab.jobs import Job, prepare_start, state
 from thunderhead.lab.progress import Board
-from thunderhead.parallel.launch import RANK_VARIABLES
 
 POLL_SECONDS = 0.5
 PRUNED = "its validation loss was above the median of the trials before it"
@@ -155,7 +155,7 @@ class LocalExecutor:
         environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         environment |= {"PYTHONUNBUFFERED": "1"}
         if self._n_jobs > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self._n_jobs)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, allowed_cores() // self._n_jobs)))
             if devices := _visible_gpus():
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(share(devices, self._n_jobs, slot))
         return environment

@@ -15,6 +15,8 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.plugins import MixedPrecision
 
+from thunderhead.parallel.scaler import AgreeingGradScaler
+
 LIGHTNING_PRECISION = {
     "fp32": "32-true",
     "bf16-mixed": "bf16-mixed",
@@ -175,9 +177,9 @@ def device_count(devices: Any, accelerator: str, must_be_here: bool = True) -> i
 
 def precision_plugin(kind: str, accelerator: str) -> dict[str, Any]:
     """Trainer arguments for a resolved precision."""
-    if kind == "fp16-mixed" and accelerator == "cpu":
+    if kind == "fp16-mixed":
         # Asked for "16-mixed" on a CPU, Lightning silently takes bfloat16; the plugin itself does what it is told.
-        return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]}
+        return {"plugins": [MixedPrecision("16-mixed", accelerator, AgreeingGradScaler(accelerator))]}
     return {"precision": LIGHTNING_PRECISION[kind]}
 
 

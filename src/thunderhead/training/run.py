@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.processes import global_rank, is_rank
 from thunderhead.core.types import NonNegativeInt
 from thunderhead.corpus.command import make_shards
 from thunderhead.parallel import launch
@@ -68,7 +69,7 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
         if finished is not None and finished["steps"] >= planned.plan.steps:
             message = f"{run_dir} has made all its {finished['steps']:,} steps: raise the budget, as budget.steps=…"
             raise ConfigError([Problem("resume", message)])
-    if not launch.is_launched() and launch.global_rank() == 0:
+    if not launch.is_launched() and global_rank() == 0:
         display.show_plan(planned.plan)
     if resolved["dry_run"]:
         _remove_if_empty(run_dir)
@@ -76,14 +77,14 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
 
     if launch.is_launched():
         return float(fit(decided, planned, run_dir, checkpoint)["val_loss"])
-    if checkpoint is None and launch.global_rank() == 0:
+    if checkpoint is None and global_rank() == 0:
         _refuse_to_overwrite(run_dir)
-    with resuming.held(run_dir) if launch.global_rank() == 0 else contextlib.nullcontext():
+    with resuming.held(run_dir) if global_rank() == 0 else contextlib.nullcontext():
         decided, planned = _with_micro_size(decided, _with_data(decided, planned), planned.plan.notes)
         assert planned.manifest is not None
         if checkpoint is not None:
             changes = resuming.check(checkpoint, resolved, planned.plan.steps, planned.manifest)
-            if changes and launch.global_rank() == 0:
+            if changes and global_rank() == 0:
                 display.say(f"Changed since the checkpoint: {', '.join(map(str, changes))}")
         overrides = resuming.recorded_overrides(run_dir)
         overrides += [override for override in configuration.invocation_overrides() if override not in overrides]
@@ -94,15 +95,15 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
             "plan.json": record.to_json(planned.plan.to_dict()),
             "environment.json": record.to_json(record.surroundings() | {"overrides": overrides}),
         }
-        if launch.global_rank() == 0:
+        if global_rank() == 0:
             record.stage(run_dir, files)
             if checkpoint is None:  # what a run was resumed with is recorded once it is accepted, by BeginRecord
                 record.take_over(run_dir)
-        if planned.machine.n_processes > 1 and not launch.is_rank():
+        if planned.machine.n_processes > 1 and not is_rank():
             summary = launch.launch(decided, run_dir, planned.machine.n_processes)
         else:
             summary = fit(decided, planned, run_dir, checkpoint)
-    if launch.global_rank() > 0:
+    if global_rank() > 0:
         _remove_if_empty(run_dir)  # Hydra's, named by the time of this process' start; the record is rank 0's
     return float(summary["val_loss"])
 
@@ -133,7 +134,7 @@ def _resolve(config: DictConfig, run_dir: Path) -> tuple[dict[str, Any], Path | 
         resolved = configuration.with_overrides(recorded, overrides, known, switched)
         resolved["resume"] = str(checkpoint)
     problems = find_problems(resolved)
-    agreed = checkpoint is not None or not launch.is_rank() or launch.is_launched()
+    agreed = checkpoint is not None or not is_rank() or launch.is_launched()
     if resolved.get("batch", {}).get("micro_size") == AUTO and not agreed:
         problems.append(Problem("batch.micro_size", NOT_AGREED))
     if problems:
@@ -150,7 +151,7 @@ def _find_checkpoint(resume: str, run_dir: Path) -> Path | None:
     remarks = (
         found.remarks if found is not None else [f"resume=auto: no unfinished run in {run_dir.parent}: starting anew"]
     )
-    if launch.global_rank() == 0:
+    if global_rank() == 0:
         for remark in remarks:
             display.say(remark)
         if found is not None and (remarks or resume == "auto"):
@@ -200,13 +201,13 @@ def _with_data(config: dict[str, Any], planned: Planned) -> Planned:
     if planned.manifest is not None:
         return planned
     data = planned.data
-    if launch.global_rank() == 0:
+    if global_rank() == 0:
         display.say(
             f"Preparing data: {', '.join(data['sources'])} → {data['shards_dir']} (once; the next run finds it)"
         )
     manifest = make_shards(config, data)
     planned = plan_run(config, manifest)
-    if launch.global_rank() == 0:
+    if global_rank() == 0:
         display.show_data(manifest, planned.plan)
     return planned
 
@@ -223,7 +224,7 @@ def _with_recorded_number(config: dict[str, Any], micro_size: int) -> dict[str, 
     plan = plan_run(_with_number(config, 1)).plan
     if plan.sequences_per_step // plan.data_parallel_size % micro_size == 0:
         return _with_number(config, micro_size)
-    if launch.is_rank() and not launch.is_launched():
+    if is_rank() and not launch.is_launched():
         raise ConfigError([Problem("batch.micro_size", NOT_AGREED)])
     return config
 

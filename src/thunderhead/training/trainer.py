@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger
 
 from thunderhead.core.config import build, build_all, factory
-from thunderhead.parallel import launch
+from thunderhead.core.processes import is_rank
 from thunderhead.training import hardware
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.profile import ProfileSteps
@@ -92,7 +92,7 @@ def make_trainer(
     precision = hardware.precision_plugin(planned.machine.precision, planned.machine.accelerator)
     checkpoint_io = BackgroundCheckpointIO() if config["background_checkpoints"] else AtomicCheckpointIO()
     plugins = [*precision.pop("plugins", []), checkpoint_io]
-    if not launch.is_rank():  # else Lightning looks for one: in a shell within a SLURM job it would wait for tasks
+    if not is_rank():  # else Lightning looks for one: in a shell within a SLURM job it would wait for tasks
         plugins.append(LightningEnvironment())
     with quiet_lightning():
         trainer: Trainer = build(

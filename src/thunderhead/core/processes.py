@@ -1,0 +1,35 @@
+"""Which of several processes this one is, by what launchers and schedulers put into the environment."""
+
+import os
+
+# Set by launchers and schedulers for the processes they start; torchrun must not inherit another launcher's.
+RANK_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "GROUP_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
+def is_slurm_task() -> bool:
+    """Whether srun started this process among others; alone, or in an interactive shell of a job, it is no rank."""
+    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+
+
+def is_rank() -> bool:
+    """Whether a launcher (torchrun, or SLURM's srun) started this process as one of several."""
+    return "LOCAL_RANK" in os.environ or is_slurm_task()
+
+
+def global_rank() -> int:
+    """The rank that the launcher gave this process; 0 if there is none."""
+    return int(os.environ.get("RANK", os.environ["SLURM_PROCID"] if is_slurm_task() else "0"))
+
+
+def allowed_cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
