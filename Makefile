@@ -31,10 +31,11 @@ test: setup  ## Run the tests (no network, no GPU)
 test-slow: setup  ## Run the tests that take minutes, too
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m 'not gpu'
 
-check: setup  ## Formatting, lint, types
+check: setup  ## Formatting, lint, types, imports between the rings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: setup  ## Format the code and mend what ruff can
 	$(BIN)/ruff format .

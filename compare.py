@@ -5,16 +5,16 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from thunderhead.core import config
+from thunderhead import command_line
 from thunderhead.lab.compare import commas_to_list, compare_runs
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="compare")
 def main(cfg: DictConfig) -> None:
     """Compare the runs and write the report."""
-    config.job(compare_runs, cfg)
+    command_line.job(compare_runs, cfg)
 
 
 if __name__ == "__main__":
     sys.argv = commas_to_list(sys.argv)
-    config.run(main, "compare")
+    command_line.run(main, "compare")

@@ -3,15 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from thunderhead.core import config
+from thunderhead import command_line
 from thunderhead.release.command import generate_text
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")
 def main(cfg: DictConfig) -> None:
     """Print the prompt and its continuation."""
-    print(config.job(generate_text, cfg))
+    print(command_line.job(generate_text, cfg))
 
 
 if __name__ == "__main__":
-    config.run(main, "generate")
+    command_line.run(main, "generate")

@@ -3,15 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from thunderhead.core import config
+from thunderhead import command_line
 from thunderhead.corpus.command import prepare_corpus
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
 def main(cfg: DictConfig) -> None:
     """Write the shards of the composed data and tokenizer, or find those that are there."""
-    config.job(prepare_corpus, cfg)
+    command_line.job(prepare_corpus, cfg)
 
 
 if __name__ == "__main__":
-    config.run(main, "prepare")
+    command_line.run(main, "prepare")

@@ -77,7 +77,7 @@ def save_manifest(folder: Path, train: Shard, val: Shard) -> None:
 
 def loader(folder: Path, batch_size: int, verify: str) -> Iterator[torch.Tensor]:
     """Look up shards as train.py does, and load their batches."""
-    module = PreparedShards(ByteTokenizer(), T, batch_size, batch_size, 0, path=str(folder), verify=verify)
+    module = PreparedShards(T, batch_size, batch_size, 0, None, {}, path=str(folder), verify=verify)
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     module.trainer = SimpleNamespace(global_step=0, max_steps=-1, strategy=strategy, global_rank=0, world_size=1)
     module.prepare_data()

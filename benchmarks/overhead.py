@@ -24,15 +24,12 @@ from lightning import Callback
 from results_folder import RESULTS, hardware_slug
 
 from thunderhead.core import config as configuration
-from thunderhead.core.config import build, factory
-from thunderhead.core.module import GROUPS, LanguageModel, build_decoder, build_optimizer
-from thunderhead.corpus.prepare import prepare
+from thunderhead.core.config import Config
+from thunderhead.core.run import Run
 from thunderhead.training import hardware
-from thunderhead.training.callbacks.metrics import LogMetrics
-from thunderhead.training.data_planning import shard_settings
-from thunderhead.training.fit import make_datamodule
-from thunderhead.training.planning import Planned, plan_run
-from thunderhead.training.trainer import make_trainer
+from thunderhead.training.fit import assemble
+from thunderhead.training.plan import Plan
+from thunderhead.training.run import plan_config
 
 WARMUP = 3  # steps at the start of a round that are not timed
 
@@ -72,53 +69,40 @@ class Recorder(Callback):
         self.batches.append(batch.clone())
 
 
-def through_train_path(
-    config: dict[str, Any], planned: Planned, extra: list[Callback]
-) -> tuple[list[float], float | None]:
+def planned(config: Config, folder: Path) -> tuple[Run, Plan]:
+    """The run, its data prepared, and its plan."""
+    run, plan = plan_config(config, folder)
+    run.data.prepare_data()
+    return run, plan
+
+
+def through_train_path(config: Config, extra: list[Callback]) -> tuple[list[float], float | None]:
     """One round of `train.py`'s own path: the seconds of its steps, and the last loss that it logged."""
-    plan, manifest = planned.plan, planned.manifest
-    assert manifest is not None
-    tokenizer = manifest.load_tokenizer()
-    datamodule = make_datamodule(config, planned, tokenizer)
-    model = LanguageModel(
-        {group: config[group] for group in GROUPS},
-        seed=config["seed"],
-        vocab_size=manifest.vocab_size,
-        eos_id=manifest.eos_id,
-        total_steps=plan.steps,
-        token_bytes=tokenizer.token_bytes().tolist(),
-    )
-    peak = hardware.peak_flops(planned.machine.accelerator, planned.machine.precision)
-    ledger = datamodule.ledger(plan.steps)
-    log_metrics = LogMetrics(plan.tokens_per_step, plan.flops_per_token, peak, plan.sequences_per_step, ledger)
-    stamps = Stamps(plan.accumulation, plan.steps - 1)
-    with tempfile.TemporaryDirectory() as run_dir:
-        trainer = make_trainer(config, planned, Path(run_dir), log_metrics)
+    with tempfile.TemporaryDirectory() as folder:
+        run, plan = planned(config, Path(folder))
+        model, trainer, log_metrics, _ = assemble(run, plan)
+        stamps = Stamps(plan.accumulation, plan.steps - 1)
         trainer.callbacks += [stamps, *extra]
-        trainer.fit(model, datamodule=datamodule)
+        trainer.fit(model, datamodule=run.data)
     return stamps.seconds(), log_metrics.last_loss
 
 
-def bare_loop(config: dict[str, Any], planned: Planned, batches: list[torch.Tensor]) -> tuple[list[float], float]:
+def bare_loop(run: Run, plan: Plan, batches: list[torch.Tensor]) -> tuple[list[float], float]:
     """One round of a plain PyTorch loop: the seconds of its steps, and the loss of the last one."""
-    plan, manifest = planned.plan, planned.manifest
-    assert manifest is not None
-    device = torch.device(planned.machine.accelerator)
-    decoder = build_decoder(config, manifest.vocab_size, manifest.eos_id).to(device)
-    build(config["compile"]).apply(decoder)
-    decoder.initialize(config["seed"])
-    optimizer = build_optimizer(config, decoder)
-    factor = factory(config["scheduler"])
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, plan.steps))
-    clip = config["trainer"]["gradient_clip_val"] or math.inf
-    dtype, mixed = hardware.COMPUTE_DTYPE[planned.machine.precision], planned.machine.precision.endswith("mixed")
+    device, precision = torch.device(run.accelerator), run.precision.of_kind(plan.precision)
+    decoder = run.model.decoder(run.data.vocab_size, run.data.eos_id).to(device)
+    run.compile.of_scope(plan.compile).apply(decoder)
+    decoder.initialize(run.seed)
+    optimizer = run.model.optimizer(decoder)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: run.model.schedule(step, plan.steps))
+    clip = run.config["trainer"]["gradient_clip_val"] or math.inf
     stamps = Stamps(1, plan.steps - 1)
     decoder.train()
     for step in range(plan.steps):
         stamps.mark()
         total = torch.zeros((), device=device)
         for batch_BT1 in batches[step * plan.accumulation : (step + 1) * plan.accumulation]:
-            with torch.autocast(planned.machine.accelerator, dtype, enabled=mixed):
+            with precision.autocast(run.accelerator):
                 terms = decoder(batch_BT1[:, :-1], batch_BT1[:, 1:])
             (terms.loss / plan.accumulation).backward()
             total += terms.cross_entropy.detach() / plan.accumulation
@@ -142,40 +126,37 @@ def main() -> None:
     fixed += [] if any(o.startswith("compile") for o in args.overrides) else ["compile=none"]
     overrides = [*fixed, "data.max_validation_tokens=2048", *args.overrides]
     config = configuration.plain(configuration.compose(overrides))
-    if problems := configuration.check(config):
-        raise configuration.ConfigError(problems)
-    data = factory(config["data"]).keywords  # type: ignore[attr-defined]
-    planned = plan_run(config, prepare(data["sources"], build(config["tokenizer"]), **shard_settings(data)))
+    run, plan = planned(config, Path("nowhere"))
     if config["keep_freed_memory"]:
         hardware.keep_freed_memory()
 
     recorder = Recorder()
-    through_train_path(config, planned, [recorder])  # the batches; and both sides start warm
-    assert len(recorder.batches) == planned.plan.steps * planned.plan.accumulation
+    through_train_path(config, [recorder])  # the batches; and both sides start warm
+    assert len(recorder.batches) == plan.steps * plan.accumulation
     rounds = []
     for number in range(args.rounds):
         sides: dict[str, list[float]] = {}
         losses: dict[str, float | None] = {}
         for side in ("thunderhead", "bare") if number % 2 == 0 else ("bare", "thunderhead"):
             if side == "bare":
-                sides[side], losses[side] = bare_loop(config, planned, recorder.batches)
+                sides[side], losses[side] = bare_loop(run, plan, recorder.batches)
             else:
-                sides[side], losses[side] = through_train_path(config, planned, [])
+                sides[side], losses[side] = through_train_path(config, [])
         # The same loss shows that both did the same work; float32 sums of metrics may differ in the last digits.
         assert losses["thunderhead"] is not None
         assert math.isclose(losses["thunderhead"], losses["bare"] or 0.0, rel_tol=1e-3), losses
         rounds.append(sides | {"losses": losses})
-    report(args, planned, rounds)
+    report(args, run, plan, rounds)
 
 
-def report(args: argparse.Namespace, planned: Planned, rounds: list[dict[str, Any]]) -> None:
-    device = hardware.device_name(planned.machine.accelerator)
-    tokens = planned.plan.tokens_per_step
+def report(args: argparse.Namespace, run: Run, plan: Plan, rounds: list[dict[str, Any]]) -> None:
+    device = hardware.device_name(run.accelerator)
+    tokens = plan.tokens_per_step
     median = {side: statistics.median(s for r in rounds for s in r[side]) for side in ("bare", "thunderhead")}
     mean = {side: statistics.median(statistics.mean(r[side]) for r in rounds) for side in ("bare", "thunderhead")}
     ratios = [statistics.mean(r["thunderhead"]) / statistics.mean(r["bare"]) for r in rounds]
     print(
-        f"{device}, {planned.machine.precision}, {args.rounds} rounds of {args.steps} steps of {tokens:,} tokens",
+        f"{device}, {plan.precision}, {args.rounds} rounds of {args.steps} steps of {tokens:,} tokens",
         *args.overrides,
     )
     print(f"{'':14}{'median step':>13}{'mean step*':>13}{'tokens/s*':>12}")
@@ -192,7 +173,7 @@ def report(args: argparse.Namespace, planned: Planned, rounds: list[dict[str, An
     settings = {
         "device": device,
         "torch": torch.__version__,
-        "precision": planned.machine.precision,
+        "precision": plan.precision,
         "steps": args.steps,
     }
     outcome = {"overhead_of_median_step": over_median, "overhead_of_mean_step": over_mean, "ratio_by_round": ratios}

@@ -3,11 +3,12 @@
 python benchmarks/plans.py
 """
 
+from pathlib import Path
 from typing import Any
 
 from thunderhead.core import config
 from thunderhead.training import memory
-from thunderhead.training.planning import plan_run
+from thunderhead.training.run import plan_config
 
 GIB = 2**30
 PARTS = ("parameters", "gradients", "optimizer_state", "gathered", "activations")
@@ -58,7 +59,7 @@ def main() -> None:
             *("batch.global_tokens=8388608", "batch.micro_size=1", "activation_checkpointing=block"),
             *("budget=tokens", "budget.tokens=1.0e+12", *MODELS[model], *strategy),
         ]
-        plan = plan_run(config.plain(config.compose(overrides))).plan
+        _, plan = plan_config(config.plain(config.compose(overrides)), Path("nowhere"))
         settings = [value.removeprefix("strategy.").removeprefix("strategy=") for value in strategy]
         sizes = [f"{plan.memory[part] / GIB:,.1f}" if part in plan.memory else "" for part in PARTS]
         total = sum(plan.memory.values()) / GIB

@@ -40,11 +40,9 @@ from matplotlib.figure import Figure
 from results_folder import RESULTS
 
 from thunderhead.core import config as configuration
-from thunderhead.core.config import build, factory
+from thunderhead.core.config import build
 from thunderhead.core.module import build_decoder
-from thunderhead.corpus.prepare import prepare
 from thunderhead.training import hardware
-from thunderhead.training.data_planning import shard_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURE = ROOT / "docs" / "images" / "train_step.png"
@@ -113,11 +111,9 @@ class Side:
 def save_batches(path: Path, count: int) -> None:
     """The first batches that train.py will read, (count, BATCH, T + 1), for those who read no shards."""
     config = configuration.plain(configuration.compose(sides.TRAIN_PY))
-    data = factory(config["data"]).keywords  # type: ignore[attr-defined]
-    manifest = prepare(data["sources"], build(config["tokenizer"]), **shard_settings(data))
     sizes = {"context_length": sides.T, "micro_batch_size": sides.BATCH, "sequences_per_step": sides.BATCH}
-    module = build(config["data"], tokenizer=manifest.load_tokenizer(), seed=1, **sizes)
-    module.manifest = manifest
+    module = build(config["data"], tokenizer=build(config["tokenizer"]), filters={}, seed=1, **sizes)
+    module.prepare_data()
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     module.trainer = SimpleNamespace(global_step=0, max_steps=-1, strategy=strategy, global_rank=0, world_size=1)
     module.setup("fit")

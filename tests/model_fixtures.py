@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from oracles import CONF
+from oracles import CONF, values
 from thunderhead.core.model.decoder import Decoder
 
 DEFAULTS = {
@@ -40,11 +40,9 @@ def compose_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Dic
     def composed(*overrides: str) -> DictConfig:
         if not any(override.startswith("experiment=") for override in overrides):  # Hydra takes 0.2 s, and we have many
             chosen = dict(override.split("=") for override in overrides if override.split("=")[0] in DEFAULTS)
-            files = {
-                group: OmegaConf.load(CONF / group / f"{name}.yaml") for group, name in (DEFAULTS | chosen).items()
-            }
-            values = [override for override in overrides if override.split("=")[0] not in DEFAULTS]
-            return OmegaConf.merge(OmegaConf.create(files), OmegaConf.from_dotlist(values))
+            files = {group: values(group, name) for group, name in (DEFAULTS | chosen).items()}
+            changes = [override for override in overrides if override.split("=")[0] not in DEFAULTS]
+            return OmegaConf.merge(OmegaConf.create(files), OmegaConf.from_dotlist(changes))
         with initialize_config_dir(str(primary), version_base="1.3"):
             return compose("main", list(overrides))
 

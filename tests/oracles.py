@@ -3,8 +3,10 @@
 import gc
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -13,6 +15,13 @@ CONF = Path(__file__).parents[1] / "conf"
 def options(group: str) -> list[str]:
     """All options of a config group."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def values(group: str, option: str) -> Any:
+    """An option's values, those it shares with others first."""
+    own = OmegaConf.load(CONF / group / f"{option}.yaml")
+    shared = [values(group, entry.removesuffix("@_here_")) for entry in own.pop("defaults", [])]
+    return OmegaConf.merge(*shared, own)
 
 
 def randomize(module: nn.Module, scale: float = 0.3) -> None:
@@ -78,5 +87,5 @@ def naive_documents(tokens: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
 def storages() -> dict[int, int]:
     """Bytes of every CPU storage that a tensor of this process lies in, by address, whoever holds the tensor."""
     gc.collect()
-    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]  # and not fake ones
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.device.type == "cpu"}

@@ -94,6 +94,7 @@ def train_one(case: Case) -> dict[str, Any]:
     import torch
     from lightning import Callback, Trainer
 
+    from thunderhead import command_line
     from thunderhead.core import config
     from thunderhead.training.resume import SWITCHABLE
     from tiny import train_here
@@ -119,7 +120,7 @@ def train_one(case: Case) -> dict[str, Any]:
     composed = [o for o in case.overrides if not resumed or o.startswith(("resume=", *SWITCHABLE))]
     case.folder.mkdir(parents=True, exist_ok=True)
     torch.compiler.reset()  # Dynamo gives up on code that it saw in too many variants
-    with patch.object(Trainer, "fit", measured), patch.object(config, "invocation_overrides", lambda: rest):
+    with patch.object(Trainer, "fit", measured), patch.object(command_line, "invocation_overrides", lambda: rest):
         try:
             train_here(composed, case.folder)
         except (Exception, SystemExit) as error:

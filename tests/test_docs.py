@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from thunderhead.core import config
 from thunderhead.training import memory, run
-from thunderhead.training.planning import plan_run
+from tiny import plan_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "conf" / "hydra" / "help").glob("*.yaml")]
@@ -70,7 +70,7 @@ def test_a_shown_run_can_be_planned(page: str, command: str, monkeypatch: pytest
     if any(a.startswith(("data.path=", "resume=")) for a in arguments):
         pytest.skip("the reader's own files")
     for overrides in combinations(arguments):
-        assert plan_run(config.plain(config.compose(overrides))).plan.steps
+        assert plan_of(config.plain(config.compose(overrides))).steps
 
 
 def test_pages_that_are_linked_are_there() -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 from unittest.mock import patch
 
 from thunderhead.core import config
-from thunderhead.core.config import CONF_DIR
-from thunderhead.corpus.prepare import prepare
+from thunderhead.core.config import CONF_DIR, Config
+from thunderhead.core.run import build_data
+from thunderhead.corpus.text_data import TextData
 from thunderhead.corpus.tokenizer import BpeTokenizer
 from thunderhead.training import hardware
-from thunderhead.training.data_planning import shard_settings
-from thunderhead.training.run import train
+from thunderhead.training.plan import Plan
+from thunderhead.training.run import plan_config, train
 
 OPTIONS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
@@ -115,9 +116,9 @@ def tiny(corpus: Path, shards_dir: Path, *overrides: str) -> list[str]:
 def prepared(corpus: Path, shards_dir: Path, tokenizer: Sequence[str]) -> Path:
     """The folder of the corpus's shards, made if need be."""
     overrides = ["data=text", f"data.path={corpus}", f"data.shards_dir={shards_dir}", *tokenizer]
-    composed = config.plain(config.compose(overrides))
-    data = config.factory(composed["data"]).keywords
-    return prepare(data["sources"], config.build(composed["tokenizer"]), **shard_settings(data)).folder
+    data = build_data(config.plain(config.compose(overrides)), context_length=1, sequences_per_step=1)
+    assert isinstance(data, TextData)
+    return data.prepare().folder
 
 
 def tokenizer_file(option: str, folder: Path) -> Path:
@@ -135,3 +136,8 @@ def train_here(overrides: Sequence[str], run_dir: Path) -> float | None:
     """`python train.py <overrides>` in this process, with its record in `run_dir`."""
     with patch.object(hardware, "measured_matmul_flops", lambda dtype: 1e12):  # 0.3 s a run
         return train(config.compose(overrides), run_dir)
+
+
+def plan_of(resolved: Config) -> Plan:
+    """The plan of a run with a resolved configuration."""
+    return plan_config(resolved, Path("nowhere"))[1]

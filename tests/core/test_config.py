@@ -194,40 +194,6 @@ def test_factory_binds_settings_and_build_calls() -> None:
     assert (part.d_model, part.width, part.pair) == (4, 8, [1.0, 2.0])
 
 
-# --- with_overrides ---------------------------------------------------------------------------------------------------
-
-
-def test_overrides_of_a_recorded_configuration() -> None:
-    recorded = config.plain(config.compose([]))
-    changed = config.with_overrides(recorded, ["budget.steps=7", "+new=3"])
-    assert changed["budget"]["steps"] == 7
-    assert changed["new"] == 3
-    assert changed["model"] == recorded["model"]
-    assert recorded["budget"]["steps"] != 7  # left alone
-
-
-def test_overrides_that_a_recorded_configuration_cannot_take() -> None:
-    recorded = config.plain(config.compose([]))
-    with pytest.raises(ConfigError) as refused:
-        config.with_overrides(recorded, ["attention=mha", "budget.step=7"])
-    first, second = refused.value.problems
-    assert first == Problem("attention", "a resumed run keeps its recorded attention; single values may change")
-    assert second == Problem("budget.step", "is unknown; did you mean budget.steps?")
-
-
-def test_some_groups_of_a_recorded_configuration_may_be_switched() -> None:
-    overrides = ["strategy.replicate_size=4", "strategy=hsdp", "budget.steps=7"]
-    composed = config.plain(config.compose(overrides))
-    recorded = config.plain(config.compose(["strategy=ddp"]))
-    switched = {"strategy": composed["strategy"]}
-    assert config.chosen_groups(overrides) == {"strategy", "strategy.replicate_size", "budget.steps"}
-    changed = config.with_overrides(recorded, overrides, ["strategy=ddp"], switched)
-    assert changed == recorded | switched | {"budget": recorded["budget"] | {"steps": 7}}
-    assert changed["strategy"]["replicate_size"] == 4
-    back = config.with_overrides(changed, ["strategy=ddp"], ["strategy=ddp"], {"strategy": recorded["strategy"]})
-    assert back["strategy"] == recorded["strategy"]  # the newest choice holds, not the first
-
-
 def test_yaml_gives_the_configuration_back() -> None:
     resolved = config.plain(config.compose([]))
     assert yaml.safe_load(config.to_yaml(resolved)) == resolved

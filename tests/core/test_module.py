@@ -10,51 +10,12 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from thunderhead.core import config
-from thunderhead.core.module import GROUPS, LanguageModel
-from thunderhead.training import hardware
-from tiny import tiny
+from small_models import batches, fit, language_model
+from thunderhead.core.module import LanguageModel
 
-VOCAB, CONTEXT = 257, 32
 # These runs validate nothing.
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
-
-
-def language_model(*overrides: str, seed: int = 1, total_steps: int = 4, precision: str = "fp32") -> LanguageModel:
-    resolved = config.plain(config.compose(tiny("x", "x", "compile=none", *overrides)))
-    groups = {group: resolved[group] for group in GROUPS}
-    return LanguageModel(groups, seed=seed, vocab_size=VOCAB, eos_id=256, total_steps=total_steps, precision=precision)
-
-
-def batches(n: int, size: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    return list(torch.randint(0, VOCAB, (n * size, CONTEXT + 1), generator=generator).split(size))
-
-
-def fit(
-    model: LanguageModel,
-    data: list[Tensor],
-    *,
-    precision: str = "fp32",
-    callbacks: tuple[Callback, ...] = (),
-    **others: Any,
-) -> Trainer:
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=others.pop("max_steps", 4),
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        **hardware.precision_plugin(precision, "cpu"),
-        **others,
-    )
-    trainer.fit(model, DataLoader(data, batch_size=None))
-    return trainer
 
 
 class Dtypes(Callback):

@@ -11,21 +11,22 @@ from hypothesis import strategies as st
 from naive_curation import curate
 
 from thunderhead.core import config
-from thunderhead.core.config import CONF_DIR
+from thunderhead.core.config import CONF_DIR, build_all
 from thunderhead.core.data.manifest import Manifest
 from thunderhead.corpus.curation import CharacterRatios, Filter, Language, Length
 from thunderhead.corpus.deduplication import ExactDuplicates
 from thunderhead.corpus.prepare import find_manifest, prepare
 from thunderhead.corpus.sources import LocalText
 from thunderhead.corpus.tokenizer import ByteTokenizer
-from thunderhead.training.data_planning import build_filters
 
 OPTIONS = sorted(file.stem for file in (CONF_DIR / "curation").glob("*.yaml"))
 ENGLISH = ("the", "of", "and")
 
 
 def composed(*overrides: str) -> dict[str, Filter]:
-    return build_filters(config.plain(config.compose(list(overrides), "prepare"))["curation"])
+    return build_all(
+        config.plain(config.compose(list(overrides), "prepare"))["curation"]["filters"], "curation.filters", Filter
+    )
 
 
 @pytest.mark.parametrize(

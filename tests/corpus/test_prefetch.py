@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from thunderhead.core.data.manifest import Chunk, DamagedChunkError, Shard
+from thunderhead.core.data.order import Sample
 from thunderhead.core.data.shards import ShardReader
 from thunderhead.corpus.prefetch import Prefetcher
 
@@ -29,8 +30,8 @@ class Chunks:
 class InTurn:
     """Sample n is block n."""
 
-    def __call__(self, n: int) -> tuple[str, int]:
-        return "text", n
+    def __call__(self, n: int) -> Sample:
+        return Sample("text", 0, n)
 
 
 def make(ahead: int, max_chunks: int, samples: int = 1000) -> tuple[Prefetcher, Chunks, list[set[int]]]:

@@ -38,6 +38,9 @@ def make(tmp_path: Path) -> Make:
 
     def make(path: Path | str, rank: int = 0, world_size: int = 1, **settings: object) -> PreparedShards:
         defaults = {
+            "tokenizer": None,
+            "filters": {},
+            "context_length": T,
             "micro_batch_size": 2,
             "sequences_per_step": STEP,
             "seed": 5,
@@ -46,7 +49,7 @@ def make(tmp_path: Path) -> Make:
             "timeout": 0.5,
             "shuffle_window": 100,
         }
-        module = PreparedShards(ByteTokenizer(), T, path=str(path), **{**defaults, **settings})
+        module = PreparedShards(path=str(path), **{**defaults, **settings})
         strategy = SimpleNamespace(
             root_device=torch.device("cpu"), distributed_sampler_kwargs={"rank": rank, "num_replicas": world_size}
         )
@@ -112,7 +115,7 @@ def test_the_chunks_of_the_next_window_are_there_before_they_are_read(
     numbers = set()
     for n in range(3 * window):
         next(batches)
-        number = reader.chunk_of(place(n + window - 1)[1])
+        number = reader.chunk_of(place(n + window - 1).block)
         file = tmp_path / "cache" / "chunks" / f"{shards.splits['train']['text'].chunks[number].sha256}.bin"
         deadline = time.monotonic() + 20
         while not file.exists():
@@ -268,7 +271,7 @@ def test_a_run_fetches_nothing_that_it_does_not_need(make: Make, shards: Manifes
     module.trainer.max_steps = 1
     loader = module.train_dataloader()
     places = [loader.dataset.place(n) for n in range(STEP)]
-    needed = {loader.dataset.readers["text"].chunk_of(block) for _, block in places}
+    needed = {loader.dataset.readers["text"].chunk_of(block) for _, _, block in places}
     batches = iter(loader)
     for _ in range(STEP):
         next(batches)
@@ -279,7 +282,7 @@ def test_a_run_fetches_nothing_that_it_does_not_need(make: Make, shards: Manifes
 
 
 def test_weights_are_for_the_sources_of_the_shards(make: Make, shards: Manifest) -> None:
-    assert make(shards.folder, sources={"text": Share(weight=0.5)}).sources["text"].weight == 0.5
-    assert make(shards.folder).sources["text"].weight == 1
-    with pytest.raises(ValueError, match=r"data\.sources has code, the shards have text"):
-        make(shards.folder, sources={"code": Share()})
+    assert make(shards.folder, sources={"text": Share(weight=0.5)}).shares()["text"].weight == 0.5
+    assert make(shards.folder).shares()["text"].weight == 1
+    (problem,) = make(shards.folder, sources={"code": Share()}).problems(None)
+    assert problem.message.startswith("data.sources has code, the shards have text")

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thunderhead.core import config
+from thunderhead.core.config import build_all
+from thunderhead.corpus.curation import Filter
 from thunderhead.corpus.quality import (
     C4,
     GopherQuality,
@@ -18,11 +20,14 @@ from thunderhead.corpus.quality import (
     sentences,
     top_share,
 )
-from thunderhead.training.data_planning import build_filters
 
 
 def published(option: str, name: str) -> object:
-    return build_filters(config.plain(config.compose([f"curation={option}"], "prepare"))["curation"])[name]
+    return build_all(
+        config.plain(config.compose([f"curation={option}"], "prepare"))["curation"]["filters"],
+        "curation.filters",
+        Filter,
+    )[name]
 
 
 QUALITY = published("gopher", "gopher_quality")

@@ -43,7 +43,6 @@ REFUSED_VALUES = {
     "activation.beta=2.0": r"^activation.beta=2 is Swish's and needs activation.activation=silu, not gelu$",
     "model.d_model=30": "^model.n_heads=4 does not divide model.d_model=30",
     "model.vocab_size=100": "^model.vocab_size=100 is smaller than the tokenizer's 257 tokens",
-    "block.shared_norm=true": "^block.shared_norm=true needs block.parallel_residual=true",
     "optimizer.lr=-1.0": "^optimizer: Invalid learning rate: -1.0$",
     "parameter_groups.no_decay=[nothing.*]": "^parameter_groups.no_decay",
     "+trainer.max_steps=3": "^trainer.max_steps: follows from other settings: set budget instead$",

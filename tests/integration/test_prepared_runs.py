@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from tokenizers import models, pre_tokenizers
 
 from object_store import SECRETS, Store
+from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.core.data.manifest import REMEDY
@@ -90,7 +91,7 @@ def test_a_run_goes_on_from_a_bucket_as_if_nothing_had_happened(
     lines = tiny(text_corpus, shards_dir, *remote, *settings)
     with pytest.raises(KeyError, match="pulled the plug"):
         train_here([*lines, "+callbacks.crash={_target_: crash.Crash, after: 3}"], run_dir)
-    with patch.object(config, "invocation_overrides", lambda: ["callbacks.crash.after=1000"]):
+    with patch.object(command_line, "invocation_overrides", lambda: ["callbacks.crash.after=1000"]):
         train_here([f"resume={run_dir}"], tmp_path / "unused")
     assert losses(run_dir) == losses(whole)
 
@@ -119,7 +120,7 @@ def test_a_vocabulary_of_four_bytes_a_token_is_trained_on_and_resumed(
     lines = tiny(corpus, shards_dir, *big, *settings)
     with pytest.raises(KeyError, match="pulled the plug"):
         train_here([*lines, "+callbacks.crash={_target_: crash.Crash, after: 3}"], crashed)
-    with patch.object(config, "invocation_overrides", lambda: ["callbacks.crash.after=1000"]):
+    with patch.object(command_line, "invocation_overrides", lambda: ["callbacks.crash.after=1000"]):
         train_here([f"resume={crashed}"], tmp_path / "unused")
     assert losses(crashed) == losses(whole)
 

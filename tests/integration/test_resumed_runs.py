@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ranks import Case, train_in_processes
+from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.training import resume as resuming
 from thunderhead.training.record import read_rows, write_rows
@@ -49,7 +50,7 @@ KEEP_ALL = (
 def go_on(resume: str, *overrides: str, run_dir: Path | None = None) -> None:
     """`python train.py resume=… <overrides>` in this process."""
     switched = [override for override in overrides if override.startswith(resuming.SWITCHABLE)]
-    with patch.object(config, "invocation_overrides", lambda: list(overrides)):
+    with patch.object(command_line, "invocation_overrides", lambda: list(overrides)):
         train_here([f"resume={resume}", *switched], run_dir or Path("unused"))
 
 
@@ -229,7 +230,7 @@ def test_auto_is_the_last_unfinished_run(
         (runs / time).mkdir(parents=True)
         capsys.readouterr()
         lines = [*command, *more]
-        with patch.object(config, "invocation_overrides", lambda: lines):
+        with patch.object(command_line, "invocation_overrides", lambda: lines):
             train_here(lines, runs / time)
         return capsys.readouterr().out
 

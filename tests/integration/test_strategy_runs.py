@@ -16,9 +16,8 @@ from ranks import Case, train_in_processes, train_one
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.training.plan import Plan
-from thunderhead.training.planning import plan_run
 from thunderhead.training.record import read_json, read_rows
-from tiny import OPTIONS, tiny
+from tiny import OPTIONS, plan_of, tiny
 
 # Dynamo hides this warning of its own look at activations, which does not help where warnings are errors.
 pytestmark = [
@@ -291,7 +290,7 @@ def test_what_torch_cannot_compile_is_refused_by_name_and_not_chosen(text_corpus
     overrides = ("trainer.devices=2", "strategy=tensor_parallel", "attention=mha", "activation_checkpointing=block")
 
     def plan(*more: str) -> Plan:
-        return plan_run(config.plain(config.compose([*tiny(text_corpus, tmp_path, *overrides, *more)]))).plan
+        return plan_of(config.plain(config.compose([*tiny(text_corpus, tmp_path, *overrides, *more)])))
 
     for scope in ("block", "model"):
         with pytest.raises(ConfigError, match=r"^compile\.scope: torch cannot compile whole checkpointed blocks under"):

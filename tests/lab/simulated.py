@@ -57,10 +57,10 @@ def write_run(
         tokens = step * TOKENS_PER_STEP
         counters = {"tokens": tokens, "flops": float(tokens * FLOPS_PER_TOKEN)}
         value = loss * (planned_steps / step) ** 0.1
-        row = {"train/loss": value + noise[step], "tokens_per_second": SPEED}
-        logger.log_metrics(counters | row, step=step)
+        row = {"train/loss": value + noise[step], "tokens_per_second": SPEED, "lr-AdamW": 0.1}
         if step % 20 == 0:
-            logger.log_metrics(counters | {"val/loss": value, "val/bits_per_byte": value / 2}, step=step)
+            row |= {"val/loss": value, "val/bits_per_byte": value / 2}
+        logger.log_metrics(counters | row, step=step)
     if steps == planned_steps:
         tokens = planned_steps * TOKENS_PER_STEP
         results = {
@@ -74,6 +74,7 @@ def write_run(
             "tokens_per_second": SPEED,
             "seconds": tokens / SPEED,
             "peak_memory_bytes": 300_000_000,
+            "cache_bytes_per_token": 2 * 2 * 32 * 2 * (settings["attention"].get("n_kv_heads") or 1),
             "validation_data": "data",
             "validation_text": "text",
             "precision": "fp32",

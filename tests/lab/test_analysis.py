@@ -99,6 +99,15 @@ def test_other_tokenizers_are_compared_in_bits_per_byte(tmp_path: Path) -> None:
     assert "validated with another tokenizer" in refused.left_out[0].reason
 
 
+def test_arms_without_the_metric_are_not_compared(tmp_path: Path) -> None:
+    write_arms(tmp_path, {"attention=mha": [3.0, 3.1], "attention=mqa": [3.1, 3.3]})
+    write_run(tmp_path / "9", ["attention=mla"], summary={"bits_per_byte": None})
+    found = analyse(read_runs([tmp_path]), metric="bits_per_byte", baseline="mla")
+    assert [arm.name for arm in found.arms] == ["mha", "mqa"]
+    assert "no bits_per_byte" in found.left_out[0].reason
+    assert found.reference is found.arms[0]
+
+
 def test_nothing_to_compare(tmp_path: Path) -> None:
     assert analyse([]).sentences == []
     only = analyse(read_runs([write_run(tmp_path / "run")]))

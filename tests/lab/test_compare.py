@@ -1,14 +1,19 @@
 """`python compare.py` from outside: a report, or one clear refusal."""
 
 import itertools
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from simulated import write_arms, write_run
 
-from thunderhead.lab.compare import commas_to_list
+from thunderhead.core import config
+from thunderhead.core.config import ConfigError
+from thunderhead.lab.compare import commas_to_list, compare_runs
+from thunderhead.lab.law import Law
 from thunderhead.options.scaling_law import read_law
 
 ROOT = Path(__file__).parents[2]
@@ -29,24 +34,48 @@ def test_runs_of_several_sweeps(tmp_path: Path) -> None:
     assert {"report.html", "results.csv", "figures", "hparams"} <= {file.name for file in (tmp_path / "out").iterdir()}
 
 
-def test_a_scaling_law_of_finished_runs(tmp_path: Path) -> None:
+@pytest.fixture
+def compare_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """The same in this process; the report goes to tmp_path/out."""
+
+    def call(*arguments: str) -> Path:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        monkeypatch.setattr(config, "output_dir", lambda: tmp_path / "out")
+        return compare_runs(config.compose(commas_to_list(list(arguments)), "compare"))
+
+    return call
+
+
+def test_a_scaling_law_of_finished_runs(
+    tmp_path: Path, compare_here: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Sizes and budgets of their own choice; the largest run is held out."""
     for index, (n, tokens) in enumerate(itertools.product((1e4, 3e4, 1e5, 3e5), (1e6, 4e6, 2e7))):
         results = {"tokens": tokens, "flops": 6 * n * tokens, "val_loss": 1 + 20 / n**0.3 + 50 / tokens**0.3}
         write_run(tmp_path / "runs" / str(index), summary=results, plan={"parameters": {"total": n}})
-    arguments = (f"runs={tmp_path / 'runs'}", f"hydra.run.dir={tmp_path / 'out'}")
-    finished = compare(*arguments, "scaling=total", "fit_up_to=2e13")
-    assert finished.returncode == 0, finished.stderr
-    assert "The held-out run of 300 k parameters on 20 M tokens" in finished.stdout
-    law = read_law(tmp_path / "out" / "law.json")
+    runs = f"runs={tmp_path / 'runs'}"
+    compare_here(runs, "scaling=total", "fit_up_to=2e13")
+    assert "The held-out run of 300 k parameters on 20 M tokens" in capsys.readouterr().out
+    law = read_law(tmp_path / "out" / "law.json")  # what budgets read is what was fitted
     assert (law.E, law.alpha, law.beta, law.flops_coefficient) == pytest.approx((1, 0.3, 0.3, 6), rel=0.01)
+    fitted = Law(**json.loads((tmp_path / "out" / "law.json").read_text())["law"])
+    assert tuple(law.optimum(1e14)) == tuple(fitted.optimum(1e14))
+    for wrong, path in (
+        (("scaling=total", "baseline=mha"), "baseline"),
+        (("scaling=total", "metric=val_loss"), "metric"),
+        (("fit_up_to=2e13",), "fit_up_to"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{path}: "):
+            compare_here(runs, *wrong)
 
-    refused = compare(*arguments, "scaling=total", "baseline=mha")
-    assert refused.returncode == 2
-    assert "baseline is of a comparison of arms" in refused.stderr
-    refused = compare(*arguments, "fit_up_to=2e13")
-    assert refused.returncode == 2
-    assert "fit_up_to is of a scaling law: add scaling=total" in refused.stderr
+
+def test_a_broken_run_does_not_stop_the_comparison(
+    tmp_path: Path, compare_here: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_arms(tmp_path / "a", {"attention=mha": [3.0, 3.1], "attention=mqa": [3.1, 3.3]})
+    (tmp_path / "a" / "1" / "metrics.csv").write_text("")
+    assert compare_here(f"runs={tmp_path / 'a'}").is_file()
+    assert f"not compared: {tmp_path / 'a' / '1'}: cannot be read: metrics.csv" in capsys.readouterr().out
 
 
 def test_a_refusal_leaves_nothing(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from unittest.mock import patch
 
 import pytest
 
+from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.coordinate_check import changes, check_coordinates, slopes
+from thunderhead.options.mup import at_width
 
 SMALL = {"widths": [32, 64, 128, 256], "values": {}, "steps": 4, "sequences": 4, "vocab_size": 256, "seeds": [1]}
 # Finite width: the exponents of 3 to 8 widths in docs/mup.md are within 0.2 of 0 under muP, and above 0.5 without it.
@@ -16,7 +18,7 @@ TOLERANCE = 0.25
 
 def exponents(*overrides: str) -> dict[str, float]:
     settings = ("model.n_heads=12", *overrides)  # heads of 16
-    return slopes(changes(config.plain(config.compose(settings, "coordinate_check")), **SMALL))
+    return slopes(changes(config.plain(config.compose(settings, "coordinate_check")), at_width, **SMALL))
 
 
 @pytest.mark.parametrize(
@@ -51,8 +53,8 @@ def test_the_exponent_is_that_of_a_power_law() -> None:
 def check(folder: Path, *overrides: str) -> None:
     small = ("widths=[32,64]", "seeds=[1]", "steps=1", "sequences=1", "model.n_heads=12")
     folder.mkdir()
-    with patch.object(config, "output_dir", lambda: folder):
-        check_coordinates(config.compose([*small, *overrides], "coordinate_check"))
+    with patch.object(command_line, "output_dir", lambda: folder):
+        check_coordinates(config.compose([*small, *overrides], "coordinate_check"), at_width)
 
 
 def test_the_program_draws_tells_and_ends_with_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,16 +10,15 @@ import torch
 from thunderhead.core import config
 from thunderhead.core.module import build_decoder
 from thunderhead.lab.match import EqualFlops, EqualParameters, EqualTime, measuring_run, speed
-from thunderhead.training.planning import plan_run
 from thunderhead.training.run import find_problems
-from tiny import tiny
+from tiny import plan_of, tiny
 
 
 @pytest.fixture
 def planned(text_corpus: Path, shards_dir: Path):
     def plan(*overrides: str):
         resolved = config.plain(config.compose(tiny(text_corpus, shards_dir, *overrides)))
-        return resolved, plan_run(resolved).plan
+        return resolved, plan_of(resolved)
 
     return plan
 
@@ -40,12 +39,12 @@ def test_equal_parameters(planned: Any, arm: tuple[str, ...], multiple_of: int) 
     changed, plan = planned(*arm)
     solved, matched = match.apply(changed, plan, target, no_measure)
     assert find_problems(solved) == []
-    reached = plan_run(solved).plan.parameters["total"]
+    reached = plan_of(solved).parameters["total"]
     assert matched.reached == reached
     assert solved["model"]["d_ff"] % multiple_of == 0
     # no neighbouring width is nearer: built and counted, not computed
     for d_ff in (solved["model"]["d_ff"] - multiple_of, solved["model"]["d_ff"] + multiple_of):
-        other = plan_run(solved | {"model": solved["model"] | {"d_ff": d_ff}}).plan.parameters["total"]
+        other = plan_of(solved | {"model": solved["model"] | {"d_ff": d_ff}}).parameters["total"]
         assert abs(reached - target) <= abs(other - target)
 
 
@@ -68,7 +67,7 @@ def test_equal_flops(planned: Any) -> None:
     target = EqualFlops().target(baseline, plan, no_measure)
     changed, plan = planned("model.n_layers=3", "budget.steps=1000")
     solved, matched = EqualFlops().apply(changed, plan, target, no_measure)
-    again = plan_run(solved).plan
+    again = plan_of(solved)
     assert again.flops == matched.reached
     assert again.steps < 1000
     assert abs(again.flops - target) <= again.flops / again.steps / 2  # half a step
@@ -96,11 +95,12 @@ def test_the_measuring_run_is_a_valid_run(planned: Any) -> None:
     resolved, _ = planned("budget.steps=1000", "scheduler=wsd", "callbacks=default")
     short = measuring_run(resolved, 10)
     assert find_problems(short) == []
-    assert plan_run(short).plan.steps == 10
+    assert plan_of(short).steps == 10
 
 
 def test_speed_is_the_median_after_the_start() -> None:
-    rows = [{"tokens_per_second": text} for text in ("1", "2", "", "90", "100", "5000")]
+    rows = [{"tokens_per_second": value} for value in (1.0, 2.0)]
+    rows += [{"val/loss": 3.0}, *({"tokens_per_second": value} for value in (90.0, 100.0, 5000.0))]
     assert speed(rows) == 100
 
 

@@ -5,9 +5,10 @@ import itertools
 import pytest
 import yaml
 
+from hydra_plugins.thunderhead_sweeps.sweepers import planner
 from thunderhead.core import config
 from thunderhead.core.config import CONF_DIR
-from thunderhead.lab.sweep import Candidate, _make_arms, _refuse_varied, _sweep_options
+from thunderhead.lab.grid import Candidate, make_arms, refuse_varied, sweep_options
 from thunderhead.lab.tune import Bracket
 
 OF_THE_LECTURE = (
@@ -34,9 +35,9 @@ def test_it_is_a_sweep_of_minutes(name: str) -> None:
         choices = dict(zip(params, values, strict=True))
         lines = [f"experiment=ablation_{name}", "trainer=cpu", *(f"{key}={value}" for key, value in choices.items())]
         candidates.append(Candidate(choices, config.plain(config.compose(lines))))
-    match, bracket = _sweep_options(candidates)
-    _refuse_varied(match, bracket, candidates)
-    arms = _make_arms(candidates)
+    match, bracket = sweep_options(candidates)
+    refuse_varied(match, bracket, candidates)
+    arms = make_arms(candidates, planner())
     assert len(arms) == len(candidates) > 1
     # one of the trials counts in the comparison
     runs = 3 + (len(bracket.multipliers["optimizer.lr"]) - 1 if isinstance(bracket, Bracket) else 0)

@@ -61,7 +61,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, clock: Clock) ->
     with board:
         board.started(good, resumed=False)
         write(good, 100, finished=True)
-        board.refresh([good], 2)
+        board.refresh([good])
         board.ended(good, "finished")
         board.started(bad, resumed=False)
         board.ended(bad, "failed", "exit status 1: a [wire] broke")
@@ -87,7 +87,7 @@ def test_the_table_tells_each_job_from_its_record(tmp_path: Path, clock: Clock) 
         board.ended(failed, "failed", "[red]markup[/red]")
         clock.now += 50
         write(running, 20)
-        board.refresh([running], 1)
+        board.refresh([running])
         rows = lines_of(board)
     assert rows["Sweep:"] == ["1", "of", "4", "finished"]
     assert rows["mha"] == ["finished", "100/100", "4.000", "3.1416", "1,234"]
@@ -107,7 +107,7 @@ def test_a_resumed_jobs_time_left_counts_from_where_it_goes_on(tmp_path: Path, c
         assert lines_of(board)["mha"] == ["running", "40/100"]  # nothing is known yet
         clock.now += 10
         write(job, 60)
-        board.refresh([job], 0)
+        board.refresh([job])
         assert lines_of(board)["mha"][-2:] == ["20", "s"]
 
 
@@ -117,11 +117,11 @@ def test_records_are_read_every_other_second_only(tmp_path: Path, clock: Clock) 
     with board:
         board.started(job, resumed=False)
         write(job, 10)
-        board.refresh([job], 0)
+        board.refresh([job])
         write(job, 20)
         clock.now += 1
-        board.refresh([job], 0)
+        board.refresh([job])
         assert lines_of(board)["mha"][1] == "10/100"
         clock.now += 1
-        board.refresh([job], 0)
+        board.refresh([job])
         assert lines_of(board)["mha"][1] == "20/100"

@@ -68,7 +68,7 @@ def test_the_tables(report: Path) -> None:
     reach = table(html, "curves")
     assert reach[0] == ["mha", "3 of 3", "100 k (1.00 ×)", "5 G (1.00 ×)", "20 (1.00 ×)"]
     assert reach[1][1:] == ["0 of 3", "–", "–", "–"]
-    assert [row[:2] for row in table(html, "inference")] == [["mha", "256"], ["gqa", "128"], ["mqa", "64"]]
+    assert [row[:2] for row in table(html, "inference")] == [["mha", "256"], ["gqa", "128"], ["mqa", "256"]]
     assert table(html, "training")[0][:5] == ["mha", "5,000", "1.00 ×", "20", "286.1 MiB"]
     assert table(html, "matching")[1] == ["mqa", "30 k (=)", "100 k (=)", "5 G (=)", "20 (=)", "nothing was solved for"]
     failed = table(html, "failures")
@@ -84,6 +84,20 @@ def test_what_was_matched(tmp_path: Path) -> None:
     row = table(html, "matching")[1]
     assert row[1] == "30 k (−0.10 %)"
     assert row[-1] == "params: 30 k of 30 k (−0.10 %) by model.d_ff=90"
+
+
+def test_further_metrics_and_loss_terms_are_shown_by_name(tmp_path: Path) -> None:
+    measured = {"metrics": {"top5": 0.25}, "loss_terms": {"balance": 0.0125}}
+    write_run(tmp_path / "1", ["attention=mha"], summary=measured)
+    write_run(tmp_path / "2", ["attention=mqa"], summary={"accuracy": 0.5})
+    path = write_report(tmp_path, read_runs([tmp_path]), quiet=True)
+    html = path.read_text()
+    assert '<th scope="col">top5</th><th scope="col">accuracy</th>' in html
+    assert table(html, "training") == [["mha", "0.0125"], ["mqa", "–"]]
+    with (tmp_path / "results.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert (first["top5"], first["train/balance"], first["accuracy"]) == ("0.25", "0.0125", "")
+    assert (second["top5"], second["train/balance"], second["accuracy"]) == ("", "", "0.5")
 
 
 def test_the_page_stands_alone(report: Path) -> None:
@@ -104,7 +118,7 @@ def test_results_csv_has_a_row_a_run(report: Path) -> None:
         (name.partition("=")[2], seed, loss) for name, losses in LOSSES.items() for seed, loss in enumerate(losses, 1)
     ]
     assert rows[3]["attention.n_kv_heads"] == "1"
-    assert rows[3]["kv_cache_bytes_per_token"] == "64.0"
+    assert rows[3]["kv_cache_bytes_per_token"] == "256"
 
 
 def test_the_figures_are_pictures(report: Path) -> None:
@@ -172,7 +186,7 @@ def test_the_ranking_on_the_terminal(report: Path) -> None:
     show_ranking(analyse(read_runs([report.parent]), notes=["careful [not markup]"]), report, console)
     lines = output.getvalue().splitlines()
     ranked = [line.split()[:3] for line in lines if re.match(r"\d ", line.strip())]
-    assert ranked == [["1", "mha", "3.1000"], ["2", "gqa", "3.1033"], ["3", "mqa", "3.1533"]]
+    assert ranked == [["1", "mha", "3"], ["2", "gqa", "3"], ["3", "mqa", "3"]]
     assert sum("mqa − mha = +0.053" in line for line in lines) == 1
     assert any("read with care: careful [not markup]" in line for line in lines)
 
@@ -183,7 +197,7 @@ def test_the_pareto_front() -> None:
 
 
 def test_a_band_is_the_mean_and_the_range_of_the_seeds(report: Path) -> None:
-    curves = [run.training_curve for run in read_runs([report.parent])[:3]]
+    curves = [run.curve("train/loss") for run in read_runs([report.parent])[:3]]
     x, mean, low, high = figures.band(curves, "tokens", 100_000)
     assert len(x) == 9  # the first of ten bins ends where the first point lies
     assert (low <= mean).all()

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simulated import FLOPS_PER_TOKEN, SPEED, write_arms, write_run
+from simulated import FLOPS_PER_TOKEN, SPEED, TOKENS_PER_STEP, write_arms, write_run
 
-from thunderhead.lab.runs import Match, read_runs
+from thunderhead.lab.analysis import analyse
+from thunderhead.lab.runs import Curve, Match, Run, read_runs
 from thunderhead.training.record import write_json
 
 
@@ -15,25 +16,25 @@ def test_a_finished_run(tmp_path: Path) -> None:
     match = {"by": "params", "target": 100, "reached": 99, "set": {"model.d_ff": 30}}
     write_run(tmp_path / "run", ["attention=mqa"], seed=7, loss=2.5, match=match)
     (run,) = read_runs([tmp_path / "run"])
-    assert (run.seed, run.unfinished, run.results["val_loss"]) == (7, None, 2.5)
+    assert (run.seed, run.unfinished, run.result("val_loss")) == (7, None, 2.5)
     assert run.match == Match("params", 100, 99, {"model.d_ff": 30})
-    assert run.overrides == ["attention=mqa"]
+    assert run.environment["overrides"] == ["attention=mqa"]
 
 
 def test_seconds_follow_from_the_logged_speeds(tmp_path: Path) -> None:
     (run,) = read_runs([write_run(tmp_path / "run")])
-    for curve, points in ((run.training_curve, 10), (run.validation_curve, 5)):
+    for curve, points in ((run.curve("train/loss"), 10), (run.curve("val/loss"), 5)):
         assert len(curve.loss) == points
         assert np.allclose(curve.seconds, curve.tokens / SPEED)
         assert np.allclose(curve.flops, curve.tokens * FLOPS_PER_TOKEN)
-    assert run.validation_curve.loss[-1] == pytest.approx(run.results["val_loss"])
+    assert run.curve("val/loss").loss[-1] == pytest.approx(run.result("val_loss"))
 
 
 def test_a_run_without_metrics_has_empty_curves(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     (folder / "metrics.csv").unlink()
     (run,) = read_runs([folder])
-    assert run.training_curve.tokens.shape == run.validation_curve.loss.shape == (0,)
+    assert run.curve("train/loss").tokens.shape == run.curve("val/loss").loss.shape == (0,)
 
 
 def test_runs_below_a_folder_come_by_number_and_once(tmp_path: Path) -> None:
@@ -55,15 +56,91 @@ def test_what_did_not_come_to_its_end_says_why(tmp_path: Path) -> None:
     ]
 
 
-def test_all_bad_folders_are_named_at_once(tmp_path: Path) -> None:
+def test_all_folders_without_a_run_are_named_at_once(tmp_path: Path) -> None:
     write_arms(tmp_path / "good", {"attention=mha": [3.0]})
     (tmp_path / "empty").mkdir()
-    broken = write_run(tmp_path / "broken")
-    (broken / "plan.json").write_text("{")
     with pytest.raises(ValueError, match="holds no run") as caught:
-        read_runs([tmp_path / "good", tmp_path / "empty", tmp_path / "missing", broken])
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 3
-    assert "empty holds no run" in lines[0]
-    assert "missing holds no run" in lines[1]
-    assert "broken cannot be read: JSONDecodeError" in lines[2]
+        read_runs([tmp_path / "good", tmp_path / "empty", tmp_path / "missing"])
+    assert [Path(line.split()[0]).name for line in str(caught.value).splitlines()] == ["empty", "missing"]
+
+
+# --- records of any loggers and callbacks ---------------------------------------------------------------------------
+
+
+def with_rows(folder: Path, *lines: str) -> Run:
+    write_run(folder)
+    (folder / "metrics.csv").write_text("\n".join([*lines, ""]))
+    return read_runs([folder])[0]
+
+
+def test_what_is_not_in_a_row_was_not_measured(tmp_path: Path) -> None:
+    """One row a step with all values, rows of others alone, in columns of their own, with blanks, without tokens."""
+    run = with_rows(
+        tmp_path / "run",
+        "step,lr-AdamW,tokens,flops,train/loss,tokens_per_second,val/loss,mine,train/balance,val/accuracy",
+        "9,0.1,,,,,,text,,",
+        "10,,10000,5e8,4.0,5000,3.9,,0.02,0.5",
+        ",,,,,,,,,",
+        "20,0.2,20000,1e9,3.5,5000,,,0.01,",
+        "30,,,,,,3.4,,,",
+        "40,0.1,40000,2e9,nan,5000,3.3",
+    )
+    assert run.unfinished is None
+    assert list(run.curve("train/loss").loss) == [4.0, 3.5]
+    validated = run.curve("val/loss")
+    assert list(validated.loss) == [3.9, 3.4]  # the last row was cut off
+    assert list(validated.tokens) == [10_000, 30 * TOKENS_PER_STEP]
+    assert list(validated.flops) == [5e8, 30 * TOKENS_PER_STEP * FLOPS_PER_TOKEN]
+    assert list(run.curve("val/accuracy").loss) == [0.5]
+    assert run.loss_terms == {"balance": 0.01}
+    assert run.curve("val/nothing").loss.size == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("metrics.csv", "", "metrics.csv: is empty"),
+        ("metrics.csv", "1,2,3\n4,5,6\n", "metrics.csv: has no column `step`"),
+        ("metrics.csv", "step,train/loss\n10,4.0\n20,much\n", "metrics.csv: the row of step '20'"),
+        ("summary.json", '{"val_loss": 3.0, "st', "summary.json: "),
+        ("summary.json", '{"steps": 100}', "summary.json: val_loss is None"),
+        ("summary.json", "[" * 100_000, "summary.json: "),
+        ("plan.json", "[]", "plan.json: is no mapping"),
+        ("config.yaml", "a: [", "config.yaml: "),
+        ("config.yaml", "name: x", "config.yaml: seed"),
+    ],
+)
+def test_a_broken_record_is_told_and_the_others_are_compared(
+    tmp_path: Path, file: str, content: str, reason: str
+) -> None:
+    write_arms(tmp_path, {"attention=mha": [3.0, 3.1], "attention=mqa": [3.1, 3.3, 3.4]})
+    (tmp_path / "4" / file).write_text(content)
+    runs = read_runs([tmp_path])
+    assert len(runs) == 5
+    found = analyse(runs, baseline="mha")
+    assert [arm.name for arm in found.arms] == ["mha", "mqa"]
+    assert found.comparisons[0].n == 2
+    (left,) = found.left_out
+    assert left.run == str(tmp_path / "4")
+    assert reason in left.reason
+
+
+# --- what training cost until it reached a loss ---------------------------------------------------------------------
+
+CURVE = Curve(*(np.array(v, float) for v in ([10, 20, 30], [100, 200, 300], [1, 2, 3], [5.0, 3.0, 2.0])))
+
+
+def test_between_validations_the_loss_is_a_line() -> None:
+    assert CURVE.cost_to_reach(4.0) == (15, 150, 1.5)
+    assert CURVE.cost_to_reach(2.0) == (30, 300, 3)
+
+
+def test_the_first_validation_is_the_earliest_answer_and_never_is_none() -> None:
+    assert CURVE.cost_to_reach(6.0) == (10, 100, 1)
+    assert CURVE.cost_to_reach(1.9) is None
+
+
+def test_the_first_time_counts() -> None:
+    loss = np.array([5.0, 3.0, 4.0, 2.0])
+    curve = Curve(np.arange(1.0, 5.0), np.arange(1.0, 5.0), np.arange(1.0, 5.0), loss)
+    assert curve.cost_to_reach(3.0) == (2, 2, 2)

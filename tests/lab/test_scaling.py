@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from thunderhead.lab.scaling import POLISHED, STARTS, Point, by_budget, fit, fit_isoflop, fit_parametric
-from thunderhead.options.scaling_law import Law
+from thunderhead.lab.law import POLISHED, STARTS, Law, fit_parametric
+from thunderhead.lab.parabolas import Point, by_budget, fit_isoflop
+from thunderhead.lab.scaling import fit
 
 Array = NDArray[np.float64]
 # What Hoffmann et al. published, as corrected by Besiroglu et al. (2404.10102).

@@ -9,6 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from hydra_plugins.thunderhead_sweeps.sweepers import planner
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.execution import LocalExecutor
@@ -43,8 +44,8 @@ def test_a_search_finds_the_optimum_and_goes_on(text_corpus: Path, shards_dir: P
     def search(n_trials: int) -> int:
         return run_search(
             space, [], lambda lines: config.plain(config.compose(tiny(text_corpus, shards_dir, *lines))),
-            tmp_path / "sweep", LocalExecutor(1, FAKE), n_jobs=1, n_trials=n_trials, seed=1, pruner="none",
-            n_startup_trials=3, arguments=[],
+            tmp_path / "sweep", executor=LocalExecutor(1, FAKE), plan=planner(), n_jobs=1, n_trials=n_trials,
+            seed=1, pruner="none", n_startup_trials=3, arguments=[],
         )  # fmt: skip
 
     assert search(4) == 0
@@ -66,8 +67,8 @@ def test_a_trial_above_the_median_is_ended_and_told(
     def search(n_trials: int) -> list[dict[str, Any]]:
         status = run_search(
             space, [], lambda lines: config.plain(config.compose(tiny(text_corpus, shards_dir, *lines))),
-            tmp_path / "sweep", LocalExecutor(1, FAKE), n_jobs=1, n_trials=n_trials, seed=3, pruner="median",
-            n_startup_trials=2, arguments=[],
+            tmp_path / "sweep", executor=LocalExecutor(1, FAKE), plan=planner(), n_jobs=1, n_trials=n_trials,
+            seed=3, pruner="median", n_startup_trials=2, arguments=[],
         )  # fmt: skip
         assert status == 0
         study: list[dict[str, Any]] = json.loads((tmp_path / "sweep" / "study.json").read_text())["trials"]
@@ -100,7 +101,7 @@ def test_a_combination_that_is_refused_is_a_failed_trial(
     def search(folder: Path, seed: int) -> int:
         return run_search(
             space, [], lambda lines: config.plain(config.compose(tiny(text_corpus, shards_dir, *lines))),
-            folder, LocalExecutor(1, FAKE), n_jobs=1, n_trials=4, seed=seed, pruner="none",
+            folder, executor=LocalExecutor(1, FAKE), plan=planner(), n_jobs=1, n_trials=4, seed=seed, pruner="none",
             n_startup_trials=4, arguments=[],
         )  # fmt: skip
 

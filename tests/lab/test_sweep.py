@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from hydra_plugins.thunderhead_sweeps.sweepers import planner
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.execution import LocalExecutor, share
-from thunderhead.lab.sweep import Candidate, run_grid
+from thunderhead.lab.grid import Candidate, run_grid
 from tiny import tiny
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_training.py")))
@@ -35,7 +36,9 @@ def grid(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., i
             composed = config.plain(config.compose(tiny(text_corpus, shards_dir, *lines)))
             candidates.append(Candidate(choices, composed))
         executor = LocalExecutor(n_jobs, FAKE)
-        return run_grid(candidates, tmp_path / "sweep", executor, baseline=baseline, arguments=["-m"])
+        return run_grid(
+            candidates, tmp_path / "sweep", executor=executor, plan=planner(), baseline=baseline, arguments=["-m"]
+        )
 
     return run
 

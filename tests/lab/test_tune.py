@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from thunderhead.lab.tune import at_edge, best, lookup, trials
+from thunderhead.lab.tune import at_edge, best, trials
 
 CONFIG = {"optimizer": {"lr": 0.002, "weight_decay": 0.0, "betas": [0.9, 0.99]}, "seed": 1}
 
@@ -39,4 +39,3 @@ def test_the_edge() -> None:
     assert [at_edge(trial, found) for trial in found] == [["optimizer.lr"], [], ["optimizer.lr"]]
     only = trials(CONFIG, {"optimizer.weight_decay": [1.0, 3.0]})
     assert at_edge(only[0], only) == []
-    assert lookup(CONFIG, "optimizer.lr") == 0.002

@@ -16,8 +16,7 @@ from thunderhead.core.config import ConfigError
 from thunderhead.core.model.loss import IGNORED_TARGET
 from thunderhead.core.module import GROUPS, LanguageModel, inputs_and_targets
 from thunderhead.corpus.command import prepare_corpus
-from thunderhead.options.synthetic_tasks import Induction, TaskSequences
-from thunderhead.options.task_answers import sample_answers
+from thunderhead.options.synthetic_tasks import Induction, TaskSequences, sample_answers
 from thunderhead.release.generation import NextTokenModel
 from thunderhead.training.record import read_rows, read_summary
 from tiny import tiny

@@ -11,7 +11,8 @@ from torch import nn
 from oracles import storages
 from outside.soap import SOAP
 from thunderhead.core import config
-from thunderhead.core.module import build_decoder, build_optimizer
+from thunderhead.core.module import ModelSpec
+from thunderhead.options.precision import Precision
 from thunderhead.parallel.strategies import single
 from thunderhead.training import memory
 from tiny import tiny
@@ -81,7 +82,8 @@ def test_formula(shape: tuple[int, int], large: int) -> None:
 
 def test_embeddings_have_their_own_rate() -> None:
     with torch.device("meta"):
-        optimizer = build_optimizer(settings := resolved(), build_decoder(settings, VOCAB, None))
+        spec = ModelSpec.of(resolved())
+        optimizer = spec.optimizer(spec.decoder(VOCAB, None))
     assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {
         "matrices": 3e-3,
         "embeddings": 1e-3,
@@ -91,22 +93,30 @@ def test_embeddings_have_their_own_rate() -> None:
 
 @pytest.mark.parametrize("overrides", [(), ("optimizer.max_precondition_size=64",)])
 def test_the_plan_counts_all_of_its_state(overrides: tuple[str, ...]) -> None:
-    settings = resolved(*overrides)
+    spec = ModelSpec.of(resolved(*overrides))
     planned = memory.estimate(
-        lambda: build_decoder(settings, VOCAB, 0),
-        lambda decoder: build_optimizer(settings, decoder),
+        lambda: spec.decoder(VOCAB, 0),
+        spec.optimizer,
         micro_batch_size=2,
-        precision="fp32",
+        precision=Precision(kind="fp32"),
         parallelism=single(1),
     )
-    decoder = build_decoder(settings, VOCAB, 0)
+    decoder = spec.decoder(VOCAB, 0)
     decoder.initialize(0)
     for parameter in decoder.parameters():
         parameter.grad = torch.randn_like(parameter)
     before = storages()
-    optimizer = build_optimizer(settings, decoder)
+    optimizer = spec.optimizer(decoder)
     for _ in range(12):  # the basis is renewed at the tenth
         optimizer.step()
     real = sum(n_bytes for address, n_bytes in storages().items() if address not in before)
     assert planned["optimizer_state"] == pytest.approx(real, rel=0.05)
     assert real > 3 * planned["parameters"] or overrides
+
+
+def test_mup_refuses_it_and_says_what_it_lacks() -> None:
+    spec = ModelSpec.of(resolved("parametrization=mup", "parametrization.base_d_model=16"))
+    with torch.device("meta"):
+        decoder = spec.decoder(VOCAB, None)
+    with pytest.raises(ValueError, match=r"^parametrization=mup: .*SOAP.* width_multiplier\(group, growth\)"):
+        spec.optimizer(decoder)

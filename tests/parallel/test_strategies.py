@@ -16,8 +16,7 @@ from thunderhead.core.module import build_decoder, build_optimizer
 from thunderhead.parallel import strategies as parallel
 from thunderhead.parallel.strategies import MeshStrategy, auto, ddp, fsdp, fsdp_tp, hsdp, single, tensor_parallel, zero1
 from thunderhead.parallel.zero1 import owners
-from thunderhead.training.planning import plan_run
-from tiny import tiny
+from tiny import plan_of, tiny
 
 
 def test_auto_is_ddp_over_several() -> None:
@@ -102,7 +101,7 @@ def test_what_does_not_go_together_is_refused_by_name(
 ) -> None:
     lines = tiny(text_corpus, shards_dir, "trainer.devices=2", *overrides)
     with pytest.raises(ConfigError) as refused:
-        plan_run(config.plain(config.compose(lines)))
+        plan_of(config.plain(config.compose(lines)))
     assert message in str(refused.value)
 
 

@@ -66,8 +66,7 @@ def test_a_slow_model_takes_no_longer_than_it_must(monkeypatch: pytest.MonkeyPat
 
 
 def test_where_it_would_not_be_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert decode_tokens_per_second(decoder_of("attention.logit_softcap=50.0"), CPU) is None
+    assert decode_tokens_per_second(decoder_of("model.context_length=1"), CPU) is None
     decoder = decoder_of()
-    for block in decoder.blocks:
-        monkeypatch.setattr(block.attention, "forward", lambda x, context: x)  # mixes without `attend`
+    monkeypatch.setattr(decoder.mixers[1], "new_cache", lambda *_: None)
     assert decode_tokens_per_second(decoder, CPU) is None

@@ -11,17 +11,14 @@ import pytest
 import torch
 
 from thunderhead.training import hardware
-from thunderhead.training.hardware import Precision
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch):
-    def pretend(*, cuda: int = 0, mps: bool = False, capability: tuple[int, int] = (8, 0), flags: str = "") -> None:
+    def pretend(*, cuda: int = 0, mps: bool = False) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-        monkeypatch.setattr(hardware, "cpu_flags", lambda: set(flags.split()))
 
     return pretend
 
@@ -68,45 +65,10 @@ def test_device_counts_that_are_none(asked: object) -> None:
         hardware.device_count(asked, "cpu")
 
 
-@pytest.mark.parametrize(
-    ("accelerator", "facts", "kind", "why"),
-    [
-        ("cuda", {"cuda": 1, "capability": (8, 0)}, "bf16-mixed", "sm80 has"),
-        ("cuda", {"cuda": 1, "capability": (9, 0)}, "bf16-mixed", "sm90 has"),
-        ("cuda", {"cuda": 1, "capability": (7, 5)}, "fp32", "sm75 lacks"),
-        ("cpu", {"flags": "sse amx_bf16"}, "bf16-mixed", "AMX"),
-        ("cpu", {"flags": "avx512_bf16"}, "bf16-mixed", "AVX512-BF16"),
-        ("cpu", {"flags": "sse avx2"}, "fp32", "neither"),
-        ("mps", {"mps": True}, "fp32", "mps"),
-    ],
-)
-def test_automatic_precision(machine, accelerator: str, facts: dict, kind: str, why: str) -> None:
-    machine(**facts)
-    chosen, reason = Precision(kind="auto").resolve(accelerator)
-    assert chosen == kind
-    assert reason.startswith("auto: ")
-    assert why in reason
-
-
-def test_a_configured_precision_is_kept_and_fp16_on_a_cpu_warned_of() -> None:
-    assert Precision(kind="fp32").resolve("cuda") == ("fp32", "as configured")
-    kind, why = Precision(kind="fp16-mixed").resolve("cpu")
-    assert kind == "fp16-mixed"
-    assert "very slow" in why
-
-
-def test_fp16_on_a_cpu_is_not_exchanged_for_bf16() -> None:
-    (plugin,) = hardware.precision_plugin("fp16-mixed", "cpu")["plugins"]
-    assert plugin.precision == "16-mixed"
-    assert plugin.scaler is not None
-    assert hardware.precision_plugin("bf16-mixed", "cpu") == {"precision": "bf16-mixed"}
-    assert hardware.precision_plugin("fp16-mixed", "cuda") == {"precision": "16-mixed"}
-
-
 def test_measured_matmul_speed_is_that_of_a_computer() -> None:
     flops = hardware.measured_matmul_flops(torch.float32, size=128, seconds=0.01)
     assert 1e7 < flops < 1e16  # a clock in wrong units would be out by 1000 at least
-    assert hardware.peak_flops("mps", "fp32") is None
+    assert hardware.peak_flops("mps", torch.float32) is None
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from oracles import storages
 from thunderhead.core import config
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import build_decoder, build_optimizer
+from thunderhead.core.module import ModelSpec
+from thunderhead.options.precision import Precision
 from thunderhead.parallel.strategies import Parallelism, fsdp, single, tensor_parallel
 from thunderhead.training import memory
-from thunderhead.training.hardware import autocast
 from tiny import tiny
 
 VOCAB = 257
@@ -27,14 +27,18 @@ def resolved(*overrides: str) -> dict[str, Any]:
     return config.plain(config.compose(tiny("x", "x", *overrides)))
 
 
+def build_decoder(settings: dict[str, Any]) -> Decoder:
+    return ModelSpec.of(settings).decoder(VOCAB, 0)
+
+
 def estimate(
     settings: dict[str, Any], precision: str = "fp32", parallelism: Parallelism | None = None, accumulation: int = 1
 ) -> dict[str, int]:
     return memory.estimate(
-        lambda: build_decoder(settings, VOCAB, 0),
-        lambda decoder: build_optimizer(settings, decoder),
+        lambda: build_decoder(settings),
+        ModelSpec.of(settings).optimizer,
         micro_batch_size=SEQUENCES,
-        precision=precision,
+        precision=Precision(kind=precision),
         parallelism=parallelism or single(1),
         accumulation=accumulation,
     )
@@ -46,24 +50,24 @@ def bytes_of(tensors: Any) -> int:
 
 def real_step(settings: dict[str, Any]) -> tuple[Decoder, Any]:
     """A decoder and optimizer after one step."""
-    decoder = build_decoder(settings, VOCAB, 0)
+    decoder = build_decoder(settings)
     decoder.initialize(0)
     tokens_BT = torch.randint(0, VOCAB, (SEQUENCES, decoder.context_length))
     decoder(tokens_BT, tokens_BT).loss.backward()
-    optimizer = build_optimizer(settings, decoder)
+    optimizer = ModelSpec.of(settings).optimizer(decoder)
     optimizer.step()
     return decoder, optimizer
 
 
 def allocated_at_peak(settings: dict[str, Any], precision: str) -> int:
     """Bytes that torch's CPU allocator hands out in a forward and backward pass, at their peak, as the profiler saw."""
-    decoder = build_decoder(settings, VOCAB, 0).train()
+    decoder = build_decoder(settings).train()
     decoder.initialize(0)
     for parameter in decoder.parameters():
         parameter.grad = torch.zeros_like(parameter)
     tokens_BT = torch.randint(0, VOCAB, (SEQUENCES, decoder.context_length))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        with autocast("cpu", precision):
+        with Precision(kind=precision).autocast("cpu"):
             loss = decoder(tokens_BT, tokens_BT).loss
         loss.backward()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -141,12 +145,12 @@ def test_the_state_of_any_optimizer_is_what_it_really_holds(node: dict[str, Any]
     if node["_target_"].endswith("Muon"):  # torch's own takes matrices only
         settings["parameter_groups"] = {"_target_": f"{__name__}.only_matrices"}
     estimated = estimate(settings)
-    decoder = build_decoder(settings, VOCAB, 0)
+    decoder = build_decoder(settings)
     decoder.initialize(0)
     for parameter in decoder.parameters():
         parameter.grad = torch.randn_like(parameter)
     before = storages()
-    optimizer = build_optimizer(settings, decoder)
+    optimizer = ModelSpec.of(settings).optimizer(decoder)
     for _ in range(5):
         optimizer.step()
     real = sum(n_bytes for address, n_bytes in storages().items() if address not in before)
@@ -182,6 +186,27 @@ def test_activations_are_what_the_allocator_hands_out(choice: tuple[str, ...], p
     settings = resolved(*SMALL, *choice)
     measured = allocated_at_peak(settings, precision)
     assert estimate(settings, precision)["activations"] == pytest.approx(measured, rel=0.05)
+
+
+class Experts(nn.Module):
+    """A mixture of experts that computes all of them and weighs them, with a loss term of its own."""
+
+    def __init__(self, d_model: int, d_ff: int | None, bias: bool) -> None:
+        super().__init__()
+        self.router = nn.Linear(d_model, 4, bias=False)
+        self.up_proj, self.down_proj = nn.Linear(d_model, 8 * d_model), nn.Linear(8 * d_model, d_model)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        weights_BTE = self.router(x_BTD).softmax(-1)
+        hidden_BTEF = self.up_proj(x_BTD).relu().unflatten(-1, (4, -1)) * weights_BTE.unsqueeze(-1)
+        return self.down_proj(hidden_BTEF.flatten(2)), {"balance": weights_BTE.mean((0, 1)).square().sum()}
+
+
+@pytest.mark.parametrize("choice", [(), ("activation_checkpointing=block",)], ids=" ".join)
+def test_activations_of_modules_with_loss_terms_of_their_own(choice: tuple[str, ...]) -> None:
+    settings = resolved(*SMALL, *choice) | {"activation": {"_target_": f"{__name__}.Experts"}}
+    measured = allocated_at_peak(settings, "fp32")
+    assert estimate(settings)["activations"] == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +253,7 @@ def test_shards_divide_all_but_activations() -> None:
 def test_weights_are_not_kept_as_16_bit_copies() -> None:
     """Autocast's cache would, until the end of the forward pass: two bytes a parameter, however weights are divided."""
     lightnings = MixedPrecision("bf16-mixed", "cpu").forward_context()
-    for context in (lightnings, autocast("cpu", "bf16-mixed")):
+    for context in (lightnings, Precision(kind="bf16-mixed").autocast("cpu")):
         with context:
             assert torch.is_autocast_enabled("cpu")
             assert not torch.is_autocast_cache_enabled()
@@ -243,7 +268,7 @@ def test_gradients_wait_unsharded_for_the_last_micro_batch() -> None:
 
 def test_gathered_are_two_blocks_and_the_rest() -> None:
     deep = resolved("model.n_layers=8")
-    decoder = build_decoder(deep, VOCAB, 0)
+    decoder = build_decoder(deep)
     blocks = bytes_of(decoder.blocks.parameters())
     rest = bytes_of(decoder.parameters()) - blocks
     assert estimate(deep, parallelism=fsdp(4))["gathered"] == rest + blocks // 4
@@ -252,7 +277,7 @@ def test_gathered_are_two_blocks_and_the_rest() -> None:
 
 def test_tensor_parallelism_divides_what_its_plan_divides() -> None:
     whole, half = estimate(resolved()), estimate(resolved(), parallelism=tensor_parallel(2))
-    decoder = build_decoder(resolved(), VOCAB, 0)
+    decoder = build_decoder(resolved())
     norms = 4 * decoder.parameter_counts()["norm"]
     for part in ("parameters", "gradients"):
         assert half[part] == (whole[part] - norms) // 2 + norms

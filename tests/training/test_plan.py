@@ -1,9 +1,7 @@
-"""Batch arithmetic, budgets and validation, against arithmetic written another way."""
+"""The plan of a run, against arithmetic written another way."""
 
 import json
-import re
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,97 +12,7 @@ from hypothesis import strategies as st
 from thunderhead.core.config import ConfigError
 from thunderhead.core.optim.schedules import constant, cosine
 from thunderhead.options.schedules import inverse_sqrt, wsd
-from thunderhead.training.plan import (
-    Batch,
-    ChinchillaBudget,
-    EpochsBudget,
-    FlopsBudget,
-    Sizes,
-    StepsBudget,
-    TokensBudget,
-    Validation,
-    training_flops_per_token,
-    warmup_steps,
-    whole_steps,
-)
-
-PARTS = {"embedding": 30, "position": 7, "attention": 100, "feedforward": 200, "norm": 5, "head": 30, "total": 372}
-SIZES = Sizes(PARTS, flops_per_token=1000, tokens_per_step=64, epoch_tokens=10_000)
-
-small = st.integers(1, 64)
-
-
-@given(context=small, ranks=small, micro=small, accumulation=small)
-def test_whole_batches_are_divided_exactly(context: int, ranks: int, micro: int, accumulation: int) -> None:
-    batch = Batch(global_tokens=context * ranks * micro * accumulation, micro_size=micro)
-    assert batch.accumulation(context, ranks) == accumulation
-
-
-@given(tokens=st.integers(1, 100_000), context=small, ranks=small, micro=small)
-def test_other_batches_are_refused_with_the_nearest_sizes(tokens: int, context: int, ranks: int, micro: int) -> None:
-    at_once = context * ranks * micro
-    if tokens % at_once == 0:
-        tokens += 1
-        if at_once == 1:
-            return
-    batch = Batch(global_tokens=tokens, micro_size=micro)
-    with pytest.raises(ValueError, match="is not a multiple of") as refused:
-        batch.accumulation(context, ranks)
-    advice = str(refused.value).rpartition(": use ")[2]
-    sizes = [int(n) for n in re.findall(r"batch\.global_tokens=(\d+)", advice)]
-    around = [n for n in range(max(1, tokens - at_once), tokens + at_once + 1) if n % at_once == 0]
-    assert sizes == around
-    for size in sizes:  # the advice works
-        assert replace(batch, global_tokens=size).accumulation(context, ranks) >= 1
-    for size in re.findall(r"batch\.micro_size=(\d+)", advice):
-        assert replace(batch, micro_size=int(size)).accumulation(context, ranks) >= 1
-
-
-@pytest.mark.parametrize(
-    ("tokens", "context", "ranks", "expected"),
-    [
-        (1024, 256, 1, (4, 1)),
-        (1024, 1024, 1, (1, 1)),
-        (4096, 256, 2, (4, 2)),
-        (768, 256, 1, (3, 1)),
-        (1280, 256, 1, (1, 5)),
-    ],
-)
-def test_without_a_micro_size_it_is_four_or_what_divides(
-    tokens: int, context: int, ranks: int, expected: tuple[int, int]
-) -> None:
-    batch = Batch(global_tokens=tokens)
-    assert (batch.micro_batch(context, ranks), batch.accumulation(context, ranks)) == expected
-
-
-def test_without_a_micro_size_too_few_tokens_are_refused_with_what_works() -> None:
-    with pytest.raises(ValueError, match=r"use batch.global_tokens=2048$"):
-        Batch(global_tokens=1024).accumulation(256, 8)
-
-
-def test_the_nearest_micro_size_divides_the_sequences() -> None:
-    with pytest.raises(ValueError, match=r"use batch.global_tokens=80 or .*=120 or batch.micro_size=4$"):
-        Batch(global_tokens=96, micro_size=5).accumulation(8, 1)
-
-
-@pytest.mark.parametrize(
-    ("budget", "tokens"),
-    [
-        (StepsBudget(steps=10), 640),
-        (TokensBudget(tokens=12_345), 12_345),
-        (EpochsBudget(epochs=1.5), 15_000),
-        (ChinchillaBudget(tokens_per_parameter=20.0, count="total"), 20 * 372),
-        (ChinchillaBudget(tokens_per_parameter=20.0, count="non_embedding"), 20 * 305),  # 100 + 200 + 5
-        (FlopsBudget(flops=5e6), 5000),
-    ],
-)
-def test_budgets(budget: StepsBudget, tokens: int) -> None:
-    assert budget.total_tokens(SIZES) == tokens
-
-
-def test_epochs_need_the_data() -> None:
-    with pytest.raises(ValueError, match="the data is not prepared yet"):
-        EpochsBudget(epochs=1.0).total_tokens(SIZES._replace(epoch_tokens=None))
+from thunderhead.training.plan import Validation, warmup_steps, whole_steps
 
 
 @given(tokens=st.integers(0, 10**15), step=st.integers(1, 10**7))
@@ -115,10 +23,6 @@ def test_whole_steps_round_down(tokens: int, step: int) -> None:
     else:
         steps = whole_steps(tokens, step)
         assert steps * step <= tokens < (steps + 1) * step
-
-
-def test_a_backward_pass_costs_two_forward_passes() -> None:
-    assert training_flops_per_token(100) == 300
 
 
 def there_and_back(step: int, total_steps: int, *, top: int, height: float = 0.5) -> float:

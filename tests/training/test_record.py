@@ -38,12 +38,12 @@ def test_a_second_logger_goes_on(tmp_path: Path) -> None:
     ]
 
 
-def test_forget_after(tmp_path: Path) -> None:
+def test_forget_from(tmp_path: Path) -> None:
     logger = MetricsCsv(str(tmp_path))
-    logger.forget_after(3)  # nothing there yet
+    assert logger.forget_from(3) == {}  # nothing there yet
     for step in range(1, 6):
-        logger.log_metrics({"loss": float(step)}, step=step)
-    logger.forget_after(3)
+        logger.log_metrics({"loss": float(step), "val": float(step)} if step == 4 else {"loss": float(step)}, step=step)
+    assert logger.forget_from(4) == {"loss": 4.0, "val": 4.0}
     logger.log_metrics({"loss": 40.0}, step=4)
     assert [row["step"] for row in rows(logger.path)] == ["1", "2", "3", "4"]
     assert rows(logger.path)[-1]["loss"] == "40.0"
@@ -55,7 +55,7 @@ def test_a_row_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
     with logger.path.open("a") as file:
         file.write("2,0.")  # the kill came here
     assert [row["step"] for row in rows(logger.path)] == ["1"]
-    MetricsCsv(str(tmp_path)).forget_after(1)
+    MetricsCsv(str(tmp_path)).forget_from(2)
     MetricsCsv(str(tmp_path)).log_metrics({"loss": 0.9, "lr": 0.5}, step=2)
     assert [row["loss"] for row in rows(logger.path)] == ["1.0", "0.9"]
 

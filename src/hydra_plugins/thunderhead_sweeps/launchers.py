@@ -21,7 +21,6 @@ class ThunderheadLauncher(Launcher):
     config: DictConfig
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra gives."""
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -31,22 +30,16 @@ class ThunderheadLauncher(Launcher):
         raise ConfigError([Problem("hydra/sweeper", "is not Thunderhead's: use hydra/sweeper=grid or optuna")])
 
     def executor(self) -> "Executor":
-        """What starts jobs."""
         raise NotImplementedError
 
 
 class ProcessLauncher(ThunderheadLauncher):
-    """Jobs as processes of this machine.
-
-    Args:
-        n_jobs: at a time.
-    """
+    """Jobs as processes of this machine, `n_jobs` at a time."""
 
     def __init__(self, *, n_jobs: int):
         self.n_jobs = n_jobs
 
     def executor(self) -> "Executor":
-        """Local processes."""
         from thunderhead.lab.execution import LocalExecutor
 
         return LocalExecutor(self.n_jobs)
@@ -56,17 +49,20 @@ class SlurmLauncher(ThunderheadLauncher):
     """Jobs as one SLURM array; the arguments are submitit's."""
 
     def __init__(self, *, n_jobs: int, **parameters: Any):
-        self.n_jobs = n_jobs
-        self.parameters: dict[str, Any] = {
-            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            for name, value in parameters.items()
-        }
+        self.n_jobs, self.parameters = n_jobs, containers(parameters)
 
     def executor(self) -> "Executor":
-        """A job array."""
         from pathlib import Path
 
         from thunderhead.lab.slurm import SlurmJobs
 
         folder = Path(str(self.config.hydra.sweep.dir)).resolve() / "slurm"
         return SlurmJobs(folder, n_jobs=self.n_jobs, name=str(self.config.name), **self.parameters)
+
+
+def containers(settings: dict[str, Any]) -> dict[str, Any]:
+    """A plugin's settings as plain containers; Hydra hands over its own."""
+    return {
+        name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for name, value in settings.items()
+    }

@@ -1,4 +1,4 @@
-"""Which runs a sweep has: `hydra/sweeper=grid` and `hydra/sweeper=optuna`.
+"""Which runs a sweep has: `hydra/sweeper=grid`, `hydra/sweeper=optuna` and IsoFLOP grids.
 
 Hydra imports this module at every start: what is heavy is imported where it is used.
 """
@@ -16,40 +16,56 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from .launchers import ThunderheadLauncher, containers
+
 if TYPE_CHECKING:
-    from thunderhead.lab.execution import Executor
+    from thunderhead.lab.jobs import PlanRun
+
+
+def planner() -> "PlanRun":
+    """What plans runs for a sweep, and refuses them; those that differ in nothing but the seed have one plan."""
+    from thunderhead.lab.jobs import Plan, arm_key
+    from thunderhead.training.run import check_config, plan_config
+
+    plans: dict[str, Plan] = {}
+
+    def plan(config: dict[str, Any]) -> Plan:
+        check_config(config)
+        key = arm_key(config)
+        if key not in plans:
+            _, planned = plan_config(config, Path())
+            plans[key] = Plan(*(getattr(planned, name) for name in Plan._fields))
+        return plans[key]
+
+    return plan
 
 
 class ThunderheadSweeper(Sweeper):
-    """What both sweepers share: composing a run's configuration, and the launcher."""
+    """What all sweepers share: composing a run's configuration, and the launcher.
+
+    `sweep` runs a sweep, and ends the program with its exit status if that is not 0.
+    """
 
     params: dict[str, Any]
     config: DictConfig
     hydra_context: HydraContext
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra gives, and build the launcher."""
         self.config, self.hydra_context = config, hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    @property
-    def folder(self) -> Path:
-        """The sweep's."""
-        return Path(str(self.config.hydra.sweep.dir))
-
-    def executor(self) -> "Executor":
-        """Where jobs run."""
+    def place(self) -> dict[str, Any]:
+        """The sweep's folder, what runs its jobs, and what was typed, to go on with later."""
         from thunderhead.core.config import ConfigError, Problem
-
-        from .launchers import ThunderheadLauncher
 
         if not isinstance(self.launcher, ThunderheadLauncher):
             name = type(self.launcher).__name__
             message = f"{name} cannot run this sweep: leave it out, and for two runs at a time hydra.launcher.n_jobs=2"
             raise ConfigError([Problem("hydra/launcher", f"{message}; or hydra/launcher=slurm")])
-        return self.launcher.executor()
+        folder = Path(str(self.config.hydra.sweep.dir))
+        return {"folder": folder, "executor": self.launcher.executor(), "arguments": sys.argv[1:]}
 
     def overrides(self, arguments: Sequence[str]) -> list[Override]:
         """What is swept over: that of the experiment, then that of the command line."""
@@ -65,6 +81,14 @@ class ThunderheadSweeper(Sweeper):
         del composed["hydra"]
         return plain(composed)
 
+    def sweep(self, arguments: list[str]) -> Any:
+        if status := self.run(arguments):
+            sys.exit(status)
+
+    def run(self, arguments: list[str]) -> int:
+        """Run it; gives the exit status."""
+        raise NotImplementedError
+
 
 class GridSweeper(ThunderheadSweeper):
     """Every combination of the swept values.
@@ -77,12 +101,10 @@ class GridSweeper(ThunderheadSweeper):
     def __init__(self, *, baseline: str | None = None, params: dict[str, Any] | None = None):
         self.baseline, self.params = baseline, params or {}
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Run the grid; ends the program with its exit status if that is not 0."""
-        from thunderhead.lab.sweep import Candidate, run_grid
+    def run(self, arguments: list[str]) -> int:
+        from thunderhead.lab.grid import Candidate, run_grid
 
-        overrides = self.overrides(arguments)
-        combinations = BasicSweeper.split_arguments(overrides, None)[0]
+        combinations = BasicSweeper.split_arguments(self.overrides(arguments), None)[0]
         values: dict[str, set[str]] = {}
         for line in (line for combination in combinations for line in combination):
             key, _, value = line.partition("=")
@@ -92,44 +114,22 @@ class GridSweeper(ThunderheadSweeper):
             lines = [line.partition("=") for line in combination]
             choices = {key.lstrip("+"): value for key, _, value in lines if len(values[key]) > 1}
             candidates.append(Candidate(choices, self.compose(combination)))
-        status = run_grid(candidates, self.folder, self.executor(), baseline=self.baseline, arguments=sys.argv[1:])
-        if status:
-            sys.exit(status)
+        return run_grid(candidates, plan=planner(), baseline=self.baseline, **self.place())
 
 
 class IsoFlopSweeper(ThunderheadSweeper):
     """Sizes of the model at equal compute budgets, and a scaling law fitted to them.
 
     Args:
-        sizes: by name, what makes a model of that size: {d64: {model.d_model: 64, optimizer.lr: 1.0e-2}}.
-        budgets: training FLOPs.
-        held_out: size and training FLOPs of a larger run, which the law predicts: {size: d64, flops: 1.0e+12}; or None.
-        min_steps: combinations with fewer optimizer steps are left out.
-        count: which parameters N counts: total or non_embedding.
+        settings: as `thunderhead.lab.isoflop.settings` has them.
         params: further overrides of all runs; only the seed may have several values.
         baseline: None: there is none.
     """
 
-    def __init__(
-        self,
-        *,
-        sizes: dict[str, dict[str, Any]],
-        budgets: list[float],
-        held_out: dict[str, Any] | None,
-        min_steps: int,
-        count: str,
-        params: dict[str, Any] | None = None,
-        baseline: None = None,
-    ):
-        self.params, self.baseline = params or {}, baseline
-        given = {"sizes": sizes, "budgets": budgets, "held_out": held_out, "min_steps": min_steps, "count": count}
-        self.settings: dict[str, Any] = {
-            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            for name, value in given.items()
-        }
+    def __init__(self, *, params: dict[str, Any] | None = None, baseline: None = None, **settings: Any):
+        self.params, self.baseline, self.settings = params or {}, baseline, containers(settings)
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Run the grid; ends the program with its exit status if that is not 0."""
+    def run(self, arguments: list[str]) -> int:
         from thunderhead.core.config import ConfigError, Problem
         from thunderhead.lab.isoflop import read_settings, run_isoflop
 
@@ -147,59 +147,30 @@ class IsoFlopSweeper(ThunderheadSweeper):
                 fixed.append(str(override.input_line))
         if problems:
             raise ConfigError(problems)
-        status = run_isoflop(
-            **self.settings | {"held_out": held_out},
-            overrides=fixed,
-            seeds=seeds,
-            compose=self.compose,
-            folder=self.folder,
-            executor=self.executor(),
-            arguments=sys.argv[1:],
-        )
-        if status:
-            sys.exit(status)
+        asked: dict[str, Any] = {"overrides": fixed, "seeds": seeds, "compose": self.compose, "plan": planner()}
+        return run_isoflop(self.settings, held_out, **asked, **self.place())
 
 
 class OptunaSweeper(ThunderheadSweeper):
     """A search by Optuna's TPE for the lowest validation loss; as many trials at once as the launcher's n_jobs.
 
     Args:
-        n_trials: in all.
-        seed: of the sampler.
-        pruner: `median` ends trials that are worse than the median of earlier ones at their step; or `none`.
-        n_startup_trials: random trials before TPE, and finished ones before pruning.
+        settings: as `thunderhead.lab.search.settings` has them.
         params: what an experiment searches over.
     """
 
-    def __init__(
-        self, *, n_trials: int, seed: int, pruner: str, n_startup_trials: int, params: dict[str, Any] | None = None
-    ):
-        self.n_trials, self.seed, self.pruner, self.n_startup_trials = n_trials, seed, pruner, n_startup_trials
-        self.params = params or {}
+    def __init__(self, *, params: dict[str, Any] | None = None, **settings: Any):
+        self.params, self.settings = params or {}, containers(settings)
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Run the search; ends the program with its exit status if that is not 0."""
-        from thunderhead.core.config import ConfigError, Problem
+    def run(self, arguments: list[str]) -> int:
+        from thunderhead.core.config import ConfigError, Problem, check
 
         try:
             from thunderhead.lab.search import run_search, space_of
         except ImportError as error:
             raise ConfigError([Problem("hydra/sweeper=optuna", "needs: uv pip install -e '.[optuna]'")]) from error
-        if self.pruner not in ("none", "median"):
-            raise ConfigError([Problem("hydra.sweeper.pruner", f"{self.pruner!r} is not accepted: none or median")])
+        if problems := check({"hydra.sweeper": {"_target_": "thunderhead.lab.search.settings", **self.settings}}):
+            raise ConfigError(problems)
         space, fixed = space_of(self.overrides(arguments))
-        status = run_search(
-            space,
-            fixed,
-            self.compose,
-            self.folder,
-            self.executor(),
-            n_jobs=getattr(self.launcher, "n_jobs", 1),
-            n_trials=self.n_trials,
-            seed=self.seed,
-            pruner=self.pruner,  # type: ignore[arg-type]
-            n_startup_trials=self.n_startup_trials,
-            arguments=sys.argv[1:],
-        )
-        if status:
-            sys.exit(status)
+        n_jobs = getattr(self.launcher, "n_jobs", 1)
+        return run_search(space, fixed, self.compose, n_jobs=n_jobs, plan=planner(), **self.settings, **self.place())

@@ -1,6 +1,11 @@
-"""Metrics that torchmetrics lacks."""
+"""What is measured in training and validation: sums in float64 that keep NaN, over micro-batches and ranks.
 
+torchmetrics' MeanMetric leaves NaN out, and so would hide that a model has diverged (FINDINGS N1).
+"""
+
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,33 +13,73 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
-class BitsPerByte(Metric):
+class Mean(Metric):
+    """The mean of values with weights, `total / weight`, float64; NaN if any value was, and without values."""
+
+    is_differentiable, higher_is_better, full_state_update = False, False, False
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("weight", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, weight: Tensor | float = 1.0) -> None:
+        """Add a scalar that stands for `weight` values."""
+        self.total += value.detach().double() * weight
+        self.weight += weight
+
+    def compute(self) -> Tensor:
+        return self.total / self.weight
+
+
+class BitsPerByte(Mean):
     """Bits that the model needs for a byte of text: comparable between tokenizers (Gao et al. 2101.00027, section 3.1).
 
-    Sums nats over targets and the bytes of text behind these targets; special tokens have no bytes.
-
     Args:
-        token_bytes: bytes of each token id.
+        token_bytes: bytes of text behind each token id; special tokens have none.
     """
 
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
-    nats: Tensor
-    bytes_of_text: Tensor
     token_bytes: Tensor
 
     def __init__(self, token_bytes: list[int], **kwargs: Any):
         super().__init__(**kwargs)
         self.register_buffer("token_bytes", torch.tensor(token_bytes), persistent=False)
-        self.add_state("nats", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("bytes_of_text", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, nats: Tensor, targets: Tensor) -> None:
-        """Add the summed cross-entropy (nats) of all targets (int64, any shape)."""
-        self.nats += nats.detach()
-        self.bytes_of_text += self.token_bytes[targets].sum()
+    def update(self, nats: Tensor, targets: Tensor) -> None:  # type: ignore[override]
+        """Add the summed cross-entropy (nats) of all targets that count (int64, any shape; negative ones do not)."""
+        n_bytes = self.token_bytes[targets.clamp(min=0)] * (targets >= 0)
+        self.total += nats.detach().double() / math.log(2)
+        self.weight += n_bytes.sum()
 
-    def compute(self) -> Tensor:
-        """Bits per byte so far, float32."""
-        return (self.nats / math.log(2) / self.bytes_of_text).float()
+
+class MeanOf(Mean):
+    """The mean of a function over the targets that count.
+
+    Args:
+        function: gives a value for each target (B, T), or the mean of a batch; it is called with those of `inputs`,
+            `targets`, `logits`, `losses` … that it names (see `LanguageModel.validation_step`).
+    """
+
+    def __init__(self, function: Callable[..., Tensor]):
+        super().__init__()
+        self.function, self.names = function, list(inspect.signature(function).parameters)
+
+    def update(self, targets: Tensor, **others: Tensor) -> None:  # type: ignore[override]
+        """Add the function's values for a batch; negative targets do not count."""
+        given, counts = {"targets": targets, **others}, targets >= 0
+        value = torch.as_tensor(self.function(**{name: given[name] for name in self.names if name in given})).double()
+        super().update(value[counts].mean() if value.shape == targets.shape else value.mean(), counts.sum())
+
+
+def as_metric(metric: Metric | Callable[..., Tensor]) -> Metric:
+    """A metric as it is, or the mean of a function."""
+    return metric if isinstance(metric, Metric) else MeanOf(metric)
+
+
+def names_of(metric: Metric) -> list[str]:
+    """What a metric asks for at each batch, by the names of its parameters."""
+    return (
+        [*metric.names, "targets"] if isinstance(metric, MeanOf) else list(inspect.signature(metric.update).parameters)
+    )

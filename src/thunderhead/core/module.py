@@ -1,79 +1,120 @@
-"""LanguageModel: the LightningModule that hosts the decoder, its optimizer and its schedule. Hooks only."""
+"""LanguageModel: the LightningModule that hosts the decoder, its optimizer and its schedule.
+
+Shape letters: B sequences, T tokens a sequence, V vocabulary, N targets that count.
+"""
 
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from lightning import LightningModule
-from torch import Tensor
-from torch.nn import ModuleList
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
 
-from thunderhead.core.config import build, factory
-from thunderhead.core.metrics import BitsPerByte
+from thunderhead.core.config import Config, build, factory
+from thunderhead.core.metrics import Mean, names_of
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.loss import IGNORED_TARGET
-from thunderhead.options.growth import grow_from
-from thunderhead.options.learning_rate_transfer import transfer_learning_rates
-from thunderhead.options.low_precision import compute_in, multiply_in_fp8
-from thunderhead.parallel.strategies import MeshStrategy
 
-# What a decoder is made of: groups whose nodes are factories, called by the decoder itself.
 COMPONENTS = ("attention", "position", "activation", "norm", "dropout", "block", "loss", "activation_checkpointing")
-# Groups that LanguageModel is built from, and keeps as plain hyper-parameters.
-GROUPS = ("model", *COMPONENTS, "optimizer", "scheduler", "parameter_groups", "parametrization", "compile")
+"""Groups whose nodes are factories that the decoder itself calls."""
+GROUPS = ("model", *COMPONENTS, "optimizer", "scheduler", "parameter_groups", "parametrization")
+"""Groups that a LanguageModel is made of, and that a checkpoint keeps."""
 
 
-def build_decoder(config: dict[str, Any], vocab_size: int, eos_id: int | None) -> Decoder:
-    """The decoder that a resolved configuration describes, with weights not yet drawn.
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a LanguageModel is made of: factories with their settings.
 
     Args:
-        config: plain containers with the groups `model` and COMPONENTS.
-        vocab_size: tokens of the tokenizer.
-        eos_id: its end-of-document token.
-
-    Raises:
-        ValueError: the components contradict each other; the message names the config paths.
+        config: the groups in GROUPS as plain containers, for checkpoints.
+        decoder: (vocabulary, EOS token or None) to a decoder whose weights are not yet drawn.
+        optimizer: a decoder to the optimizer over its parameter groups.
+        schedule: (step from 0, total steps) to the factor of the peak learning rate.
     """
-    decoder = _assemble(config, vocab_size, eos_id)
-    base_config = build(config["parametrization"]).base({name: config[name] for name in ("model", *COMPONENTS)})
-    if base_config is not None:
-        try:
-            with torch.device("meta"):
-                grow_from(decoder, _assemble(base_config, vocab_size, eos_id))
-        except ValueError as error:
-            raise ValueError(
-                f"parametrization: the base model (model.d_model={base_config['model']['d_model']}) cannot be made: "
-                f"{error} (change parametrization.base_d_model, or set its values in parametrization.base_values)"
-            ) from error
+
+    config: Config
+    decoder: Callable[[int, int | None], Decoder]
+    optimizer: Callable[[Decoder], Optimizer]
+    schedule: Callable[[int, int], float]
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Build the factories of a resolved configuration.
+
+        Raises:
+            ValueError: settings contradict each other; the message names their config paths.
+        """
+        config = {group: config[group] for group in GROUPS}
+        return cls(config, decoder_factory(config), optimizer_factory(config), factory(config["scheduler"]))
+
+
+def decoder_factory(config: Config) -> Callable[[int, int | None], Decoder]:
+    """Of the groups `model`, COMPONENTS and `parametrization`; see `ModelSpec`."""
+
+    def assembled(config: Config) -> Callable[[int, int | None], Decoder]:
+        made = partial(factory(config["model"]), **{name: factory(config[name]) for name in COMPONENTS})
+        return lambda vocab_size, eos_id: made(tokenizer_vocab_size=vocab_size, eos_id=eos_id)
+
+    parametrization, make = build(config["parametrization"]), assembled(config)
+    base_config = parametrization.base({name: config[name] for name in ("model", *COMPONENTS)})
+    make_base = None if base_config is None else assembled(base_config)
+
+    def decoder(vocab_size: int, eos_id: int | None) -> Decoder:
+        made = make(vocab_size, eos_id)
+        if make_base is not None and base_config is not None:
+            try:
+                with torch.device("meta"):
+                    parametrization.scale(made, make_base(vocab_size, eos_id))
+            except ValueError as error:
+                d_model = base_config["model"]["d_model"]
+                raise ValueError(
+                    f"parametrization: the base model (model.d_model={d_model}) cannot be made: {error} (change "
+                    "parametrization.base_d_model, or set its values in parametrization.base_values)"
+                ) from error
+        return made
+
     return decoder
 
 
-def _assemble(config: dict[str, Any], vocab_size: int, eos_id: int | None) -> Decoder:
-    components = {name: factory(config[name]) for name in COMPONENTS}
-    return factory(config["model"])(tokenizer_vocab_size=vocab_size, eos_id=eos_id, **components)  # type: ignore[no-any-return]
+def optimizer_factory(config: Config) -> Callable[[Decoder], Optimizer]:
+    """Of the groups `parameter_groups`, `optimizer` and `parametrization`; see `ModelSpec`."""
+    make_groups, make, parametrization = (
+        factory(config["parameter_groups"]),
+        factory(config["optimizer"]),
+        build(config["parametrization"]),
+    )
 
+    def optimizer(decoder: Decoder) -> Optimizer:
+        groups = make_groups(decoder)
+        try:
+            made: Optimizer = make(groups)
+        except (ValueError, AssertionError) as error:  # torch's and others' own words do not say where
+            raise ValueError(
+                f"optimizer: {str(error).removeprefix('optimizer.').removeprefix('optimizer: ')}"
+            ) from error
+        parametrization.scale_learning_rates(made, decoder)
+        return made
 
-def build_optimizer(config: dict[str, Any], decoder: Decoder) -> torch.optim.Optimizer:
-    """The configured optimizer over the decoder's parameter groups.
-
-    Raises:
-        ValueError: a setting is out of range, parameter_groups.no_decay matches nothing, or the parametrization has
-            no rule for this optimizer.
-    """
-    groups = factory(config["parameter_groups"])(decoder)
-    try:
-        optimizer: torch.optim.Optimizer = factory(config["optimizer"])(groups)
-    except (ValueError, AssertionError) as error:  # torch's and others' own words, which do not say where
-        raise ValueError(f"optimizer: {str(error).removeprefix('optimizer.')}") from error
-    transfer_learning_rates(optimizer, decoder)
     return optimizer
+
+
+def build_decoder(config: Config, vocab_size: int, eos_id: int | None) -> Decoder:
+    """The decoder that a resolved configuration describes, with weights not yet drawn."""
+    return decoder_factory(config)(vocab_size, eos_id)
+
+
+def build_optimizer(config: Config, decoder: Decoder) -> Optimizer:
+    """The optimizer that a resolved configuration describes, over a decoder's parameter groups."""
+    return optimizer_factory(config)(decoder)
 
 
 def inputs_and_targets(batch_BT1: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,103 +131,94 @@ class LanguageModel(LightningModule):
     """Next-token prediction on batches of `(B, T+1)` token ids; see `inputs_and_targets` for negative ones.
 
     Args:
-        config: resolved, plain containers: the groups in GROUPS. Stored in checkpoints, so that
-            `LanguageModel.load_from_checkpoint(path)` needs nothing else.
+        spec: what it is made of.
         seed: of the initial weights.
         vocab_size: tokens of the tokenizer.
         eos_id: end-of-document token, or None.
         total_steps: optimizer steps of the schedule.
-        token_bytes: bytes of text behind each token id, for bits per byte; None leaves that metric out.
-        measure_accuracy: whether validation also says how often the most probable token is right.
+        metrics: makes the further metrics of validation, by name, once for each source.
         sources: names of the validation loaders; losses of several are told apart.
-        precision: a resolved kind, see `hardware.Precision`; Lightning is told separately.
+        precision: how weights become what is computed with (`options.precision`); None: as they are.
+        compile_decoder: marks modules for compilation, or does nothing.
+        on_resume: is called with a checkpoint before its optimizer state is taken.
     """
 
     def __init__(
         self,
-        config: dict[str, Any],
+        spec: ModelSpec,
         *,
         seed: int,
         vocab_size: int,
         eos_id: int | None,
         total_steps: int,
-        token_bytes: list[int] | None = None,
-        measure_accuracy: bool = False,
+        metrics: Callable[[], Mapping[str, Metric]] = dict,
         sources: Sequence[str] = ("all",),
-        precision: str = "fp32",
+        precision: Any = None,
+        compile_decoder: Callable[[Decoder], None] = lambda decoder: None,
+        on_resume: Callable[["LanguageModel", dict[str, Any]], None] = lambda model, checkpoint: None,
     ):
         super().__init__()
-        self.save_hyperparameters(logger=False)
+        sizes = {"seed": seed, "vocab_size": vocab_size, "eos_id": eos_id, "total_steps": total_steps}
+        self.save_hyperparameters({"config": spec.config, **sizes, "sources": list(sources)}, logger=False)
+        self.spec, self.precision = spec, precision
+        self.compile_decoder, self.on_resume = compile_decoder, on_resume
         self.decoder: Decoder
-        self.step_loss = MeanMetric()  # over the micro-batches of one step, and over ranks
-        # one for each source
-        self.val_loss = cast(Sequence[MeanMetric], ModuleList(MeanMetric() for _ in sources))
-        by_source = ModuleList(BitsPerByte(token_bytes) for _ in sources if token_bytes is not None)
-        self.val_bits_per_byte = cast(Sequence[BitsPerByte], by_source)
-        self.val_accuracy: MulticlassAccuracy | None = None
-        if measure_accuracy:
-            self.val_accuracy = MulticlassAccuracy(
-                vocab_size, average="micro", ignore_index=IGNORED_TARGET, validate_args=False
-            )
+        self.step_terms = cast(
+            MutableMapping[str, Mean], nn.ModuleDict()
+        )  # the means of the loss terms over one step's micro-batches, and over ranks
+        self.val_loss = cast(Sequence[Mean], nn.ModuleList(Mean() for _ in sources))
+        by_source = nn.ModuleList(nn.ModuleDict(metrics()) for _ in sources)
+        self.val_metrics = cast(Sequence[Mapping[str, Metric]], by_source)
         self.grad_norm: Tensor | None = None
-        self.measure_step = True  # set by the metrics callback: whether the current step will be logged
+        self.measure_step = True  # set by the metrics callback: whether the step under way will be logged
+
+    @classmethod
+    def load_from_checkpoint(cls, path: Any, map_location: Any = "cpu", **kwargs: Any) -> Self:  # type: ignore[override]
+        """The model of a checkpoint, which holds all that is needed; ready to use, not compiled."""
+        content = torch.load(path, map_location=map_location, weights_only=True)
+        settings = content["hyper_parameters"]
+        model = cls(ModelSpec.of(settings.pop("config")), **settings, **kwargs)
+        model.configure_model()
+        model.load_state_dict(content["state_dict"], strict=False)  # validation's own metrics are not part of it
+        return model
 
     def configure_model(self) -> None:
         """Build the decoder, divide it and draw its weights. Weights depend on the seed alone, not on the strategy."""
         if hasattr(self, "decoder"):
             return
-        config, seed = self.hparams["config"], self.hparams["seed"]
-        sizes = {"vocab_size": self.hparams["vocab_size"], "eos_id": self.hparams["eos_id"]}
-        compilation = build(config["compile"])
-        strategy = self._trainer.strategy if self._trainer is not None else None
-        precision = self.hparams["precision"]
-        compute_dtype = torch.bfloat16 if precision == "bf16-true" else None
-        on_mesh = isinstance(strategy, MeshStrategy)
-        with torch.device("meta") if on_mesh else contextlib.nullcontext():
-            decoder = build_decoder(config, **sizes)
-        if precision == "fp8":
-            multiply_in_fp8(decoder)
-        if isinstance(strategy, MeshStrategy):
-            strategy.parallelize(decoder, compute_dtype, compilation.apply)
+        strategy: Any = self._trainer.strategy if self._trainer is not None else None
+        divide = getattr(strategy, "parallelize", None)  # of strategies that divide the model among devices
+        with torch.device("meta") if divide is not None else contextlib.nullcontext():
+            decoder = self.spec.decoder(self.hparams["vocab_size"], self.hparams["eos_id"])
+        if self.precision is not None:
+            self.precision.before_sharding(decoder)
+        if divide is not None:
+            divide(decoder, self.precision.gathered_dtype if self.precision is not None else None, self.compile_decoder)
             decoder.to_empty(device=strategy.storage_device)
         else:
-            compilation.apply(decoder)
-        decoder.initialize(seed)
-        if compute_dtype is not None and not (isinstance(strategy, MeshStrategy) and strategy.shards):
-            compute_in(decoder, compute_dtype)
+            self.compile_decoder(decoder)
+        decoder.initialize(self.hparams["seed"])
+        if self.precision is not None:
+            self.precision.after_initialize(decoder, is_sharded=getattr(strategy, "shards", False))
         self.decoder = decoder
+
+    def schedule(self, step: int) -> float:
+        """The factor of the peak learning rate at a step."""
+        return self.spec.schedule(step, self.hparams["total_steps"])
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the decoder's parameter groups, with the schedule as a factor on each peak LR."""
-        config = self.hparams["config"]
-        optimizer = build_optimizer(config, self.decoder)
+        optimizer = self.spec.optimizer(self.decoder)
         if hasattr(optimizer, "_step_supports_amp_scaling"):
             # A fused optimizer would unscale fp16's gradients itself, after they should have been clipped.
             optimizer._step_supports_amp_scaling = False
-        scheduler = LambdaLR(optimizer, self._schedule())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _schedule(self) -> Callable[[int], float]:
-        """The factor of the peak learning rate at a step."""
-        return partial(factory(self.hparams["config"]["scheduler"]), total_steps=self.hparams["total_steps"])
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self.schedule), "interval": "step"},
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let a resumed run have its own settings of the optimizer and the schedule, which torch would take from here.
-
-        Those that did not change stay bit for bit; the learning rate is what the schedule says for the next step.
-        May be called again: strategies that load the optimizer's state early have done so before.
-        """
-        if self._trainer is None or not checkpoint.get("optimizer_states"):  # loaded to generate text, not to go on
-            return
-        configs = self.hparams["config"], checkpoint["hyper_parameters"]["config"]
-        now, then = (build_optimizer(config, self.decoder).param_groups for config in configs)
-        [saved], [schedule] = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
-        factor = self._schedule()(schedule["last_epoch"])
-        for group, new, old in zip(saved["param_groups"], now, then, strict=True):
-            group |= {key: new[key] for key in new if key != "params" and (key not in old or new[key] != old[key])}
-            group |= {"initial_lr": new["lr"], "lr": new["lr"] * factor}
-        schedule["base_lrs"] = [group["initial_lr"] for group in saved["param_groups"]]
-        schedule["_last_lr"] = [group["lr"] for group in saved["param_groups"]]
+        self.on_resume(self, checkpoint)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Follow the schedule, which counts all steps.
@@ -199,57 +231,63 @@ class LanguageModel(LightningModule):
             scheduler.step()
 
     def training_step(self, batch_BT1: Tensor, batch_idx: int) -> Tensor:
-        """The loss of one micro-batch."""
+        """The loss of one micro-batch. Lightning divides it by the number of them, and steps after the last."""
         terms = self.decoder(*inputs_and_targets(batch_BT1))
         if self.measure_step:
-            self.step_loss.update(terms.cross_entropy.detach())
+            for name, value in {"loss": terms.cross_entropy, **terms.auxiliary}.items():
+                if name not in self.step_terms:
+                    self.step_terms[name] = Mean().to(value.device)
+                self.step_terms[name].update(value)
         return terms.loss  # type: ignore[no-any-return]
 
     def validation_step(self, batch_BT1: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Sum up the loss over all targets of the batch, which is of source `dataloader_idx`."""
+        """Sum up the loss over all targets of a batch of source `dataloader_idx`, and what metrics ask for."""
         inputs_BT, targets_BT = inputs_and_targets(batch_BT1)
-        loss = self.decoder(inputs_BT, targets_BT).cross_entropy
-        self.val_loss[dataloader_idx].update(loss, weight=(targets_BT != IGNORED_TARGET).sum())
-        if self.val_bits_per_byte:
-            self.val_bits_per_byte[dataloader_idx].update(loss * targets_BT.numel(), targets_BT)
-        if self.val_accuracy is not None:
-            self.val_accuracy.update(self.decoder.logits(inputs_BT).argmax(dim=-1), targets_BT)
+        loss, n_targets = self.decoder(inputs_BT, targets_BT).cross_entropy, (targets_BT != IGNORED_TARGET).sum()
+        self.val_loss[dataloader_idx].update(loss, n_targets)
+        metrics = list(self.val_metrics[dataloader_idx].values())
+        asked = {name for metric in metrics for name in names_of(metric)}
+        known: dict[str, Tensor] = {"inputs": inputs_BT, "targets": targets_BT, "nats": loss.double() * n_targets}
+        if not asked <= known.keys():
+            known["logits"] = logits_BTV = self.decoder.logits(inputs_BT).float()
+            known["losses"] = F.cross_entropy(logits_BTV.mT, targets_BT, ignore_index=IGNORED_TARGET, reduction="none")
+            counted_BT = targets_BT != IGNORED_TARGET
+            known |= {
+                "preds": logits_BTV[counted_BT],
+                "target": targets_BT[counted_BT],
+            }  # torchmetrics' names: (N, V), (N)
+        for metric in metrics:
+            metric.update(**{name: known[name] for name in names_of(metric) if name in known})
 
     def on_validation_epoch_end(self) -> None:
-        """Publish val/loss (nats a target), val/perplexity, and val/bits_per_byte or val/accuracy.
+        """Publish val/loss (nats a target), val/perplexity, and each further metric as val/<name>.
 
-        Of several sources, val/loss is the plain mean of their losses (val/loss/<source>), and so is val/bits_per_byte:
-        it depends neither on the weights, so that mixtures can be compared by it, nor on the sources' sizes.
+        Of several sources, val/loss is the plain mean of their losses (val/loss/<source>), and so is each metric: it
+        depends neither on the weights, so that mixtures can be compared by it, nor on the sources' sizes.
         """
-        metrics: dict[str, Sequence[Metric]] = {"val/loss": self.val_loss, "val/bits_per_byte": self.val_bits_per_byte}
-        values = {}
-        for name, by_source in metrics.items():
-            found = [metric.compute() for metric in by_source]
+        by_name: dict[str, Sequence[Metric]] = {"val/loss": self.val_loss}
+        by_name |= {f"val/{name}": [own[name] for own in self.val_metrics] for name in self.val_metrics[0]}
+        values: dict[str, Tensor] = {}
+        for name, by_source in by_name.items():
+            found = [torch.as_tensor(metric.compute()) for metric in by_source]
+            values[name] = torch.stack(found).mean()
+            if len(found) > 1:
+                values |= {f"{name}/{source}": v for source, v in zip(self.hparams["sources"], found, strict=True)}
             for metric in by_source:
                 metric.reset()
-            if found:
-                values[name] = torch.stack(found).mean()
-            if len(found) > 1:
-                values |= {
-                    f"{name}/{source}": value for source, value in zip(self.hparams["sources"], found, strict=True)
-                }
-        if self.val_accuracy is not None:
-            values["val/accuracy"] = self.val_accuracy.compute()
-            self.val_accuracy.reset()
         values["val/perplexity"] = torch.exp(values["val/loss"])
         # The metrics callback writes them to the loggers, beside the tokens; here they are for checkpoints to monitor.
         self.log_dict(values, logger=False, rank_zero_only=False, sync_dist=False)
 
     def configure_gradient_clipping(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip by the global norm (Pascanu et al. 1211.5063), and keep it for the logs; also if nothing is clipped."""
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        if gradient_clip_val or self.measure_step:
-            norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), gradient_clip_val or math.inf)
+        elif gradient_clip_val or self.measure_step:
+            norm = nn.utils.clip_grad_norm_(self.decoder.parameters(), gradient_clip_val or math.inf)
             self.grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm

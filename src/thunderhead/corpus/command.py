@@ -8,15 +8,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from thunderhead.core import config as configuration
-from thunderhead.core.config import ConfigError, Problem, build
+from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.data.manifest import Manifest, verify
+from thunderhead.core.run import build_data
+from thunderhead.core.terminal import say
 from thunderhead.core.types import PositiveInt
-from thunderhead.corpus.curation import Filter
 from thunderhead.corpus.curation_report import write_report
-from thunderhead.corpus.prepare import check_sources, find_manifest, prepare
-from thunderhead.training import display
-from thunderhead.training.data_planning import build_filters, data_settings, is_prepared, shard_settings
-from thunderhead.training.problems import Problems, one_line
+from thunderhead.corpus.text_data import TextData
 
 
 def _settings(*, processes: PositiveInt | None = None) -> None:
@@ -33,59 +31,35 @@ def prepare_corpus(config: DictConfig) -> Manifest:
     resolved = configuration.plain(config)
     if problems := configuration.check(resolved, _settings):
         raise ConfigError(problems)
-    if is_prepared(resolved):
-        message = "data=shards is prepared already: give the text to prepare, as data=text data.path=…"
-        raise ConfigError([Problem("data", message)])
-    if resolved.get("tokenizer") is None:
-        raise ConfigError([Problem("tokenizer", "needs an option: tokenizer=bpe")])
-    problems = Problems()
-    tokenizer: Any = None
-    filters: dict[str, Filter] = {}
-    data: dict[str, Any] = {}
-    with problems.collect():
-        tokenizer = build(resolved["tokenizer"])
-    with problems.collect():
-        filters = build_filters(resolved["curation"])
-    with problems.collect():
-        data = data_settings(resolved)
-        if "sources" not in data:
-            raise ValueError("data: a synthetic task is made while it is trained on: there is nothing to prepare")
-        check_sources(data["sources"], data.get("path"))
+    data = _build(resolved)
+    problems = data.problems(None)
     if problems:
         raise ConfigError(problems)
     try:
-        manifest = find_manifest(data["sources"], tokenizer, filters=filters, **shard_settings(data))
-        if manifest is not None:
-            verify(manifest)
-            display.say("Prepared already, nothing to do (its checksums were compared and are right)")
-    except ValueError as error:
-        raise ConfigError([Problem("", one_line(error))]) from error
-    if manifest is None:
-        display.say(f"Preparing {', '.join(data['sources'])} with the {tokenizer.name} tokenizer")
-        manifest = make_shards(resolved, data)
+        if data.is_prepared:
+            verify(data.found)
+            say("Prepared already, nothing to do (its checksums were compared and are right)")
+        manifest = data.prepare(resolved["processes"])
+    except (ValueError, ConnectionError) as error:
+        raise ConfigError([Problem("", str(error).splitlines()[0])]) from error
     _show(manifest)
     curation = manifest.folder / "curation.json"
     if curation.exists():
-        display.say(f"curation   {write_report(curation)}")
+        say(f"curation   {write_report(curation)}")
     return manifest
 
 
-def make_shards(config: dict[str, Any], data: dict[str, Any]) -> Manifest:
-    """Prepare the shards of a resolved configuration, whose data module has the settings `data`.
+def _build(config: dict[str, Any]) -> TextData:
+    """Build the data module, of which nothing is loaded here.
 
     Raises:
-        ConfigError: a source cannot be read or reached.
+        ConfigError: something in it is refused, or there is nothing to prepare.
     """
-    try:
-        return prepare(
-            data["sources"],
-            build(config["tokenizer"]),
-            filters=build_filters(config["curation"]),
-            processes=config.get("processes"),
-            **shard_settings(data),
-        )
-    except (ValueError, ConnectionError) as error:
-        raise ConfigError([Problem("", one_line(error))]) from error
+    data = build_data(config | {"seed": 0}, context_length=1, sequences_per_step=1)
+    if not isinstance(data, TextData):
+        message = "there is nothing to prepare: give text to make shards of, as data=text data.path=…"
+        raise ConfigError([Problem("data", message)])
+    return data
 
 
 def _show(manifest: Manifest) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from thunderhead.core.data.manifest import Shard, ShardError
+from thunderhead.core.data.order import Sample
 from thunderhead.core.data.shards import ShardReader
 
 _log = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ class Prefetcher:
     Nothing is started before the first sample is read, so it can be sent to a worker or live through a fork before.
 
     Args:
-        place: where sample n lies: (source, block).
+        place: where sample n lies.
         samples: n is less than this.
         readers: of each source.
         shards: what the manifest says about each source.
@@ -29,7 +30,7 @@ class Prefetcher:
 
     def __init__(
         self,
-        place: Callable[[int], tuple[str, int]],
+        place: Callable[[int], Sample],
         samples: int,
         readers: Mapping[str, ShardReader],
         shards: Mapping[str, Shard],
@@ -68,7 +69,7 @@ class Prefetcher:
                 needed, cursor = {}, now
             start, cursor = now, max(cursor, now)
             while cursor < min(self._now + self._ahead, self._samples):
-                source, block = self._place(cursor)
+                source, _, block = self._place(cursor)
                 chunk = source, self._readers[source].chunk_of(block)
                 if chunk not in needed:
                     needed = {known: last for known, last in needed.items() if last >= self._now}

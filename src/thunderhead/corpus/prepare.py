@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from thunderhead.core.config import located as at
 from thunderhead.core.data.manifest import (
     FORMAT,
     ForeignTokenizerError,
@@ -35,7 +36,6 @@ from thunderhead.core.data.manifest import (
     TokenizerRecord,
 )
 from thunderhead.core.data.shards import CHUNK_BYTES, ShardWriter
-from thunderhead.core.messages import at
 from thunderhead.corpus.curation import Filter, Removals, first_reason
 from thunderhead.corpus.sources import Document, Source
 from thunderhead.corpus.split import SPLIT_RULE, is_validation

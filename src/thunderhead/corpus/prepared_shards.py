@@ -1,39 +1,39 @@
 """Training on shards that were prepared elsewhere: in a folder, or in object storage through a bounded cache."""
 
 import hashlib
-import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from typing_extensions import override
 
-from thunderhead.core.data.datamodule import Blocks, TokenDataModule
+from thunderhead.core.config import Problem
+from thunderhead.core.data.datamodule import Blocks, refusals
 from thunderhead.core.data.manifest import (
     ForeignTokenizerError,
     Manifest,
     MissingManifestError,
     Shard,
     SplitName,
-    verify,
     verify_chunk,
     verify_index,
 )
-from thunderhead.core.data.mixture import AtMaxEpochs, Turns, trained_blocks
-from thunderhead.core.data.order import blocks
+from thunderhead.core.data.order import Sample
 from thunderhead.core.data.shards import Chunks
-from thunderhead.core.types import NonNegativeInt, PositiveFloat, PositiveInt
+from thunderhead.core.types import PositiveFloat, PositiveInt
+from thunderhead.corpus.curation import Filter
 from thunderhead.corpus.files import nearest
+from thunderhead.corpus.mixed_shards import MixedShards
+from thunderhead.corpus.mixture import trained_blocks
 from thunderhead.corpus.object_storage import ChunkCache, Remote, fetch_record, is_remote
 from thunderhead.corpus.prefetch import Prefetcher
 from thunderhead.corpus.sources import Share
 from thunderhead.corpus.tokenizer import Tokenizer
-
-_log = logging.getLogger(__name__)
 
 
 def find_prepared(tokenizer: Tokenizer | None, *, path: str, cache_dir: str, attempts: int, timeout: float) -> Manifest:
@@ -97,7 +97,8 @@ class CachedChunks:
         return self._cache.get(self._remote, name, chunk, partial(verify_chunk, shard=self._shard, chunk=chunk))
 
 
-class PreparedShards(TokenDataModule):
+@dataclass(eq=False, repr=False)
+class PreparedShards(MixedShards):
     """Load batches from shards that lie somewhere already; nothing is prepared, and the tokenizer is theirs.
 
     A folder is read in place. From object storage, manifest, tokenizer and indices are fetched at the start, and each
@@ -106,8 +107,8 @@ class PreparedShards(TokenDataModule):
     unused are deleted for new ones; nothing else is ever deleted.
 
     Args:
-        tokenizer: the trained one that lies beside the shards.
-        context_length: as for `TokenDataModule`, as are all that are not listed here.
+        tokenizer: must be the one that made the shards, if given.
+        filters: none: they were applied when the shards were prepared.
         path: a folder with manifest.json, or s3://bucket/prefix, gs://bucket/prefix,
             hf://datasets/owner/name/prefix, http(s)://host/prefix of one.
         sources: weights of a mixture, for all sources of the manifest by name; null: they weigh the same.
@@ -118,121 +119,103 @@ class PreparedShards(TokenDataModule):
         verify: first_use: see above. full: the same for all chunks at the start; from object storage, that fetches all.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        context_length: int,
-        micro_batch_size: int,
-        sequences_per_step: int,
-        seed: int,
-        *,
-        path: str,
-        sources: Mapping[str, Share] | None = None,
-        cache_dir: str = "data/cache",
-        cache_bytes: PositiveInt = 20_000_000_000,
-        attempts: PositiveInt = 6,
-        timeout: PositiveFloat = 30.0,
-        max_training_tokens: PositiveInt | None = None,
-        max_validation_tokens: PositiveInt = 65_536,
-        shuffle_window: PositiveInt = 65_536,
-        num_workers: NonNegativeInt = 0,
-        temperature: PositiveFloat = 1.0,
-        at_max_epochs: AtMaxEpochs = "redistribute",
-        verify: Literal["full", "first_use"] = "first_use",
-    ):
-        super().__init__(
-            tokenizer,
-            context_length,
-            micro_batch_size,
-            sequences_per_step,
-            seed,
-            sources={},  # what the shards hold is known in `setup`
-            max_training_tokens=max_training_tokens,
-            max_validation_tokens=max_validation_tokens,
-            shuffle_window=shuffle_window,
-            num_workers=num_workers,
-            temperature=temperature,
-            at_max_epochs=at_max_epochs,
-            verify=verify,
-        )
-        self._find = partial(find_prepared, path=path, cache_dir=cache_dir, attempts=attempts, timeout=timeout)
-        self._remote = Remote(path, attempts=attempts, timeout=timeout) if is_remote(path) else None
-        self._cache_bytes, self._shares = cache_bytes, sources or {}
-        self._cache = ChunkCache(Path(cache_dir).absolute() / "chunks", cache_bytes)
+    tokenizer: Tokenizer | None
+    filters: Mapping[str, Filter]
+    _: KW_ONLY
+    path: str
+    sources: Mapping[str, Share] | None = None
+    cache_dir: str = "data/cache"
+    cache_bytes: PositiveInt = 20_000_000_000
+    attempts: PositiveInt = 6
+    timeout: PositiveFloat = 30.0
 
     @override
-    def prepare_data(self) -> None:
-        """Fetch the manifest, if it was not given."""
-        if self.manifest is None:
-            self.manifest = self._find(None)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._cache = ChunkCache(Path(self.cache_dir).absolute() / "chunks", self.cache_bytes)
+
+    @cached_property
+    def _remote(self) -> Remote | None:
+        return Remote(self.path, attempts=self.attempts, timeout=self.timeout) if is_remote(self.path) else None
 
     @override
-    def setup(self, stage: str) -> None:
+    def find(self) -> Manifest:
+        where = {"cache_dir": self.cache_dir, "attempts": self.attempts, "timeout": self.timeout}
+        return find_prepared(self.tokenizer, path=self.path, **where)  # type: ignore[arg-type]
+
+    @override
+    def shares(self) -> dict[str, Share]:
+        return shares(self.found, self.sources or {})
+
+    @override
+    def problems(self, run: Any) -> list[Problem]:
+        found = super().problems(run)
+        if not found:
+            found = refusals(self._check_cache)
+        if self.filters:
+            found.append(Problem("curation", "was done when these shards were prepared: use curation=none"))
+        return found
+
+    def _check_cache(self) -> None:
+        if self._remote is not None:
+            check_cache(
+                self.found,
+                self.context_length,
+                cache_bytes=self.cache_bytes,
+                shuffle_window=self.shuffle_window,
+                max_training_tokens=self.max_training_tokens,
+            )
+
+    @override
+    def notes(self) -> list[str]:
+        if self._remote is None:
+            return super().notes()
+        size = f"{self.cache_bytes / 1e9:,.3g} GB"
+        return [
+            f"data is fetched from {self.path} into {self.cache_dir}: at most {size}, then the longest unused goes",
+            *super().notes(),
+        ]
+
+    @override
+    def check_files(self) -> None:
         """Compare the shards with their manifest, of those in object storage all but the chunks.
 
         Raises:
-            ValueError: they are damaged (a `ShardError`), too small for the context length, or data.cache_bytes is too
-                small for the shuffling.
+            ValueError: they are damaged (a `ShardError`), or data.cache_bytes is too small for the shuffling.
         """
-        if self.manifest is None:  # `prepare_data` ran in another process
-            self.manifest = self._find(None)
-        self._weigh()
-        super().setup(stage)
-
-    def _weigh(self) -> None:
-        assert self.manifest is not None
-        self.sources = shares(self.manifest, self._shares)  # type: ignore[assignment]  # only their weights are used
-
-    @override
-    def _turns(self, steps: int) -> Turns:
-        self._weigh()
-        return super()._turns(steps)
-
-    @override
-    def _verify(self) -> None:
-        assert self.manifest is not None
         if self._remote is None:
-            verify(self.manifest, "full" if self.verify == "full" else "sizes")
+            super().check_files()
             return
-        self.manifest.load_tokenizer()
-        check_cache(
-            self.manifest,
-            self.context_length,
-            cache_bytes=self._cache_bytes,
-            shuffle_window=self.shuffle_window,
-            max_training_tokens=self.max_training_tokens,
-        )
-        for split, by_source in self.manifest.splits.items():
+        self._check_cache()
+        for split, by_source in self.found.splits.items():
             for source, shard in by_source.items():
-                verify_index(self.manifest.shard_folder(split, source), shard, self.manifest.dtype)
+                verify_index(self.found.shard_folder(split, source), shard, self.found.dtype)
                 for number in range(len(shard.chunks)) if self.verify == "full" else ():
-                    self._chunks(split, source, shard).file(number)
+                    self.chunks(split, source, shard).file(number)
 
     @override
-    def _chunks(self, split: SplitName, source: str, shard: Shard) -> Chunks:
+    def chunks(self, split: SplitName, source: str, shard: Shard) -> Chunks:
         if self._remote is None:
-            return super()._chunks(split, source, shard)
+            return super().chunks(split, source, shard)
         return CachedChunks(self._remote, self._cache, f"{source}/{split}", shard)
 
     @override
-    def _dataset(
-        self, split: SplitName, sources: Sequence[str], place: Callable[[int], tuple[str, int]], samples: int
-    ) -> Blocks:
-        blocks = super()._dataset(split, sources, place, samples)
+    def dataset(self, split: SplitName, sources: list[str], place: Callable[[int], Sample], samples: int) -> Blocks:
+        blocks = super().dataset(split, sources, place, samples)
         if self._remote is not None:
-            assert self.manifest is not None
             assert self.trainer is not None
             if split == "train" and self.trainer.max_steps > 0:  # what comes after the run need not be fetched
                 samples = min(samples, self.trainer.max_steps * self.sequences_per_step)
-            blocks.prefetcher = Prefetcher(
+            prefetcher = Prefetcher(
                 place,
                 samples,
                 blocks.readers,
-                {source: self.manifest.splits[split][source] for source in sources},
+                {source: self.found.splits[split][source] for source in sources},
                 ahead=self.shuffle_window,
-                max_bytes=self._cache_bytes // (2 if split == "train" else 4 * len(self.manifest.sources)),
+                max_bytes=self.cache_bytes // (2 if split == "train" else 4 * len(self.found.sources)),
                 keep=partial(self._cache.keep, f"{split} of {', '.join(sources)}"),
             )
+            blocks.on_read = prefetcher.reached
         return blocks
 
 
@@ -261,11 +244,12 @@ def check_cache(
     Raises:
         ValueError: it is too small.
     """
-    available = {source: blocks(manifest, source, context_length) for source in manifest.splits["train"]}
+    train = manifest.splits["train"]
+    available = {source: sum(shard.blocks(context_length)) for source, shard in train.items()}
     trained = trained_blocks(available, context_length, max_training_tokens)
     window = math.ceil(shuffle_window * sum(available.values()) / max(sum(trained.values()), 1))
     needed = 0
-    for shard in manifest.splits["train"].values():
+    for shard in train.values():
         largest = max(chunk.bytes for chunk in shard.chunks)
         window_bytes = window * context_length * np.dtype(manifest.dtype).itemsize
         needed += min(sum(chunk.bytes for chunk in shard.chunks), 2 * (window_bytes + 2 * largest))

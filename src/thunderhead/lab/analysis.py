@@ -1,7 +1,7 @@
 """What a set of runs says: which arms are compared, on what, and with which result."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,28 +19,20 @@ MOST_ARMS_IN_PAIRS = 4
 
 @dataclass(kw_only=True)
 class Analysis:
-    """The answer, before it is written down.
+    """The answer, before it is written down."""
 
-    - arms: that are compared, in the order in which the runs came. reference: the baseline, or the first of them.
-    - metric: a key of the summaries; losses: its final values by arm, then seed.
-    - comparisons, sentences: in the same order.
-    - warnings: what else the runs differ in, and remarks of the caller. left_out: runs that are not compared.
-    - different: config paths in which the arms differ, with each arm's value.
-    """
-
-    metric: str
-    arms: list[Arm]
-    reference: Arm | None
-    losses: dict[str, dict[int, float]]
+    metric: str  # a key of the summaries
+    arms: list[Arm]  # that are compared, in the order in which the runs came
+    reference: Arm | None  # the baseline, or the first of them
+    losses: dict[str, dict[int, float]]  # final values of the metric by arm, then seed
     comparisons: list[Comparison]
-    sentences: list[str]
-    warnings: list[str]
-    left_out: list[Failure]
-    different: dict[str, list[Any]] = field(default_factory=dict)
+    sentences: list[str]  # of the comparisons, in their order
+    warnings: list[str]  # what else the runs differ in, and remarks of the caller
+    left_out: list[Failure]  # runs that are not compared
+    different: dict[str, list[Any]]  # config paths in which the arms differ, with each arm's value
 
     @property
     def unit(self) -> str:
-        """Of the losses."""
         return UNITS[self.metric]
 
     @property
@@ -55,7 +47,11 @@ class Analysis:
 
     def validation_curve(self, run: Run) -> Curve:
         """A run's way to its final loss, in this analysis' metric."""
-        return run.validation_curve if self.metric == "val_loss" else run.bits_per_byte_curve
+        return run.curve("val/loss" if self.metric == "val_loss" else f"val/{self.metric}")
+
+    def names(self, kind: Callable[[Run], Iterable[str]]) -> list[str]:
+        """Names that any of the compared runs has, of metrics or of loss terms."""
+        return list(dict.fromkeys(name for arm in self.arms for run in arm.runs.values() for name in kind(run)))
 
     def against_reference(self, arm: Arm) -> Comparison | None:
         """The comparison of an arm with the reference, if there is one."""
@@ -75,41 +71,37 @@ def analyse(
     """Compare runs; see `thunderhead.lab.report.write_report` for the arguments.
 
     Raises:
-        ValueError: no arm is called `baseline`.
+        UnknownArmError: no arm is called `baseline`.
     """
-    arms = grouping.make_arms(runs, names)
+    broken = [run for run in runs if run.broken]
+    arms = grouping.make_arms([run for run in runs if not run.broken], names)
     warnings = list(notes)
-    left_out = list(failures)
+    left_out = [*failures, *(Failure(str(run.folder), run.broken) for run in broken)]
     for arm in arms:
-        left_out += [Failure(_run_name(arm, run), str(run.unfinished)) for run in arm.incomplete]
+        left_out += [_left_out(arm, run, str(run.unfinished)) for run in arm.incomplete]
         diverged = sum("diverged" in str(run.unfinished) for run in arm.incomplete)
         if diverged and arm.runs:
-            total = diverged + len(arm.runs)
-            warnings.append(
-                f"{arm.name}: {diverged} of {total} runs diverged and are left out, which flatters the others."
-            )
-    reference = _reference(arms, baseline, failures, warnings)
-    compared = [arm for arm in arms if arm.runs]
-    chosen = _metric(compared, metric)
-    if reference is not None:
-        identify = grouping.validation_data if chosen == "val_loss" else grouping.text
-        for arm in list(compared):
-            if identify(arm.first) != identify(reference.first):
-                compared.remove(arm)
-                other = (
-                    "with another tokenizer"
-                    if grouping.text(arm.first) == grouping.text(reference.first)
-                    else "on other data"
-                )
-                reason = f"validated {other} than {reference.name}: their losses say nothing about each other"
-                left_out += [Failure(_run_name(arm, run), reason) for run in arm.runs.values()]
+            part = f"{diverged} of {diverged + len(arm.runs)} runs"
+            warnings.append(f"{arm.name}: {part} diverged and are left out, which flatters the others.")
+    chosen = _metric([arm for arm in arms if arm.runs], metric)
+    for arm in arms:
+        if len(arm.values(chosen)) < len(arm.runs):
+            left_out += [_left_out(arm, run, f"has no {chosen}") for run in arm.runs.values()]
+            arm.runs = {}
+    failed = [*(failure.run for failure in failures), *(run.folder.name for run in broken)]
+    reference = _reference(arms, baseline, failed, warnings)
+    compared = []
+    for arm in arms:
+        if arm.runs and (reason := _why_not(arm, reference, chosen)):
+            left_out += [_left_out(arm, run, reason) for run in arm.runs.values()]
+        elif arm.runs:
+            compared.append(arm)
     if chosen != "val_loss" and metric == "auto":
-        warnings.append(
-            "The arms have different tokenizers, so bits per byte are compared: losses per token cannot be."
-        )
+        why = "The arms have different tokenizers"
+        warnings.append(f"{why}, so bits per byte are compared: losses per token cannot be.")
 
     pairs = _pairs([arm.name for arm in compared], reference.name if reference else None, baseline is not None)
-    losses = {arm.name: {seed: float(run.results[chosen]) for seed, run in arm.runs.items()} for arm in compared}
+    losses = {arm.name: dict(zip(arm.runs, arm.values(chosen), strict=True)) for arm in compared}
     comparisons = statistics.compare(losses, pairs)
     by_name = {arm.name: arm for arm in compared}
     n_tested = sum(comparison.p is not None for comparison in comparisons)
@@ -125,26 +117,34 @@ def analyse(
         ],
         warnings=warnings + grouping.warnings(compared),
         left_out=left_out,
-        different=grouping.differences([arm.first.config for arm in compared]),
+        different=grouping.differences(arm.first.config for arm in compared),
     )
 
 
-def _run_name(arm: Arm, run: Run) -> str:
-    return f"{arm.name} seed={run.seed} ({run.folder})"
+def _left_out(arm: Arm, run: Run, reason: str) -> Failure:
+    return Failure(f"{arm.name} seed={run.seed} ({run.folder})", reason)
 
 
-def _reference(
-    arms: Sequence[Arm], baseline: str | None, failures: Sequence[Failure], warnings: list[str]
-) -> Arm | None:
+def _why_not(arm: Arm, reference: Arm | None, metric: str) -> str:
+    """Why an arm cannot be compared with the reference; nothing if it can."""
+    identify = grouping.validation_data if metric == "val_loss" else grouping.validation_text
+    if reference is None or identify(arm.first) == identify(reference.first):
+        return ""
+    same_text = grouping.validation_text(arm.first) == grouping.validation_text(reference.first)
+    other = "with another tokenizer" if same_text else "on other data"
+    return f"validated {other} than {reference.name}: their losses say nothing about each other"
+
+
+def _reference(arms: Sequence[Arm], baseline: str | None, failed: Sequence[str], warnings: list[str]) -> Arm | None:
     """The baseline; the first arm with a result where none is given, or the given one failed."""
     first = next((arm for arm in arms if arm.runs), None)
     if baseline is None:
         return first
-    failed = any(baseline.rpartition("=")[2] in failure.run for failure in failures)
-    unknown = not arms or (failed and all(arm.name != baseline for arm in arms))
-    wanted = None if unknown else grouping.find(arms, baseline)
-    if wanted is not None and wanted.runs:
-        return wanted
+    has_failed = any(baseline.rpartition("=")[2] in run for run in failed)
+    if arms and not (has_failed and all(arm.name != baseline for arm in arms)):
+        wanted = grouping.find(arms, baseline)
+        if wanted.runs:
+            return wanted
     instead = f"; {first.name} stands in" if first else ""
     warnings.append(f"The baseline {baseline} has no finished run{instead}.")
     return first
@@ -154,7 +154,7 @@ def _metric(arms: Sequence[Arm], metric: Metric) -> Literal["val_loss", "bits_pe
     if metric != "auto":
         return metric
     tokens = {grouping.validation_data(arm.first) for arm in arms}
-    texts = {grouping.text(arm.first) for arm in arms}
+    texts = {grouping.validation_text(arm.first) for arm in arms}
     return "bits_per_byte" if len(tokens) > len(texts) else "val_loss"
 
 

@@ -2,18 +2,18 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
+from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
-from thunderhead.core.types import PositiveFloat
+from thunderhead.core.types import Count, PositiveFloat
 from thunderhead.lab.analysis import Metric
+from thunderhead.lab.arms import UnknownArmError
 from thunderhead.lab.report import write_report
 from thunderhead.lab.runs import read_runs
 from thunderhead.lab.scaling_report import write_law_report
-from thunderhead.options.scaling_law import Count
 
 
 def settings(
@@ -39,10 +39,7 @@ def settings(
 
 def commas_to_list(arguments: list[str]) -> list[str]:
     """`runs=a,b` as `runs=[a,b]`: Hydra would take the first for a sweep, and refuse it."""
-    return [
-        f"runs=[{argument.removeprefix('runs=')}]" if argument.startswith("runs=") and "[" not in argument else argument
-        for argument in arguments
-    ]
+    return [f"runs=[{a.removeprefix('runs=')}]" if a.startswith("runs=") and "[" not in a else a for a in arguments]
 
 
 def compare_runs(config: DictConfig) -> Path:
@@ -51,37 +48,29 @@ def compare_runs(config: DictConfig) -> Path:
     Raises:
         ConfigError: the configuration is refused, a folder holds no run, or no arm is called `baseline`.
     """
-    folder = configuration.output_dir()
+    folder, chosen = command_line.output_dir(), configuration.plain(config)
     try:
-        return _compare(configuration.plain(config), folder)
+        problems = configuration.check(chosen, settings)
+        law = {"count": chosen["scaling"], "fit_up_to": chosen["fit_up_to"]}
+        arms = {"baseline": chosen["baseline"], "metric": chosen["metric"]}
+        if chosen["scaling"] is None and chosen["fit_up_to"] is not None:
+            problems.append(Problem("fit_up_to", "is of a scaling law: add scaling=total"))
+        elif chosen["scaling"] is not None:
+            given = [name for name, value in arms.items() if value not in (None, "auto")]
+            problems += [Problem(name, "is of a comparison of arms: leave it out, or scaling") for name in given]
+        if problems:
+            raise ConfigError(problems)
+        folders = chosen["runs"].split(",") if isinstance(chosen["runs"], str) else chosen["runs"]
+        try:
+            runs = read_runs(path.strip() for path in folders)
+        except ValueError as error:
+            raise ConfigError([Problem("runs", line) for line in str(error).splitlines()]) from error
+        try:
+            return write_law_report(folder, runs, **law) if law["count"] else write_report(folder, runs, **arms)
+        except UnknownArmError as error:
+            raise ConfigError([Problem("baseline", str(error))]) from error
     except ConfigError:
         with contextlib.suppress(OSError):  # Hydra made it before the comparison could be refused
             folder.rmdir()
             folder.parent.rmdir()
         raise
-
-
-def _compare(config: dict[str, Any], folder: Path) -> Path:
-    if problems := configuration.check(config, settings) or _contradictions(config):
-        raise ConfigError(problems)
-    folders = config["runs"].split(",") if isinstance(config["runs"], str) else config["runs"]
-    try:
-        runs = read_runs(path.strip() for path in folders)
-    except ValueError as error:
-        raise ConfigError([Problem("runs", line) for line in str(error).splitlines()]) from error
-    if config["scaling"] is not None:
-        return write_law_report(folder, runs, count=config["scaling"], fit_up_to=config["fit_up_to"])
-    try:
-        return write_report(folder, runs, baseline=config["baseline"], metric=config["metric"])
-    except ValueError as error:
-        raise ConfigError([Problem("baseline", str(error))]) from error
-
-
-def _contradictions(config: dict[str, Any]) -> list[Problem]:
-    if config["scaling"] is None:
-        return [] if config["fit_up_to"] is None else [Problem("fit_up_to", "is of a scaling law: add scaling=total")]
-    return [
-        Problem(name, "is of a comparison of arms: leave it out, or scaling")
-        for name, unset in (("baseline", None), ("metric", "auto"))
-        if config[name] != unset
-    ]

@@ -11,7 +11,7 @@ Shape letters: B sequences, T tokens a sequence.
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -23,20 +23,20 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from thunderhead import command_line
 from thunderhead.core import config as configuration
-from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.config import Config, ConfigError, Problem, first_line
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import COMPONENTS, build_decoder, build_optimizer
+from thunderhead.core.terminal import say
 from thunderhead.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from thunderhead.lab.arms import option_of
-from thunderhead.lab.figures import COLOURS, MARKERS, style
-from thunderhead.options.parametrization import at_width
-from thunderhead.training.display import say
-from thunderhead.training.problems import one_line
+from thunderhead.lab.looks import look, panels, style
 
-STANDARD = {"_target_": "thunderhead.options.parametrization.Standard"}
 Changes = dict[str, dict[int, float]]
 """Mean absolute change, by layer and width."""
+Resize = Callable[[Config, int, Mapping[str, Any] | None], Config]
+"""Gives a model's configuration at another width, with further values: `at_width` of the parametrizations."""
 
 
 def settings(
@@ -52,24 +52,24 @@ def settings(
     """The top-level settings, for the check: see conf/coordinate_check.yaml."""
 
 
-def check_coordinates(config: DictConfig) -> None:
+def check_coordinates(config: DictConfig, resize: Resize) -> None:
     """Measure, print a table, draw coordinates.png; exit status 1 if the parametrization does not keep its promise.
 
     Raises:
         ConfigError: the configuration is refused, at some width.
     """
-    folder = configuration.output_dir()
+    folder = command_line.output_dir()
     resolved = configuration.plain(config)
     try:
         if problems := configuration.check(resolved, settings):
             raise ConfigError(problems)
         if len(set(resolved["widths"])) < 2:
             raise ConfigError([Problem("widths", "needs two widths or more: widths=[64,128,256]")])
-        chosen = resolved["parametrization"]
-        compared = {"standard": STANDARD, option_of("parametrization", resolved): chosen}
+        standard = configuration.read_yaml(configuration.CONF_DIR / "parametrization" / "standard.yaml")
+        compared = {"standard": standard, option_of("parametrization", resolved): resolved["parametrization"]}
         names = ("widths", "values", "steps", "sequences", "vocab_size", "seeds")
         measured = {
-            name: changes({**resolved, "parametrization": node}, **{n: resolved[n] for n in names})
+            name: changes({**resolved, "parametrization": node}, resize, **{n: resolved[n] for n in names})
             for name, node in compared.items()
         }
     except (ConfigError, ValueError) as error:
@@ -77,7 +77,7 @@ def check_coordinates(config: DictConfig) -> None:
             folder.rmdir()
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError([Problem("", one_line(error))]) from error
+        raise ConfigError([Problem("", first_line(error))]) from error
     picture = folder / "coordinates.png"
     with mpl.rc_context(style()):
         draw(measured).savefig(picture, dpi=110)
@@ -93,35 +93,31 @@ def check_coordinates(config: DictConfig) -> None:
 
 
 def changes(
-    config: dict[str, Any],
-    *,
+    config: Config,
+    resize: Resize,
     widths: Sequence[int],
-    values: dict[str, Any] | None,
+    values: Mapping[str, Any] | None,
+    *,
     steps: int,
     sequences: int,
     vocab_size: int,
     seeds: Sequence[int],
 ) -> Changes:
-    """Train the configured model at each width and see how much its activations change.
+    """Train the configured model at each width, resized, and see how much its activations change.
 
-    Args:
-        config: resolved: the groups of a model, `optimizer`, `parameter_groups` and `parametrization`.
-        widths: of the model: heads keep their size, feed-forward layers their proportion.
-        values: further settings by config path at every width; as in `at_width`.
-        steps: of the optimizer, at its peak learning rate, on one batch, without dropout.
-        sequences: of the batch, each of model.context_length tokens.
-        vocab_size: tokens, drawn by Zipf's law.
-        seeds: of weights and tokens; the mean over them is what counts.
+    It makes `steps` of the optimizer at its peak learning rate on one batch of `sequences`, without dropout, whose
+    tokens are drawn by Zipf's law; the mean over `seeds` (of weights and tokens) counts. `values` are further settings
+    by config path at every width.
 
     Raises:
         ValueError: a model or optimizer cannot be built at a width, or the attention cannot train on a CPU.
     """
     found: Changes = {}
     for width in widths:
-        sized = {**config, **at_width({n: config[n] for n in ("model", *COMPONENTS)}, width, values)}
+        sized = {**config, **resize({n: config[n] for n in ("model", *COMPONENTS)}, width, values)}
         for seed in seeds:
             decoder = build_decoder(sized, vocab_size, 0)
-            if decoder.attention.needs_flex:
+            if any(getattr(mixer, "needs_flex", False) for mixer in decoder.mixers):
                 raise ValueError(
                     "attention.logit_softcap and attention.backend=flex need flex_attention, which trains on CUDA only:"
                     " check with attention.logit_softcap=null and attention.backend=auto"
@@ -185,25 +181,18 @@ def slopes(found: Changes) -> dict[str, float]:
 
 def draw(measured: dict[str, Changes]) -> Figure:
     """The change against the width, both logarithmic: a panel for each parametrization, a line for each layer."""
-    figure = Figure(figsize=(5.2 * len(measured), 4.2), layout="constrained")
-    panels = figure.subplots(1, len(measured), sharey=True, squeeze=False)[0]
-    for axes, (name, found) in zip(panels, measured.items(), strict=True):
+    figure, axes_of = panels(len(measured), 4.2, 5.2 * len(measured), sharey=True)
+    for axes, (name, found) in zip(axes_of, measured.items(), strict=True):
         for index, (layer, slope) in enumerate(slopes(found).items()):
-            axes.plot(
-                list(found[layer]),
-                list(found[layer].values()),
-                marker=MARKERS[index % len(MARKERS)],
-                color=COLOURS[index % len(COLOURS)],
-                linestyle="-" if index < len(COLOURS) else "--",
-                label=f"{layer} ({slope:+.2f})",
-            )
+            its, label = look(index), f"{layer} ({slope:+.2f})"
+            axes.plot(list(found[layer]), list(found[layer].values()), **its.of_line, marker=its.marker, label=label)
         widths = list(next(iter(found.values())))
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(widths, [str(width) for width in widths])
         axes.set(xlabel="d_model", title=name)
         axes.legend(fontsize=8, title="layer (slope)")
-    panels[0].set_ylabel("mean |change| of the activations")
+    axes_of[0].set_ylabel("mean |change| of the activations")
     return figure
 
 

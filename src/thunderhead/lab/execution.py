@@ -5,13 +5,14 @@ import fcntl
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, Literal, NamedTuple, Protocol
+from typing import IO, Literal, NamedTuple, Protocol
 
 import torch
 
@@ -34,40 +35,23 @@ class Outcome(NamedTuple):
 
 
 class Running(Protocol):
-    """A job that was started."""
+    """A job that was started: `poll` gives its exit status once it ended, `stop` asks it to save and end."""
 
-    def poll(self) -> int | None:
-        """Its exit status, or None while it runs."""
-        ...
-
-    def stop(self) -> None:
-        """Ask it to save and end."""
-        ...
-
-    def kill(self) -> None:
-        """End it at once."""
-        ...
+    def poll(self) -> int | None: ...
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 class Executor(Protocol):
-    """Where jobs run."""
+    """Where jobs run: `free` says how many may be started now."""
 
-    def free(self) -> int:
-        """How many jobs may be started now."""
-        ...
-
-    def start(self, jobs: Sequence[Job]) -> list[Running]:
-        """Start them."""
-        ...
+    def free(self) -> int: ...
+    def start(self, jobs: Sequence[Job]) -> list[Running]: ...
 
 
 def log_file(folder: Path) -> Path:
     """What a job printed, on all its starts."""
     return folder / "log.txt"
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# On this machine
 
 
 class JobIsRunningError(Exception):
@@ -81,13 +65,10 @@ class LocalProcess:
     process: subprocess.Popen[bytes]
     log: IO[bytes]
     release: Callable[[], None]
-    ended: bool = False
 
     def poll(self) -> int | None:
-        """Its exit status, or None while it runs."""
         status = self.process.poll()
-        if status is not None and not self.ended:
-            self.ended = True
+        if status is not None and not self.log.closed:
             self.log.close()
             self.release()
         return status
@@ -103,22 +84,15 @@ class LocalProcess:
 
 
 class LocalExecutor:
-    """Jobs as processes of this machine, up to `n_jobs` at a time.
+    """Jobs as processes of this machine, up to `n_jobs` at a time, by `program` (() = this one).
 
     Parallel jobs share the CPU cores by OMP_NUM_THREADS, unless it is set, and the GPUs by CUDA_VISIBLE_DEVICES.
-
-    Args:
-        n_jobs: at a time.
-        program: what trains a job; () = this program.
     """
 
     def __init__(self, n_jobs: int, program: Sequence[str] = ()):
-        self._slots = list(range(n_jobs))
-        self._n_jobs = n_jobs
-        self._program = program
+        self._slots, self._n_jobs, self._program = list(range(n_jobs)), n_jobs, program
 
     def free(self) -> int:
-        """Slots without a job."""
         return len(self._slots)
 
     def start(self, jobs: Sequence[Job]) -> list[Running]:
@@ -131,15 +105,13 @@ class LocalExecutor:
 
     def _start(self, job: Job) -> LocalProcess:
         job.folder.mkdir(parents=True, exist_ok=True)
-        lock = (job.folder / ".job.lock").open("w")  # .lock is the run's own
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise JobIsRunningError(f"a process of an earlier start still trains {job.folder}") from None
-        slot = self._slots.pop(0)
-        log = log_file(job.folder).open("ab")
-        with lock:  # the process inherits the lock: it is held until the process ends, however this one does
+        # .lock is the run's own; the process inherits this one: it is held until the process ends, however it does
+        with (job.folder / ".job.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise JobIsRunningError(f"a process of an earlier start still trains {job.folder}") from None
+            slot, log = self._slots.pop(0), log_file(job.folder).open("ab")
             process = subprocess.Popen(
                 prepare_start(job, self._program),
                 stdin=subprocess.DEVNULL,
@@ -156,7 +128,9 @@ class LocalExecutor:
         environment |= {"PYTHONUNBUFFERED": "1"}
         if self._n_jobs > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, allowed_cores() // self._n_jobs)))
-            if devices := _visible_gpus():
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            here = map(str, range(torch.cuda.device_count()))
+            if devices := [device for device in (visible.split(",") if visible is not None else here) if device]:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(share(devices, self._n_jobs, slot))
         return environment
 
@@ -165,16 +139,6 @@ def share(devices: Sequence[str], n_jobs: int, slot: int) -> list[str]:
     """The devices of one of `n_jobs` slots: equal parts; one device in turn where there are fewer devices than jobs."""
     each = len(devices) // n_jobs
     return list(devices[slot * each : (slot + 1) * each]) if each else [devices[slot % len(devices)]]
-
-
-def _visible_gpus() -> list[str]:
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [device for device in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if device]
-    return [str(index) for index in range(torch.cuda.device_count())]
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Start, watch, end
 
 
 Monitor = Callable[[Job], bool]
@@ -189,66 +153,35 @@ def run_jobs(
     A failed job does not stop the others. On Ctrl-C or SIGTERM the running jobs are asked to save and end; a second
     one ends them at once.
 
-    Args:
-        jobs: in the order to be started; those with the same folder run once.
-        executor: where.
-        board: shows progress.
-        monitor: may end jobs early.
+    Jobs are started in their order, those with the same folder once.
 
     Returns:
-        How each ended, by its folder; after an interruption only those that were started or finished before.
+        How each ended, by its folder.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, with how those ended that were started, or had been finished before.
     """
-    outcomes: dict[Path, Outcome] = {}
+    watch = _Watch(executor, board)
     waiting: deque[Job] = deque()
     for job in {job.folder: job for job in jobs}.values():
         if state(job.folder) == "finished":
-            outcomes[job.folder] = Outcome("finished", already=True)
-            board.ended(job, outcomes[job.folder].state, "finished before")
+            watch.end(job, Outcome("finished", already=True), "finished before")
         else:
             waiting.append(job)
-    running: dict[Path, tuple[Job, Running]] = {}
-    pruned: set[Path] = set()
-    killed = False
-
-    def collect() -> None:
-        for folder, (job, process) in list(running.items()):
-            status = process.poll()
-            if status is None:
-                continue
-            del running[folder]
-            outcomes[folder] = _outcome(job, status, pruned=folder in pruned, killed=killed)
-            board.ended(job, outcomes[folder].state, outcomes[folder].message)
-
     with _sigterm_as_interrupt():
         try:
-            while waiting or running:
+            while waiting or watch.running:
                 while waiting and (n := executor.free()) > 0:
-                    batch = [waiting.popleft() for _ in range(min(n, len(waiting)))]
-                    _start(batch, executor, running, outcomes, board)
-                collect()
-                for folder, (job, process) in running.items():
-                    if monitor is not None and folder not in pruned and monitor(job):
-                        pruned.add(folder)
-                        process.stop()
-                board.refresh([job for job, _ in running.values()], len(waiting))
-                if running:
+                    watch.start([waiting.popleft() for _ in range(min(n, len(waiting)))])
+                watch.collect()
+                watch.prune(monitor)
+                board.refresh([job for job, _ in watch.running.values()])
+                if watch.running:
                     time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
-            board.say(f"Stopping: {len(running)} running job(s) finish their step and save; again to end them at once")
-            for _, process in running.values():
-                process.stop()
-            try:
-                while running:
-                    collect()
-                    time.sleep(POLL_SECONDS)
-            except KeyboardInterrupt:
-                killed = True
-                for _, process in running.values():
-                    process.kill()
-                while running:
-                    collect()
-            raise Interrupted(outcomes) from None
-    return outcomes
+            watch.stop()
+            raise Interrupted(watch.outcomes) from None
+    return watch.outcomes
 
 
 class Interrupted(BaseException):
@@ -259,24 +192,61 @@ class Interrupted(BaseException):
         self.outcomes = outcomes
 
 
-def _start(
-    batch: Sequence[Job],
-    executor: Executor,
-    running: dict[Path, tuple[Job, Running]],
-    outcomes: dict[Path, Outcome],
-    board: Board,
-) -> None:
-    resumed = {job.folder for job in batch if state(job.folder) == "partial"}
-    try:
-        processes = executor.start(batch)
-    except (JobIsRunningError, OSError) as error:
-        for job in batch:
-            outcomes[job.folder] = Outcome("failed", str(error))
-            board.ended(job, "failed", str(error))
-        return
-    for job, process in zip(batch, processes, strict=True):
-        running[job.folder] = (job, process)
-        board.started(job, resumed=job.folder in resumed)
+class _Watch:
+    """The jobs that run, by their folders, and how others ended."""
+
+    def __init__(self, executor: Executor, board: Board):
+        self.executor, self.board = executor, board
+        self.outcomes: dict[Path, Outcome] = {}
+        self.running: dict[Path, tuple[Job, Running]] = {}
+        self.pruned: set[Path] = set()
+        self.killed = False
+
+    def start(self, batch: Sequence[Job]) -> None:
+        resumed = {job.folder for job in batch if state(job.folder) == "partial"}
+        try:
+            processes = self.executor.start(batch)
+        except (JobIsRunningError, OSError) as error:
+            for job in batch:
+                self.end(job, Outcome("failed", str(error)))
+            return
+        for job, process in zip(batch, processes, strict=True):
+            self.running[job.folder] = (job, process)
+            self.board.started(job, resumed=job.folder in resumed)
+
+    def collect(self) -> None:
+        """Note what has ended."""
+        for folder, (job, process) in list(self.running.items()):
+            if (status := process.poll()) is not None:
+                del self.running[folder]
+                self.end(job, _outcome(job, status, pruned=folder in self.pruned, killed=self.killed))
+
+    def end(self, job: Job, outcome: Outcome, note: str = "") -> None:
+        self.outcomes[job.folder] = outcome
+        self.board.ended(job, outcome.state, note or outcome.message)
+
+    def prune(self, monitor: Monitor | None) -> None:
+        for folder, (job, process) in self.running.items():
+            if monitor is not None and folder not in self.pruned and monitor(job):
+                self.pruned.add(folder)
+                process.stop()
+
+    def stop(self) -> None:
+        """Let all save and end; interrupted once more, end them at once."""
+        n = len(self.running)
+        self.board.say(f"Stopping: {n} running job(s) finish their step and save; again to end them at once")
+        for _, process in self.running.values():
+            process.stop()
+        try:
+            while self.running:
+                self.collect()
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            self.killed = True
+            for _, process in self.running.values():
+                process.kill()
+            while self.running:
+                self.collect()
 
 
 def _outcome(job: Job, status: int, *, pruned: bool, killed: bool) -> Outcome:
@@ -285,14 +255,10 @@ def _outcome(job: Job, status: int, *, pruned: bool, killed: bool) -> Outcome:
     if pruned:
         return Outcome("pruned", PRUNED)
     if status in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM) or killed:
-        return Outcome("stopped", _signal_words(status))
+        return Outcome("stopped", "killed" if status < 0 else "stopped and saved")
     if status == -signal.SIGKILL:
         return Outcome("failed", "killed from outside; the system does so when memory runs out")
     return Outcome("failed", f"exit status {status}: {last_words(log_file(job.folder))}")
-
-
-def _signal_words(status: int) -> str:
-    return "killed" if status < 0 else "stopped and saved"
 
 
 def last_words(log: Path) -> str:
@@ -311,12 +277,11 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    try:
-        before: Mapping[int, Any] = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
-    except ValueError:  # not in the main thread, where no signal arrives
-        before = {}
+    if threading.current_thread() is not threading.main_thread():  # where no signal arrives
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, before)

@@ -1,7 +1,7 @@
-"""The pictures of the report, in colours that the colour-blind tell apart (Okabe & Ito), with a marker for each arm."""
+"""The pictures of a comparison."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,129 +11,93 @@ from scipy.stats import binned_statistic
 
 from thunderhead.lab import statistics
 from thunderhead.lab.analysis import Analysis
-from thunderhead.lab.arms import option_of, show_value
+from thunderhead.lab.arms import option_of, setting
+from thunderhead.lab.looks import WIDTH, Look, legend, look, panels
 from thunderhead.lab.runs import Array, Curve
 from thunderhead.lab.statistics import Interval
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
-LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
-WIDTH = 11.0
-"""Inches of the widest figure."""
 BINS = 40
 """Points of a training curve: what lies between two is averaged."""
 WARM_UP = 0.15
 """Share of a run whose steep beginning may leave the picture, so that the differences at its end can be seen."""
+LR = "optimizer.lr"
 
 
-class _Look:
-    """How an arm is drawn in all pictures."""
-
-    def __init__(self, index: int):
-        self.colour = COLOURS[index % len(COLOURS)]
-        self.marker = MARKERS[index % len(MARKERS)]
-        self.line = LINES[index // len(COLOURS) % len(LINES)]
-
-
-def _looks(analysis: Analysis) -> dict[str, _Look]:
-    return {arm.name: _Look(index) for index, arm in enumerate(analysis.arms)}
+def _looks(analysis: Analysis) -> dict[str, Look]:
+    return {arm.name: look(index) for index, arm in enumerate(analysis.arms)}
 
 
 def results(analysis: Analysis) -> Figure:
     """Final loss of each arm with every seed and the interval of the mean; differences to the reference beside it."""
     arms, looks = analysis.ranking, _looks(analysis)
-    compared = [(arm, c) for arm in arms if (c := analysis.against_reference(arm)) is not None and c.n]
-    figure = _figure(WIDTH, 1.3 + 0.5 * len(arms))
-    left, *right = figure.subplots(1, 2 if compared else 1, sharey=bool(compared), squeeze=False)[0]
     heights = {arm.name: len(arms) - 1 - rank for rank, arm in enumerate(arms)}
+    compared = [c for arm in arms if (c := analysis.against_reference(arm)) is not None and c.n]
+    figure, (left, *right) = panels(2 if compared else 1, 1.3 + 0.5 * len(arms), sharey=bool(compared))
+
+    def row(axes: Axes, name: str, values: list[float], mean: float, interval: Interval | None) -> None:
+        y = heights[name]
+        axes.plot(values, [y - 0.18] * len(values), ls="", **looks[name].of_marks, alpha=0.45, markersize=4.5)
+        bars: Any = {"xerr": _bars(mean, interval), "elinewidth": 2, "capsize": 4, "capthick": 2}
+        axes.errorbar([mean], [y], ls="", **looks[name].of_marks, markersize=8, **bars)
+
     for arm in arms:
-        losses, y, look = list(analysis.losses[arm.name].values()), heights[arm.name], looks[arm.name]
-        left.plot(losses, [y - 0.18] * len(losses), look.marker, color=look.colour, alpha=0.45, markersize=4.5)
-        _whisker(left, analysis.mean(arm), statistics.mean_interval(losses), y, look)
+        losses = list(analysis.losses[arm.name].values())
+        row(left, arm.name, losses, analysis.mean(arm), statistics.mean_interval(losses))
     left.set_yticks(list(heights.values()), list(heights))
     left.set_ylim(-0.6, len(arms) - 0.4)
-    left.set(
-        xlabel=f"final validation loss ({analysis.unit}); small marks: seeds", title="Final loss, mean and 95 % CI"
-    )
+    left.set_xlabel(f"final validation loss ({analysis.unit}); small marks: seeds")
+    left.set_title("Final loss, mean and 95 % CI")
     if compared:
-        assert analysis.reference is not None
+        reference = compared[0].against
         right[0].axvline(0, color="#444444", linewidth=1)
-        for arm, comparison in compared:
-            look, y = looks[arm.name], heights[arm.name]
-            values = list(comparison.differences.values())
-            right[0].plot(values, [y - 0.18] * len(values), look.marker, color=look.colour, alpha=0.45, markersize=4.5)
-            _whisker(right[0], comparison.mean, comparison.t, y, look)
-        right[0].set(
-            xlabel=f"difference to {analysis.reference.name} ({analysis.unit}), paired by seed; ← better",
-            title=f"Difference to {analysis.reference.name}, mean and 95 % CI",
-        )
+        for c in compared:
+            row(right[0], c.arm, list(c.differences.values()), c.mean, c.t)
+        right[0].set_xlabel(f"difference to {reference} ({analysis.unit}), paired by seed; ← better")
+        right[0].set_title(f"Difference to {reference}, mean and 95 % CI")
         right[0].tick_params(labelleft=False)
     return figure
 
 
-def _whisker(axes: Axes, mean: float, interval: Interval | None, y: float, look: _Look) -> None:
-    errors = [[mean - interval.low], [interval.high - mean]] if interval else None
-    axes.errorbar(
-        [mean], [y], xerr=errors, fmt=look.marker, color=look.colour, capsize=4, markersize=8, elinewidth=2, capthick=2
-    )
+def _bars(mean: float, interval: Interval | None) -> list[list[float]] | None:
+    return [[mean - interval.low], [interval.high - mean]] if interval else None
 
 
 def curves(analysis: Analysis) -> Figure:
     """Loss against tokens, FLOPs and seconds: lines for training, marks for validation, bands from seed to seed."""
-    figure = _figure(WIDTH, 4.2)
-    panels = figure.subplots(1, 3, sharey=True)
-    lowest, highest = [], []
-    for axes, axis, label in zip(
-        panels, ("tokens", "flops", "seconds"), ("tokens", "FLOPs", "seconds of training"), strict=True
-    ):
-        end = max(
-            (
-                float(getattr(r.training_curve, axis)[-1])
-                for a in analysis.arms
-                for r in a.runs.values()
-                if r.training_curve.tokens.size
-            ),
-            default=0.0,
-        )
+    by_tokens = analysis.metric == "val_loss"  # per token, so that training and validation share an axis
+    figure, axes_of = panels(3, 4.2, sharey=True)
+    drawn: list[float] = []
+    trained = {
+        arm.name: [c for run in arm.runs.values() if (c := run.curve("train/loss")).tokens.size]
+        for arm in analysis.arms
+    }
+    labels = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds of training"}
+    for axes, (axis, label) in zip(axes_of, labels.items(), strict=True):
+        end = max((float(getattr(curve, axis)[-1]) for found in trained.values() for curve in found), default=0.0)
         for arm in analysis.arms:
-            look = _looks(analysis)[arm.name]
-            trained = [run.training_curve for run in arm.runs.values() if run.training_curve.tokens.size]
-            if trained and analysis.metric == "val_loss":
-                x, mean, low, high = band(trained, axis, end)
-                axes.plot(x, mean, linestyle=look.line, color=look.colour, linewidth=1.5)
-                axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0)
-                late = x >= WARM_UP * end
-                lowest += list(low[late])
-                highest += list(high[late])
-            validated = [curve for run in arm.runs.values() if (curve := analysis.validation_curve(run)).tokens.size]
+            its = _looks(analysis)[arm.name]
+            if trained[arm.name] and by_tokens:
+                x, mean, low, high = band(trained[arm.name], axis, end)
+                axes.plot(x, mean, **its.of_line, linewidth=1.5)
+                axes.fill_between(x, low, high, color=its.colour, alpha=0.15, linewidth=0)
+                drawn += [*low[x >= WARM_UP * end], *high[x >= WARM_UP * end]]
+            validated = [c for run in arm.runs.values() if (c := analysis.validation_curve(run)).tokens.size]
             if validated and len({len(curve.loss) for curve in validated}) == 1:
                 at, loss = (np.mean([getattr(curve, name) for curve in validated], axis=0) for name in (axis, "loss"))
-                line = "none" if analysis.metric == "val_loss" else look.line
-                axes.plot(
-                    at,
-                    loss,
-                    marker=look.marker,
-                    linestyle=line,
-                    color=look.colour,
-                    markersize=7,
-                    markeredgecolor="white",
-                )
-                lowest += list(loss[at >= WARM_UP * end])
-                highest += list(loss[at >= WARM_UP * end])
-            axes.plot([], [], marker=look.marker, linestyle=look.line, color=look.colour, label=arm.name)
+                line = "none" if by_tokens else its.line
+                axes.plot(at, loss, **its.of_marks, linestyle=line, markersize=7, markeredgecolor="white")
+                drawn += list(loss[at >= WARM_UP * end])
+            axes.plot([], [], **its.of_line, marker=its.marker, label=arm.name)
         axes.set_xlabel(label)
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.set_xlim(0, 1.02 * end or None)
-    if lowest:
-        margin = 0.05 * (max(highest) - min(lowest)) or 0.01
-        panels[0].set_ylim(min(lowest) - margin, max(highest) + margin)
-    panels[0].set_ylabel(f"loss ({analysis.unit})")
-    figure.suptitle(
-        "Lines: training loss, band from the lowest to the highest seed; marks: validation loss"
-        if analysis.metric == "val_loss"
-        else "Validation, mean over seeds"
-    )
-    _legend(panels[-1], "upper right")
+    if drawn:
+        margin = 0.05 * (max(drawn) - min(drawn)) or 0.01
+        axes_of[0].set_ylim(min(drawn) - margin, max(drawn) + margin)
+    axes_of[0].set_ylabel(f"loss ({analysis.unit})")
+    lines = "Lines: training loss, band from the lowest to the highest seed; marks: validation loss"
+    figure.suptitle(lines if by_tokens else "Validation, mean over seeds")
+    legend(axes_of[-1], "upper right")
     return figure
 
 
@@ -142,46 +106,31 @@ def differences(analysis: Analysis) -> Figure | None:
     reference = analysis.reference
     if reference is None or analysis.metric != "val_loss":
         return None
-    figure = _figure(WIDTH, 3.6)
-    axes = figure.subplots()
+    figure, (axes,) = panels(1, 3.6)
     axes.axhline(0, color="#444444", linewidth=1)
     drawn: list[float] = []
     for arm in analysis.arms:
-        pairs = [
-            (run.training_curve, reference.runs[seed].training_curve)
-            for seed, run in arm.runs.items()
-            if seed in reference.runs and arm is not reference
+        seeds = [seed for seed in arm.runs if seed in reference.runs and arm is not reference]
+        paired = [
+            _difference(arm.runs[seed].curve("train/loss"), reference.runs[seed].curve("train/loss")) for seed in seeds
         ]
-        paired = [_difference(a, b) for a, b in pairs if a.tokens.size and b.tokens.size]
+        paired = [curve for curve in paired if curve.tokens.size]
         if not paired:
             continue
-        look = _looks(analysis)[arm.name]
-        end = max(float(curve.tokens[-1]) for curve in paired)
+        its, end = _looks(analysis)[arm.name], max(float(curve.tokens[-1]) for curve in paired)
         x, mean, low, high = band(paired, "tokens", end)
-        axes.plot(
-            x,
-            mean,
-            linestyle=look.line,
-            color=look.colour,
-            marker=look.marker,
-            markevery=max(1, len(x) // 8),
-            label=arm.name,
-        )
-        axes.fill_between(x, low, high, color=look.colour, alpha=0.18, linewidth=0)
-        late = x >= WARM_UP * end
-        drawn += [*low[late], *high[late]]
+        axes.plot(x, mean, **its.of_line, marker=its.marker, markevery=max(1, len(x) // 8), label=arm.name)
+        axes.fill_between(x, low, high, color=its.colour, alpha=0.18, linewidth=0)
+        drawn += [*low[x >= WARM_UP * end], *high[x >= WARM_UP * end]]
     if not drawn:
         return None
     margin = 0.1 * (max(*drawn, 0) - min(*drawn, 0)) or 0.01
     axes.set_ylim(min(*drawn, 0) - margin, max(*drawn, 0) + margin)
     axes.set_xlim(0, None)
     axes.xaxis.set_major_formatter(EngFormatter())
-    axes.set(
-        xlabel="tokens",
-        ylabel=f"training loss − {reference.name} ({analysis.unit})",
-        title=f"Training loss minus that of {reference.name} on the same tokens; band: seeds; below 0 is better",
-    )
-    _legend(axes, "best")
+    axes.set(xlabel="tokens", ylabel=f"training loss − {reference.name} ({analysis.unit})")
+    axes.set_title(f"Training loss minus that of {reference.name} on the same tokens; band: seeds; below 0 is better")
+    legend(axes)
     return figure
 
 
@@ -201,9 +150,6 @@ def band(curves: Sequence[Curve], axis: str, end: float) -> tuple[Array, Array, 
     return centres, binned[:, full].mean(axis=0), binned[:, full].min(axis=0), binned[:, full].max(axis=0)
 
 
-LR = "optimizer.lr"
-
-
 def learning_rates(analysis: Analysis) -> Figure | None:
     """Final loss against the peak learning rate: a line for arms that differ in nothing else, its best marked.
 
@@ -212,49 +158,37 @@ def learning_rates(analysis: Analysis) -> Figure | None:
     if LR not in analysis.different:
         return None
     others = {path: values for path, values in analysis.different.items() if path != LR}
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    is_parametrized = any(path.startswith("parametrization.") for path in others)
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for index, arm in enumerate(analysis.arms):
-        values = {path: column[index] for path, column in others.items()}
-        panel = option_of("parametrization", arm.first.config) if _is_parametrized(others) else ""
-        line = " ".join(_telling(values, others))
+        panel = option_of("parametrization", arm.first.config) if is_parametrized else ""
+        line = " ".join(_telling({path: column[index] for path, column in others.items()}, others))
         rate = float(analysis.different[LR][index])
-        panels.setdefault(panel, {}).setdefault(line, []).append((rate, analysis.mean(arm)))
-    panels = {panel: {k: sorted(v) for k, v in lines.items() if len(v) > 1} for panel, lines in panels.items()}
-    panels = {panel: lines for panel, lines in panels.items() if lines}
-    if not panels:
+        found.setdefault(panel, {}).setdefault(line, []).append((rate, analysis.mean(arm)))
+    found = {panel: {k: sorted(v) for k, v in lines.items() if len(v) > 1} for panel, lines in found.items()}
+    found = {panel: lines for panel, lines in found.items() if lines}
+    if not found:
         return None
-    drawn = {line: _Look(index) for index, line in enumerate(dict.fromkeys(k for p in panels.values() for k in p))}
-    figure = _figure(WIDTH if len(panels) > 1 else 6.5, 4.2)
-    for axes, (panel, lines) in zip(
-        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
-    ):
+    looks = {line: look(index) for index, line in enumerate(dict.fromkeys(k for p in found.values() for k in p))}
+    figure, axes_of = panels(len(found), 4.2, WIDTH if len(found) > 1 else 6.5, sharey=True)
+    for axes, (panel, lines) in zip(axes_of, found.items(), strict=True):
         for line, points in lines.items():
-            look, best = drawn[line], min(points, key=lambda point: point[1])
-            axes.plot(
-                *zip(*points, strict=True),
-                marker=look.marker,
-                linestyle=look.line,
-                color=look.colour,
-                markersize=5,
-                label=f"{line or 'loss'}: best {best[0]:.2g}",
-            )
-            axes.plot(*best, look.marker, color=look.colour, markersize=12, markeredgecolor="#000000")
+            its, best = looks[line], min(points, key=lambda point: point[1])
+            label = f"{line or 'loss'}: best {best[0]:.2g}"
+            axes.plot(*zip(*points, strict=True), **its.of_line, marker=its.marker, markersize=5, label=label)
+            axes.plot(*best, ls="", **its.of_marks, markersize=12, markeredgecolor="#000000")
         axes.set_xscale("log", base=2)
         rates = sorted({rate for points in lines.values() for rate, _ in points})
         axes.set_xticks(rates, [f"{rate:.2g}" for rate in rates])
         axes.set_xlabel("peak learning rate")
         axes.set_title(f"{panel}: final loss by learning rate" if panel else "Final loss by learning rate")
-        _legend(axes, "best")
-    losses = [[loss for _, loss in points] for lines in panels.values() for points in lines.values()]
+        legend(axes)
+    losses = [[loss for _, loss in points] for lines in found.values() for points in lines.values()]
     lowest, highest = min(map(min, losses)), max(map(min, losses))
     margin = max(highest - lowest, 0.1)
-    figure.axes[0].set_ylim(lowest - 0.15 * margin, min(max(map(max, losses)), highest + 2 * margin) + 0.15 * margin)
-    figure.axes[0].set_ylabel(f"final loss ({analysis.unit}), mean over seeds")
+    axes_of[0].set_ylim(lowest - 0.15 * margin, min(max(map(max, losses)), highest + 2 * margin) + 0.15 * margin)
+    axes_of[0].set_ylabel(f"final loss ({analysis.unit}), mean over seeds")
     return figure
-
-
-def _is_parametrized(different: Mapping[str, Any]) -> bool:
-    return any(path.startswith("parametrization.") for path in different)
 
 
 def _telling(values: Mapping[str, Any], columns: Mapping[str, Sequence[Any]]) -> list[str]:
@@ -268,7 +202,7 @@ def _telling(values: Mapping[str, Any], columns: Mapping[str, Sequence[Any]]) ->
         if len(rows) > told:
             kept.append(path)
             told = len(rows)
-    return [f"{path.rpartition('.')[2]}={show_value(values[path])}" for path in kept]
+    return [setting(path, values[path]) for path in kept]
 
 
 def pareto(analysis: Analysis, costs: Sequence[tuple[str, dict[str, float]]]) -> Figure | None:
@@ -281,24 +215,21 @@ def pareto(analysis: Analysis, costs: Sequence[tuple[str, dict[str, float]]]) ->
     shown = [(label, cost) for label, cost in costs if len(cost) > 1 and max(cost.values()) > 1.01 * min(cost.values())]
     if not shown:
         return None
-    figure = _figure(WIDTH if len(shown) > 1 else 6.5, 4)
-    for axes, (label, cost) in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
+    figure, axes_of = panels(len(shown), 4, WIDTH if len(shown) > 1 else 6.5, sharey=True)
+    for axes, (label, cost) in zip(axes_of, shown, strict=True):
         arms = [arm for arm in analysis.ranking if arm.name in cost]
         points = [(cost[arm.name], analysis.mean(arm)) for arm in arms]
-        front = pareto_front(points)
-        axes.plot(*zip(*front, strict=True), color="#999999", linewidth=1.2, zorder=0, drawstyle="steps-post")
+        line: Any = {"color": "#999999", "linewidth": 1.2, "zorder": 0, "drawstyle": "steps-post"}
+        axes.plot(*zip(*pareto_front(points), strict=True), **line)
         for arm, (x, y) in zip(arms, points, strict=True):
-            look = _looks(analysis)[arm.name]
-            interval = statistics.mean_interval(list(analysis.losses[arm.name].values()))
-            errors = [[y - interval.low], [interval.high - y]] if interval else None
-            axes.errorbar(
-                [x], [y], yerr=errors, fmt=look.marker, color=look.colour, markersize=9, capsize=4, label=arm.name
-            )
+            its = _looks(analysis)[arm.name]
+            bars = _bars(y, statistics.mean_interval(list(analysis.losses[arm.name].values())))
+            axes.errorbar([x], [y], yerr=bars, ls="", **its.of_marks, markersize=9, capsize=4, label=arm.name)
         axes.set_xlabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.margins(x=0.15)
-        _legend(axes, "best")
+        legend(axes)
         axes.set_ylabel(f"final loss ({analysis.unit}), 95 % CI over seeds")
         axes.label_outer()
     figure.suptitle("Lower left is better; the line is the Pareto front")
@@ -312,23 +243,3 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
         if not front or y < front[-1][1]:
             front.append((x, y))
     return front
-
-
-def _legend(axes: Axes, where: Literal["upper right", "best"]) -> None:
-    """In columns where there are many arms; it gets no room of its own, which would leave the axes none."""
-    n = len(axes.get_legend_handles_labels()[1])
-    legend = axes.legend(loc=where, ncols=1 + n // 12, fontsize="xx-small" if n > 12 else None)
-    legend.set_in_layout(False)
-
-
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def style() -> Any:
-    """Settings of matplotlib for the report: for `matplotlib.rc_context`."""
-    return {
-        **{"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False},
-        **{"font.size": 10, "axes.titlesize": 10.5, "figure.titlesize": 10.5, "legend.frameon": False},
-        **{"svg.hashsalt": "thunderhead", "axes.formatter.useoffset": False, "axes.unicode_minus": True},
-    }

@@ -1,23 +1,19 @@
 """An IsoFLOP grid: every size of the model at every compute budget, a larger run to be predicted, then the law."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from thunderhead.core.config import ConfigError, Problem, check
-from thunderhead.core.types import PositiveFloat, PositiveInt
-from thunderhead.lab.execution import Executor
+from thunderhead.core.config import Config, ConfigError, Problem, check
+from thunderhead.core.terminal import say
+from thunderhead.core.types import Count, PositiveFloat, PositiveInt
+from thunderhead.lab.grid import Candidate, run_grid
+from thunderhead.lab.jobs import PlanRun
 from thunderhead.lab.runs import Failure, Run
 from thunderhead.lab.scaling_report import write_law_report
-from thunderhead.lab.sweep import Candidate, run_grid
-from thunderhead.options.scaling_law import Count
-from thunderhead.training.display import say
-from thunderhead.training.planning import plan_run
-from thunderhead.training.run import find_problems
+from thunderhead.lab.sweep import SINGLE_RUN
 
 FLOPS = "budget.flops"
-Compose = Callable[[Sequence[str]], dict[str, Any]]
 
 
 class HeldOut(NamedTuple):
@@ -35,37 +31,37 @@ def settings(
     min_steps: PositiveInt,
     count: Count,
 ) -> None:
-    """The sweeper's settings, for the check."""
+    """The sweeper's settings, for the check.
+
+    Args:
+        sizes: by name, what makes a model of that size: {d64: {model.d_model: 64, optimizer.lr: 1.0e-2}}.
+        budgets: training FLOPs.
+        held_out: size and training FLOPs of a larger run, which the law predicts; None = nothing is predicted.
+        min_steps: combinations with fewer optimizer steps are left out, and named.
+        count: which parameters N counts.
+    """
 
 
 def run_isoflop(
-    sizes: Mapping[str, Mapping[str, Any]],
-    budgets: Sequence[float],
+    given: Mapping[str, Any],
     held_out: HeldOut | None,
     *,
-    min_steps: int,
-    count: Count,
     overrides: Sequence[str],
     seeds: Sequence[str],
-    compose: Compose,
-    folder: Path,
-    executor: Executor,
-    arguments: list[str],
+    compose: Callable[[Sequence[str]], Config],
+    plan: PlanRun,
+    **place: Any,
 ) -> int:
     """Run the grid, fit the law and report.
 
     Args:
-        sizes: overrides by the name of the size: {"d64": {"model.d_model": 64}}.
-        budgets: training FLOPs.
-        held_out: of a larger budget; None = nothing is predicted.
-        min_steps: combinations with fewer optimizer steps are left out, and named.
-        count: which parameters N counts.
+        given: the sweeper's settings, checked.
+        held_out: that of the settings.
         overrides: of all runs.
         seeds: to train each combination with; none = the configuration's.
-        compose: the resolved configuration of some overrides.
-        folder: the sweep's.
-        executor: where jobs run.
-        arguments: of the command line, to go on with later.
+        compose: gives the resolved configuration of some overrides.
+        plan: plans a run.
+        place: folder, executor and arguments, as `run_grid` takes them.
 
     Returns:
         The exit status: 0, 1 if jobs failed, 130 after Ctrl-C.
@@ -73,49 +69,36 @@ def run_isoflop(
     Raises:
         ConfigError: nothing was started.
     """
+    sizes, budgets, least = given["sizes"], given["budgets"], given["min_steps"]
     _refuse(sizes, budgets, held_out, overrides)
     points = [(size, flops) for flops in sorted(budgets) for size in sizes]
-    if held_out is not None:
-        points.append((held_out.size, held_out.flops))
+    points += [held_out] if held_out is not None else []
 
-    def composed(size: str, flops: float, *more: str) -> dict[str, Any]:
+    def composed(size: str, flops: float, *more: str) -> Config:
         lines = [f"{path}={value}" for path, value in sizes[size].items()]
         return compose([*overrides, *lines, f"{FLOPS}={flops:g}", *more])
 
-    steps = _steps_by_flops({size: composed(size, max(flops for _, flops in points)) for size in sizes})
+    of_a_step = _flops_of_a_step({size: composed(size, max(flops for _, flops in points)) for size in sizes}, plan)
     candidates, left_out = [], []
     for size, flops in points:
-        n = steps[size](flops)
-        if n < min_steps:
+        if (n := int(flops / of_a_step[size])) < least:
             left_out.append(f"{size} at {flops:.2g} FLOPs ({n} steps)")
             continue
         for seed in seeds or [""]:
             choices = {"size": size, FLOPS: f"{flops:g}"} | ({"seed": seed} if len(seeds) > 1 else {})
             candidates.append(Candidate(choices, composed(size, flops, *([f"seed={seed}"] if seed else []))))
-    notes = []
-    if left_out:
-        notes.append(f"Left out, with fewer than min_steps={min_steps} optimizer steps: {', '.join(left_out)}.")
-        say(notes[0])
-    report = partial(_report, count=count, fit_up_to=max(budgets), more_notes=notes)
-    return run_grid(candidates, folder, executor, baseline=None, arguments=arguments, report=report)
+    told = [f"Left out, with fewer than min_steps={least} optimizer steps: {', '.join(left_out)}."] if left_out else []
+    for line in told:
+        say(line)
 
+    def report(
+        folder: Path, runs: Sequence[Run], *, failures: Sequence[Failure], notes: Sequence[str], **_: Any
+    ) -> Path:
+        """Report the law: it has no baseline, and its points have no arms."""
+        law = {"count": given["count"], "fit_up_to": max(budgets)}
+        return write_law_report(folder, runs, failures=failures, notes=[*told, *notes], **law)
 
-def _report(
-    folder: Path,
-    runs: Sequence[Run],
-    *,
-    baseline: str | None,
-    failures: Sequence[Failure],
-    notes: Sequence[str],
-    names: Mapping[Path, str],
-    count: Count,
-    fit_up_to: float,
-    more_notes: Sequence[str],
-) -> Path:
-    """As `Report` of `thunderhead.lab.sweep`; there is no baseline, and a law's points have no arms."""
-    return write_law_report(
-        folder, runs, count=count, fit_up_to=fit_up_to, failures=failures, notes=[*more_notes, *notes]
-    )
+    return run_grid(candidates, plan=plan, report=report, **place)
 
 
 def read_settings(given: dict[str, Any]) -> HeldOut | None:
@@ -130,29 +113,24 @@ def read_settings(given: dict[str, Any]) -> HeldOut | None:
 
 
 def _refuse(
-    sizes: Mapping[str, Mapping[str, Any]],
-    budgets: Sequence[float],
-    held_out: HeldOut | None,
-    overrides: Sequence[str],
+    sizes: Mapping[str, Any], budgets: Sequence[float], held_out: HeldOut | None, overrides: Sequence[str]
 ) -> None:
     problems = []
     if len(sizes) < 3:
         problems.append(Problem("hydra.sweeper.sizes", f"a law needs at least 3 sizes, not {len(sizes)}"))
     if len(set(budgets)) < 2:
         problems.append(Problem("hydra.sweeper.budgets", f"a law needs at least 2 budgets, not {len(set(budgets))}"))
-    if held_out is not None:
-        if held_out.size not in sizes:
-            message = f"{held_out.size!r} is no size: {', '.join(sizes)}"
-            problems.append(Problem("hydra.sweeper.held_out.size", message))
-        if budgets and held_out.flops <= max(budgets):
-            message = f"{held_out.flops:g} must be above the largest budget, {max(budgets):g}"
-            problems.append(Problem("hydra.sweeper.held_out.flops", message))
-    set_here = {FLOPS, *(path for size in sizes.values() for path in size)}
+    if held_out is not None and held_out.size not in sizes:
+        message = f"{held_out.size!r} is no size: {', '.join(sizes)}"
+        problems.append(Problem("hydra.sweeper.held_out.size", message))
+    if held_out is not None and budgets and held_out.flops <= max(budgets):
+        message = f"{held_out.flops:g} must be above the largest budget, {max(budgets):g}"
+        problems.append(Problem("hydra.sweeper.held_out.flops", message))
+    set_here = {path: "sizes" for size in sizes.values() for path in size} | {FLOPS: "budgets"}
     for line in overrides:
         path = line.partition("=")[0].lstrip("+~")
         if path in set_here:
-            where = "budgets" if path == FLOPS else "sizes"
-            problems.append(Problem(path, f"is set by hydra.sweeper.{where}: change it there"))
+            problems.append(Problem(path, f"is set by hydra.sweeper.{set_here[path]}: change it there"))
         if path == "match" and line != "match=none":
             problems.append(Problem(path, "would undo the grid of sizes and budgets: leave it out"))
         if path == "budget" and line != "budget=flops":
@@ -161,22 +139,16 @@ def _refuse(
         raise ConfigError(problems)
 
 
-def _steps_by_flops(configs: Mapping[str, dict[str, Any]]) -> dict[str, Callable[[float], int]]:
-    """How many steps each size can make with a compute budget."""
-    found: dict[str, Callable[[float], int]] = {}
-    problems: list[Problem] = []
+def _flops_of_a_step(configs: Mapping[str, Config], plan: PlanRun) -> dict[str, int]:
+    """Training FLOPs of an optimizer step of each size."""
+    found: dict[str, int] = {}
+    problems: dict[Problem, None] = {}
     for size, config in configs.items():
-        single = config | {"match": {"_target_": "thunderhead.lab.match.Unmatched"}}
-        single["tune"] = {"_target_": "thunderhead.lab.tune.Untuned"}
-        wrong = find_problems(single)
         try:
-            if not wrong:
-                plan = plan_run(single).plan
-                each = plan.flops_per_token * plan.tokens_per_step
-                found[size] = lambda flops, each=each: int(flops / each)  # type: ignore[misc]
+            planned = plan(config | SINGLE_RUN)
+            found[size] = planned.flops_per_token * planned.tokens_per_step
         except ConfigError as error:
-            wrong = error.problems
-        problems += [p for p in wrong if p not in problems]
+            problems |= dict.fromkeys(error.problems)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(list(problems))
     return found

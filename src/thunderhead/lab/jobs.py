@@ -9,12 +9,12 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
-from thunderhead.core.config import to_yaml
+from thunderhead.core.config import Config, to_yaml
+from thunderhead.lab.runs import last_metrics, read_summary
 from thunderhead.training import record
 
 NOT_IN_KEY = ("name", "resume", "dry_run")
@@ -24,27 +24,36 @@ LABEL_LENGTH = 80
 State = Literal["new", "partial", "finished"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One run of a sweep.
+class Plan(NamedTuple):
+    """What a sweep knows of a run before it starts: of `thunderhead.training.plan.Plan` what is used here."""
 
-    Args:
-        choices: what the sweep varies, as typed: {"attention": "mha", "seed": "1"}.
-        config: the run's resolved configuration, plain containers.
-        folder: where its record goes.
-    """
+    parameters: dict[str, int]
+    flops_per_token: int
+    tokens_per_step: int
+    steps: int
+    tokens: int
+    flops: int
+    vocab_size: int
 
-    choices: Mapping[str, str]
-    config: dict[str, Any]
-    folder: Path
+
+PlanRun = Callable[[Config], Plan]
+"""Plans a run, or raises ConfigError with all that is wrong with its configuration."""
+
+
+class Job(NamedTuple):
+    """One run of a sweep."""
+
+    choices: Mapping[str, str]  # what the sweep varies, as typed: {"attention": "mha", "seed": "1"}
+    config: Config  # resolved
+    folder: Path  # of its record
 
     @property
     def name(self) -> str:
         """What tells this job from the others of its sweep: `mha seed=1`."""
-        return _name(self.choices) or "run"
+        return name_of(self.choices)
 
 
-def make_job(choices: Mapping[str, str], config: dict[str, Any], sweep_dir: Path, subfolder: str = "") -> Job:
+def make_job(choices: Mapping[str, str], config: Config, sweep_dir: Path, subfolder: str = "") -> Job:
     """A job in the folder that it has in this sweep already, or will have: `attention_mha-seed_1-<key>`.
 
     The key alone identifies it; what stands before is for people. Only characters that need no quoting, neither in a
@@ -52,40 +61,40 @@ def make_job(choices: Mapping[str, str], config: dict[str, Any], sweep_dir: Path
     """
     digits = key(config)
     for found in (*sweep_dir.glob(f"*-{digits}"), *sweep_dir.glob(f"*/*-{digits}")):
-        return Job(choices=choices, config=config, folder=found)
+        return Job(choices, config, found)
     label = "-".join(f"{name.rpartition('.')[2]}_{value}" for name, value in choices.items())
     label = re.sub(r"[^A-Za-z0-9._-]+", "_", label)[:LABEL_LENGTH] or "run"
-    return Job(choices=choices, config=config, folder=sweep_dir / subfolder / f"{label}-{digits}")
+    return Job(choices, config, sweep_dir / subfolder / f"{label}-{digits}")
 
 
-def key(config: Mapping[str, Any]) -> str:
+def key(config: Config) -> str:
     """A hash of a resolved configuration; the order of its keys and `NOT_IN_KEY` do not count."""
     counted = {name: value for name, value in config.items() if name not in NOT_IN_KEY}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def arm_key(config: Mapping[str, Any]) -> str:
+def arm_key(config: Config) -> str:
     """The key of a configuration whose seed is left out: equal within an arm."""
     return key({**config, "seed": None})
 
 
-def arm_name(choices: Mapping[str, str]) -> str:
-    """Name an arm by its choices, the seed left out; `run` if nothing else varies."""
-    return _name({name: value for name, value in choices.items() if name != "seed"}) or "run"
-
-
-def _name(choices: Mapping[str, str]) -> str:
-    """Groups by their option alone, single values with their name: `gqa lr=0.001 seed=1`."""
+def name_of(choices: Mapping[str, str]) -> str:
+    """Groups by their option alone, single values with their name: `gqa lr=0.001 seed=1`; `run` if nothing varies."""
     parts = []
     for name, value in choices.items():
         is_value = "." in name or re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?|true|false|null", value) is not None
         parts.append(f"{name.rpartition('.')[2]}={value}" if is_value else value)
-    return " ".join(parts)
+    return " ".join(parts) or "run"
+
+
+def without_seed(choices: Mapping[str, str]) -> dict[str, str]:
+    """What names an arm."""
+    return {name: value for name, value in choices.items() if name != "seed"}
 
 
 def state(folder: Path) -> State:
     """`finished` with a summary, `partial` with a checkpoint to go on from, else `new`."""
-    if record.read_summary(folder) is not None:
+    if read_summary(folder) is not None:
         return "finished"
     if (folder / "config.yaml").is_file() and any((folder / "checkpoints").glob("*.ckpt")):
         return "partial"
@@ -100,9 +109,7 @@ def this_program() -> tuple[str, ...]:
 def prepare_start(job: Job, program: Sequence[str] = ()) -> list[str]:
     """Write the job's configuration, and say how to start it or, where there is a checkpoint, to go on with it.
 
-    Args:
-        job: not finished yet.
-        program: what trains; () = this program, by this Python.
+    By `program`; () = this one, by this Python.
     """
     folder = job.folder.resolve()
     record.write_text(folder / "job" / "job.yaml", to_yaml(job.config))
@@ -116,8 +123,7 @@ def prepare_start(job: Job, program: Sequence[str] = ()) -> list[str]:
 
 def steps(folder: Path) -> tuple[int, int] | None:
     """Optimizer steps logged so far, and planned; None before the run has a plan."""
-    plan, metrics = folder / "plan.json", folder / "metrics.csv"
-    if not plan.is_file():
+    if not (folder / "plan.json").is_file():
         return None
-    rows = record.read_rows(metrics)[1] if metrics.is_file() else []
-    return (int(rows[-1]["step"]) if rows else 0), int(json.loads(plan.read_text())["steps"])
+    rows = last_metrics(folder)
+    return int(rows[-1]["step"]) if rows else 0, int(record.read_json(folder / "plan.json")["steps"])

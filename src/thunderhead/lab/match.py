@@ -4,54 +4,47 @@ An arm's configuration goes in, and comes out with one value solved for: the fee
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 
+from thunderhead.core.config import Config, Problem
 from thunderhead.core.module import build_decoder
-from thunderhead.core.types import PositiveInt
-from thunderhead.options.scaling_law import Count, counted
-from thunderhead.training.plan import Plan
+from thunderhead.core.types import Count, PositiveInt, counted
+from thunderhead.lab.jobs import Plan
+from thunderhead.lab.runs import Match
 
-Config = dict[str, Any]
 Measure = Callable[[Config], float]
 """Trains a configuration for a while and gives its speed in tokens a second."""
 STEPS_BUDGET = "thunderhead.training.plan.StepsBudget"
 
 
-class Matched(NamedTuple):
-    """What was solved for in an arm, and how well: the content of match.json (thunderhead.lab.runs.Match)."""
+class Matching(Protocol):
+    """An option of the group `match`; a subclass of this.
+
+    - by: its name, for records. unit: of what it makes equal.
+    - solves: config paths that it sets, which a sweep must not vary; one that solves for nothing is not asked.
+    - measures: whether it needs the speed of the arms, which only their training tells.
+    """
 
     by: str
-    target: float
-    reached: float
-    set: dict[str, Any]
-
-    @property
-    def missed(self) -> float:
-        """Relative to the target; above 0 = more."""
-        return self.reached / self.target - 1
-
-
-class Match(Protocol):
-    """An option of the group `match`."""
-
-    by: str
-    solves: tuple[str, ...]  # config paths, which a sweep must not vary
+    unit: str
+    solves: Sequence[str]
+    measures: bool = False
 
     def target(self, config: Config, plan: Plan, measure: Measure) -> float:
         """What the baseline has."""
         ...
 
-    def apply(self, config: Config, plan: Plan, target: float, measure: Measure) -> tuple[Config, Matched]:
-        """An arm's configuration, changed to meet the target as closely as it can.
-
-        Raises:
-            ValueError: it cannot.
-        """
+    def apply(self, config: Config, plan: Plan, target: float, measure: Measure) -> tuple[Config, Match]:
+        """An arm's configuration, changed to meet the target as closely as it can; ValueError if it cannot."""
         ...
+
+    def problems(self, run: Any) -> list[Problem]:
+        """A single run has no arms."""
+        return [Problem("match", "acts on the arms of a sweep, and this is a single run: add -m or match=none")]
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ class Unmatched:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EqualParameters:
+class EqualParameters(Matching):
     """Equal parameter counts, by the feed-forward width; counted on the meta device.
 
     Args:
@@ -74,16 +67,16 @@ class EqualParameters:
     count: Count
     multiple_of: PositiveInt
     by = "params"
+    unit = "parameters"
     solves = ("model.d_ff", "activation.hidden_ratio", "activation.multiple_of")
 
     def target(self, config: Config, plan: Plan, measure: Measure) -> float:
-        """The baseline's parameters."""
-        return self._counted(plan.parameters)
+        return counted(plan.parameters, self.count)
 
-    def apply(self, config: Config, plan: Plan, target: float, measure: Measure) -> tuple[Config, Matched]:
+    def apply(self, config: Config, plan: Plan, target: float, measure: Measure) -> tuple[Config, Match]:
         """The width whose count is nearest: the count is linear in it."""
-        if self._counted(plan.parameters) == target:
-            return config, Matched(self.by, target, target, {})
+        if counted(plan.parameters, self.count) == target:
+            return config, Match(self.by, target, target, {})
         one, two = (self._parameters(_with_width(config, n), plan) for n in (self.multiple_of, 2 * self.multiple_of))
         multiples = 1 + round((target - one) / (two - one))
         if multiples < 1:
@@ -93,46 +86,37 @@ class EqualParameters:
             )
         solved = _with_width(config, multiples * self.multiple_of)
         settings = {"model.d_ff": multiples * self.multiple_of}
-        return solved, Matched(self.by, target, self._parameters(solved, plan), settings)
+        return solved, Match(self.by, target, self._parameters(solved, plan), settings)
 
     def _parameters(self, config: Config, plan: Plan) -> int:
         with torch.device("meta"):
-            return self._counted(build_decoder(config, plan.vocab_size, None).parameter_counts())
-
-    def _counted(self, parameters: dict[str, int]) -> int:
-        return counted(parameters, self.count)
+            return counted(build_decoder(config, plan.vocab_size, None).parameter_counts(), self.count)
 
 
 def _with_width(config: Config, d_ff: int) -> Config:
     """With model.d_ff, and without the ratios that would contradict it."""
     unset = {name: None for name in ("hidden_ratio", "multiple_of") if name in config["activation"]}
-    return {
-        **config,
-        "model": {**config["model"], "d_ff": d_ff},
-        "activation": {**config["activation"], **unset},
-    }
+    model = {**config["model"], "d_ff": d_ff}
+    return {**config, "model": model, "activation": {**config["activation"], **unset}}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EqualFlops:
+class EqualFlops(Matching):
     """Equal training FLOPs, by the number of steps."""
 
     by = "flops"
+    unit = "training FLOPs"
     solves = ("budget",)
 
     def target(self, config: Config, plan: Plan, measure: Measure) -> float:
-        """The baseline's training FLOPs."""
         return plan.flops
 
-    def apply(self, config: Config, plan: Plan, target: float, measure: Measure) -> tuple[Config, Matched]:
-        """The number of steps whose FLOPs are nearest."""
-        a_step = plan.flops_per_token * plan.tokens_per_step
-        steps = max(1, round(target / a_step))
-        return with_steps(config, steps), Matched(self.by, target, steps * a_step, {"budget.steps": steps})
+    def apply(self, config: Config, plan: Plan, target: float, measure: Measure) -> tuple[Config, Match]:
+        return _nearest_steps(self, config, target, plan.flops_per_token * plan.tokens_per_step)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EqualTime:
+class EqualTime(Matching):
     """Equal training time (without validation) on this machine, by the number of steps, from a measured speed.
 
     Args:
@@ -141,17 +125,21 @@ class EqualTime:
 
     steps: PositiveInt
     by = "time"
+    unit = "seconds"
     solves = ("budget",)
+    measures = True
 
     def target(self, config: Config, plan: Plan, measure: Measure) -> float:
-        """The baseline's seconds, as its measured speed has it."""
         return plan.tokens / measure(with_steps(config, self.steps))
 
-    def apply(self, config: Config, plan: Plan, target: float, measure: Measure) -> tuple[Config, Matched]:
-        """The number of steps that the time allows. `reached` is a forecast until the arm has trained."""
-        a_step = plan.tokens_per_step / measure(with_steps(config, self.steps))
-        steps = max(1, round(target / a_step))
-        return with_steps(config, steps), Matched(self.by, target, steps * a_step, {"budget.steps": steps})
+    def apply(self, config: Config, plan: Plan, target: float, measure: Measure) -> tuple[Config, Match]:
+        """`reached` is a forecast until the arm has trained."""
+        return _nearest_steps(self, config, target, plan.tokens_per_step / measure(with_steps(config, self.steps)))
+
+
+def _nearest_steps(matching: Matching, config: Config, target: float, of_a_step: float) -> tuple[Config, Match]:
+    steps = max(1, round(target / of_a_step))
+    return with_steps(config, steps), Match(matching.by, target, steps * of_a_step, {"budget.steps": steps})
 
 
 def with_steps(config: Config, steps: int) -> Config:
@@ -161,32 +149,25 @@ def with_steps(config: Config, steps: int) -> Config:
 
 def measuring_run(config: Config, steps: int) -> Config:
     """The run that measures an arm's speed: a speed each step, no checkpoints, one validation, no waiting for text."""
-    return {
-        **with_steps(config, steps),
-        "callbacks": {},
-        "logger": {"csv": {"_target_": "thunderhead.training.record.MetricsCsv"}},
-        "validation": {**config["validation"], "every": steps},
-        "trainer": {**config["trainer"], "log_every_n_steps": 1},
-        "scheduler": {**config["scheduler"], **({"warmup": 0} if "warmup" in config["scheduler"] else {})},
-        "data": {**config["data"], "max_validation_tokens": 1024},
-    }
+    csv = {"csv": {"_target_": "thunderhead.training.record.MetricsCsv"}}
+    short = {**with_steps(config, steps), "callbacks": {}, "logger": csv}
+    short["validation"] = {**config["validation"], "every": steps}
+    short["trainer"] = {**config["trainer"], "log_every_n_steps": 1}
+    for group, name, value in (("scheduler", "warmup", 0), ("data", "max_validation_tokens", 1024)):
+        if name in config[group]:
+            short[group] = {**config[group], name: value}
+    return short
 
 
-def speed(rows: list[dict[str, str]]) -> float:
+def speed(rows: Sequence[dict[str, float]]) -> float:
     """Tokens a second: the median over the second half of the logged steps, after compilation and warm caches."""
-    speeds = [float(row["tokens_per_second"]) for row in rows if row.get("tokens_per_second")]
+    speeds = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
     return statistics.median(speeds[len(speeds) // 2 :])
 
 
-def to_json(matched: Matched, **changes: Any) -> dict[str, Any]:
-    """The content of match.json."""
-    return matched._asdict() | changes
-
-
-def describe(matched: Matched) -> str:
+def describe(match: Match, unit: str) -> str:
     """One line: what was set, and by how much it misses."""
-    unit = {"params": "parameters", "flops": "training FLOPs", "time": "seconds"}[matched.by]
-    changes = ", ".join(f"{name}={value}" for name, value in matched.set.items()) or "unchanged"
-    form = ".3g" if matched.by != "params" else ",.0f"
-    missed = "exact" if abs(matched.missed) < 5e-6 else f"{matched.missed:+.3%}"
-    return f"{changes} → {matched.reached:{form}} {unit} for {matched.target:{form}} ({missed})"
+    changes = ", ".join(f"{name}={value}" for name, value in match.set.items()) or "unchanged"
+    form = ".3g" if unit != "parameters" else ",.0f"
+    missed = "exact" if abs(match.missed) < 5e-6 else f"{match.missed:+.3%}"
+    return f"{changes} → {match.reached:{form}} {unit} for {match.target:{form}} ({missed})"

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -11,10 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from thunderhead.lab.jobs import Job, steps
-from thunderhead.training.record import read_rows, read_summary
+from thunderhead.lab.runs import last_metrics, read_summary
 
 REFRESH_SECONDS = 2.0
 STYLES = {"running": "bold", "finished": "green", "failed": "bold red", "pruned": "yellow", "stopped": "yellow"}
+COLUMNS = {"train/loss": ".3f", "val/loss": ".4f", "tokens_per_second": ",.0f"}
 
 
 @dataclass
@@ -27,6 +29,13 @@ class _Row:
     loss: str = ""
     val_loss: str = ""
     speed: str = ""
+
+    @property
+    def time_left(self) -> str:
+        if self.state != "running" or self.at is None or self.at[0] <= self.first_step:
+            return ""
+        seconds = (time.monotonic() - self.since) / (self.at[0] - self.first_step) * (self.at[1] - self.at[0])
+        return f"{seconds / 60:,.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 class Board:
@@ -46,7 +55,7 @@ class Board:
         self._live: Live | None = None
         self._refreshed = 0.0
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._live = Live(self.table(), console=self._console, auto_refresh=False)
             self._live.start()
@@ -63,7 +72,6 @@ class Board:
         self._console.print(escape(text), soft_wrap=True)
 
     def started(self, job: Job, *, resumed: bool) -> None:
-        """A job was started, or goes on from its checkpoint."""
         row = self._rows[job.folder]
         row.state, row.since = "running", time.monotonic()
         row.at = steps(job.folder) if resumed else None
@@ -73,7 +81,6 @@ class Board:
             self.say(f"{job.name}: {begins}")
 
     def ended(self, job: Job, state: str, note: str = "") -> None:
-        """A job ended; `note` says more."""
         row = self._rows[job.folder]
         row.state, row.note = state, note
         self._read(job.folder, row)
@@ -81,7 +88,7 @@ class Board:
             result = f", validation loss {row.val_loss}" if state == "finished" and row.val_loss else ""
             self.say(f"{job.name}: {state}{result}" + (f" ({note})" if note else ""))
 
-    def refresh(self, running: Sequence[Job], waiting: int) -> None:
+    def refresh(self, running: Sequence[Job]) -> None:
         """Read the records of the running jobs and draw the table anew, every other second."""
         if self._live is None or time.monotonic() - self._refreshed < REFRESH_SECONDS:
             return
@@ -92,12 +99,11 @@ class Board:
 
     def _read(self, folder: Path, row: _Row) -> None:
         row.at = steps(folder) or row.at
-        if (folder / "metrics.csv").is_file():
-            rows = read_rows(folder / "metrics.csv")[1]
-            row.loss = _last(rows, "train/loss", ".3f")
-            row.val_loss = _last(rows, "val/loss", ".4f")
-            row.speed = _last(rows, "tokens_per_second", ",.0f")
-        if (summary := read_summary(folder)) is not None:
+        last = {column: value for measured in last_metrics(folder) for column, value in measured.items()}
+        row.loss, row.val_loss, row.speed = (
+            f"{last[column]:{form}}" if column in last else "" for column, form in COLUMNS.items()
+        )
+        if (summary := read_summary(folder)) is not None and "val_loss" in summary:
             row.val_loss = f"{summary['val_loss']:.4f}"
 
     def table(self) -> Table:
@@ -109,22 +115,8 @@ class Board:
         for heading in ("step", "loss", "val loss", "tokens/s", "left"):
             table.add_column(heading, justify="right", no_wrap=True)
         for folder, row in self._rows.items():
-            style = STYLES.get(row.state, "dim")
             at = f"{row.at[0]:,}/{row.at[1]:,}" if row.at else ""
             state = row.state if row.state != "failed" else f"failed: {row.note}"
-            name = escape(self._names[folder])
-            table.add_row(name, f"[{style}]{escape(state)}[/]", at, row.loss, row.val_loss, row.speed, _time_left(row))
+            shown = f"[{STYLES.get(row.state, 'dim')}]{escape(state)}[/]"
+            table.add_row(escape(self._names[folder]), shown, at, row.loss, row.val_loss, row.speed, row.time_left)
         return table
-
-
-def _last(rows: Sequence[dict[str, str]], column: str, form: str) -> str:
-    value = next((row[column] for row in reversed(rows) if row.get(column)), "")
-    return format(float(value), form) if value else ""
-
-
-def _time_left(row: _Row) -> str:
-    if row.state != "running" or row.at is None or row.at[0] <= row.first_step:
-        return ""
-    done = row.at[0] - row.first_step
-    seconds = (time.monotonic() - row.since) / done * (row.at[1] - row.at[0])
-    return f"{seconds / 60:,.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

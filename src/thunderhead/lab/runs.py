@@ -4,8 +4,11 @@ A run folder holds config.yaml, plan.json, environment.json, metrics.csv and, on
 `thunderhead.training.record`). A sweep that matched its arms adds match.json:
 
     {"by": "params", "target": 3196608, "reached": 3196416, "set": {"model.d_ff": 530}}
+
+A record may have been made with any loggers and callbacks: what is not there was not measured.
 """
 
+import csv
 import json
 import math
 from collections.abc import Iterable
@@ -18,9 +21,13 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from thunderhead.training.record import read_rows, read_summary
+from thunderhead.core.config import Config, first_line
+from thunderhead.training import record
 
 Array = NDArray[np.float64]
+COUNTERS = ("step", "tokens", "flops", "tokens_per_second")
+SHOWN_ANYWAY = ("loss", "perplexity", "bits_per_byte")
+"""Metrics of validation that have columns of their own wherever results are shown."""
 
 
 class Failure(NamedTuple):
@@ -38,26 +45,47 @@ class Match(NamedTuple):
     reached: float
     set: dict[str, Any]  # config paths that were solved for, with their values
 
+    @property
+    def missed(self) -> float:
+        """Relative to the target; above 0 = more."""
+        return self.reached / self.target - 1
+
 
 class Curve(NamedTuple):
-    """Losses on the way, each at tokens, FLOPs and seconds of training (without validation) so far."""
+    """Values on the way, each at tokens, FLOPs and seconds of training (without validation) so far."""
 
     tokens: Array
     flops: Array
     seconds: Array
     loss: Array
 
+    def cost_to_reach(self, loss: float) -> tuple[float, ...] | None:
+        """Tokens, FLOPs and seconds when it first came down to a loss, between points by a straight line.
+
+        None if it never did. The first point has none before it: what comes out there is at most.
+        """
+        below = np.flatnonzero(self.loss <= loss)
+        if below.size == 0:
+            return None
+        at = int(below[0])
+        if at == 0:
+            return tuple(float(axis[0]) for axis in self[:3])
+        part = (self.loss[at - 1] - loss) / (self.loss[at - 1] - self.loss[at])
+        return tuple(float(axis[at - 1] + part * (axis[at] - axis[at - 1])) for axis in self[:3])
+
 
 @dataclass(frozen=True)
 class Run:
-    """One run's record."""
+    """One run's record; `broken` says why it could not be read, and all else is empty then."""
 
     folder: Path
-    config: dict[str, Any]
+    config: Config
     plan: dict[str, Any]
     environment: dict[str, Any]
     summary: dict[str, Any] | None
     match: Match | None
+    rows: list[dict[str, float]]
+    broken: str = ""
 
     @property
     def seed(self) -> int:
@@ -65,16 +93,12 @@ class Run:
         return int(self.config["seed"])
 
     @property
-    def overrides(self) -> list[str]:
-        """What was typed behind `python train.py`."""
-        return list(self.environment.get("overrides") or [])
-
-    @cached_property
     def unfinished(self) -> str | None:
         """Why this run cannot be compared; None if it came to the end of its schedule with a finite loss."""
+        if self.broken:
+            return self.broken
         if self.summary is None or self.summary["steps"] < self.plan["steps"]:
-            rows = self._rows
-            step = int(rows[-1]["step"]) if rows else 0
+            step = int(self.rows[-1]["step"]) if self.rows else 0
             why = "stopped early by a callback" if (self.summary or {}).get("stopped_early") else "unfinished"
             return f"{why}: step {step:,} of {self.plan['steps']:,}"
         if not math.isfinite(self.summary["val_loss"]):
@@ -82,66 +106,73 @@ class Run:
         return None
 
     @property
-    def results(self) -> dict[str, Any]:
-        """The summary of a finished run."""
-        assert self.summary is not None
-        return self.summary
+    def git(self) -> dict[str, Any]:
+        return self.environment.get("git") or {}
+
+    def result(self, name: str) -> Any:
+        """A value of the summary, or of its further validation metrics; None where it was not measured."""
+        summary = self.summary or {}
+        return summary.get(name, (summary.get("metrics") or {}).get(name))
+
+    def number(self, name: str) -> float | None:
+        """The same, if it is a number."""
+        value = self.result(name)
+        return float(value) if isinstance(value, int | float) else None
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of further validation metrics."""
+        summary = self.summary or {}
+        names = [*(name for name in ("accuracy",) if name in summary), *(summary.get("metrics") or {})]
+        return [name for name in dict.fromkeys(names) if name not in SHOWN_ANYWAY]
+
+    @property
+    def loss_terms(self) -> dict[str, float]:
+        """Auxiliary terms of the training loss by name: as the summary has them, else as they were logged last."""
+        logged = {
+            name.removeprefix("train/"): v for row in self.rows for name, v in row.items() if name.startswith("train/")
+        }
+        terms = (self.summary or {}).get("loss_terms")
+        return terms if isinstance(terms, dict) else {name: v for name, v in logged.items() if name != "loss"}
+
+    def curve(self, column: str) -> Curve:
+        """A column of metrics.csv: train/loss at each logged step, val/loss at each validation."""
+        return self._curves.get(column, Curve(*np.empty((4, 0))))
 
     @cached_property
-    def training_curve(self) -> Curve:
-        """The training loss at each logged step."""
-        return self._curve("train/loss")
-
-    @cached_property
-    def validation_curve(self) -> Curve:
-        """The validation loss at each validation, the last one included."""
-        return self._curve("val/loss")
-
-    @cached_property
-    def bits_per_byte_curve(self) -> Curve:
-        """Bits per byte at each validation."""
-        return self._curve("val/bits_per_byte")
-
-    @cached_property
-    def _rows(self) -> list[dict[str, str]]:
-        path = self.folder / "metrics.csv"
-        return read_rows(path)[1] if path.is_file() else []
-
-    def _curve(self, column: str) -> Curve:
-        """A column of metrics.csv; the seconds are those that the logged tokens took at their logged speeds."""
-        points: list[tuple[float, float, float, float]] = []
-        seconds = tokens_before = 0.0
-        for row in self._rows:
-            tokens = float(row["tokens"])
-            if row.get("tokens_per_second"):
-                seconds += (tokens - tokens_before) / float(row["tokens_per_second"])
-                tokens_before = tokens
-            if row.get(column):
-                points.append((tokens, float(row["flops"]), seconds, float(row[column])))
-        return Curve(*np.array(points, dtype=np.float64).reshape(-1, 4).T)
+    def _curves(self) -> dict[str, Curve]:
+        """The seconds are those that the logged tokens took at their logged speeds."""
+        found: dict[str, list[tuple[float, ...]]] = {}
+        seconds = tokens_timed = 0.0
+        for row in self.rows:
+            tokens = row.get("tokens", row["step"] * self.plan.get("tokens_per_step", math.nan))
+            flops = row.get("flops", tokens * self.plan.get("flops_per_token", math.nan))
+            if row.get("tokens_per_second", 0) > 0:
+                seconds += (tokens - tokens_timed) / row["tokens_per_second"]
+                tokens_timed = tokens
+            for name, value in row.items():
+                if name not in COUNTERS and math.isfinite(value):
+                    found.setdefault(name, []).append((tokens, flops, seconds, value))
+        return {name: Curve(*np.array(points).T) for name, points in found.items()}
 
 
 def read_runs(folders: Iterable[Path | str]) -> list[Run]:
-    """The runs in these folders: run folders, or folders above them such as a sweep's; unfinished ones too.
+    """The runs in these folders: run folders, or folders above them such as a sweep's; unfinished and broken ones too.
 
     Args:
         folders: in this order; runs below one folder by name, numbers as numbers. A run found twice counts once.
 
     Raises:
-        ValueError: a folder is not there or holds no run, or a record cannot be read; names all such folders.
+        ValueError: a folder is not there or holds no run; names all such folders.
     """
     found: dict[Path, Run] = {}
     problems = []
     for folder in map(Path, folders):
         records = sorted((path.parent for path in folder.rglob("plan.json")), key=_by_number)
-        records = [record for record in records if (record / "config.yaml").is_file()]
+        records = [place for place in records if (place / "config.yaml").is_file()]
         if not records:
             problems.append(f"{folder} holds no run (a run has config.yaml and plan.json): give logs/runs/… or a sweep")
-        for record in records:
-            try:
-                found.setdefault(record.resolve(), _read(record))
-            except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-                problems.append(f"{record} cannot be read: {type(error).__name__} {str(error).strip().splitlines()[0]}")
+        found |= {place.resolve(): _read(place) for place in records if place.resolve() not in found}
     if problems:
         raise ValueError("\n".join(problems))
     return list(found.values())
@@ -152,12 +183,76 @@ def _by_number(path: Path) -> list[tuple[bool, int, str]]:
 
 
 def _read(folder: Path) -> Run:
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    plan = json.loads((folder / "plan.json").read_text())
-    environment, match = (
-        {} if not (folder / n).exists() else json.loads((folder / n).read_text())
-        for n in ("environment.json", "match.json")
-    )
-    run = Run(folder, config, plan, environment, read_summary(folder), Match(**match) if match else None)
-    _ = run.seed, run.plan["steps"], run.summary is None or run.summary["val_loss"]
-    return run
+    needed = {"environment": (), "match": ("target", "reached"), "summary": ("steps", "val_loss")}
+    try:
+        config, plan = _load(folder / "config.yaml", "seed"), _load(folder / "plan.json", "steps")
+        environment, match, summary = (
+            _load(folder / f"{name}.json", *numbers) if (folder / f"{name}.json").exists() else None
+            for name, numbers in needed.items()
+        )
+        solved = Match(match["by"], match["target"], match["reached"], match["set"]) if match is not None else None
+        return Run(folder, config, plan, environment or {}, summary, solved, read_metrics(folder))
+    except (ValueError, KeyError) as error:
+        return Run(folder, {}, {}, {}, None, None, [], broken=f"cannot be read: {error}")
+
+
+def _load(file: Path, *numbers: str) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file.
+
+    Raises:
+        ValueError: there is none, or it lacks one of the numbers that it must hold.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{file.name}: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file.name}: is no mapping")
+    for name in numbers:
+        if not isinstance(content.get(name), int | float):
+            raise ValueError(f"{file.name}: {name} is {content.get(name)!r}, not a number")
+    return content
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The numbers of metrics.csv, a mapping for each row with a step; no rows where there is no such file.
+
+    Columns that neither count nor are of training or validation are other callbacks', and left out.
+
+    Raises:
+        ValueError: the file has no header, or holds what is no number.
+    """
+    file = folder / "metrics.csv"
+    try:
+        if file.is_file() and not file.stat().st_size:
+            raise ValueError("is empty")
+        columns, rows = record.read_rows(file) if file.is_file() else (["step"], [])
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"{file.name}: {first_line(error)}") from error
+    if "step" not in columns:
+        raise ValueError(f"{file.name}: has no column `step`")
+    known = [name for name in columns if name in COUNTERS or name.startswith(("train/", "val/"))]
+    found = []
+    for row in rows:
+        try:
+            found.append({name: float(row[name]) for name in known if row[name]})
+        except ValueError as error:
+            raise ValueError(f"{file.name}: the row of step {row['step']!r}: {error}") from error
+    return [row for row in found if "step" in row]
+
+
+def last_metrics(folder: Path) -> list[dict[str, float]]:
+    """The same of a run under way, for a look at it: nothing while the file cannot be read."""
+    try:
+        return read_metrics(folder)
+    except ValueError:
+        return []
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The results of a finished run; None if there are none, or half of them."""
+    try:
+        return _load(folder / "summary.json")
+    except ValueError:
+        return None

@@ -1,86 +1,21 @@
 """Fit scaling laws to finished runs: what loss N parameters reach with D tokens, and how to split a compute budget.
 
-Two of the three approaches of Hoffmann et al. (2203.15556, section 3). Approach 2 needs no form of the law: the lowest
-point of a parabola in log N for each budget. Approach 3 fits L(N, D) = E + A / N^α + B / D^β to all runs.
+By two of the three approaches of Hoffmann et al. (2203.15556, section 3): parabolas, and a law of all runs.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import huber
 
-from thunderhead.lab.statistics import Interval
-from thunderhead.options.scaling_law import Count, Law
-
-Array = NDArray[np.float64]
-SAME_BUDGET = 1.05
-"""Runs whose training FLOPs differ by a smaller factor are of one budget: runs are whole steps."""
-STARTS = tuple(
-    itertools.product(
-        np.arange(0, 30, 5.0),  # a = log A
-        np.arange(0, 30, 5.0),  # b = log B
-        np.arange(-1, 1.5, 0.5),  # e = log E
-        np.arange(0, 2.5, 0.5),  # alpha
-        np.arange(0, 2.5, 0.5),  # beta
-    )
-)
-"""Where Hoffmann et al. start L-BFGS (section D.2)."""
-POLISHED = 40
-"""Of the starts, those with the lowest objective are followed."""
-LAW_PARAMETERS = 5
-
-
-class Point(NamedTuple):
-    """A finished run, for the fit."""
-
-    name: str
-    parameters: float  # N, as counted
-    tokens: float  # D
-    flops: float  # C, of training
-    loss: float  # nats a token, on the validation data
-
-
-@dataclass(frozen=True)
-class Parabola:
-    """The runs of one budget, and loss = height + curvature · (log N − log optimum)²."""
-
-    flops: float
-    points: list[Point]
-    parameters: float = np.nan
-    """At the minimum; nan where the parabola has none."""
-    tokens: float = np.nan
-    loss: float = np.nan
-    coefficients: tuple[float, ...] = ()
-    """Of log N, the highest power first."""
-    problem: str = ""
-    """Why the minimum does not count; nothing if it does."""
-
-
-@dataclass(frozen=True)
-class Power:
-    """A power law y = coefficient · C^exponent."""
-
-    coefficient: float
-    exponent: float
-
-    def __call__(self, flops: float) -> float:
-        """Its value at a budget."""
-        return float(self.coefficient * flops**self.exponent)
-
-
-@dataclass(frozen=True)
-class IsoFlop:
-    """Approach 2: optimal N and D by budget."""
-
-    parabolas: list[Parabola]
-    parameters: Power | None
-    """None if fewer than two budgets have a minimum inside of their sizes."""
-    tokens: Power | None
+from thunderhead.core.types import Count
+from thunderhead.lab import law as parametric
+from thunderhead.lab import parabolas
+from thunderhead.lab.law import Law
+from thunderhead.lab.parabolas import SAME_BUDGET, IsoFlop, Point
+from thunderhead.lab.runs import Array
+from thunderhead.lab.statistics import Interval, percentiles
 
 
 @dataclass(frozen=True)
@@ -103,14 +38,14 @@ class Fit:
 
     def interval(self, quantity: Callable[[Law], float]) -> Interval:
         """Of anything that a law predicts; it tells how sure the fit is, not how wrong its form."""
-        return _percentiles([quantity(law) for law in self.laws])
+        return percentiles([quantity(law) for law in self.laws])
 
     def predict(self, point: Point) -> "Prediction":
         """The loss of another run, as if it had not been measured."""
         draw = np.random.default_rng(0)
         losses = [law.loss(point.parameters, point.tokens) for law in self.laws]
         scattered = np.array(losses) * np.exp(draw.choice(self.residuals, len(losses)))
-        return Prediction(point, self.law.loss(point.parameters, point.tokens), _percentiles(scattered))
+        return Prediction(point, self.law.loss(point.parameters, point.tokens), percentiles(scattered))
 
 
 class Prediction(NamedTuple):
@@ -133,12 +68,7 @@ def fit(points: Sequence[Point], *, count: Count, n_resamples: int = 200, delta:
     Intervals come from resampled residuals (Efron & Tibshirani 1993, section 9.4), since the sizes and budgets of an
     IsoFLOP grid are chosen, not drawn; residuals are widened for the parameters that were fitted.
 
-    Args:
-        points: of one kind of model on one data set.
-        count: which parameters the points count.
-        n_resamples: of the bootstrap.
-        delta: of the Huber loss on log L.
-        seed: of the bootstrap.
+    The points are of one kind of model on one data set; `delta` is of the Huber loss on log L.
 
     Raises:
         ValueError: the runs cannot tell a law; names what is missing.
@@ -150,60 +80,40 @@ def fit(points: Sequence[Point], *, count: Count, n_resamples: int = 200, delta:
 
     def law_of(theta: Array) -> Law:
         A, B, E = map(float, np.exp(theta[:3]))
-        return Law(
-            count=count,
-            E=E,
-            A=A,
-            B=B,
-            alpha=float(theta[3]),
-            beta=float(theta[4]),
-            flops_coefficient=float(np.exp(intercept)),
-            flops_exponent=float(exponent),
-            parameters=_range(parameters),
-            tokens=_range(tokens),
-            flops=_range(flops),
-        )
+        alpha, beta, k, p = map(float, (theta[3], theta[4], np.exp(intercept), exponent))
+        ranges = [(float(values.min()), float(values.max())) for values in (parameters, tokens, flops)]
+        return Law(count, E, A, B, alpha, beta, k, p, *ranges)
 
-    theta = fit_parametric(parameters, tokens, loss, delta=delta)
+    theta = parametric.fit_parametric(parameters, tokens, loss, delta=delta)
     _refuse_senseless(theta)
-    law, isoflop = law_of(theta), fit_isoflop(points)
+    law, isoflop = law_of(theta), parabolas.fit_isoflop(points)
 
     draw = np.random.default_rng(seed)
-    widened = np.sqrt(len(points) / max(1, len(points) - LAW_PARAMETERS))
+    widened = np.sqrt(len(points) / max(1, len(points) - parametric.PARAMETERS))
     expected = law.loss(parameters, tokens)
     residuals = (np.log(loss) - np.log(expected)) * widened
     laws = []
     for _ in range(n_resamples):
         resampled = expected * np.exp(draw.choice(residuals, len(points)))
-        again = fit_parametric(parameters, tokens, resampled, delta=delta, near=theta)
+        again = parametric.fit_parametric(parameters, tokens, resampled, delta=delta, near=theta)
         if again[3] > 0 and again[4] > 0:
             laws.append(law_of(again))
-    intervals = {
-        name: _percentiles([getattr(found, name) for found in laws]) for name in ("E", "A", "B", "alpha", "beta")
-    }
-    intervals |= {name: _percentiles([found.exponents[i] for found in laws]) for i, name in enumerate("ab")}
-    return Fit(
-        law=law,
-        points=points,
-        isoflop=isoflop,
-        intervals=intervals,
-        isoflop_intervals=_isoflop_intervals(isoflop, n_resamples, draw),
-        warnings=[*_doubts(law, isoflop, intervals, len(laws), n_resamples), *_flops_miss(law, points)],
-        laws=laws,
-        residuals=residuals,
-    )
-
-
-def _range(values: Array) -> tuple[float, float]:
-    return float(values.min()), float(values.max())
+    names = ("E", "A", "B", "alpha", "beta")
+    intervals = {name: percentiles([getattr(found, name) for found in laws]) for name in names}
+    intervals |= {name: percentiles([found.exponents[i] for found in laws]) for i, name in enumerate("ab")}
+    of_isoflop = parabolas.intervals(isoflop, n_resamples, draw)
+    warnings = [*_doubts(law, isoflop, intervals, len(laws), n_resamples), *_flops_miss(law, points)]
+    return Fit(law, points, isoflop, intervals, of_isoflop, warnings, laws, residuals)
 
 
 def _refuse_degenerate(points: Sequence[Point]) -> None:
     """Raise ValueError where no law can be told apart from others, whatever the losses are."""
     sizes, budgets = {p.parameters for p in points}, {round(np.log(p.flops) / np.log(SAME_BUDGET)) for p in points}
     problems = []
-    if len(points) <= LAW_PARAMETERS:
-        problems.append(f"{len(points)} finished run(s) are not enough for the law's {LAW_PARAMETERS} parameters")
+    if len(points) <= parametric.PARAMETERS:
+        problems.append(
+            f"{len(points)} finished run(s) are not enough for the law's {parametric.PARAMETERS} parameters"
+        )
     if len(sizes) < 3:
         problems.append(f"the runs have {len(sizes)} size(s) of the model: train at least 3")
     if len(budgets) < 2:
@@ -219,143 +129,6 @@ def _refuse_senseless(theta: Array) -> None:
                 f"no scaling law: {symbol} comes out as {value:.3g}, as if the loss did not fall with more {name}. "
                 "The budgets or sizes are too close to each other for the noise, or the learning rates do not fit"
             )
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Approach 3
-
-
-def fit_parametric(
-    parameters: Array, tokens: Array, loss: Array, *, delta: float, near: Array | None = None, n_starts: int = POLISHED
-) -> Array:
-    """The a = log A, b = log B, e = log E, α, β with the lowest Huber loss of log L, by L-BFGS from many starts.
-
-    The Huber losses are added up and scaled, not averaged: a mean of order 1e-7 is below the tolerances of L-BFGS,
-    which then stops far from the optimum (Besiroglu et al. 2404.10102).
-
-    Args:
-        parameters: N of each run.
-        tokens: D of each run.
-        loss: L of each run.
-        delta: where the Huber loss goes from squares to absolute values.
-        near: a fit to almost the same losses, to start at; None = the paper's grid of starts.
-        n_starts: how many of the grid are followed.
-    """
-    log_n, log_d, log_loss = np.log(parameters), np.log(tokens), np.log(loss)
-    # Around their means, a and α hardly depend on each other.
-    mean_n, mean_d = log_n.mean(), log_d.mean()
-    n, d, zero = log_n - mean_n, log_d - mean_d, np.zeros_like(log_n)
-    slopes = np.stack([n, d, zero])
-
-    def objective(theta: Array) -> tuple[float, Array]:
-        a, b, e, alpha, beta = theta
-        terms = np.stack([a - alpha * n, b - beta * d, e + zero])
-        predicted = np.logaddexp.reduce(terms)
-        residual = predicted - log_loss
-        slope = np.exp(terms - predicted) * np.clip(residual, -delta, delta)
-        gradient = np.array([*slope.sum(axis=1), *-(slope * slopes).sum(axis=1)[:2]])
-        return float(huber(delta, residual).sum()) / delta, gradient / delta
-
-    if near is None:
-        starts = np.array(STARTS)
-        starts[:, 0] -= starts[:, 3] * mean_n
-        starts[:, 1] -= starts[:, 4] * mean_d
-        terms = np.stack(
-            [
-                starts[:, :1] - starts[:, 3:4] * n,
-                starts[:, 1:2] - starts[:, 4:5] * d,
-                np.broadcast_to(starts[:, 2:3], (len(starts), len(n))),
-            ]
-        )
-        heights = huber(delta, np.logaddexp.reduce(terms) - log_loss).sum(axis=1)
-        starts = starts[np.argsort(heights, kind="stable")[:n_starts]]
-    else:
-        centre = near - np.array([near[3] * mean_n, near[4] * mean_d, 0, 0, 0])
-        starts = centre + np.array([[0, 0, 0, 0, 0], [0.1, 0.1, -0.3, 0.05, -0.05], [-0.1, -0.1, 0.1, -0.05, 0.05]])
-    options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-12, "gtol": 1e-8}
-    found = [minimize(objective, start, jac=True, method="L-BFGS-B", options=options) for start in starts]
-    best = min(found, key=lambda result: float(result.fun)).x
-    return np.asarray(best + np.array([best[3] * mean_n, best[4] * mean_d, 0, 0, 0]))
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Approach 2
-
-
-def fit_isoflop(points: Sequence[Point]) -> IsoFlop:
-    """A parabola in log N for each budget, and power laws through their minima.
-
-    A minimum outside of the sizes that its budget was trained with is not counted.
-    """
-    parabolas = [_parabola(group, points) for group in by_budget(points)]
-    good = [p for p in parabolas if not p.problem]
-    if len(good) < 2:
-        return IsoFlop(parabolas, None, None)
-    budgets = np.log([p.flops for p in good])
-    powers = []
-    for values in ([p.parameters for p in good], [p.tokens for p in good]):
-        exponent, intercept = np.polyfit(budgets, np.log(values), 1)
-        powers.append(Power(float(np.exp(intercept)), float(exponent)))
-    return IsoFlop(parabolas, *powers)
-
-
-def by_budget(points: Sequence[Point]) -> list[list[Point]]:
-    """Points of (almost) equal training FLOPs, the smallest budget first, in each the smallest model first."""
-    groups: list[list[Point]] = []
-    for point in sorted(points, key=lambda p: p.flops):
-        if groups and point.flops <= SAME_BUDGET * groups[-1][0].flops:
-            groups[-1].append(point)
-        else:
-            groups.append([point])
-    return [sorted(group, key=lambda p: p.parameters) for group in groups]
-
-
-def _parabola(group: list[Point], points: Sequence[Point]) -> Parabola:
-    flops = float(np.mean([p.flops for p in group]))
-    sizes = np.log([p.parameters for p in group])
-    if len(set(sizes)) < 3:
-        return Parabola(flops, group, problem=f"has {len(set(sizes))} size(s), and a parabola needs 3")
-    middle = sizes.mean()  # for the condition of the least squares
-    curvature, slope, height = np.polyfit(sizes - middle, [p.loss for p in group], 2)
-    coefficients = (curvature, slope - 2 * curvature * middle, height - slope * middle + curvature * middle**2)
-    if curvature <= 0:
-        return Parabola(flops, group, coefficients=coefficients, problem="has a loss that bends the wrong way")
-    at = middle - slope / (2 * curvature)
-    if not sizes[0] <= at <= sizes[-1]:
-        side, add = ("below the smallest", "smaller") if at < sizes[0] else ("above the largest", "larger")
-        problem = f"has its minimum {side} size that was trained: add {add} ones"
-        return Parabola(flops, group, coefficients=coefficients, problem=problem)
-    known = sorted({(np.log(p.parameters), np.log(p.flops / p.tokens)) for p in points})
-    flops_per_token = np.exp(np.interp(at, *np.transpose(known)))
-    loss = height - slope**2 / (4 * curvature)
-    return Parabola(flops, group, float(np.exp(at)), float(flops / flops_per_token), float(loss), coefficients)
-
-
-def _isoflop_intervals(isoflop: IsoFlop, n_resamples: int, draw: np.random.Generator) -> dict[str, Interval]:
-    good = [p for p in isoflop.parabolas if not p.problem]
-    points = [point for parabola in good for point in parabola.points]
-    freedom = len(points) - 3 * len(good)
-    if len(good) < 2 or freedom < 1:
-        return {}
-    expected = np.concatenate([np.polyval(p.coefficients, np.log([q.parameters for q in p.points])) for p in good])
-    residuals = (np.array([p.loss for p in points]) - expected) * np.sqrt(len(points) / freedom)
-    exponents = []
-    for _ in range(n_resamples):
-        losses = expected + draw.choice(residuals, len(points))
-        found = fit_isoflop([p._replace(loss=float(loss)) for p, loss in zip(points, losses, strict=True)])
-        if found.parameters is not None and found.tokens is not None:
-            exponents.append((found.parameters.exponent, found.tokens.exponent))
-    if len(exponents) < n_resamples / 2:
-        return {}
-    return {name: _percentiles(values) for name, values in zip("ab", np.transpose(exponents), strict=True)}
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# How sure
-
-
-def _percentiles(values: Sequence[float]) -> Interval:
-    return Interval(*map(float, np.percentile(values, [2.5, 97.5])))
 
 
 def _doubts(law: Law, isoflop: IsoFlop, intervals: dict[str, Interval], n_sensible: int, n_resamples: int) -> list[str]:

@@ -3,26 +3,21 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import optuna
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, Transformer
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
 
-from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.config import Config, ConfigError, Problem
+from thunderhead.core.terminal import say
+from thunderhead.core.types import NonNegativeInt, PositiveInt
 from thunderhead.lab.execution import PRUNED, Executor, Interrupted, Outcome
-from thunderhead.lab.jobs import Job, make_job, state
-from thunderhead.lab.runs import Failure
+from thunderhead.lab.jobs import Job, PlanRun, make_job, state
+from thunderhead.lab.runs import Failure, last_metrics, read_summary
 from thunderhead.lab.sweep import SINGLE_RUN, Sweep
 from thunderhead.training import record
-from thunderhead.training.display import say
-from thunderhead.training.planning import plan_run
-from thunderhead.training.run import find_problems
 
 
 def distribution(override: Override) -> BaseDistribution:
@@ -57,22 +52,34 @@ def distribution(override: Override) -> BaseDistribution:
 
 def reports(folder: Path) -> dict[int, float]:
     """Validation losses so far by step."""
-    path = folder / "metrics.csv"
-    rows = record.read_rows(path)[1] if path.is_file() else []
-    return {int(row["step"]): float(row["val/loss"]) for row in rows if row.get("val/loss")}
+    return {int(row["step"]): row["val/loss"] for row in last_metrics(folder) if "val/loss" in row}
+
+
+def settings(
+    *, n_trials: PositiveInt, seed: NonNegativeInt, pruner: Literal["none", "median"], n_startup_trials: NonNegativeInt
+) -> None:
+    """The sweeper's settings, for the check.
+
+    Args:
+        n_trials: in all.
+        seed: of the sampler.
+        pruner: `median` ends trials that are worse than the median of earlier ones at their step.
+        n_startup_trials: random trials before TPE, and finished ones before pruning.
+    """
 
 
 def run_search(
     space: Mapping[str, BaseDistribution],
     fixed: Sequence[str],
-    compose: Callable[[Sequence[str]], dict[str, Any]],
+    compose: Callable[[Sequence[str]], Config],
     folder: Path,
-    executor: Executor,
     *,
+    executor: Executor,
+    plan: PlanRun,
     n_jobs: int,
     n_trials: int,
     seed: int,
-    pruner: Literal["none", "median"],
+    pruner: str,
     n_startup_trials: int,
     arguments: list[str],
 ) -> int:
@@ -93,44 +100,43 @@ def run_search(
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=n_startup_trials, constant_liar=n_jobs > 1),
         pruner=optuna.pruners.MedianPruner(n_startup_trials) if pruner == "median" else optuna.pruners.NopPruner(),
     )
-    sweep = Sweep(folder, executor, arguments)
-    interrupted = False
+    sweep, interrupted = Sweep(folder, executor, arguments), False
+    trials: dict[Path, tuple[optuna.Trial, Job]] = {}  # of the group under way
+
+    def is_hopeless(job: Job) -> bool:
+        trial = trials[job.folder][0]
+        known = study.trials[trial.number].intermediate_values
+        for step, loss in reports(job.folder).items():
+            if step not in known:
+                trial.report(loss, step)
+        return trial.should_prune()
+
     while len(study.trials) < n_trials and not interrupted:
-        trials: dict[Path, tuple[optuna.Trial, Job]] = {}
+        trials.clear()
         for _ in range(min(n_jobs, n_trials - len(study.trials))):
             trial = study.ask(dict(space))
-            choices = {
-                path: f"{value:.6g}" if isinstance(value, float) else str(value) for path, value in trial.params.items()
-            }
+            choices = {path: f"{v:.6g}" if isinstance(v, float) else str(v) for path, v in trial.params.items()}
             config = compose([*fixed, *(f"{path}={value}" for path, value in choices.items())]) | SINGLE_RUN
             job = make_job({"trial": str(trial.number), **choices}, config, folder)
             try:
-                _refuse(config)
+                plan(config)
             except ConfigError as error:
                 if trial.number == 0:  # nothing was started
                     raise
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 sweep.failures.append(Failure(job.name, f"refused: {'; '.join(str(error).splitlines())}"))
+                study.tell(trial, state=TrialState.FAIL)
                 continue
             if job.folder in trials:  # the same point twice at once
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                continue
-            trials[job.folder] = (trial, job)
-
-        def is_hopeless(job: Job, trials: dict[Path, tuple[optuna.Trial, Job]] = trials) -> bool:
-            trial = trials[job.folder][0]
-            known = study.trials[trial.number].intermediate_values
-            for step, loss in reports(job.folder).items():
-                if step not in known:
-                    trial.report(loss, step)
-            return trial.should_prune()
+                study.tell(trial, state=TrialState.FAIL)
+            else:
+                trials[job.folder] = (trial, job)
 
         sweep.begin()
         # pruned in an earlier start
         pruned = {p for p, (_, job) in trials.items() if state(p) == "partial" and is_hopeless(job)}
         sweep.note([trials[place][1] for place in pruned], dict.fromkeys(pruned, Outcome("pruned", PRUNED)))
         jobs = [job for _, job in trials.values()]
-        sweep.jobs += [job for job in jobs if job.folder not in {known.folder for known in sweep.jobs}]
+        sweep.jobs += [job for job in jobs if job.folder not in sweep.names]
         sweep.names |= {job.folder: job.name for job in jobs}
         try:
             waiting = [job for job in jobs if job.folder not in pruned]
@@ -142,44 +148,22 @@ def run_search(
             if state(job.folder) == "finished":
                 is_hopeless(job)  # tells what an earlier start logged
             _tell(study, trial, job, sweep.outcomes[job.folder])
-    _write_study(study, folder)
-    finished = [trial for trial in study.trials if trial.value is not None and trial.state.name == "COMPLETE"]
-    if finished:
+    told = [(t.number, t.state.name.lower(), t.value, t.params) for t in study.trials]
+    names = ("number", "state", "val_loss", "params")
+    record.write_json(folder / "study.json", {"trials": [dict(zip(names, each, strict=True)) for each in told]})
+    if any(trial.state == TrialState.COMPLETE for trial in study.trials):
         best = study.best_trial
-        say(f"best: trial {best.number}, validation loss {best.value:.4f}: " + _line(best.params))
-    sweep.report(None)
-    return 130 if interrupted else 1 if sweep.failures else 0
-
-
-def _refuse(config: dict[str, Any]) -> None:
-    if problems := find_problems(config):
-        raise ConfigError(problems)
-    plan_run(config)
+        values = (f"{path}={v:.4g}" if isinstance(v, float) else f"{path}={v}" for path, v in best.params.items())
+        say(f"best: trial {best.number}, validation loss {best.value:.4f}: {' '.join(values)}")
+    return sweep.end(interrupted=interrupted)
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, job: Job, outcome: Outcome) -> None:
-    """How a trial ended."""
-    summary = record.read_summary(job.folder)
-    if summary is not None and math.isfinite(summary["val_loss"]):
-        study.tell(trial, summary["val_loss"])
-    elif outcome.state == "pruned":
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    loss = (read_summary(job.folder) or {}).get("val_loss", math.nan)
+    if math.isfinite(loss):
+        study.tell(trial, loss)
     else:
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
-
-
-def _write_study(study: optuna.Study, folder: Path) -> None:
-    trials = [
-        {"number": t.number, "state": t.state.name.lower(), "val_loss": t.value, "params": t.params}
-        for t in study.trials
-    ]
-    record.write_json(folder / "study.json", {"trials": trials})
-
-
-def _line(params: Mapping[str, Any]) -> str:
-    return " ".join(
-        f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}" for path, value in params.items()
-    )
+        study.tell(trial, state=TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL)
 
 
 def space_of(overrides: Sequence[Override]) -> tuple[dict[str, BaseDistribution], list[str]]:
@@ -198,9 +182,8 @@ def space_of(overrides: Sequence[Override]) -> tuple[dict[str, BaseDistribution]
         except ValueError as error:
             problems.append(Problem("", str(error)))
     if not space and not problems:
-        problems.append(
-            Problem("hydra/sweeper=optuna", "has nothing to search: optimizer.lr=tag(log, interval(1e-4, 1e-2))")
-        )
+        message = "has nothing to search: optimizer.lr=tag(log, interval(1e-4, 1e-2))"
+        problems.append(Problem("hydra/sweeper=optuna", message))
     if problems:
         raise ConfigError(problems)
     return space, fixed

@@ -19,12 +19,7 @@ SAVING_SECONDS = 80  # submitit warns 90 seconds before the end
 
 
 class ArmJob:
-    """What a SLURM job does: train one run as a process. Before its time is up it saves, and is queued again.
-
-    Args:
-        job: the run.
-        program: what trains it.
-    """
+    """What a SLURM job does: train one run as a process. Before its time is up it saves, and is queued again."""
 
     def __init__(self, job: Job, program: Sequence[str]):
         self.job, self.program = job, tuple(program)
@@ -32,7 +27,6 @@ class ArmJob:
         self._told = False
 
     def __call__(self) -> int:
-        """Train, or go on from the checkpoint; returns the exit status."""
         # One task is an ordinary run, which starts its own processes; several tasks are the ranks of one run.
         drop = {"HYDRA_FULL_ERROR"} if is_slurm_task() else NOT_INHERITED
         environment = {name: value for name, value in os.environ.items() if name not in drop}
@@ -72,15 +66,12 @@ class SlurmRunning:
         self._job = job
 
     def poll(self) -> int | None:
-        """Its exit status; 1 if SLURM ended it without a result."""
         if not self._job.done():
             return None
-        error = self._job.exception()
-        return self._job.result() if error is None else 1
+        return self._job.result() if self._job.exception() is None else 1  # SLURM ended it without a result
 
     def stop(self) -> None:
-        """SLURM sends SIGTERM: the run saves and ends."""
-        self._job.cancel(check=False)
+        self._job.cancel(check=False)  # SLURM sends SIGTERM: the run saves and ends
 
     kill = stop
 
@@ -90,10 +81,8 @@ class SlurmJobs:
 
     Args:
         folder: for submitit's files, on a file system that all nodes see.
-        n_jobs: at a time.
-        name: of the SLURM job.
         max_num_timeout: how often a job goes on after its time was up.
-        program: what trains a job.
+        program: what trains a job; () = this program.
         parameters: submitit's.
     """
 
@@ -120,11 +109,9 @@ class SlurmJobs:
         self._program = program or this_program()  # of the node that submits
 
     def free(self) -> int:
-        """SLURM queues what does not fit."""
-        return 10**6
+        return 10**6  # SLURM queues what does not fit
 
     def start(self, jobs: Sequence[Job]) -> list[Running]:
-        """Submit them as one array."""
         for job in jobs:
             job.folder.mkdir(parents=True, exist_ok=True)
         submitted = self.executor.submit_array([ArmJob(job, self._program) for job in jobs])

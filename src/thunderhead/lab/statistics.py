@@ -31,7 +31,7 @@ class Interval(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Comparison:
     """One arm against another: differences of their final losses, paired by seed.
 
@@ -52,12 +52,10 @@ class Comparison:
 
     @property
     def n(self) -> int:
-        """Pairs."""
         return len(self.differences)
 
     @property
     def mean(self) -> float:
-        """Difference, over the pairs; nan without any."""
         return float(np.mean(self._values)) if self.n else math.nan
 
     @property
@@ -106,16 +104,9 @@ def compare(losses: Mapping[str, Mapping[int, float]], pairs: Sequence[tuple[str
     if tested:
         p_values = multipletests([tests[index][1] for index in tested], alpha=ALPHA, method="holm")[1]
         corrected = dict(zip(tested, map(float, p_values), strict=True))
+    alpha = ALPHA / max(1, len(tested))
     return [
-        Comparison(
-            arm=arm,
-            against=against,
-            differences=paired[index],
-            t=tests[index][0],
-            p=tests[index][1],
-            p_holm=corrected.get(index),
-            alpha=ALPHA / max(1, len(tested)),
-        )
+        Comparison(arm, against, paired[index], *tests[index], p_holm=corrected.get(index), alpha=alpha)
         for index, (arm, against) in enumerate(pairs)
     ]
 
@@ -144,13 +135,15 @@ def bootstrap_interval(values: Sequence[float]) -> Interval | None:
     return Interval(low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 
-def minimum_detectable(spread: float, n: int, alpha: float = ALPHA) -> float | None:
-    """The smallest true mean difference that a two-sided paired t-test resolves with a probability of POWER.
+def percentiles(values: Sequence[float]) -> Interval:
+    """The middle 95 % of resampled values."""
+    return Interval(*map(float, np.percentile(values, [100 * ALPHA / 2, 100 - 100 * ALPHA / 2])))
 
-    Args:
-        spread: standard deviation of the paired differences.
-        n: pairs; None is returned for fewer than two.
-        alpha: significance level of the test.
+
+def minimum_detectable(spread: float, n: int, alpha: float = ALPHA) -> float | None:
+    """The smallest true mean difference that n pairs of this spread resolve with a probability of POWER.
+
+    By a two-sided paired t-test at the level `alpha`; None for fewer than two pairs.
     """
     return spread * _detectable_effect(n, alpha) if n >= 2 else None
 

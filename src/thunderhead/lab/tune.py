@@ -8,16 +8,17 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from thunderhead.core.config import Config, Problem, leaves, set_value
 from thunderhead.core.types import NonNegativeInt, PositiveFloat
-
-Config = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Untuned:
     """Every arm trains with the values that its options give."""
+
+    multipliers: ClassVar[dict[str, list[float]]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,10 @@ class Bracket:
 
     multipliers: dict[str, list[PositiveFloat]]
     seed: NonNegativeInt | None
+
+    def problems(self, run: Any) -> list[Problem]:
+        """A single run has no arms."""
+        return [Problem("tune", "acts on the arms of a sweep, and this is a single run: add -m or tune=none")]
 
 
 class Trial(NamedTuple):
@@ -47,20 +52,24 @@ def trials(config: Config, multipliers: Mapping[str, Sequence[float]]) -> list[T
     Raises:
         ValueError: a path does not lead to a number.
     """
-    axes = []
+    axes, values = [], dict(leaves(config))
     for path, factors in multipliers.items():
-        default = lookup(config, path)
+        default = values.get(path)
         if isinstance(default, bool) or not isinstance(default, int | float):
             raise ValueError(f"tune.multipliers.{path}: the value there is {default!r}, not a number to multiply")
         axes.append([(path, factor, float(default * factor)) for factor in (factors if default else [1.0])])
     found = []
     for point in itertools.product(*axes):
-        changed = config
-        for path, factor, value in point:
-            if factor != 1:
-                changed = with_value(changed, path, value)
-        found.append(Trial({p: f for p, f, _ in point}, {p: v for p, _, v in point}, changed))
+        trial = Trial({path: factor for path, factor, _ in point}, {path: value for path, _, value in point}, config)
+        found.append(trial._replace(config=with_values(config, trial)))
     return found
+
+
+def with_values(config: Config, trial: Trial) -> Config:
+    """A configuration with a trial's values; those that it multiplies by 1 stay as they are."""
+    for path, factor in trial.multiplier.items():
+        config = config if factor == 1 else set_value(config, path, trial.value[path])
+    return config
 
 
 def best(losses: Sequence[float | None]) -> int | None:
@@ -77,17 +86,3 @@ def at_edge(trial: Trial, all_trials: Sequence[Trial]) -> list[str]:
         if len(factors) > 1 and factor in (min(factors), max(factors)):
             edges.append(path)
     return edges
-
-
-def lookup(config: Config, path: str) -> Any:
-    """The value at a config path; None if there is none."""
-    value: Any = config
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
-def with_value(config: Config, path: str, value: Any) -> Config:
-    """A copy with another value at a config path."""
-    name, _, rest = path.partition(".")
-    return {**config, name: with_value(config[name], rest, value) if rest else value}

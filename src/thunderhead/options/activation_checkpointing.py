@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,10 @@ ATTENTION = {
 class ActivationCheckpointing:
     """Keep only the input of some blocks and compute their insides again in the backward pass (Chen et al. 1604.06174).
 
-    The gradients are the same; a checkpointed block costs one more forward pass of it.
-
     - every: 0 = no block, 1 = each block, n = the first of every n blocks.
     """
+
+    recomputes: Literal["whole", "part"] = "whole"  # of a block
 
     def __init__(self, *, every: NonNegativeInt = 0) -> None:
         self.every = every
@@ -37,8 +37,7 @@ class ActivationCheckpointing:
     def apply(self, index: int, block: nn.Module) -> None:
         """Let block number `index`, called as block(x_BTD, context), be checkpointed, or leave it as it is.
 
-        It happens inside of the block's forward, so that compiling the block compiles it too; names of parameters stay
-        (wrapper modules would change them, and break resuming).
+        It happens inside of the block's forward: compiling the block compiles it, too, and names of parameters stay.
         """
         if not self.every or index % self.every:
             return
@@ -49,7 +48,7 @@ class ActivationCheckpointing:
             y_BTD: Tensor = run(inside, x_BTD, context) if torch.is_grad_enabled() else inside(x_BTD, context)
             return y_BTD
 
-        block.__class__ = type(cls.__name__, (cls,), {"forward": forward})
+        block.__class__ = type(cls.__name__, (cls,), {"forward": forward, "checkpointed": self.recomputes})
 
     def run(self, inside: Callable[..., Tensor], x_BTD: Tensor, context: SequenceContext) -> Tensor:
         """Compute inside(x_BTD, context) now, and again in the backward pass."""
@@ -69,6 +68,8 @@ class SelectiveCheckpointing(ActivationCheckpointing):
 
     Raises ValueError if nothing is to be kept.
     """
+
+    recomputes = "part"
 
     def __init__(self, *, keep_attention: bool = True, keep_every_matmul: NonNegativeInt = 1) -> None:
         super().__init__(every=1)

@@ -16,9 +16,8 @@ class Adafactor(Optimizer):
     """Adafactor (Shazeer & Stern 1804.04235) without momentum, step for step as `torch.optim.Adafactor` computes it.
 
     The second moment of an (m, n) matrix is kept as m row means and n column means, and the step is relative to the
-    parameter's own RMS. Two differences from torch's class, whose state_dict it shares: it works out of place, because
-    in-place operations on the norms of a DTensor (sharded by FSDP or tensor parallelism) fail; and state and arithmetic
-    are at least float32, also for bfloat16 parameters.
+    parameter's own RMS. Unlike torch's class, whose state_dict it shares, it works out of place, because in-place
+    operations on the norms of a DTensor fail, and in float32 at least, also for bfloat16 parameters.
 
     Args:
         params: parameters or groups of them.
@@ -28,7 +27,6 @@ class Adafactor(Optimizer):
             parameter for the relative step.
         d: an update whose RMS is above d is scaled down to it.
         weight_decay: decoupled: lr·weight_decay of the parameter is taken off at each step.
-
     """
 
     def __init__(
@@ -46,11 +44,7 @@ class Adafactor(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step for every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

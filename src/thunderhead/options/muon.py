@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.optim import AdamW, Optimizer
@@ -10,6 +10,9 @@ from torch.optim import Muon as MatrixMuon
 
 from thunderhead.core.optim.parameter_groups import holds_matrices
 from thunderhead.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
+
+if TYPE_CHECKING:
+    from thunderhead.options.mup import Growth
 
 AdjustLr = Literal["original", "match_rms_adamw"]
 
@@ -19,13 +22,17 @@ def update_scale(adjust_lr_fn: AdjustLr, rows: int, columns: int) -> float:
     return math.sqrt(max(1, rows / columns)) if adjust_lr_fn == "original" else 0.2 * math.sqrt(max(rows, columns))
 
 
+def _divided(groups: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Those of matrices, and the others."""
+    return [g for g in groups if holds_matrices(g)], [g for g in groups if not holds_matrices(g)]
+
+
 class Muon(Optimizer):
     """Muon on the groups of matrices, AdamW on the others (Jordan 2024; Liu et al. 2502.16982).
 
     Muon's update is the momentum of a matrix with its singular values all set to about 1 (a few Newton–Schulz steps in
-    bfloat16); that is meaningless for vectors, and embeddings and the head do better under AdamW. torch has both
-    optimizers. This class holds one of each and lends them its own groups and state, so that from outside there is one
-    `Optimizer`: learning-rate schedules, gradient scaling, and checkpoints see every parameter.
+    bfloat16); that is meaningless for vectors, and embeddings and the head do better under AdamW. This class holds one
+    of each of torch's and lends them its own groups and state, so that from outside there is one `Optimizer`.
 
     Args:
         params: groups as made by `parameter_groups`; a group whose name begins with `matrices` goes to Muon.
@@ -39,13 +46,9 @@ class Muon(Optimizer):
         adjust_lr_fn: `match_rms_adamw` scales a matrix' update by 0.2·sqrt(max(rows, columns)), so that its RMS is like
             AdamW's and `lr` may be AdamW's (2502.16982); `original` by sqrt(max(1, rows / columns)).
         adamw_lr: peak learning rate of the groups under AdamW; None is `lr`.
-        adamw_betas: of AdamW.
-        adamw_eps: of AdamW.
-        adamw_fused: torch's fused implementation of AdamW; None lets torch choose.
+        adamw_betas, adamw_eps, adamw_fused: of AdamW, as torch has them.
 
-    Raises:
-        ValueError: no group of matrices, or a parameter in one that is not 2-D.
-
+    Raises ValueError without a group of matrices, or for a parameter in one that is not 2-D.
     """
 
     def __init__(
@@ -66,8 +69,7 @@ class Muon(Optimizer):
         adamw_fused: bool | None = None,
     ) -> None:
         groups = [dict(group) for group in params]
-        matrices = [group for group in groups if holds_matrices(group)]
-        others = [group for group in groups if not holds_matrices(group)]
+        matrices, others = _divided(groups)
         if not matrices:
             raise ValueError(
                 "optimizer: Muon needs a parameter group named matrices (see parameter_groups), and there is only "
@@ -97,15 +99,21 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step of Muon and one of AdamW, each on its own groups."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         # Lent anew each time, because load_state_dict replaces both objects.
-        self._muon.param_groups = [group for group in self.param_groups if holds_matrices(group)]
-        self._adamw.param_groups = [group for group in self.param_groups if not holds_matrices(group)]
+        self._muon.param_groups, self._adamw.param_groups = _divided(self.param_groups)
         self._muon.state = self._adamw.state = self.state
         self._muon.step()  # type: ignore[no-untyped-call]
         self._adamw.step()
         return loss
+
+    def width_multiplier(self, group: dict[str, Any], growth: "Growth") -> float:
+        """Return what muP multiplies the learning rate of a grown matrix by.
+
+        Muon's updates have a spectral norm of about lr · `update_scale`; this makes it grow as sqrt(fan_out / fan_in),
+        with either `adjust_lr_fn` (2310.17813, condition 1).
+        """
+        if not holds_matrices(group):
+            return 1 / growth.fan_in
+        scale, base_scale = (update_scale(group["adjust_lr_fn"], *shape) for shape in (growth.shape, growth.base_shape))
+        return math.sqrt(growth.fan_out / growth.fan_in) * base_scale / scale

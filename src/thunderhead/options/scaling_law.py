@@ -1,54 +1,22 @@
-"""A fitted scaling law L(N, D) = E + A / N^α + B / D^β: what it predicts, and what it holds for compute-optimal.
-
-`thunderhead.lab.scaling` fits it; it lies in a law.json, from which budgets read it.
-"""
+"""A fitted scaling law, as budgets read it from a law.json; reports of `experiment=scaling_law` write one."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
 
-import numpy as np
 import pydantic
-from numpy.typing import NDArray
 
-from thunderhead.core.types import NonNegativeFloat, PositiveFloat
-
-Count = Literal["total", "non_embedding"]
-Number = TypeVar("Number", float, NDArray[np.float64])
-
-
-def counted(parameters: dict[str, int], count: Count) -> int:
-    """The parameters that are counted: all, or without token and position tables and an untied output head."""
-    if count == "total":
-        return parameters["total"]
-    return parameters["total"] - sum(parameters[part] for part in ("embedding", "position", "head"))
-
-
-class Optimum(NamedTuple):
-    """The lowest loss that a law allows for a compute budget."""
-
-    parameters: float
-    tokens: float
-    loss: float
+from thunderhead.core.types import Count, NonNegativeFloat, PositiveFloat
 
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """L(N, D) of one kind of model on one data set, in nats a token (Hoffmann et al. 2203.15556, section 3.3).
+    """L(N, D) = E + A / N^alpha + B / D^beta in nats a token (Hoffmann et al. 2203.15556, section 3.3).
 
     Args:
         count: which parameters N counts.
-        E: loss that neither parameters nor tokens take away.
-        A: of the parameters' term A / N^alpha.
-        B: of the tokens' term B / D^beta.
-        alpha: exponent of N.
-        beta: exponent of D.
-        flops_coefficient: training FLOPs a token = flops_coefficient · N^flops_exponent. 6 and 1 are the usual
-            approximation, which leaves attention out; small models are far from it.
-        flops_exponent: see flops_coefficient.
-        parameters: the smallest and the largest N that it was fitted on.
-        tokens: the fewest and the most D.
-        flops: the smallest and the largest training compute.
+        E, A, B, alpha, beta: of the formula.
+        flops_coefficient, flops_exponent: training FLOPs a token = flops_coefficient · N^flops_exponent.
+        parameters, tokens, flops: the smallest and the largest N, D and training compute that it was fitted on.
     """
 
     count: Count
@@ -63,40 +31,25 @@ class Law:
     tokens: tuple[float, float]
     flops: tuple[float, float]
 
-    def loss(self, parameters: Number, tokens: Number) -> Number:
-        """The predicted loss of a model of N parameters trained on D tokens."""
-        loss: Number = self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta
-        return loss
+    def loss(self, parameters: float, tokens: float) -> float:
+        return float(self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta)
 
-    def flops_of(self, parameters: Number, tokens: Number) -> Number:
-        """Training FLOPs of N parameters and D tokens."""
-        flops: Number = self.flops_coefficient * parameters**self.flops_exponent * tokens
-        return flops
+    # With D = C / (k N^p), dL/dN = 0 where α A N^-α = p β B D^-β.
 
-    @property
-    def exponents(self) -> tuple[float, float]:
-        """Of the optimum at a budget C, a and b: N ∝ C^a, D ∝ C^b."""
-        total = self.alpha + self.flops_exponent * self.beta
-        return self.beta / total, self.alpha / total
-
-    def optimum(self, flops: float) -> Optimum:
-        """The N and D with the lowest loss that a training budget allows."""
-        # With D = C / (k N^p), dL/dN = 0 where α A N^-α = p β B D^-β.
+    def optimum(self, flops: float) -> tuple[float, float]:
+        """Return the N and D with the lowest loss that a training budget allows."""
         ratio = self.alpha * self.A / (self.flops_exponent * self.beta * self.B)
-        parameters = (ratio * (flops / self.flops_coefficient) ** self.beta) ** (self.exponents[0] / self.beta)
-        tokens = flops / (self.flops_coefficient * parameters**self.flops_exponent)
-        return Optimum(parameters, tokens, self.loss(parameters, tokens))
+        exponent = 1 / (self.alpha + self.flops_exponent * self.beta)
+        parameters = (ratio * (flops / self.flops_coefficient) ** self.beta) ** exponent
+        return parameters, flops / (self.flops_coefficient * parameters**self.flops_exponent)
 
     def optimal_tokens(self, parameters: float) -> float:
-        """The D for which a model of N parameters is the best use of its training compute."""
+        """Return the D for which a model of N parameters is the best use of its training compute."""
         ratio = self.flops_exponent * self.beta * self.B / (self.alpha * self.A)
         return float((ratio * parameters**self.alpha) ** (1 / self.beta))
 
     def extrapolation(self, **quantities: float) -> str:
-        """How far `parameters`, `tokens` or `flops` lie outside of what the law was fitted on: a sentence, or nothing.
-
-        Up to a tenth counts as inside.
-        """
+        """Say how far `parameters`, `tokens` or `flops` lie outside of what was fitted, by more than a tenth; or ""."""
         parts = []
         for name, value in quantities.items():
             low, high = getattr(self, name)
@@ -114,11 +67,7 @@ class _File(pydantic.BaseModel):
 
 
 def read_law(path: str | Path) -> Law:
-    """The law in a law.json.
-
-    Raises:
-        ValueError: there is none, or it cannot be read.
-    """
+    """Read the law in a law.json; ValueError if there is none."""
     try:
         return _File.model_validate_json(Path(path).read_bytes()).law
     except OSError as error:

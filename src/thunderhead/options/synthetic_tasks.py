@@ -7,24 +7,24 @@ Sequence n is a pure function of the seed and n, as the order of text is (`thund
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass
 from functools import cached_property, lru_cache
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from typing_extensions import override
 
-from thunderhead.core.data.datamodule import ENDLESS, MicroBatches, TokenDataModule, validation_samples
+from thunderhead.core.config import Problem
+from thunderhead.core.data.datamodule import ENDLESS, Draw, TokenDataModule, hash_of, refusals
 from thunderhead.core.data.manifest import SplitName
-from thunderhead.core.data.mixture import Entry
 from thunderhead.core.data.order import permutation
-from thunderhead.core.types import NonNegativeInt, PositiveFloat, PositiveInt
+from thunderhead.core.types import PositiveFloat, PositiveInt
 from thunderhead.corpus.tokenizer import EOS, Tokenizer, Tokens
 
 VALIDATION_SEED = 0  # the same sequences for every seed of a run, so that losses compare
@@ -348,71 +348,116 @@ class TaskSequences(Dataset[Tensor]):
         return torch.stack([self[n] for n in samples])
 
 
-class SyntheticDataModule(TokenDataModule):
-    """Batches of a task: nothing to prepare, and the order of `TokenDataModule`.
+@dataclass(eq=False, repr=False)
+class TaskData(TokenDataModule):
+    """Sequences of a task: there is nothing to prepare, and no end.
 
     Args:
-        tokenizer, context_length, micro_batch_size, sequences_per_step, seed: see `TokenDataModule`.
+        filters: none: there are no documents.
         task: makes the sequences.
-        max_validation_tokens: validate on at most so many tokens, the same for every seed.
-        num_workers: processes that make sequences; 0 makes them between the steps.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        context_length: int,
-        micro_batch_size: int,
-        sequences_per_step: int,
-        seed: int,
-        *,
-        task: Task,
-        max_validation_tokens: PositiveInt = 65_536,
-        num_workers: NonNegativeInt = 0,
-    ):
-        super().__init__(
-            tokenizer,
-            context_length,
-            micro_batch_size,
-            sequences_per_step,
-            seed,
-            sources={},
-            max_validation_tokens=max_validation_tokens,
-            num_workers=num_workers,
-        )
-        self.task = task
+    filters: Mapping[str, object]
+    _: KW_ONLY
+    task: Task
+
+    @property
+    def vocab_size(self) -> int:  # type: ignore[override]
+        """Token ids are below."""
+        return self.task.vocab_size
+
+    @property
+    def eos_id(self) -> int | None:  # type: ignore[override]
+        """Begins each sequence."""
+        return self.task.eos_id
+
+    @property
+    def tokenizer(self) -> SymbolTokenizer:
+        """Write the tokens as text."""
+        return self.task.load_tokenizer()
+
+    @property
+    def unigram_entropy(self) -> float | None:  # type: ignore[override]
+        """The loss of who knows nothing but which answers there are."""
+        return self.task.unigram_entropy
 
     @override
-    def prepare_data(self) -> None:
-        """There is nothing to prepare."""
+    def problems(self, run: Any) -> list[Problem]:
+        found = refusals(lambda: self.task.check(self.context_length))
+        if self.filters:
+            found.append(Problem("curation", "a synthetic task has no documents to filter: use curation=none"))
+        if getattr(run.budget, "needs_epochs", False):
+            found.append(Problem("budget.epochs", "a synthetic task has no epochs: use budget=steps or budget=tokens"))
+        return found
 
     @override
-    def setup(self, stage: Literal["fit", "validate"] | str) -> None:
+    def draw(self, steps: int) -> Draw:
+        return Draw(steps, epochs={})
+
+    @override
+    def notes(self) -> list[str]:
+        return ["tokens are the task's own symbols, the tokenizer is not used"]
+
+    @override
+    def summary(self) -> dict[str, Any]:
+        return self.task.summary()
+
+    @override
+    def validation_metrics(self) -> dict[str, Any]:
+        return {"accuracy": is_most_probable}
+
+    @override
+    def validation_data(self) -> str:
+        return hash_of([self.task.summary(), self.max_validation_tokens])
+
+    validation_text = validation_data
+
+    @override
+    def sample(self, decoder: Any, device: torch.device) -> str:
+        return sample_answers(decoder, self.task, device)
+
+    @override
+    def setup(self, stage: str) -> None:
         """Refuse a context length that the task does not fit in."""
         self.task.check(self.context_length)
 
     @override
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        """Load from the first sequence that no step has used."""
-        assert self.trainer is not None
-        rank, world_size = self.data_parallel()
-        self._first_sample, self._first_step = self.samples_seen, self.trainer.global_step
-        batches = MicroBatches(self._first_sample, ENDLESS, self.micro_batch_size, rank, world_size)
-        return self._loader(self._sequences("train"), batches)
+    def train_dataset(self, steps: int) -> TaskSequences:
+        return TaskSequences(self.task, "train", self.seed, self.context_length)
 
     @override
-    def ledger(self, steps: int) -> Callable[[int], dict[str, Entry]]:
-        """There are no sources."""
-        return lambda samples: {}
+    def validation_blocks(self) -> dict[str, int]:
+        return {"task": ENDLESS}
 
     @override
-    def val_dataloader(self) -> list[DataLoader[Tensor]]:
-        """Load the first validation sequences, each once over all ranks, in batches of one size."""
-        rank, world_size = self.data_parallel()
-        wanted = self.max_validation_tokens // self.context_length
-        share = validation_samples(ENDLESS, wanted, world_size) // world_size
-        size = max(size for size in range(1, self.micro_batch_size + 1) if share % size == 0)
-        return [self._loader(self._sequences("val"), MicroBatches(0, share // size, size, rank, world_size))]
+    def val_dataset(self, source: str, samples: int) -> TaskSequences:
+        return TaskSequences(self.task, "val", self.seed, self.context_length)
 
-    def _sequences(self, split: SplitName) -> TaskSequences:
-        return TaskSequences(self.task, split, self.seed, self.context_length)
+
+def is_most_probable(logits: Tensor, targets: Tensor) -> Tensor:
+    """Say whether the most probable token is the target, (B, T) of 0 and 1."""
+    return (logits.argmax(dim=-1) == targets).float()
+
+
+@torch.inference_mode()
+def sample_answers(decoder: Any, task: Task, device: torch.device, sequences: int = 3) -> str:
+    """Write the first validation sequences of a task, a line each, with the model's most probable answers.
+
+    A right answer is marked as v7✓, a wrong one shows what the model said instead: v7✗v2.
+    """
+    symbols, lines = [*task.symbols, "|"], []
+    was_training = decoder.training
+    decoder.eval()
+    try:
+        for n in range(sequences):
+            tokens, is_answer = task.sequence("val", 0, n, decoder.context_length)
+            logits_TV = decoder.logits(torch.from_numpy(tokens[None, :-1]).to(device))[0]
+            said = [int(tokens[0]), *logits_TV.argmax(dim=-1).tolist()]
+            written = []
+            for token, answer, asked in zip(tokens.tolist(), said, is_answer.tolist(), strict=True):
+                told = symbols[answer] if answer < len(symbols) else "?"  # a row of a larger vocabulary
+                written.append(symbols[token] + ("" if not asked else "✓" if answer == token else f"✗{told}"))
+            lines.append(" ".join(written))
+    finally:
+        decoder.train(was_training)
+    return "\n".join(lines)

@@ -10,7 +10,6 @@ plain tensors: its input whole on each rank, between a ColwiseParallel and a Row
 or hidden dimensions, and returns its output whole. Everything between the branches is computed alike on all ranks.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import PrepareModuleInput
 from torch.distributed.tensor.parallel.style import ParallelStyle
+
+from thunderhead.options.precision import view_parameters
 
 
 class _Stored(ParallelStyle):
@@ -90,22 +91,6 @@ def input_of_all(*others: None) -> PrepareModuleInput:
     """The style of a branch ("") all of whose uses of its first input are ColwiseParallel: one sum of gradients."""
     layouts = (Replicate(), *others)
     return PrepareModuleInput(input_layouts=layouts, desired_input_layouts=layouts)
-
-
-def view_parameters(module: nn.Module, view: Callable[[Any], Any]) -> None:
-    """Let a module see view(parameter) wherever its code says self.<parameter>; the parameters themselves stay.
-
-    So the names in a state dict do not change, and torch.compile sees through it (torchtitan's simple FSDP does this).
-    """
-    cls = type(module)
-
-    def property_of(name: str) -> property:
-        before = getattr(cls, name, None)  # a view of the same parameter
-        inner = before.fget if isinstance(before, property) else None
-        return property(lambda self: view(self._parameters[name] if inner is None else inner(self)))
-
-    own = [name for name, _ in module.named_parameters(recurse=False)]
-    module.__class__ = type(cls.__name__, (cls,), {name: property_of(name) for name in own})
 
 
 def refuse_uneven(setting: str, count: int, n_ranks: int, values: str | None = None) -> None:

@@ -27,7 +27,7 @@ def tensor_parallel(decoder: Decoder, mesh: DeviceMesh) -> None:
         if any(not isinstance(p, DTensor) for p in module.parameters(recurse=False)):
             table = module is decoder.embedding or module is decoder.head
             parallelize_module(module, mesh, RowsGathered() if table else Replicated(), src_data_rank=None)
-    n_heads = decoder.attention.n_heads // mesh.size()
+    n_heads = decoder.n_heads // mesh.size()
     decoder.local_heads = slice(mesh.get_local_rank() * n_heads, (mesh.get_local_rank() + 1) * n_heads)
 
 

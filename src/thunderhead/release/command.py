@@ -41,8 +41,9 @@ def generate_text(config: DictConfig) -> str:
     except ValueError as error:  # the symbols of a synthetic task write no other text
         raise ConfigError([Problem("generation.prompt", str(error))]) from error
     model = load_model(recorded, weights).to("cuda:0" if accelerator == "cuda" else accelerator)
-    precision, _ = build(recorded["precision"]).resolve(accelerator)
-    with hardware.autocast(accelerator, precision):
+    precision = build(recorded["precision"])
+    kind, _ = precision.resolve(accelerator)
+    with precision.of_kind(kind).autocast(accelerator):
         text: str = factory(resolved["generation"])(model.decoder, tokenizer, model.device)
     return text
 

@@ -3,7 +3,7 @@
 Shape letters: B batch, T tokens so far, V vocabulary.
 """
 
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from annotated_types import Gt, Le
@@ -13,12 +13,15 @@ from thunderhead.core.types import NonNegativeFloat, PositiveInt
 
 
 class NextTokenModel(Protocol):
-    """What `generate` needs of a decoder: an `nn.Module` with a context length and next-token logits."""
+    """What `generate` needs of a decoder: an `nn.Module` with a context length and next-token logits.
+
+    With `new_cache(n_sequences, n_tokens, device)` as `Decoder` has it, `logits` gets that cache and new tokens only.
+    """
 
     training: bool
     context_length: int
 
-    def logits(self, tokens_BT: Tensor, /) -> Tensor:
+    def logits(self, tokens_BT: Tensor, cache: Any = ..., /) -> Tensor:
         """Next-token logits of each position, (B, T, V)."""
 
     def eval(self) -> object:
@@ -42,12 +45,12 @@ def generate(
 ) -> Tensor:
     """Continue a prompt by sampling from the decoder.
 
-    The decoder is put into eval mode and back. It sees at most its context length of the latest tokens, and computes
-    them anew for each token (no key-value cache). Sampling is in float32 on the CPU, so that the seed draws the same on
-    every device.
+    The decoder is put into eval mode and back. It sees at most its context length of the latest tokens. Up to that it
+    goes on from a cache, if it has one; beyond, where every token changes its place, it computes all anew each time.
+    Sampling is in float32 on the CPU, so that the seed draws the same on every device.
 
     Args:
-        decoder: a `Decoder`, or anything with `logits(tokens_BT)` and `context_length`.
+        decoder: a `Decoder`, or anything with `logits(tokens_BT)` and `context_length`; `new_cache` is optional.
         prompt_ids_BT: integer token ids (B, T), T ≥ 1, on the decoder's device. All rows have the same length.
         max_new_tokens: tokens to add to each row at most.
         temperature: the logits are divided by it. 0 is the limit: always the most probable token.
@@ -68,9 +71,16 @@ def generate(
     finished_B = torch.zeros(len(tokens_BT), dtype=torch.bool)
     was_training = decoder.training
     decoder.eval()
+    new_cache, cache = getattr(decoder, "new_cache", None), None
     try:
+        if new_cache is not None and tokens_BT.size(1) <= decoder.context_length:
+            cache = new_cache(len(tokens_BT), tokens_BT.size(1) + max_new_tokens, tokens_BT.device)
         for _ in range(max_new_tokens):
-            logits_BV = decoder.logits(tokens_BT[:, -decoder.context_length :])[:, -1].float().cpu()
+            if cache is not None and tokens_BT.size(1) <= decoder.context_length:
+                logits_BTV = decoder.logits(tokens_BT[:, cache.n_seen :], cache)
+            else:
+                logits_BTV = decoder.logits(tokens_BT[:, -decoder.context_length :])
+            logits_BV = logits_BTV[:, -1].float().cpu()
             next_B = _choose(logits_BV, temperature, top_k, top_p, random)
             if eos_id is not None:
                 next_B = next_B.masked_fill(finished_B, eos_id)

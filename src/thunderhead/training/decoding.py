@@ -6,7 +6,7 @@ import time
 import torch
 from torch.distributed.tensor import DTensor
 
-from thunderhead.core.model.decoder import Cache, Decoder
+from thunderhead.core.model.decoder import Decoder
 
 WARM_UP = 3  # tokens that are not measured
 ENOUGH = 256  # tokens
@@ -20,11 +20,11 @@ def decode_tokens_per_second(decoder: Decoder, device: torch.device, max_seconds
     time of a token.
 
     Returns:
-        The speed; None where it would not be that of the model: its parameters are spread over devices, or its
-        attention keeps nothing in a cache (a soft-cap, or a class that does not call `Attention.attend`).
+        The speed; None where it would not be that of the model: its parameters are spread over devices, a layer has no
+        cache, or there is no room for a second token.
     """
     spread = any(isinstance(p, DTensor) for p in decoder.parameters())
-    if decoder.attention.logit_softcap is not None or spread:
+    if spread or decoder.context_length == 1:
         return None
     generator = torch.Generator().manual_seed(0)
     tokens_1T = torch.randint(decoder.vocab_size, (1, decoder.context_length), generator=generator).to(device)
@@ -35,10 +35,10 @@ def decode_tokens_per_second(decoder: Decoder, device: torch.device, max_seconds
     begin = time.perf_counter()
     try:
         while len(seconds) < ENOUGH and (time.perf_counter() - begin < max_seconds or len(seconds) <= WARM_UP):
-            cache = Cache(decoder)
-            decoder.logits(tokens_1T[:, :prompt], cache)
-            if any(layer.n_tokens != prompt for layer in cache.layers) or prompt == decoder.context_length:
+            cache = decoder.new_cache(device=device)
+            if cache is None:
                 return None
+            decoder.logits(tokens_1T[:, :prompt], cache)
             for place in range(prompt, decoder.context_length):
                 start = _now(device)
                 decoder.logits(tokens_1T[:, place : place + 1], cache).argmax(dim=-1)

@@ -1,6 +1,5 @@
 """What a person sees on the terminal: the plan, the data, the summary."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,35 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from thunderhead.core.data.manifest import Manifest
+from thunderhead.core.terminal import complain, quantity, say, size
 from thunderhead.training.plan import Plan
 
+__all__ = ["complain", "say"]
 _console = Console(highlight=False)
-
-
-def say(text: str) -> None:
-    """One line."""
-    _console.print(escape(text), soft_wrap=True)
-
-
-def complain(text: str) -> None:
-    """One line on stderr, of what ended a run."""
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
-
-
-def quantity(number: float) -> str:
-    """6.84 M, 1.2 B; exact below 10,000."""
-    if number < 10_000:
-        return f"{number:,.0f}"
-    for unit, factor in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= factor:
-            return f"{number / factor:,.3g} {unit}"
-    raise AssertionError
-
-
-def size(n_bytes: int) -> str:
-    """In MiB or GiB."""
-    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def _table(title: str) -> Table:
@@ -76,11 +51,12 @@ def show_plan(plan: Plan) -> None:
         table.add_row("epochs", ", ".join(f"{source} {epochs:.2f}" for source, epochs in plan.epochs.items()))
     if plan.shares is not None and len(plan.shares) > 1:
         table.add_row("mixture", ", ".join(f"{source} {share:.2%}" for source, share in plan.shares.items()))
-    precision, compilation, *others = plan.notes
     devices = f"{plan.devices:,} × " if plan.devices > 1 else ""
-    table.add_row("device", f"{devices}{plan.accelerator}; {precision}")
-    table.add_row("compile", compilation.removeprefix("compile "))
-    for note in others:
+    table.add_row("device", f"{devices}{plan.accelerator}; precision {plan.precision} ({plan.why_precision})")
+    table.add_row("compile", f"{plan.compile} ({plan.why_compile})")
+    if plan.why_micro_batch is not None:
+        table.add_row("note", f"batch.micro_size=auto: {plan.micro_batch_size}: {plan.why_micro_batch}")
+    for note in plan.notes:
         table.add_row("note", note)
     total = sum(plan.memory.values())
     parts = ", ".join(f"{part.replace('_', ' ')} {size(n)}" for part, n in plan.memory.items())
@@ -90,17 +66,6 @@ def show_plan(plan: Plan) -> None:
         days = f"{plan.tokens / high:,.3g} to {plan.tokens / low:,.3g} days"
         table.add_row("speed", f"{quantity(low)} to {quantity(high)} tokens per day (plan.mfu): {days}")
     _console.print(table)
-
-
-def show_data(manifest: Manifest, plan: Plan) -> None:
-    """What the prepared data holds."""
-    for source, train in manifest.splits["train"].items():
-        held_out = manifest.splits["val"][source]
-        epochs = (plan.epochs or {}).get(source, 0)
-        say(
-            f"  {source}: {train.tokens:,} tokens to train on ({train.bytes / train.tokens:.2f} bytes per token), "
-            f"{held_out.tokens:,} held out; this run sees {epochs:.2f} epochs"
-        )
 
 
 def show_profile(operators: Sequence[tuple[str, int, float]], *, total: float, folder: Path) -> None:
@@ -114,20 +79,18 @@ def show_profile(operators: Sequence[tuple[str, int, float]], *, total: float, f
     say(f"Profile: {folder}: table.txt, and a trace for https://ui.perfetto.dev or TensorBoard's profiler plugin")
 
 
-def show_summary(summary: dict[str, Any], text: str, run_dir: Path) -> None:
-    """The results, a sample, and where to look next."""
+def show_summary(summary: dict[str, Any]) -> None:
+    """The results."""
     table = _table("Summary")
     unigram = summary["unigram_entropy"]
-    table.add_row(
-        "validation loss", f"[bold]{summary['val_loss']:.4f}[/] nats per token; unigram entropy {unigram:.4f}"
-    )
+    known = "" if unigram is None else f"; unigram entropy {unigram:.4f}"
+    table.add_row("validation loss", f"[bold]{summary['val_loss']:.4f}[/] nats per token{known}")
     table.add_row("perplexity", f"{summary['perplexity']:.2f}")
-    if "bits_per_byte" in summary:
-        table.add_row("bits per byte", f"{summary['bits_per_byte']:.4f}")
-    if "accuracy" in summary:
-        table.add_row(
-            "accuracy", f"[bold]{summary['accuracy']:.4f}[/] of the answers; {math.exp(-unigram):.4f} by guessing"
-        )
+    for name, value in summary["metrics"].items():
+        table.add_row(name.replace("_", " "), f"{value:.4f}")
+    for name, value in summary["loss_terms"].items():
+        if name != "loss":
+            table.add_row(name.replace("_", " "), f"{value:.4g} in the last logged step")
     if len(summary["ledger"]) > 1:
         for source, entry in summary["ledger"].items():
             drawn = f"{entry['tokens']:,} tokens, {entry['share']:.2%}, {entry['epochs']:.2f} epochs"
@@ -136,8 +99,16 @@ def show_summary(summary: dict[str, Any], text: str, run_dir: Path) -> None:
     table.add_row("training", f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s, {speed}")
     _console.print()
     _console.print(table)
+
+
+def show_sample(text: str) -> None:
+    """A text of the model's."""
     _console.print("[bold]Sample[/]")
     _console.print(text, markup=False, soft_wrap=True)
+
+
+def show_where(run_dir: Path) -> None:
+    """Where to look next."""
     _console.print()
     _console.print(f"[cyan]run folder  [/] {escape(str(run_dir))}", soft_wrap=True)
     _console.print("[cyan]watch       [/] tensorboard --logdir logs")

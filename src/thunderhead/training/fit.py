@@ -1,40 +1,37 @@
-"""Train what was planned, and tell what came of it: the summary, a text, the speed of making text."""
+"""Train what was planned; then the summary, and after it what may fail without loss: a text, the speed of decoding."""
 
-import hashlib
-import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torchmetrics import Metric
 
-from thunderhead.core.config import ConfigError, Problem, build, factory
-from thunderhead.core.data.datamodule import TokenDataModule
-from thunderhead.core.data.manifest import Manifest, ShardError
-from thunderhead.core.module import GROUPS, LanguageModel, build_decoder
-from thunderhead.corpus.tokenizer import Tokenizer
-from thunderhead.options.synthetic_tasks import Task
-from thunderhead.options.task_answers import sample_answers
+from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.data.datamodule import asked
+from thunderhead.core.data.manifest import ShardError
+from thunderhead.core.metrics import as_metric
+from thunderhead.core.module import LanguageModel
+from thunderhead.core.run import REFUSALS, Run
 from thunderhead.training import display, hardware, record
 from thunderhead.training import resume as resuming
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.state import BeginRecord, CheckpointError, ExactResume
 from thunderhead.training.callbacks.stop import StopOnSignal
 from thunderhead.training.decoding import decode_tokens_per_second
-from thunderhead.training.planning import Planned
-from thunderhead.training.problems import one_line
-from thunderhead.training.trainer import REFUSALS, make_trainer, quiet_lightning
+from thunderhead.training.loggers import log_text
+from thunderhead.training.plan import Plan
+from thunderhead.training.trainer import make_trainer, quiet_lightning, reason
 
 
-def fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Path | None) -> dict[str, Any]:
+def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     """Train, and write what there is to say afterwards.
 
     Args:
-        config: resolved, and planned as it is.
-        planned: with the manifest of the prepared data.
-        run_dir: the run's folder.
+        run: with its data prepared.
+        plan: of the run.
         checkpoint: to go on from.
 
     Returns:
@@ -44,112 +41,73 @@ def fit(config: dict[str, Any], planned: Planned, run_dir: Path, checkpoint: Pat
         ConfigError: something was refused before the first step.
         SystemExit: the run was stopped or could not go on; it has said so.
     """
-    plan, manifest = planned.plan, planned.manifest
-    assert manifest is not None
-    if config["keep_freed_memory"]:
+    if run.config["keep_freed_memory"]:
         hardware.keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
-    tokenizer = manifest.load_tokenizer()
-    datamodule = make_datamodule(config, planned, tokenizer)
-    model = LanguageModel(
-        {group: config[group] for group in GROUPS} | {"compile": config["compile"] | {"scope": plan.compile}},
-        seed=config["seed"],
-        vocab_size=manifest.vocab_size,
-        eos_id=manifest.eos_id,
-        total_steps=plan.steps,
-        token_bytes=None if isinstance(manifest, Task) else tokenizer.token_bytes().tolist(),
-        measure_accuracy=isinstance(manifest, Task),
-        sources=["task"] if isinstance(manifest, Task) else list(manifest.splits["val"]),
-        precision=planned.machine.precision,
-    )
-    peak = hardware.peak_flops(planned.machine.accelerator, planned.machine.precision)
-    log_metrics = LogMetrics(
-        plan.tokens_per_step,
-        plan.flops_per_token,
-        peak * plan.devices if peak else None,
-        plan.sequences_per_step,
-        datamodule.ledger(plan.steps),
-    )
-    last = run_dir / resuming.CHECKPOINTS / "last.ckpt"
-    stop = StopOnSignal(last)
-    trainer = make_trainer(
-        config, planned, run_dir, log_metrics, [ExactResume(config["seed"]), BeginRecord(run_dir), stop]
-    )
+    model, trainer, log_metrics, stop = assemble(run, plan)
     attention_kernel: str | None = None
     if trainer.is_global_zero:  # others would ask rank 0's GPU
-        attention_kernel = _attention_kernel(model, planned)
+        attention_kernel = _attention_kernel(run, plan)
         display.say(f"Attention kernel: {attention_kernel}")
     with quiet_lightning():
-        _fit_or_stop(trainer, model, datamodule, log_metrics, stop, checkpoint)
+        _fit_or_stop(run, trainer, model, log_metrics, stop, checkpoint)
 
-    peak_memory = hardware.peak_memory(planned.machine.accelerator)
-    _back_to_its_device(model, trainer)
-    with (
-        hardware.autocast(planned.machine.accelerator, planned.machine.precision),
-        torch.compiler.set_stance("force_eager"),  # each length would be compiled by itself, until Dynamo gives up
-    ):
-        if isinstance(manifest, Task):
-            text = sample_answers(model.decoder, manifest, model.device)
-        else:
-            text = factory(config["generation"])(model.decoder, tokenizer, model.device)
-        decode_speed = decode_tokens_per_second(model.decoder, model.device) if trainer.is_global_zero else None
-    results, steps = {name: value.item() for name, value in trainer.callback_metrics.items()}, trainer.global_step
-    seconds = log_metrics.training_seconds
-    summary = {
-        "val_loss": results["val/loss"],
-        "perplexity": results["val/perplexity"],
-        **{name: results[f"val/{name}"] for name in ("bits_per_byte", "accuracy") if f"val/{name}" in results},
-        "unigram_entropy": _unigram_entropy(manifest),
-        "ledger": {
-            source: {**share._asdict(), "val_loss": results.get(f"val/loss/{source}", results["val/loss"])}
-            for source, share in log_metrics.ledger(steps * plan.sequences_per_step).items()
-        },
-        "tokens": steps * plan.tokens_per_step,
-        "steps": steps,
-        **({"stopped_early": True} if steps < plan.steps else {}),
-        "parameters": plan.parameters["total"],
-        "flops": steps * plan.tokens_per_step * plan.flops_per_token,
-        "tokens_per_second": log_metrics.tokens_timed / seconds if seconds else None,
-        "seconds": seconds,
-        "peak_memory_bytes": peak_memory,
-        "decode_tokens_per_second": decode_speed,
-        "validation_data": _validation_data(manifest, datamodule.max_validation_tokens),
-        "validation_text": _validation_text(manifest, datamodule.max_validation_tokens),
-        "precision": planned.machine.precision,
-        "attention_kernel": attention_kernel,
-        "device": hardware.device_name(planned.machine.accelerator),
-    }
+    summary = _summary(run, plan, trainer, log_metrics) | {"attention_kernel": attention_kernel}
     if trainer.is_global_zero:
-        record.write_text(run_dir / "sample.txt", text)
-        for board in record.tensorboards(trainer):
-            board.add_text("sample", f"```\n{text}\n```", steps)
+        record.write_json(run.folder / "summary.json", summary)
+        display.show_summary(summary)
+    _ornaments(run, plan, trainer, model, summary)
+    if trainer.is_global_zero:
         for logger in trainer.loggers:
             logger.finalize("success")
-        record.write_json(run_dir / "summary.json", summary)
-        display.show_summary(summary, text, run_dir)
+        display.show_where(run.folder)
     return summary
 
 
-def make_datamodule(config: dict[str, Any], planned: Planned, tokenizer: Tokenizer) -> TokenDataModule:
-    """The data of a run, with the sizes of its plan; `tokenizer` is the manifest's."""
-    datamodule = build(
-        config["data"],
-        tokenizer=tokenizer,
-        context_length=planned.plan.context_length,
-        micro_batch_size=planned.plan.micro_batch_size,
-        sequences_per_step=planned.plan.sequences_per_step,
-        seed=config["seed"],
+class Assembled(NamedTuple):
+    """What trains a run."""
+
+    model: LanguageModel
+    trainer: Trainer
+    log_metrics: LogMetrics
+    stop: StopOnSignal
+
+
+def assemble(run: Run, plan: Plan) -> Assembled:
+    """Put the components of a run together as its plan has it."""
+    data, precision = run.data, run.precision.of_kind(plan.precision)
+    data.micro_batch_size = plan.micro_batch_size
+
+    def metrics() -> dict[str, Metric]:
+        own = {name: as_metric(metric) for name, metric in asked(data, "validation_metrics")().items()}
+        return {**own, **run.metrics()}
+
+    model = LanguageModel(
+        run.model,
+        seed=run.seed,
+        vocab_size=data.vocab_size,
+        eos_id=asked(data, "eos_id"),
+        total_steps=plan.steps,
+        metrics=metrics,
+        sources=asked(data, "validation_sources")(),
+        precision=precision,
+        compile_decoder=run.compile.of_scope(plan.compile).apply,
+        on_resume=resuming.take_new_settings,
     )
-    assert isinstance(datamodule, TokenDataModule)
-    if isinstance(planned.manifest, Manifest):
-        datamodule.manifest = planned.manifest
-    return datamodule
+    peak, settings = (
+        hardware.peak_flops(run.accelerator, precision.compute_dtype),
+        {**run.config, "planned": plan.to_dict()},
+    )
+    log_metrics = LogMetrics(plan, peak * plan.devices if peak else None, asked(data, "ledger")(plan.steps), settings)
+    stop = StopOnSignal(run.folder / resuming.CHECKPOINTS / "last.ckpt")
+    trainer = make_trainer(run, plan, log_metrics, [BeginRecord(run.folder), ExactResume(run.seed), stop])
+    return Assembled(model, trainer, log_metrics, stop)
 
 
 def _fit_or_stop(  # noqa: PLR0917
+    run: Run,
     trainer: Trainer,
     model: LanguageModel,
-    datamodule: TokenDataModule,
     log_metrics: LogMetrics,
     stop: StopOnSignal,
     checkpoint: Path | None,
@@ -158,14 +116,17 @@ def _fit_or_stop(  # noqa: PLR0917
 
     A run that ends otherwise says where, and how to go on.
     """
-    steps, run_dir, has_ended = trainer.max_steps, Path(trainer.default_root_dir), False
+    steps, has_ended = trainer.max_steps, False
     try:
-        trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
-        has_ended = trainer.global_step >= steps or (trainer.should_stop and stop.received is None)
-        if has_ended and log_metrics.validated_at != trainer.global_step:
-            trainer.validate(model, datamodule=datamodule, verbose=False)
-        if has_ended and trainer.checkpoint_callbacks:
-            trainer.save_checkpoint(stop.checkpoint)
+        try:
+            trainer.fit(model, datamodule=run.data, ckpt_path=checkpoint)
+            has_ended = trainer.global_step >= steps or (trainer.should_stop and stop.received is None)
+            if has_ended and log_metrics.validated_at != trainer.global_step:
+                trainer.validate(model, datamodule=run.data, verbose=False)
+            if has_ended and trainer.checkpoint_callbacks:
+                trainer.save_checkpoint(stop.checkpoint)
+        finally:
+            log_metrics.write(trainer)
         try:
             trainer.strategy.checkpoint_io.teardown()  # waits for those in the background
         finally:
@@ -173,68 +134,97 @@ def _fit_or_stop(  # noqa: PLR0917
     except (ValueError, CheckpointError, *REFUSALS) as error:
         if isinstance(error, (ValueError, *REFUSALS)) and not log_metrics.started:
             # damaged shards, a refused combination: found before the first step
-            raise ConfigError([Problem("", one_line(error))]) from error
+            raise ConfigError([Problem("", reason(error))]) from error
         if not isinstance(error, ShardError | CheckpointError):
             raise
         # each rank reads for itself: whoever cannot go on says so
-        display.complain(f"{one_line(error)}; {_stopped(trainer, steps, run_dir)}")
+        display.complain(f"{reason(error)}; {_stopped(trainer, steps, run.folder)}")
         raise SystemExit(1) from None
     if has_ended and trainer.global_step < steps and trainer.is_global_zero:
         display.say(f"ended early, at step {trainer.global_step:,} of {steps:,}: a callback stopped the run")
     if not has_ended:
         if trainer.is_global_zero:
-            display.say(_stopped(trainer, steps, run_dir))
+            display.say(_stopped(trainer, steps, run.folder))
         raise SystemExit(128 + stop.received if stop.received else 1)
 
 
-def _back_to_its_device(model: LanguageModel, trainer: Trainer) -> None:
-    """Lightning leaves a whole model on the host when it is done with it; what follows is to run where training did."""
-    if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) -> dict[str, Any]:
+    """The results, as in summary.json."""
+    data = run.data
+    results = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    steps, seconds = trainer.global_step, log_metrics.training_seconds
+    names = [name.removeprefix("val/") for name in results if name.startswith("val/") and name.count("/") == 1]
+    metrics = {name: results[f"val/{name}"] for name in names if name not in ("loss", "perplexity")}
+    ledger = {
+        source: {**share._asdict(), "val_loss": results.get(f"val/loss/{source}", results["val/loss"])}
+        for source, share in log_metrics.ledger(steps * plan.sequences_per_step).items()
+    }
+    saving = getattr(trainer.strategy.checkpoint_io, "seconds", 0.0)
+    return {
+        "val_loss": results["val/loss"],
+        "perplexity": results["val/perplexity"],
+        **metrics,
+        "metrics": metrics,
+        "loss_terms": log_metrics.last_terms,
+        "unigram_entropy": asked(data, "unigram_entropy"),
+        "ledger": ledger,
+        "tokens": steps * plan.tokens_per_step,
+        "steps": steps,
+        **({"stopped_early": True} if steps < plan.steps else {}),
+        **({"skipped_steps": steps - log_metrics.steps_taken} if steps > log_metrics.steps_taken else {}),
+        "parameters": plan.parameters["total"],
+        "flops": steps * plan.tokens_per_step * plan.flops_per_token,
+        "tokens_per_second": log_metrics.tokens_timed / seconds if seconds else None,
+        "seconds": seconds,
+        "compile_seconds": log_metrics.compile_seconds,
+        "checkpoint_seconds": saving,
+        "peak_memory_bytes": hardware.peak_memory(run.accelerator),
+        "cache_bytes_per_token": run.decoder_meta.cache_bytes_per_token(torch.bfloat16),
+        "validation_data": asked(data, "validation_data")(),
+        "validation_text": asked(data, "validation_text")(),
+        "precision": plan.precision,
+        "device": hardware.device_name(run.accelerator),
+    }
+
+
+def _ornaments(run: Run, plan: Plan, trainer: Trainer, model: LanguageModel, summary: dict[str, Any]) -> None:
+    """A sample of text and the speed of decoding: whatever they raise, the run's results are written already."""
+    data = run.data
+    if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):  # Lightning has moved the model to the host
         model.to(trainer.strategy.root_device)
-
-
-def _attention_kernel(model: LanguageModel, planned: Planned) -> str:
-    """Which implementation of attention will run on this machine's device."""
-    device, dtype = torch.device(planned.machine.accelerator), hardware.COMPUTE_DTYPE[planned.machine.precision]
     try:
-        with torch.device("meta"):
-            decoder = build_decoder(model.hparams["config"], model.hparams["vocab_size"], model.hparams["eos_id"])
-        with_slopes = decoder.position.slopes(torch.device("cpu")) is not None
-        return decoder.attention.kernel_on(device, dtype, with_slopes)
+        with (
+            run.precision.of_kind(plan.precision).autocast(run.accelerator),
+            torch.compiler.set_stance("force_eager"),  # each length would be compiled by itself, until Dynamo gives up
+        ):
+            text = asked(data, "sample")(model.decoder, model.device)
+            tokenizer = getattr(data, "tokenizer", None)
+            if text is None and tokenizer is not None:
+                text = run.generation(model.decoder, tokenizer, model.device)
+            speed = decode_tokens_per_second(model.decoder, model.device) if trainer.is_global_zero else None
+    except Exception as error:
+        display.complain(f"no sample of text: {reason(error)}")
+        return
+    if not trainer.is_global_zero:
+        return
+    record.write_json(run.folder / "summary.json", summary | {"decode_tokens_per_second": speed})
+    if text is not None:
+        record.write_text(run.folder / "sample.txt", text)
+        log_text(trainer.loggers, "sample", text, trainer.global_step)
+        display.show_sample(text)
+
+
+def _attention_kernel(run: Run, plan: Plan) -> str:
+    """Which implementation of attention will run on this machine's device."""
+    try:
+        dtype = run.precision.of_kind(plan.precision).compute_dtype
+        return run.decoder_meta.attention_kernel(torch.device(run.accelerator), dtype)
     except Exception as error:  # a user's own attention, which may be laid out otherwise
         return f"unknown ({type(error).__name__})"
 
 
 def _stopped(trainer: Trainer, steps: int, run_dir: Path) -> str:
     """Say where a run ended before its time, and how to go on with it."""
-    has_checkpoint = any((run_dir / resuming.CHECKPOINTS).glob("*.ckpt"))
-    go_on = f"go on with: python train.py resume={run_dir}" if has_checkpoint else "no checkpoint was kept"
+    kept = any((run_dir / resuming.CHECKPOINTS).glob("*.ckpt"))
+    go_on = f"go on with: python train.py resume={run_dir}" if kept else "no checkpoint was kept"
     return f"stopped at step {trainer.global_step:,} of {steps:,}; {go_on}"
-
-
-def _unigram_entropy(manifest: Manifest | Task) -> float:
-    """Nats a token if tokens were drawn by their frequency in the training split; as val_loss, the sources' mean."""
-    if isinstance(manifest, Task):
-        return manifest.unigram_entropy
-    shards = manifest.splits["train"].values()
-    return sum(shard.unigram_entropy for shard in shards) / len(shards)
-
-
-def _validation_data(manifest: Manifest | Task, max_tokens: int) -> str:
-    """A hash of the tokens that the run validates on: losses of runs with another one do not compare."""
-    if isinstance(manifest, Task):
-        return _hash([manifest.summary(), max_tokens])
-    chunks = {name: [chunk.sha256 for chunk in shard.chunks] for name, shard in manifest.splits["val"].items()}
-    return _hash([chunks, max_tokens])
-
-
-def _validation_text(manifest: Manifest | Task, max_tokens: int) -> str:
-    """A hash of the text behind those tokens: equal for runs whose bits per byte compare, whatever their tokenizers."""
-    if isinstance(manifest, Task):
-        return _hash([manifest.summary(), max_tokens])
-    made_from: list[Any] = [manifest.sources, manifest.split_rule, manifest.validation_fraction, max_tokens]
-    return _hash(made_from if manifest.curation is None else [*made_from, manifest.curation])
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,112 +1,16 @@
-"""What the machine can do: accelerator, precision, peak speed, allocator."""
+"""What the machine can do: accelerators, memory, peak speed, allocator."""
 
 import ctypes
-import importlib.util
 import os
 import platform
 import resource
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
-from lightning.pytorch.plugins import MixedPrecision
-
-from thunderhead.parallel.scaler import AgreeingGradScaler
-
-LIGHTNING_PRECISION = {
-    "fp32": "32-true",
-    "bf16-mixed": "bf16-mixed",
-    "fp16-mixed": "16-mixed",
-    "bf16-true": "32-true",  # the decoder computes with bfloat16 views of its float32 weights
-    "fp8": "bf16-mixed",  # around the layers that multiply in float8
-}
-COMPUTE_DTYPE = {
-    "fp32": torch.float32,
-    "bf16-mixed": torch.bfloat16,
-    "fp16-mixed": torch.float16,
-    "bf16-true": torch.bfloat16,
-    "fp8": torch.bfloat16,
-}
-FP8_CAPABILITY = (8, 9)  # Ada and Hopper are the first with float8 tensor cores
-
-
-def autocast(accelerator: str, precision: str) -> torch.autocast:
-    """The autocast context of a precision outside of the Trainer, like Lightning's: without a cache of cast weights."""
-    return torch.autocast(accelerator, COMPUTE_DTYPE[precision], enabled=is_mixed(precision), cache_enabled=False)
-
-
-def is_mixed(precision: str) -> bool:
-    """Whether a precision computes under autocast."""
-    return precision.endswith("mixed") or precision == "fp8"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Precision:
-    """In which number format matrices are multiplied and weights are kept.
-
-    Args:
-        kind: `fp32`; `bf16-mixed` and `fp16-mixed` multiply in 16 bits and keep weights, gradients and optimizer
-            state in float32 (fp16 with loss scaling); `bf16-true` computes everything in bfloat16, norms and residual
-            stream too, from weights that are kept and updated in float32; `fp8` is bf16-mixed with the blocks' linear
-            layers multiplied in float8 (torchao); `auto` is bf16-mixed where the hardware computes bfloat16 fast, else
-            fp32.
-    """
-
-    kind: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed", "bf16-true", "fp8"]
-
-    def resolve(self, accelerator: str, is_here: bool = True) -> tuple[str, str]:
-        """The kind to use on `accelerator` (cpu, cuda or mps), and why; `is_here` tells that this machine has it.
-
-        Raises:
-            ValueError: float8 without a GPU that multiplies it, or without torchao.
-        """
-        if self.kind == "fp8":
-            _check_fp8(accelerator, is_here)
-        if self.kind != "auto":
-            why = "as configured"
-            if self.kind == "fp16-mixed" and accelerator == "cpu":
-                why += "; CPUs emulate float16 and are very slow in it: bf16-mixed is meant for them"
-            return self.kind, why
-        fast, why = fast_bfloat16(accelerator) if is_here else (accelerator == "cuda", "GPUs since sm80 have bfloat16")
-        return ("bf16-mixed" if fast else "fp32"), f"auto: {why}"
-
-
-def _check_fp8(accelerator: str, is_here: bool) -> None:
-    if accelerator != "cuda" or (is_here and torch.cuda.get_device_capability() < FP8_CAPABILITY):
-        device = f"sm{''.join(map(str, torch.cuda.get_device_capability()))}" if accelerator == "cuda" else accelerator
-        raise ValueError(
-            f"precision=fp8 needs a GPU with float8 tensor cores (CUDA sm89 or newer), and this run is on {device}:"
-            " use precision=bf16-mixed"
-        )
-    if is_here and importlib.util.find_spec("torchao") is None:
-        raise ValueError("precision=fp8 needs torchao: uv pip install -e '.[fp8]', or use precision=bf16-mixed")
-
-
-def fast_bfloat16(accelerator: str) -> tuple[bool, str]:
-    """Whether the hardware multiplies bfloat16 matrices faster than float32 ones, and how we know."""
-    if accelerator == "cuda":
-        major, minor = torch.cuda.get_device_capability()
-        return major >= 8, f"CUDA sm{major}{minor} {'has' if major >= 8 else 'lacks'} bfloat16 tensor cores"
-    if accelerator == "cpu":
-        flags = cpu_flags()
-        for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16"), ("bf16", "Arm BF16")):
-            if flag in flags:
-                return True, f"the CPU has {name}"
-        return False, "the CPU has neither AMX nor AVX512-BF16"
-    return False, f"no fast bfloat16 is known for {accelerator}"
-
-
-def cpu_flags() -> set[str]:
-    """Instruction-set flags as Linux reports them; empty elsewhere."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return set()
-    lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))]
-    return set(lines[0].partition(":")[2].split()) if lines else set()
 
 
 def keep_freed_memory() -> bool:
@@ -175,12 +79,25 @@ def device_count(devices: Any, accelerator: str, must_be_here: bool = True) -> i
     return devices
 
 
-def precision_plugin(kind: str, accelerator: str) -> dict[str, Any]:
-    """Trainer arguments for a resolved precision."""
-    if kind == "fp16-mixed":
-        # Asked for "16-mixed" on a CPU, Lightning silently takes bfloat16; the plugin itself does what it is told.
-        return {"plugins": [MixedPrecision("16-mixed", accelerator, AgreeingGradScaler(accelerator))]}
-    return {"precision": LIGHTNING_PRECISION[kind]}
+class Machine(NamedTuple):
+    """What a run computes on: the accelerator, whether this machine has it, processes on this machine and on all."""
+
+    accelerator: str
+    is_here: bool
+    n_processes: int
+    world_size: int
+
+
+def machine_of(trainer: dict[str, Any], must_be_here: bool) -> Machine:
+    """What the group `trainer` asks for.
+
+    Raises:
+        ValueError: this machine does not have it, or it is no number of devices.
+    """
+    accelerator = resolve_accelerator(trainer.get("accelerator", "auto"), must_be_here)
+    n_devices = device_count(trainer.get("devices", 1), accelerator, must_be_here)
+    is_here = accelerators()[accelerator] and (accelerator != "cuda" or n_devices <= torch.cuda.device_count())
+    return Machine(accelerator, is_here, n_devices, n_devices * int(trainer.get("num_nodes", 1)))
 
 
 def device_name(accelerator: str) -> str:
@@ -230,13 +147,11 @@ def _control_group_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path(
     return left
 
 
-def peak_flops(accelerator: str, kind: str) -> float | None:
+def peak_flops(accelerator: str, dtype: torch.dtype) -> float | None:
     """FLOP/s of one device for MFU: the published peak of a GPU (Lightning's table), a measured matmul on a CPU.
 
-    Returns:
-        None where nothing is known, so that no MFU is reported.
+    None where nothing is known, so that no MFU is reported. Float8 is told against bfloat16's peak.
     """
-    dtype = COMPUTE_DTYPE[kind]  # of float8 too, whose MFU is told against bfloat16's peak
     if accelerator == "cuda":
         peak = get_available_flops(torch.device("cuda"), dtype)
         return float(peak) if peak else None

@@ -12,11 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.options.low_precision import compute_in
+from thunderhead.options.precision import Precision
 from thunderhead.parallel.strategies import Parallelism
 from thunderhead.parallel.tensor_parallel import share_of_parameters
 from thunderhead.parallel.zero1 import parameters_of, parts_of
-from thunderhead.training.hardware import COMPUTE_DTYPE, autocast
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ def estimate(
     optimizer: Callable[[Decoder], torch.optim.Optimizer],
     *,
     micro_batch_size: int,
-    precision: str,
+    precision: Precision,
     parallelism: Parallelism,
     accumulation: int = 1,
     accelerator: str = "cpu",
@@ -48,7 +47,7 @@ def estimate(
         build: makes the decoder.
         optimizer: makes the optimizer of a decoder.
         micro_batch_size: sequences of a forward pass.
-        precision: a resolved kind, see `hardware.Precision`.
+        precision: of a resolved kind.
         parallelism: what is divided among how many devices.
         accumulation: micro-batches of a step; with several, gradients may wait unsharded for the last.
         accelerator: cpu, cuda or mps; what attention keeps depends on it.
@@ -130,18 +129,16 @@ def _optimizer_state(make: Callable[[], torch.optim.Optimizer], decoder: Decoder
     return int(live.now)
 
 
-def _activations_at_peak(decoder: Decoder, micro_batch_size: int, precision: str) -> int | None:
+def _activations_at_peak(decoder: Decoder, micro_batch_size: int, precision: Precision) -> int | None:
     """Run a forward and a backward pass on fake tensors; parameters and their gradients exist already."""
     tokens_BT = torch.empty(micro_batch_size, decoder.context_length, dtype=torch.int64)
     parameters = list(decoder.parameters())
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    dtype = COMPUTE_DTYPE[precision]
-    if precision == "bf16-true":
-        compute_in(decoder, dtype)
+    precision.after_initialize(decoder, is_sharded=False)
     decoder.train()
     try:
         with LiveBytes([*parameters, *gradients, *decoder.buffers(), tokens_BT]) as live:
-            with autocast("cpu", precision):
+            with precision.autocast("cpu"):
                 loss = decoder(tokens_BT, tokens_BT).loss
             loss.backward()
     except Exception as error:  # a user's module may look at values; the plan then goes without this figure

@@ -1,222 +1,24 @@
-"""Plan before you build: every number that follows from several groups, worked out once by pure functions."""
+"""Plan before you build: what a run will do, worked out once from its components, and refused if it cannot be."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from thunderhead.core.types import PositiveFloat, PositiveInt, Probability, WholeNumber
-from thunderhead.options.scaling_law import Count, Law, counted, read_law
+import torch
+
+from thunderhead.core.config import ConfigError
+from thunderhead.core.data.datamodule import Draw, asked
+from thunderhead.core.model.decoder import Decoder
+from thunderhead.core.run import Problems, Run, problems_of
+from thunderhead.core.types import PositiveFloat, PositiveInt, Probability
+from thunderhead.options.budgets import Sizes
+from thunderhead.training import memory
+from thunderhead.training.batch import AUTO, USABLE_MEMORY, largest_that_fits, usable_memory
 
 BACKWARD_FLOPS = 3  # a backward pass costs twice its forward pass (Kaplan et al. 2001.08361, section 2.1)
-CHINCHILLA = 20.0
-"""Tokens a parameter that are about compute-optimal (Hoffmann et al. 2203.15556)."""
-
-
-USABLE_MEMORY = 0.9
-"""Of a device's memory, for what the plan counts: the rest goes to buffers, fragments and libraries."""
-
-
-class Sizes(NamedTuple):
-    """What a budget may be worked out from."""
-
-    parameters: dict[str, int]
-    flops_per_token: int  # of training: forward and backward
-    tokens_per_step: int
-    epoch_tokens: int | None  # trained tokens in one pass over the data; None while the data is not prepared
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """How many tokens an optimizer step sees, and how many sequences a device takes at once.
-
-    Args:
-        global_tokens: tokens of one optimizer step, over all devices and accumulated micro-batches.
-        micro_size: sequences of one forward pass on one device; None = 4, or the most below that divide what a rank
-            takes in a step; `auto` = the largest power of two that fits into its memory and divides the sequences of a
-            step, see `thunderhead.training.micro_batch`.
-    """
-
-    global_tokens: PositiveInt
-    micro_size: PositiveInt | Literal["auto"] | None = None
-
-    def micro_batch(self, context_length: int, data_parallel_size: int) -> int | Literal["auto"]:
-        """Sequences of one forward pass on one device."""
-        if self.micro_size is not None:
-            return self.micro_size
-        of_a_rank = self.global_tokens // (context_length * data_parallel_size)
-        return next((size for size in (4, 3, 2) if of_a_rank % size == 0 < of_a_rank), 1)
-
-    def accumulation(self, context_length: int, data_parallel_size: int) -> int:
-        """Micro-batches a step on each rank, exact; with `auto`, the sequences a step on each rank.
-
-        Raises:
-            ValueError: the global batch is no whole number of micro-batches over all ranks; names the nearest sizes.
-        """
-        chosen = self.micro_batch(context_length, data_parallel_size)
-        size = 1 if chosen == "auto" else chosen
-        row = context_length * data_parallel_size  # tokens when every rank takes one sequence
-        if self.global_tokens % (row * size) == 0:
-            return self.global_tokens // (row * size)
-        below = self.global_tokens // (row * size) * row * size
-        choices = [f"batch.global_tokens={n}" for n in (below, below + row * size) if n]
-        if self.global_tokens % row == 0:
-            rows = self.global_tokens // row
-            nearest = min((n for n in range(1, rows + 1) if rows % n == 0), key=lambda n: abs(n - size))
-            choices.append(f"batch.micro_size={nearest}")
-        raise ValueError(
-            f"batch.global_tokens={self.global_tokens} is not a multiple of the {row * size} tokens that "
-            f"batch.micro_size={size} × model.context_length={context_length} × {data_parallel_size} "
-            f"data-parallel rank(s) take at once: use {' or '.join(choices)}"
-        )
-
-
-class Budget(Protocol):
-    """How long to train: an option of the group `budget`; a subclass of this."""
-
-    def total_tokens(self, sizes: Sizes) -> int:
-        """Tokens to train on, before rounding down to whole steps."""
-        ...
-
-    def notes(self, sizes: Sizes, tokens: int) -> list[str]:
-        """Sentences for the plan about training on so many tokens."""
-        return []
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepsBudget(Budget):
-    """A number of optimizer steps."""
-
-    steps: PositiveInt
-
-    def total_tokens(self, sizes: Sizes) -> int:
-        """Tokens of that many steps."""
-        return self.steps * sizes.tokens_per_step
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokensBudget(Budget):
-    """A number of tokens, rounded down to whole steps."""
-
-    tokens: WholeNumber
-
-    def total_tokens(self, sizes: Sizes) -> int:
-        """The tokens as given."""
-        return int(self.tokens)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochsBudget(Budget):
-    """Passes over the training data, rounded down to whole steps."""
-
-    epochs: PositiveFloat
-
-    def total_tokens(self, sizes: Sizes) -> int:
-        """Tokens of that many passes.
-
-        Raises:
-            ValueError: the data is not prepared, so that nobody knows how long an epoch is.
-        """
-        if sizes.epoch_tokens is None:
-            raise ValueError(
-                "budget.epochs: the data is not prepared yet; run python prepare.py with these options first"
-            )
-        return int(self.epochs * sizes.epoch_tokens)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChinchillaBudget(Budget):
-    """As many tokens as make a model of this size the best use of its training compute.
-
-    Args:
-        tokens_per_parameter: more than the optimum suits models that are used a lot; None = as `law` has it, or
-            CHINCHILLA without one.
-        count: which parameters are counted: `total`, or `non_embedding` (without token and position tables and an
-            untied output head).
-        law: path of a law.json, fitted to runs like this one.
-    """
-
-    tokens_per_parameter: PositiveFloat | None
-    count: Count
-    law: str | None = None
-
-    def total_tokens(self, sizes: Sizes) -> int:
-        """tokens_per_parameter × counted parameters, or what the law says.
-
-        Raises:
-            ValueError: the law cannot be read, or contradicts another setting.
-        """
-        parameters = counted(sizes.parameters, self.count)
-        if self.law is None:
-            each = CHINCHILLA if self.tokens_per_parameter is None else self.tokens_per_parameter
-            return int(each * parameters)
-        law = _read_law(self.law)
-        if self.tokens_per_parameter is not None:
-            raise ValueError(
-                f"budget.tokens_per_parameter={self.tokens_per_parameter:g} and budget.law both say how many tokens: "
-                "set one of them to null"
-            )
-        if law.count != self.count:
-            raise ValueError(
-                f"budget.count={self.count}, but the law in {self.law} counts otherwise: use budget.count={law.count}"
-            )
-        return int(law.optimal_tokens(parameters))
-
-    def notes(self, sizes: Sizes, tokens: int) -> list[str]:
-        """What the law says about this run."""
-        return [] if self.law is None else [_says(_read_law(self.law), sizes, tokens)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlopsBudget(Budget):
-    """Training compute: tokens = flops / training FLOPs per token.
-
-    Args:
-        flops: forward and backward, without recomputation.
-        law: path of a law.json, fitted to runs like this one: the plan tells the best size for this compute by it, and
-            the predicted loss of this size.
-    """
-
-    flops: PositiveFloat
-    law: str | None = None
-
-    def total_tokens(self, sizes: Sizes) -> int:
-        """Tokens that this compute pays for.
-
-        Raises:
-            ValueError: the law cannot be read.
-        """
-        if self.law is not None:
-            _read_law(self.law)  # refused here, where nothing has begun
-        return int(self.flops / sizes.flops_per_token)
-
-    def notes(self, sizes: Sizes, tokens: int) -> list[str]:
-        """What the law says about this run, and about the best one of this compute."""
-        if self.law is None:
-            return []
-        law = _read_law(self.law)
-        best = law.optimum(self.flops)
-        optimum = (
-            f"law: {self.flops:.3g} FLOPs are best spent on N = {best.parameters:.3g}, D = {best.tokens:.3g} tokens"
-        )
-        return [f"{optimum}: predicted loss {best.loss:.3f}", _says(law, sizes, tokens)]
-
-
-def _read_law(path: str) -> Law:
-    try:
-        return read_law(path)
-    except ValueError as error:
-        raise ValueError(f"budget.law: {error}") from error
-
-
-def _says(law: Law, sizes: Sizes, tokens: int) -> str:
-    """A law's prediction for a run, and how far that is from what it was fitted on."""
-    parameters = counted(sizes.parameters, law.count)
-    flops = sizes.flops_per_token * tokens
-    run = f"law: this N = {parameters:.3g} ({law.count}) with D = {tokens:.3g} tokens"
-    far = law.extrapolation(parameters=parameters, tokens=tokens, flops=flops)
-    return f"{run} ({tokens / parameters:.3g} per parameter): predicted loss {law.loss(parameters, tokens):.3f}" + (
-        f"; {far}" if far else ""
-    )
+UNKNOWN_EPOCH = 2**40
+"""Stands for the tokens of an epoch while the data is not prepared: then only what is wrong anyway is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,12 +71,9 @@ class Assumptions:
         a_sequence = memory["activations"] / micro_size
         fits = int((available - needed + memory["activations"]) / a_sequence)
         usable = f"the {USABLE_MEMORY:.0%} of {self.memory_gib:g} GiB that can be planned with"
-        if fits < 1:
-            return [f"does not fit: needs {needed / 2**30:.1f} GiB with batch.micro_size={micro_size}, above {usable}"]
         if needed > available:
-            return [
-                f"does not fit: needs {needed / 2**30:.1f} GiB, above {usable}: use batch.micro_size={fits} or less"
-            ]
+            more = f": use batch.micro_size={fits} or less" if fits >= 1 else f" with batch.micro_size={micro_size}"
+            return [f"does not fit: needs {needed / 2**30:.1f} GiB, above {usable}{more}"]
         return [f"batch.micro_size could be {fits}, by {usable}"] if fits > micro_size else []
 
 
@@ -290,6 +89,7 @@ class Plan:
     data_parallel_size: int
     tensor_parallel_size: int
     micro_batch_size: int
+    why_micro_batch: str | None  # with batch.micro_size=auto
     accumulation: int
     sequences_per_step: int
     tokens_per_step: int
@@ -300,21 +100,191 @@ class Plan:
     validation_every: int
     epochs: dict[str, float] | None  # of each source; None while the data is not prepared
     shares: dict[str, float] | None  # of the run's tokens
-    precision: str
     accelerator: str
-    notes: list[str]
+    precision: str
+    why_precision: str
+    compile: str  # what is compiled: none, block or model
+    why_compile: str
     memory: dict[str, int]
     tokens_per_day: tuple[float, float] | None  # from, to; None where nothing is assumed about the devices
-    compile: str = "none"  # what is compiled: none, block or model
+    notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, for plan.json."""
         return asdict(self)
 
 
-def training_flops_per_token(forward_flops_per_token: int) -> int:
-    """FLOPs of forward and backward; recomputation in activation checkpointing is not counted (PaLM, appendix B)."""
-    return BACKWARD_FLOPS * forward_flops_per_token
+def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
+    """Work out a run before anything of it is made.
+
+    Args:
+        run: built, its data prepared or not.
+        micro_batch_size: what `batch.micro_size=auto` stood for before; taken if it still divides a rank's sequences.
+
+    Raises:
+        ConfigError: all contradictions that can be seen without the data.
+    """
+    problems, decoder = problems_of(run), None
+    with problems.collect():
+        decoder = run.decoder_meta
+    if decoder is None:
+        raise ConfigError(problems)
+    data = run.data
+    kind = why_precision = "fp32"
+    with problems.collect():
+        kind, why_precision = run.precision.resolve(run.accelerator, run.is_here)
+    precision = run.precision.of_kind(kind)
+    context_length, ranks = decoder.context_length, run.strategy.data_parallel_size
+    tokens_per_step = run.batch.global_tokens
+    flops_per_token = BACKWARD_FLOPS * decoder.forward_flops_per_token()
+    sizes = Sizes(decoder.parameter_counts(), flops_per_token, tokens_per_step, _epoch_tokens(run))
+    course = _Course(0, 0, 0, None, None, [])
+    with problems.collect():
+        run.batch.accumulation(context_length, ranks)
+    with problems.collect():
+        course = _course(run, sizes, problems)
+    if problems:
+        with problems.collect():
+            run.model.optimizer(decoder)
+        raise ConfigError(problems)
+
+    size = run.batch.micro_batch(context_length, ranks)
+    sequences = run.sequences_per_step // ranks
+    if micro_batch_size is not None and size == AUTO and sequences % micro_batch_size == 0:
+        size = micro_batch_size
+    estimates: dict[int, dict[str, int]] = {}
+
+    def estimate(size: int) -> dict[str, int]:
+        if size not in estimates:
+            estimates[size] = _memory(run, decoder, precision, size, sequences // size)
+        return estimates[size]
+
+    why_micro_batch = None
+    with problems.collect():
+        if size == AUTO:
+            assumed = int(run.hardware_plan.memory_gib * 2**30)
+            usable, of_what = usable_memory(run.accelerator, run.n_processes, assumed)
+            size, why_micro_batch = largest_that_fits(sequences, estimate, usable, of_what)
+        estimate(int(size))
+    if problems:
+        raise ConfigError(problems)
+    size, tokens = int(size), course.steps * tokens_per_step
+    flops = tokens * flops_per_token
+    scope, why_scope = run.compile.resolve(run, flops, precision.compute_dtype)
+    assumptions = run.hardware_plan if run.accelerator == "cuda" else None
+    return Plan(
+        parameters=sizes.parameters,
+        flops_per_token=flops_per_token,
+        context_length=context_length,
+        vocab_size=decoder.vocab_size,
+        devices=run.world_size,
+        data_parallel_size=ranks,
+        tensor_parallel_size=run.strategy.tensor_parallel_size,
+        micro_batch_size=size,
+        why_micro_batch=why_micro_batch,
+        accumulation=sequences // size,
+        sequences_per_step=run.sequences_per_step,
+        tokens_per_step=tokens_per_step,
+        steps=course.steps,
+        tokens=tokens,
+        flops=flops,
+        warmup_steps=course.warmup,
+        validation_every=course.validation_every,
+        epochs=course.epochs,
+        shares=course.shares,
+        accelerator=run.accelerator,
+        precision=kind,
+        why_precision=why_precision,
+        compile=scope,
+        why_compile=why_scope,
+        memory=estimate(size),
+        tokens_per_day=assumptions.tokens_per_day(flops_per_token, run.world_size) if assumptions else None,
+        notes=[
+            *_width_notes(decoder),
+            *_batch_notes(tokens_per_step, sizes.parameters["total"]),
+            *_hardware_notes(run),
+            *(assumptions.remarks(estimate(size), size) if assumptions and why_micro_batch is None else []),
+            *memory.remarks(estimate(size), run.strategy),
+            *asked(data, "notes")(),
+            *course.notes,
+            *(run.budget.notes(sizes, tokens) if hasattr(run.budget, "notes") else []),
+        ],
+    )
+
+
+class _Course(NamedTuple):
+    """How long a run is, and what it draws from its data."""
+
+    steps: int
+    warmup: int
+    validation_every: int
+    epochs: dict[str, float] | None
+    shares: dict[str, float] | None
+    notes: list[str]
+
+
+def _course(run: Run, sizes: Sizes, problems: Problems) -> _Course:
+    """Work out the steps of a run; what the data refuses is added to `problems`."""
+    steps = whole_steps(run.budget.total_tokens(sizes), sizes.tokens_per_step)
+    notes: list[str] = []
+    drawn = asked(run.data, "draw")(steps) if run.sequences_per_step else Draw(steps)
+    if run.is_dry:
+        notes = [f"a run would be refused: {problem.message}" for problem in drawn.problems]
+    else:
+        problems.note(*drawn.problems)
+    every = 0
+    with problems.collect():
+        every = run.validation.steps(drawn.steps)
+    warmup = warmup_steps(run.model.schedule, drawn.steps)
+    return _Course(drawn.steps, warmup, every, drawn.epochs, drawn.shares, [*notes, *drawn.notes])
+
+
+def _epoch_tokens(run: Run) -> int | None:
+    if asked(run.data, "is_prepared"):
+        return asked(run.data, "epoch_tokens")  # type: ignore[no-any-return]
+    return None if run.is_dry else UNKNOWN_EPOCH
+
+
+def _hardware_notes(run: Run) -> list[str]:
+    return [] if run.is_here else [f"planned for hardware that is not here: {run.world_size:,} × {run.accelerator}"]
+
+
+def _memory(run: Run, decoder: Decoder, precision: Any, size: int, accumulation: int) -> dict[str, int]:
+    """Bytes on a device by part, from a copy of the decoder whose tensors have no storage."""
+    made, known = copy.deepcopy(decoder), dict[int, torch.nn.Parameter]()
+
+    def fake() -> Decoder:
+        for module in made.modules():
+            for name, meta in module._parameters.items():
+                if meta is not None:
+                    tensor = known.setdefault(id(meta), torch.nn.Parameter(torch.empty(meta.shape, dtype=meta.dtype)))
+                    tensor.requires_grad_(meta.requires_grad)
+                    module._parameters[name] = tensor
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
+        return made
+
+    return memory.estimate(
+        fake,
+        run.model.optimizer,
+        micro_batch_size=size,
+        precision=precision,
+        parallelism=run.strategy,
+        accumulation=accumulation,
+        accelerator=run.accelerator,
+    )
+
+
+def warmup_steps(schedule: Callable[[int, int], float], total_steps: int) -> int:
+    """Steps until a schedule is first at its peak, that one included; 0 if it begins there.
+
+    Found by asking the schedule, at most some 8,000 times: exact for one that rises once and then does not rise again.
+    """
+    stride = max(1, total_steps // 4096)
+    coarse = max(range(0, total_steps, stride), key=lambda step: schedule(step, total_steps))
+    near = range(max(0, coarse - stride), min(total_steps, coarse + stride + 1))
+    peak = max(near, key=lambda step: schedule(step, total_steps))  # the first of equals
+    return peak + 1 if peak else 0
 
 
 def whole_steps(tokens: int, tokens_per_step: int) -> int:
@@ -331,13 +301,20 @@ def whole_steps(tokens: int, tokens_per_step: int) -> int:
     return tokens // tokens_per_step
 
 
-def warmup_steps(schedule: Callable[[int, int], float], total_steps: int) -> int:
-    """Steps until a schedule is first at its peak, that one included; 0 if it begins there.
+def _batch_notes(global_tokens: int, n_parameters: int) -> list[str]:
+    """Whether a step of a model of some size is far smaller than usual: the default is for runs of minutes."""
+    usual = 327_680 * (n_parameters / 108e6) ** (2 / 3)  # OLMo-core
+    if n_parameters < 5e7 or global_tokens > usual / 16:
+        return []
+    return [
+        f"batch.global_tokens={global_tokens:,} is little for {n_parameters / 1e6:,.0f} M parameters: about"
+        f" {usual / 1e6:.1g} M are usual (OLMo-core: 327,680·(N/108M)^(2/3))"
+    ]
 
-    Found by asking the schedule, at most some 8,000 times: exact for one that rises once and then does not rise again.
-    """
-    stride = max(1, total_steps // 4096)
-    coarse = max(range(0, total_steps, stride), key=lambda step: schedule(step, total_steps))
-    near = range(max(0, coarse - stride), min(total_steps, coarse + stride + 1))
-    peak = max(near, key=lambda step: schedule(step, total_steps))  # the first of equals
-    return peak + 1 if peak else 0
+
+def _width_notes(decoder: Decoder) -> list[str]:
+    """How much wider the model is than the one that its settings are for."""
+    if decoder.output_scale == 1:
+        return []
+    d_model = decoder.embedding.embedding_dim
+    return [f"muP: {1 / decoder.output_scale:.3g} × the base width {d_model * decoder.output_scale:.0f}"]

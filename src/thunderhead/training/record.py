@@ -14,11 +14,9 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.tensorboard import SummaryWriter
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STAGED = ".resuming"  # in a run's folder
@@ -155,18 +153,13 @@ class MetricsCsv(Logger):
             csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
 
     @rank_zero_only
-    def forget_after(self, step: int) -> None:
-        """Drop rows later than `step`, which a resumed run will write again."""
-        if self.path.exists():
-            columns, rows = read_rows(self.path)
-            write_rows(self.path, columns, [row for row in rows if int(row["step"]) <= step])
-
-    @rank_zero_only
-    def forget_validation(self, step: int) -> None:
-        """Drop the row of a step's validation, which a resumed run will write again."""
-        if self.path.exists():
-            columns, rows = read_rows(self.path)
-            write_rows(self.path, columns, [r for r in rows if int(r["step"]) != step or not r.get("val/loss")])
+    def forget_from(self, step: int) -> dict[str, float]:
+        """Drop the rows from `step` on, which a resumed run writes again; returns what was measured in that step."""
+        if not self.path.exists():
+            return {}
+        columns, rows = read_rows(self.path)
+        write_rows(self.path, columns, [row for row in rows if int(row["step"]) < step])
+        return {k: float(v) for row in rows if int(row["step"]) == step for k, v in row.items() if v and k != "step"}
 
 
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -185,12 +178,6 @@ def write_rows(path: Path, columns: list[str], rows: list[dict[str, str]]) -> No
         csv.writer(buffer, lineterminator="\n").writerows(lines)
         buffer.seek(0)
         write_text(path, buffer.read())
-
-
-def tensorboards(trainer: Trainer) -> list[SummaryWriter]:
-    """The TensorBoard writers of a trainer's loggers, for text and pictures; none on ranks other than 0."""
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    return [logger.experiment for logger in loggers] if trainer.is_global_zero else []
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from omegaconf import DictConfig
 
-from thunderhead.core.config import ConfigError, Problem
-from thunderhead.core.data.manifest import Manifest
-from thunderhead.core.module import COMPONENTS, GROUPS, build_decoder
-from thunderhead.options.synthetic_tasks import Task
+from thunderhead import command_line
+from thunderhead.core.config import Config, ConfigError, Problem, differences, plain, show
+from thunderhead.core.module import COMPONENTS, LanguageModel, ModelSpec
+from thunderhead.core.run import Run
 from thunderhead.training import record
+from thunderhead.training.plan import Plan
 
 CHECKPOINTS = "checkpoints"
 SWITCHABLE = ("strategy", "compile", "activation_checkpointing")
@@ -131,17 +133,16 @@ class Change(NamedTuple):
     now: Any
 
     def __str__(self) -> str:
-        return f"{self.path}={_show(self.now)} (was {_show(self.then)})"
+        return f"{self.path}={show(self.now)} (was {show(self.then)})"
 
 
-def check(checkpoint: Path, config: dict[str, Any], steps: int, data: Manifest | Task) -> list[Change]:
+def check(checkpoint: Path, run: Run, plan: Plan) -> list[Change]:
     """Compare a checkpoint with the run that goes on from it.
 
     Args:
         checkpoint: intact.
-        config: of the run that goes on, resolved and planned.
-        steps: that its plan makes in all.
-        data: what it trains on.
+        run: that goes on, its data prepared.
+        plan: of that run.
 
     Returns:
         Settings of the model and of its training that have changed, and may.
@@ -151,28 +152,21 @@ def check(checkpoint: Path, config: dict[str, Any], steps: int, data: Manifest |
     """
     content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
     then = content["hyper_parameters"]
-    changes = [
-        Change(path, old, new)
-        for group in GROUPS
-        if group != "compile"
-        for path, old, new in _differences(group, then["config"][group], config[group])
-    ]
+    changes = [Change(*difference) for difference in differences(then["config"], run.model.config)]
     problems = [
-        Problem(change.path, f"changed since the checkpoint ({_show(change.then)} → {_show(change.now)}): {why}")
+        Problem(change.path, f"changed since the checkpoint ({show(change.then)} → {show(change.now)}): {why}")
         for change in changes
         if (why := _why_not(change)) is not None
     ]
-    if content["global_step"] > steps:
-        message = f"the plan is for {steps:,} steps, and the checkpoint has made {content['global_step']:,}: raise it"
-        problems.append(Problem("budget", f"{message}, or go on from an earlier checkpoint"))
-    with torch.device("meta"):
-        weights = build_decoder(config, data.vocab_size, data.eos_id).state_dict()
-    shapes = {f"decoder.{name}": list(weight.shape) for name, weight in weights.items()}
+    if content["global_step"] > plan.steps:
+        made = f"the plan is for {plan.steps:,} steps, and the checkpoint has made {content['global_step']:,}"
+        problems.append(Problem("budget", f"{made}: raise it, or go on from an earlier checkpoint"))
+    shapes = {f"decoder.{name}": list(weight.shape) for name, weight in run.decoder_meta.state_dict().items()}
     saved = {name: list(weight.shape) for name, weight in content["state_dict"].items() if name.startswith("decoder.")}
     if differing := [name for name in saved | shapes if saved.get(name) != shapes.get(name)]:
         guilty = [str(change) for change in changes if change.path.partition(".")[0] in ("model", *COMPONENTS)]
-        if then["vocab_size"] != data.vocab_size:
-            guilty.append(f"the tokenizer's vocabulary, {data.vocab_size:,} (was {then['vocab_size']:,})")
+        if then["vocab_size"] != plan.vocab_size and then["config"]["model"] == run.model.config["model"]:
+            guilty.append(f"the tokenizer's vocabulary, {plan.vocab_size:,} (was {then['vocab_size']:,})")
         name = differing[0]
         message = (
             f"the weights do not fit the model ({name.removeprefix('decoder.')} has the shape {saved.get(name)} in the"
@@ -189,16 +183,6 @@ def check(checkpoint: Path, config: dict[str, Any], steps: int, data: Manifest |
     return changes
 
 
-def _differences(path: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Values that both have, and that differ: a setting that one of them does not name is at its default there."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in then:
-            if key in now:
-                yield from _differences(f"{path}.{key}", then[key], now[key])
-    elif then != now:
-        yield path, then, now
-
-
 def _why_not(change: Change) -> str | None:
     """Why a run cannot go on with a changed setting; None: it can."""
     if change.path.startswith(("parameter_groups.", "parametrization.")):
@@ -208,8 +192,35 @@ def _why_not(change: Change) -> str | None:
     return None
 
 
-def _show(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def take_new_settings(model: LanguageModel, checkpoint: dict[str, Any]) -> None:
+    """Let a resumed run have its own settings of the optimizer and the schedule, which torch would take from here.
+
+    Those that did not change stay bit for bit; the learning rate is what the schedule says for the next step.
+    May be called again: strategies that load the optimizer's state early have done so before.
+    """
+    if model._trainer is None or not checkpoint.get("optimizer_states"):  # loaded to generate text, not to go on
+        return
+    before = ModelSpec.of(checkpoint["hyper_parameters"]["config"])
+    now, then = (spec.optimizer(model.decoder).param_groups for spec in (model.spec, before))
+    [saved], [schedule] = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+    factor = model.schedule(schedule["last_epoch"])
+    for group, new, old in zip(saved["param_groups"], now, then, strict=True):
+        group |= {key: new[key] for key in new if key != "params" and (key not in old or new[key] != old[key])}
+        group |= {"initial_lr": new["lr"], "lr": new["lr"] * factor}
+    schedule["base_lrs"] = [group["initial_lr"] for group in saved["param_groups"]]
+    schedule["_last_lr"] = [group["lr"] for group in saved["param_groups"]]
+
+
+def resumed_config(checkpoint: Path, typed: DictConfig) -> Config:
+    """The recorded configuration of a run, with what was typed to change; see SWITCHABLE.
+
+    Raises:
+        ConfigError: something was typed that cannot change, or the record is damaged.
+    """
+    folder = checkpoint.parents[1]
+    overrides = [o for o in command_line.invocation_overrides() if not o.startswith(("resume=", "hydra"))]
+    switched = {group: plain(typed[group]) for group in sorted(command_line.chosen(overrides).intersection(SWITCHABLE))}
+    return command_line.with_overrides(recorded_config(folder), overrides, recorded_overrides(folder), switched)
 
 
 def recorded_config(run_dir: Path) -> dict[str, Any]:

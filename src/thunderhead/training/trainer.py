@@ -4,12 +4,9 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     GradientAccumulationScheduler,
@@ -17,16 +14,15 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     ProgressBar,
 )
-from lightning.pytorch.loggers import Logger
 
-from thunderhead.core.config import build, build_all, factory
+from thunderhead.core.config import Problem, first_line
 from thunderhead.core.processes import is_rank
-from thunderhead.training import hardware
+from thunderhead.core.run import Run
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.profile import ProfileSteps
 from thunderhead.training.callbacks.schedule_picture import SchedulePicture
 from thunderhead.training.callbacks.state import AtomicCheckpointIO, BackgroundCheckpointIO
-from thunderhead.training.planning import Planned
+from thunderhead.training.plan import Plan
 
 # Arguments of Lightning's Trainer that follow from other groups.
 DERIVED = {
@@ -58,51 +54,43 @@ DECIDED = {
     BatchSizeFinder: "the largest micro-batch that fits is found by batch.micro_size=auto",
     LearningRateFinder: "learning rates are tried by tune=lr, in a sweep",
 }
-REFUSALS = (MisconfigurationException, ModuleNotFoundError)
-"""What callbacks and loggers of other packages say no with, beside ValueError."""
 
 
-def callbacks_of(config: dict[str, Any]) -> dict[str, Callback]:
-    """Those of the group `callbacks`.
+def decided_elsewhere(run: Run) -> list[Problem]:
+    """Callbacks of Lightning that would change what other groups decide."""
+    return [
+        Problem(f"callbacks.{name}", f"{why}: take it out")
+        for name, callback in run.callbacks.items()
+        for kind, why in DECIDED.items()
+        if isinstance(callback, kind)
+    ]
 
-    Raises:
-        ConfigError: some refuse their settings, or are no callbacks.
-    """
-    return build_all(config["callbacks"], "callbacks", Callback, REFUSALS)
 
-
-def make_trainer(
-    config: dict[str, Any],
-    planned: Planned,
-    run_dir: Path,
-    log_metrics: LogMetrics,
-    callbacks: Sequence[Callback] = (),
-) -> Trainer:
+def make_trainer(run: Run, plan: Plan, log_metrics: LogMetrics, callbacks: Sequence[Callback] = ()) -> Trainer:
     """Lightning's Trainer with everything that follows from the plan."""
-    plan = planned.plan
-    loggers = build_all(config["logger"], "logger", Logger, REFUSALS, save_dir=str(run_dir))  # type: ignore[type-abstract]
-    schedule = factory(config["scheduler"])
+    loggers = list(run.loggers.values())
     all_callbacks = [
         log_metrics,
-        SchedulePicture(schedule, config["optimizer"]["lr"], plan.tokens_per_step),
-        *callbacks_of(config).values(),
+        SchedulePicture(run.model.schedule, run.config["optimizer"]["lr"], plan.tokens_per_step),
+        *run.callbacks.values(),
         *callbacks,
-        *([ProfileSteps(run_dir / "profile")] if config["profile"] else []),
+        *([ProfileSteps(run.folder / "profile")] if run.config["profile"] else []),
     ]
-    precision = hardware.precision_plugin(planned.machine.precision, planned.machine.accelerator)
-    checkpoint_io = BackgroundCheckpointIO() if config["background_checkpoints"] else AtomicCheckpointIO()
+    precision = run.precision.of_kind(plan.precision).lightning_arguments(run.accelerator)
+    checkpoint_io = BackgroundCheckpointIO() if run.config["background_checkpoints"] else AtomicCheckpointIO()
     plugins = [*precision.pop("plugins", []), checkpoint_io]
     if not is_rank():  # else Lightning looks for one: in a shell within a SLURM job it would wait for tasks
         plugins.append(LightningEnvironment())
+    given = {"num_sanity_val_steps": 0, "enable_model_summary": False} | run.trainer.keywords  # type: ignore[attr-defined]
     with quiet_lightning():
-        trainer: Trainer = build(
-            {"num_sanity_val_steps": 0, "enable_model_summary": False} | config["trainer"],
+        trainer: Trainer = run.trainer.func(  # type: ignore[attr-defined]
+            **given,
             **precision,
             plugins=plugins,
-            strategy=planned.machine.parallelism.strategy(),
+            strategy=run.strategy.strategy(),
             callbacks=all_callbacks,
-            logger=list(loggers.values()) or False,
-            default_root_dir=str(run_dir),
+            logger=loggers or False,
+            default_root_dir=str(run.folder),
             max_steps=plan.steps,
             max_epochs=-1,
             accumulate_grad_batches=plan.accumulation,
@@ -113,7 +101,17 @@ def make_trainer(
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in all_callbacks),
             enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in all_callbacks),
         )
+    log_metrics.attach(loggers)
     return trainer
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error's message; of one that a loader's worker raised, the line that says what it was."""
+    line = first_line(error)
+    if line.startswith("Caught ") and " in DataLoader worker process" in line:
+        last = str(error).strip().splitlines()[-1]
+        return last.partition(": ")[2] or last
+    return line
 
 
 @contextlib.contextmanager
@@ -126,6 +124,7 @@ def quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # other settings, see ExactResume
+        warnings.filterwarnings("ignore", "Since DeepSpeed handles gradient clipping internally")
         warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # torchmetrics has summed over the ranks
         for logger in loggers:
             logger.setLevel(logging.WARNING)

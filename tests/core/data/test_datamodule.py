@@ -9,19 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from thunderhead.core.data.datamodule import MicroBatches, TokenDataModule, validation_samples
+from thunderhead.core.data.datamodule import MicroBatches, validation_samples
 from thunderhead.core.data.manifest import DamagedChunkError
-from thunderhead.core.data.mixture import Mixture, plan_turns, trained_blocks
-from thunderhead.core.data.order import blocks
-from thunderhead.core.data.shards import LocalChunks, ShardReader, blocks_per_chunk
+from thunderhead.core.data.shards import LocalChunks, ShardReader
+from thunderhead.corpus.mixture import Mixture, plan_turns, trained_blocks
 from thunderhead.corpus.prepare import find_manifest
 from thunderhead.corpus.sources import LocalText
+from thunderhead.corpus.text_data import TextData
 from thunderhead.corpus.tokenizer import ByteTokenizer
 
 T = 32
 SEQUENCES_PER_STEP = 8
 STEPS = 20
-Make = Callable[..., TokenDataModule]
+Make = Callable[..., TextData]
 Mixed = dict[str, object]
 
 
@@ -29,8 +29,11 @@ Mixed = dict[str, object]
 def make(corpus: Path, tmp_path: Path) -> Make:
     """Build a data module over the corpus, with its shards prepared and checked, and a stand-in for the trainer."""
 
-    def make(rank: int = 0, world_size: int = 1, **settings: object) -> TokenDataModule:
+    def make(rank: int = 0, world_size: int = 1, **settings: object) -> TextData:
         defaults = {
+            "tokenizer": ByteTokenizer(),
+            "filters": {},
+            "context_length": T,
             "micro_batch_size": 2,
             "sequences_per_step": SEQUENCES_PER_STEP,
             "seed": 5,
@@ -39,7 +42,7 @@ def make(corpus: Path, tmp_path: Path) -> Make:
             "validation_fraction": 0.2,
             "shuffle_window": 100,
         }
-        module = TokenDataModule(ByteTokenizer(), T, **{**defaults, **settings})
+        module = TextData(**{**defaults, **settings})
         strategy = SimpleNamespace(
             root_device=torch.device("cpu"), distributed_sampler_kwargs={"rank": rank, "num_replicas": world_size}
         )
@@ -71,10 +74,10 @@ def mixture(tmp_path: Path, corpus: Path) -> Mixed:
     return {"sources": {"many": many, "few": LocalText(path=str(few), weight=1.0, max_epochs=0.075)}}
 
 
-def expected(module: TokenDataModule, samples: range) -> Tensor:
+def expected(module: TextData, samples: range) -> Tensor:
     """Look each sample up on its own, with an order and readers of its own."""
     train = module.manifest.splits["train"]
-    sizes = {s: blocks_per_chunk(shard, T) for s, shard in train.items()}
+    sizes = {s: shard.blocks(T) for s, shard in train.items()}
     trained = trained_blocks({s: sum(n) for s, n in sizes.items()}, T, module.max_training_tokens)
     turns = plan_turns(
         module.sources, trained, temperature=1.0, at_max_epochs="redistribute",
@@ -116,7 +119,7 @@ def test_a_step_has_the_same_samples_whatever_the_ranks(
     upper = in_capitals(found.flatten(0, 3))
     assert drawn == {"many": int((~upper).sum()), "few": int(upper.sum())}
     assert 0 < drawn["few"] < len(samples) // 2
-    assert module._mixture.turns.used_up["few"] in samples
+    assert module._place.turns.used_up["few"] in samples
 
 
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 1), (1, 8), (2, 3), (4, 2), (3, 2)])
@@ -124,7 +127,7 @@ def test_validation_reads_each_block_once_over_all_ranks(make: Make, world_size:
     settings = {"micro_batch_size": micro, "max_validation_tokens": 10**9}
     loaders = [make(rank, world_size, **settings).val_dataloader()[0] for rank in range(world_size)]
     module = make(**settings)
-    n_blocks = blocks(module.manifest, "text", T, "val")
+    n_blocks = sum(module.manifest.splits["val"]["text"].blocks(T))
     shard = module.manifest.splits["val"]["text"]
     reader = ShardReader(LocalChunks(module.manifest.shard_folder("val", "text"), shard), shard, T, "uint16")
     all_blocks = [tuple(reader.view(i).tolist()) for i in range(n_blocks)]
@@ -159,7 +162,7 @@ def test_a_part_of_the_data_is_trained_on_and_all_validated_on(make: Make) -> No
 
 def test_validation_is_spread_over_the_split_and_limited(make: Make) -> None:
     module = make(max_validation_tokens=20 * T)
-    n_blocks = blocks(module.manifest, "text", T, "val")
+    n_blocks = sum(module.manifest.splits["val"]["text"].blocks(T))
     assert n_blocks > 100
     shard = module.manifest.splits["val"]["text"]
     reader = ShardReader(LocalChunks(module.manifest.shard_folder("val", "text"), shard), shard, T, "uint16")
@@ -217,9 +220,9 @@ def test_a_damaged_chunk_is_found_before_it_is_used(make: Make, verify: str) -> 
 
 
 def test_settings_that_cannot_be_are_refused(make: Make, corpus: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.path=elsewhere is used by no source"):
-        make(path="elsewhere")
-    make(path=str(corpus))
+    (problem,) = make(path="elsewhere").problems(None)
+    assert problem.message.startswith("data.path=elsewhere is used by no source")
+    assert make(path=str(corpus)).problems(None) == []
 
 
 def test_each_source_is_validated_on_its_own(make: Make, mixture: Mixed) -> None:
@@ -265,9 +268,9 @@ def test_shards_found_beforehand_are_used(make: Make, corpus: Path, tmp_path: Pa
     manifest = make().manifest
     settings = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.2}
     assert find_manifest({"text": LocalText(path=str(corpus))}, ByteTokenizer(), **settings) == manifest
-    module = TokenDataModule(
-        ByteTokenizer(), T, 2, 8, 0, sources={"text": LocalText(path="gone")}, shards_dir=str(tmp_path / "shards")
-    )
+    gone = {"sources": {"text": LocalText(path="gone")}, "shards_dir": str(tmp_path / "shards")}
+    sizes = {"context_length": T, "micro_batch_size": 2, "sequences_per_step": 8, "seed": 0}
+    module = TextData(tokenizer=ByteTokenizer(), filters={}, **sizes, **gone)
     module.manifest = manifest
     module.prepare_data()
     module.setup("fit")
@@ -318,14 +321,14 @@ def test_lightning_resumes_at_the_sample_after_the_last_step(make: Make, tmp_pat
     interrupted = trainer(2, accumulate_grad_batches=4)
     interrupted.fit(first, datamodule=make(micro_batch_size=2))
     interrupted.save_checkpoint(tmp_path / "a.ckpt")
-    assert torch.load(tmp_path / "a.ckpt")["TokenDataModule"]["samples"] == 2 * SEQUENCES_PER_STEP
+    assert torch.load(tmp_path / "a.ckpt")["TextData"]["samples"] == 2 * SEQUENCES_PER_STEP
 
     second, other_size = Recorder(), make(micro_batch_size=4)
     continued = trainer(4, accumulate_grad_batches=2)
     continued.fit(second, datamodule=other_size, ckpt_path=tmp_path / "a.ckpt")
     assert torch.equal(torch.cat(second.seen), expected(module, samples[2 * 8 : 4 * 8]))
     continued.save_checkpoint(tmp_path / "b.ckpt")
-    assert torch.load(tmp_path / "b.ckpt")["TokenDataModule"]["samples"] == 4 * SEQUENCES_PER_STEP
+    assert torch.load(tmp_path / "b.ckpt")["TextData"]["samples"] == 4 * SEQUENCES_PER_STEP
 
     third = Recorder()
     trainer(6, accumulate_grad_batches=4).fit(third, datamodule=make(micro_batch_size=2), ckpt_path=tmp_path / "b.ckpt")
@@ -334,7 +337,7 @@ def test_lightning_resumes_at_the_sample_after_the_last_step(make: Make, tmp_pat
 
 def test_lightning_trains_beyond_the_first_epoch_and_validates_on_the_same_blocks(make: Make) -> None:
     module, model = make(micro_batch_size=8, max_validation_tokens=16 * T), Recorder()
-    count = blocks(module.manifest, "text", T)
+    count = sum(module.manifest.splits["train"]["text"].blocks(T))
     steps = count // 8 + 4
     trainer(steps, val_check_interval=steps // 2, num_sanity_val_steps=0).fit(model, datamodule=module)
     assert torch.equal(torch.cat(model.seen), expected(module, range(steps * 8)))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thunderhead.core.data.manifest import Manifest
-from thunderhead.core.data.order import Order, blocks, check_blocks, permutation, spread, spread_over_chunks
+from thunderhead.core.data.order import Order, permutation, spread, spread_over_chunks
 
 MakeShards = Callable[..., Manifest]
 sizes = st.lists(st.integers(0, 20), min_size=1, max_size=8).filter(any)
@@ -21,8 +21,8 @@ def test_every_epoch_has_every_block_once(chunks: list[int], window: int, seed: 
     total = sum(chunks)
     for epoch in range(3):
         samples = [order(n) for n in range(epoch * total, (epoch + 1) * total)]
-        assert {number for number, _ in samples} == {epoch}
-        assert Counter(block for _, block in samples) == Counter(range(total))
+        assert {(sample.source, sample.epoch) for sample in samples} == {("a", epoch)}
+        assert Counter(sample.block for sample in samples) == Counter(range(total))
 
 
 @given(sizes, st.integers(1, 50), st.lists(st.integers(0, 10**12), min_size=1))
@@ -51,7 +51,7 @@ def test_a_part_is_spread_evenly(chunks: list[int], data: st.DataObject) -> None
 def test_windows_hold_a_contiguous_run_of_the_permuted_chunks() -> None:
     chunks, window = [10] * 12, 15
     order = Order("a", chunks, seed=3, window=window)
-    found = [order(n)[1] for n in range(sum(chunks))]
+    found = [order(n).block for n in range(sum(chunks))]
     # An independent statement of the two levels: lay the chunks in the epoch's order, cut windows, compare as sets.
     first_met = list(dict.fromkeys(block // 10 for block in found))
     assert first_met != sorted(first_met)
@@ -61,7 +61,7 @@ def test_windows_hold_a_contiguous_run_of_the_permuted_chunks() -> None:
 
 def test_epochs_seeds_and_sources_have_orders_of_their_own() -> None:
     def epoch(order: Order, number: int) -> list[int]:
-        return [order(n)[1] for n in range(100 * number, 100 * (number + 1))]
+        return [order(n).block for n in range(100 * number, 100 * (number + 1))]
 
     one = Order("a", [40, 60], seed=1, window=30)
     orders = [
@@ -76,7 +76,7 @@ def test_epochs_seeds_and_sources_have_orders_of_their_own() -> None:
 def test_blocks_are_mixed_well_within_a_window() -> None:
     # Positions of a random permutation: neighbours are uncorrelated (standard error 1/sqrt(n) = 0.01).
     order = Order("a", [5000, 5000], seed=0, window=10_000)
-    found = np.array([order(n)[1] for n in range(10_000)])
+    found = np.array([order(n).block for n in range(10_000)])
     assert abs(np.corrcoef(found[:-1], found[1:])[0, 1]) < 0.05
     assert abs(np.corrcoef(found, np.arange(10_000))[0, 1]) < 0.05
 
@@ -85,8 +85,8 @@ def test_the_order_is_the_one_of_the_first_release() -> None:
     # Runs are resumed with later versions of this code, of numpy and on other machines: these numbers must stay.
     assert permutation(8, 1, 2, 3).tolist() == PERMUTATION
     order = Order("stdlib", [5, 3, 4], seed=42, window=6)
-    assert [order(n)[1] for n in range(12)] == FIRST_EPOCH
-    assert order(10**15) == (10**15 // 12, FAR)
+    assert [order(n).block for n in range(12)] == FIRST_EPOCH
+    assert order(10**15) == ("stdlib", 10**15 // 12, FAR)
 
 
 PERMUTATION = [1, 3, 7, 5, 2, 0, 4, 6]
@@ -102,15 +102,15 @@ def test_an_order_can_be_sent_to_another_process() -> None:
 
 def test_blocks_are_counted(make_shards: MakeShards) -> None:
     manifest = make_shards()
-    count = blocks(manifest, "text", 64)
+    count = sum(manifest.splits["train"]["text"].blocks(64))
     assert count == sum((chunk.tokens - 1) // 64 for chunk in manifest.splits["train"]["text"].chunks)
 
 
 def test_a_context_longer_than_the_text_says_what_to_change(make_shards: MakeShards) -> None:
     manifest = make_shards(chunk_bytes=2**20)
     train, val = (manifest.splits[split]["text"].tokens for split in ("train", "val"))
-    check_blocks(manifest, val - 1)
+    manifest.check_blocks(val - 1)
     with pytest.raises(ValueError, match=r"the validation split has .*lower model\.context_length, raise data\.val"):
-        check_blocks(manifest, val)
+        manifest.check_blocks(val)
     with pytest.raises(ValueError, match=r"data\.sources\.text: the training split .*model\.context_length \+ 1"):
-        check_blocks(manifest, train)
+        manifest.check_blocks(train)

@@ -13,7 +13,7 @@ from thunderhead.core.data.manifest import (
     verify_chunk,
     verify_index,
 )
-from thunderhead.core.data.shards import LocalChunks, ShardReader, ShardWriter, blocks_per_chunk
+from thunderhead.core.data.shards import LocalChunks, ShardReader, ShardWriter
 from thunderhead.corpus.tokenizer import Tokens
 
 MakeShards = Callable[..., Manifest]
@@ -26,7 +26,7 @@ def test_no_target_is_lost(make_shards: MakeShards, chunk_tokens: ChunkTokens, c
     shard, folder = manifest.splits["train"]["text"], manifest.shard_folder("train", "text")
     reader = ShardReader(LocalChunks(folder, shard), shard, context_length, manifest.dtype)
     block = 0
-    for chunk, n_blocks in zip(shard.chunks, blocks_per_chunk(shard, context_length), strict=True):
+    for chunk, n_blocks in zip(shard.chunks, shard.blocks(context_length), strict=True):
         tokens = chunk_tokens(folder, chunk)
         targets = [reader.view(block + i)[1:] for i in range(n_blocks)]
         inputs = [reader.view(block + i)[:-1] for i in range(n_blocks)]
@@ -42,8 +42,8 @@ def test_no_target_is_lost(make_shards: MakeShards, chunk_tokens: ChunkTokens, c
 def test_a_context_longer_than_a_chunk_gives_no_blocks(make_shards: MakeShards) -> None:
     shard = make_shards().splits["val"]["text"]
     longest = max(chunk.tokens for chunk in shard.chunks)
-    assert sum(blocks_per_chunk(shard, longest)) == 0
-    assert sum(blocks_per_chunk(shard, longest - 1)) >= 1
+    assert sum(shard.blocks(longest)) == 0
+    assert sum(shard.blocks(longest - 1)) >= 1
 
 
 def test_chunks_without_a_block_are_stepped_over(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_chunks_without_a_block_are_stepped_over(tmp_path: Path) -> None:
         writer.add(np.arange(length, dtype=np.uint16) + 100 * i, length)
     shard = writer.close()
     reader = ShardReader(LocalChunks(tmp_path / "shard", shard), shard, 10, "uint16")
-    assert blocks_per_chunk(shard, 10) == [4, 0, 0, 4, 0]
+    assert shard.blocks(10) == [4, 0, 0, 4, 0]
     assert [reader.view(i)[0] for i in range(len(reader))] == [0, 10, 20, 30, 300, 310, 320, 330]
 
 
@@ -62,7 +62,7 @@ def test_first_use_is_verified_before_a_token_is_read(make_shards: MakeShards, f
     shard, folder = manifest.splits["train"]["text"], manifest.shard_folder("train", "text")
     flip(folder / shard.chunks[1].filename)
     reader = ShardReader(LocalChunks(folder, shard, verify_on_first_use=True), shard, 64, manifest.dtype)
-    first = blocks_per_chunk(shard, 64)[0]
+    first = shard.blocks(64)[0]
     reader.view(first - 1)
     with pytest.raises(DamagedChunkError):
         reader.view(first)
@@ -111,7 +111,7 @@ def test_every_id_of_a_vocabulary_is_read_back(tmp_path: Path, vocab_size: int, 
     starts = np.cumsum([0] + [chunk.tokens for chunk in shard.chunks])
     expected = [
         tokens[start + i * 99 : start + i * 99 + 100]
-        for start, n_blocks in zip(starts, blocks_per_chunk(shard, 99), strict=False)
+        for start, n_blocks in zip(starts, shard.blocks(99), strict=False)
         for i in range(n_blocks)
     ]
     assert np.array_equal(read, np.concatenate(expected))

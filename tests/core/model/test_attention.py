@@ -7,16 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from oracles import naive_attention, naive_rotate, randomize
-from thunderhead.core.model import attention as attention_module
+from thunderhead.core.model import kernels
 from thunderhead.core.model.attention import (
     Attention,
     GroupedQueryAttention,
-    MultiHeadLatentAttention,
-    SlidingWindowAttention,
-    causal_in_blocks,
 )
 from thunderhead.core.model.context import SequenceContext, document_layout
-from thunderhead.core.model.position import AlibiPosition, RotaryPosition
+from thunderhead.core.model.position import RotaryPosition
+from thunderhead.options.latent_attention import MultiHeadLatentAttention
+from thunderhead.options.positions import AlibiPosition
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 D_MODEL, N_HEADS, T = 24, 4, 9
@@ -29,7 +28,7 @@ VARIANTS: dict[str, Callable[..., Attention]] = {
     "gqa": partial(GroupedQueryAttention, n_kv_heads=0.5),
     "wide_heads": partial(GroupedQueryAttention, n_kv_heads=2, head_dim=10),
     "qk_norm": partial(GroupedQueryAttention, n_kv_heads=2, qk_norm=True),
-    "sliding_window": partial(SlidingWindowAttention, window=3, n_kv_heads=2),
+    "sliding_window": partial(GroupedQueryAttention, window=3, n_kv_heads=2),
     "mla": MultiHeadLatentAttention,
     "mla_full": partial(
         MultiHeadLatentAttention, q_lora_rank=7, kv_lora_rank=5, qk_rope_head_dim=4, v_head_dim=5, qk_norm=True
@@ -43,15 +42,14 @@ def build(variant: Callable[..., Attention], bias: bool = True, **settings: Any)
     return layer
 
 
-def context_of(layer: Attention, positions: str = "rope") -> SequenceContext:
-    supplied = {"d_model": D_MODEL, "n_heads": N_HEADS, "context_length": T, "rotary_dim": layer.rotary_dim}
+def context_of(layer: Attention, positions: str = "rope", dtype: torch.dtype = torch.float32) -> SequenceContext:
     document_ids, position_ids = None, torch.arange(T)[None]
     if layer.document_mask:
         document_ids, position_ids = document_layout(TOKENS, eos_id=0)
-    slopes = AlibiPosition(**supplied).slopes(CPU) if positions == "alibi" else None
-    rotation = RotaryPosition(**supplied).rotation(position_ids) if positions == "rope" else None
-    masks = layer.masks(T, CPU, document_ids, slopes)
-    return SequenceContext(position_ids, document_ids, rotation, slopes, **masks)
+    slopes = AlibiPosition(N_HEADS).slopes(CPU, dtype) if positions == "alibi" else None
+    rotation = RotaryPosition(layer.rotary_dim).rotation(position_ids, dtype) if positions == "rope" else None
+    context = SequenceContext(position_ids, document_ids, rotation, slopes)
+    return context._replace(**layer.masks(context))
 
 
 def rms(x: Tensor, norm: nn.Module) -> Tensor:
@@ -107,8 +105,11 @@ def test_equals_the_naive_reference(name: str, document_mask: bool, positions: s
     context = context_of(layer, positions)
     x = torch.randn(2, T, D_MODEL)
     output = layer(x, context)
+    expected = reference(layer, x, context)
     # float32 against float64; outputs are of order 1 to 10
-    torch.testing.assert_close(output.double(), reference(layer, x, context), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output.double(), expected, rtol=1e-4, atol=1e-4)
+    output = layer.double()(x.double(), context_of(layer, positions, torch.float64))
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
 
 
 @UNCOMPILED_FLEX
@@ -120,21 +121,23 @@ def test_flex_equals_sdpa(name: str, document_mask: bool, positions: str) -> Non
     flex = build(VARIANTS[name], document_mask=document_mask, backend="flex")
     flex.load_state_dict(sdpa.state_dict())
     x = torch.randn(2, T, D_MODEL)
-    with torch.no_grad():
-        expected, output = sdpa(x, context_of(sdpa, positions)), flex(x, context_of(flex, positions))
-    assert context_of(flex, positions).block_mask is not None
-    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)  # another order of float32 sums
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):  # another order of sums
+        sdpa, flex, x = sdpa.to(dtype), flex.to(dtype), x.to(dtype)
+        with torch.no_grad():
+            expected, output = (layer(x, context_of(layer, positions, dtype)) for layer in (sdpa, flex))
+        assert context_of(flex, positions).block_mask is not None
+        torch.testing.assert_close(output, expected, rtol=10 * tolerance, atol=tolerance)
 
 
 @UNCOMPILED_FLEX
 @pytest.mark.parametrize("positions", ["rope", "alibi"])
 def test_soft_cap_equals_the_naive_reference(positions: str) -> None:
-    layer = build(VARIANTS["gqa"], logit_softcap=0.5)
-    context = context_of(layer, positions)
-    x = torch.randn(2, T, D_MODEL)
+    layer = build(VARIANTS["gqa"], logit_softcap=0.5).double()
+    context = context_of(layer, positions, torch.float64)
+    x = torch.randn(2, T, D_MODEL).double()
     with torch.no_grad():
         output = layer(x, context)
-    torch.testing.assert_close(output.double(), reference(layer, x, context), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output, reference(layer, x, context), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("setting", [{"logit_softcap": 30.0}, {"backend": "flex"}])
@@ -171,7 +174,10 @@ def test_kv_heads_absolute_and_as_a_ratio(given: float | None, heads: int) -> No
     layer = GroupedQueryAttention(64, 8, 16, False, n_kv_heads=given)
     assert layer.n_kv_heads == heads
     assert layer.k_proj.out_features == heads * 8
-    assert layer.kv_cache_elements_per_token == 2 * heads * 8
+    cache = layer.new_cache(3, 16, CPU, torch.bfloat16)
+    assert {name: tensor.shape for name, tensor in cache.items()} == dict.fromkeys(
+        ("keys", "values"), (3, heads, 16, 8)
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +208,7 @@ def test_heads_that_do_not_divide_the_width_need_a_head_dim() -> None:
 
 @pytest.mark.parametrize(("window", "tokens"), [(3, 3), (1, 1), (0.25, 4), (0.01, 1)])
 def test_windows_in_tokens_and_as_a_ratio(window: float, tokens: int) -> None:
-    assert SlidingWindowAttention(64, 8, 16, False, window=window).window == tokens
+    assert GroupedQueryAttention(64, 8, 16, False, window=window).window == tokens
 
 
 @pytest.mark.parametrize(
@@ -216,7 +222,7 @@ def test_windows_in_tokens_and_as_a_ratio(window: float, tokens: int) -> None:
 )
 def test_refused_windows(window: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SlidingWindowAttention(64, 8, 16, False, window=window)
+        GroupedQueryAttention(64, 8, 16, False, window=window)
 
 
 def test_biases() -> None:
@@ -224,7 +230,7 @@ def test_biases() -> None:
         layer = variant(64, 8, 16, bias, qkv_bias=qkv_bias)
         return layer.q_proj.bias is not None, layer.out_proj.bias is not None
 
-    for variant in (GroupedQueryAttention, MultiHeadLatentAttention, partial(SlidingWindowAttention, window=4)):
+    for variant in (GroupedQueryAttention, MultiHeadLatentAttention, partial(GroupedQueryAttention, window=4)):
         assert biased(False, None, variant) == (False, False)
         assert biased(True, None, variant) == (True, True)
         assert biased(False, True, variant) == (True, False)
@@ -236,8 +242,11 @@ def test_mla_is_sized_like_deepseek_v2() -> None:
     with torch.device("meta"):
         layer = MultiHeadLatentAttention(128 * 128, 128, 4096, False, q_lora_rank=1536)
     assert (layer.kv_lora_rank, layer.nope_dim, layer.rotary_dim, layer.v_head_dim) == (512, 128, 64, 128)
-    assert layer.kv_cache_elements_per_token == 576
-    assert layer.score_flops_per_token() == 2 * 4096 * 128 * (192 + 128)
+    cache = layer.new_cache(1, 4096, CPU, torch.bfloat16)
+    assert sum(tensor.numel() for tensor in cache.values()) == 576 * 4096
+    assert layer.flops_per_token() == 2 * 4096 * 128 * (192 + 128) + 2 * sum(
+        p.numel() for p in layer.parameters() if p.ndim > 1
+    )
 
 
 def test_mla_head_dim_must_have_something_to_size() -> None:
@@ -247,10 +256,10 @@ def test_mla_head_dim_must_have_something_to_size() -> None:
     assert MultiHeadLatentAttention(60, 8, 16, False, **sizes).head_dim == 12  # 8 need not divide 60
 
 
-def test_score_flops() -> None:
-    # PaLM, appendix B: 4 · T · heads · head_dim a layer
-    assert GroupedQueryAttention(64, 8, 16, False, n_kv_heads=1).score_flops_per_token() == 4 * 16 * 64
-    assert SlidingWindowAttention(64, 8, 16, False, window=4).score_flops_per_token() == 4 * 4 * 64
+def test_flops() -> None:
+    # PaLM, appendix B: 4 · T · heads · head_dim a layer for the scores, 2 for each weight
+    assert GroupedQueryAttention(64, 8, 16, False, n_kv_heads=1).flops_per_token() == 4 * 16 * 64 + 2 * 64 * (128 + 16)
+    assert GroupedQueryAttention(64, 8, 16, False, window=4).flops_per_token() == 4 * 4 * 64 + 2 * 4 * 64 * 64
 
 
 def test_a_variant_is_one_small_class() -> None:
@@ -269,7 +278,7 @@ def test_a_variant_is_one_small_class() -> None:
     x = torch.randn(2, T, D_MODEL)
     expected = 2 * x.cumsum(1) / torch.arange(1, T + 1)[:, None]
     torch.testing.assert_close(layer(x, context_of(layer)), expected, rtol=1e-4, atol=1e-5)
-    assert (layer.rotary_dim, layer.needs_flex, layer.score_flops_per_token()) == (6, False, 4 * T * D_MODEL)
+    assert (layer.rotary_dim, layer.needs_flex, layer.flops_per_token()) == (6, False, 4 * T * D_MODEL)
 
 
 @pytest.mark.parametrize(("n_tokens", "n_groups"), [(1, 2), (48, 6), (64, 2), (150, 2), (600, 1)])
@@ -280,13 +289,13 @@ def test_blocks_of_queries_are_causal_attention(n_tokens: int, n_groups: int) ->
         for heads, dim in ((6, 16), (n_groups, 16), (n_groups, 24), (6, 24))
     )
     for scale in (None, 0.5):
-        y = causal_in_blocks(q, k, v, scale)
+        y = kernels.causal_in_blocks(q, k, v, scale)
         expected = torch.nn.functional.scaled_dot_product_attention(
             q, k, v, is_causal=True, enable_gqa=True, scale=scale
         )
-        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)  # its softmax is float32's
+        torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
         gradients = [torch.autograd.grad(each, (q, k, v), out) for each in (y, expected)]
-        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 4.0])  # of the scores: their standard deviation
@@ -297,13 +306,13 @@ def test_blocks_in_bfloat16_are_exact_to_the_rounding_of_scores(sharpness: float
     exact = torch.nn.functional.scaled_dot_product_attention(
         q.double(), k.double(), v.double(), is_causal=True, enable_gqa=True
     )
-    error = torch.nn.functional.mse_loss(causal_in_blocks(q, k, v).double(), exact).sqrt()
+    error = torch.nn.functional.mse_loss(kernels.causal_in_blocks(q, k, v).double(), exact).sqrt()
     assert error < 0.01 * exact.square().mean().sqrt()  # 0.3 and 0.8 %; the flash kernel's is 0.2 %
 
 
 def test_blocks_are_for_short_causal_attention_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
-    monkeypatch.setattr(attention_module, "causal_in_blocks", lambda q, k, v, scale: used.append(q.shape[2]) or q)
+    monkeypatch.setattr(kernels, "causal_in_blocks", lambda q, k, v, scale: used.append(q.shape[2]) or q)
     for backend, dropout, dtype, n_tokens in (
         ("auto", 0.0, torch.bfloat16, 32),
         ("auto", 0.0, torch.float32, 33),

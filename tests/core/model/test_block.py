@@ -10,6 +10,7 @@ from oracles import randomize
 from thunderhead.core.model.block import Block, ResidualDropout
 from thunderhead.core.model.context import SequenceContext
 from thunderhead.core.model.decoder import Decoder
+from thunderhead.options.blocks import ParallelBlock, PostNormBlock, SandwichBlock
 
 D = 6
 CONTEXT = SequenceContext(torch.arange(4)[None])
@@ -22,15 +23,24 @@ class Branch(nn.Linear):
         return torch.tanh(super().forward(x))
 
 
-def build(dropout: ResidualDropout | None = None, **settings: Any) -> Block:
+def build(kind: Callable[..., Block] = Block, dropout: ResidualDropout | None = None) -> Block:
     norm = partial(nn.LayerNorm, eps=1e-5)
-    block = Block(Branch(D, D), Branch(D, D), norm, D, dropout or ResidualDropout(), **settings).double().eval()
+    block = kind(Branch(D, D), Branch(D, D), norm, D, dropout or ResidualDropout()).double().eval()
     randomize(block)
     return block
 
 
-def formula(block: Block, x: Tensor) -> Tensor:
-    """The block of its docstring, written out for each setting from the bare weights."""
+KINDS: dict[str, tuple[Callable[..., Block], int]] = {  # and how many norms they have
+    "pre": (Block, 2),
+    "post": (PostNormBlock, 2),
+    "sandwich": (SandwichBlock, 4),
+    "parallel": (ParallelBlock, 2),
+    "shared": (partial(ParallelBlock, shared_norm=True), 1),
+}
+
+
+def formula(kind: str, block: Block, x: Tensor) -> Tensor:
+    """The block of its docstring, written out from the bare weights."""
 
     def norm(name: str, x: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
@@ -39,64 +49,31 @@ def formula(block: Block, x: Tensor) -> Tensor:
         return scaled * weights.weight + weights.bias
 
     attend, feed = block.attention, block.feedforward
-    if block.parallel_residual:
-        shared = block.feedforward_norm is None
-        normed = norm("attention", x)
-        return x + attend(normed) + feed(normed if shared else norm("feedforward", x))
-    if block.placement == "pre":
+    if kind in ("parallel", "shared"):
+        return x + attend(norm("attention", x)) + feed(norm("attention" if kind == "shared" else "feedforward", x))
+    if kind == "pre":
         x = x + attend(norm("attention", x))
         return x + feed(norm("feedforward", x))
-    if block.placement == "post":
+    if kind == "post":
         x = norm("attention", x + attend(x))
         return norm("feedforward", x + feed(x))
     x = x + norm("attention_output", attend(norm("attention", x)))
     return x + norm("feedforward_output", feed(norm("feedforward", x)))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"placement": "pre"},
-        {"placement": "post"},
-        {"placement": "sandwich"},
-        {"placement": "peri"},
-        {"placement": "pre", "parallel_residual": True},
-        {"placement": "pre", "parallel_residual": True, "shared_norm": True},
-    ],
-    ids=str,
-)
-def test_equals_its_formula(settings: dict[str, Any]) -> None:
-    block = build(**settings)
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_its_formula(kind: str) -> None:
+    block = build(KINDS[kind][0])
     x = torch.randn(2, 4, D, dtype=torch.float64)
-    torch.testing.assert_close(block(x, CONTEXT), formula(block, x))
-    n_norms = {"sandwich": 4, "peri": 4}.get(block.placement, 1 if settings.get("shared_norm") else 2)
-    assert sum(isinstance(module, nn.LayerNorm) for module in block.modules()) == n_norms
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"placement": "post", "parallel_residual": True},
-            "parallel_residual=true needs block.placement=pre, not post",
-        ),
-        (
-            {"placement": "peri", "parallel_residual": True},
-            "parallel_residual=true needs block.placement=pre, not peri",
-        ),
-        ({"shared_norm": True}, "block.shared_norm=true needs block.parallel_residual=true"),
-    ],
-)
-def test_refused_settings(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build(**settings)
+    torch.testing.assert_close(block(x, CONTEXT), formula(kind, block, x))
+    assert sum(isinstance(module, nn.LayerNorm) for module in block.modules()) == KINDS[kind][1]
 
 
 @pytest.mark.parametrize("rate", ["attention_output", "feedforward_output"])
 def test_dropout_in_training_only(rate: str) -> None:
-    block = build(ResidualDropout(**{rate: 0.5}), placement="pre")
+    block = build(dropout=ResidualDropout(**{rate: 0.5}))
     x = torch.randn(2, 4, D, dtype=torch.float64)
-    torch.testing.assert_close(block(x, CONTEXT), formula(block, x))
+    torch.testing.assert_close(block(x, CONTEXT), formula("pre", block, x))
     block.train()
     # The branch's output is dropped or doubled, element by element; the residual stream itself never is.
     if rate == "feedforward_output":
@@ -106,7 +83,7 @@ def test_dropout_in_training_only(rate: str) -> None:
         assert torch.all(torch.isclose(share * (share - 2), torch.zeros_like(share)))
         assert 0 < (share < 1).sum() < share.numel()
     else:
-        assert not torch.allclose(block(x, CONTEXT), formula(block, x))
+        assert not torch.allclose(block(x, CONTEXT), formula("pre", block, x))
 
 
 @pytest.mark.parametrize(
@@ -123,8 +100,7 @@ def test_the_norms_outside_the_blocks(
     x = decoder.embedding.weight[tokens]
     if embedding_norm:
         x = decoder.embedding_norm(x)
-    context = decoder._context(tokens)
-    for block in decoder.blocks:
+    for block, context in zip(decoder.blocks, decoder.contexts(tokens), strict=True):
         x = block(x, context)
     torch.testing.assert_close(decoder.hidden(tokens), decoder.final_norm(x) if final_norm else x)
 

@@ -1,46 +1,144 @@
-"""Token by token with a cache is what the whole sequence is at once."""
+"""Tokens in pieces with a cache are what the whole sequence is at once."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
 
-from thunderhead.core.model.decoder import Cache, Decoder
+from oracles import options, randomize
+from thunderhead.core.model.decoder import Decoder
+from thunderhead.release.generation import generate
 
-POSITIONS = ("rope", "alibi", "learned", "sinusoidal", "none")
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+# of prompts and what follows, in pieces of any size and token by token
+PIECES = {"tokens": [6, *range(7, 17)], "pieces": [1, 2, 5, 12, 16], "at_once": [16]}
+ATTENTIONS = {
+    **{name: [f"attention={name}"] for name in options("attention")},
+    "sliding_window": ["attention=sliding_window", "attention.window=5", "attention.n_kv_heads=2"],
+    "window_of_one": ["attention=sliding_window", "attention.window=1"],
+    "mla_full": ["attention=mla", "attention.q_lora_rank=8", "attention.qk_norm=true", "attention.v_head_dim=6"],
+    "qk_norm": ["attention=gqa", "attention.qk_norm=true"],
+    "softcap": ["attention=gqa", "attention.logit_softcap=0.5"],
+    "softcap_window": ["attention=sliding_window", "attention.window=5", "attention.logit_softcap=0.5"],
+    "softcap_mla": ["attention=mla", "attention.logit_softcap=0.5"],
+    "flex": ["attention=gqa", "attention.backend=flex"],
+}
+
+
+def tokens_of(decoder: Decoder, n_sequences: int = 3) -> torch.Tensor:
+    tokens = torch.randint(1, 61, (n_sequences, decoder.context_length))
+    tokens[0, 3] = tokens[0, 11] = tokens[1, 7] = 0  # documents end
+    return tokens
+
+
+def in_pieces(decoder: Decoder, tokens: torch.Tensor, ends: list[int]) -> torch.Tensor:
+    cache = decoder.new_cache(len(tokens))
+    assert cache is not None
+    return torch.cat([decoder.logits(tokens[:, a:b], cache) for a, b in pairwise([0, *ends])], dim=1)
 
 
 @pytest.mark.parametrize("document_mask", [False, True])
-@pytest.mark.parametrize("position", POSITIONS)
-@pytest.mark.parametrize("attention", ["mha", "mqa", "gqa", "sliding_window", "mla"])
+@pytest.mark.parametrize("position", options("position"))
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@torch.inference_mode()
 def test_equals_the_whole_sequence(
     build: Callable[..., Decoder], attention: str, position: str, document_mask: bool
 ) -> None:
-    window = ["attention.window=5", "attention.n_kv_heads=2"] if attention == "sliding_window" else []
     masked = f"attention.document_mask={document_mask}"
-    decoder = build(f"attention={attention}", f"position={position}", masked, *window)
-    tokens = torch.randint(1, 61, (3, decoder.context_length))
-    tokens[0, 3] = tokens[0, 11] = tokens[1, 7] = 0  # documents end
-    with torch.inference_mode():
-        expected = decoder.logits(tokens)
-        cache = Cache(decoder)
-        found = [decoder.logits(tokens[:, :6], cache)]
-        found += [decoder.logits(tokens[:, i : i + 1], cache) for i in range(6, decoder.context_length)]
-    # float32 sums of up to 32 terms in another order, through two layers
-    torch.testing.assert_close(torch.cat(found, dim=1), expected, rtol=1e-4, atol=1e-5)
+    decoder = build(*ATTENTIONS[attention], f"position={position}", masked).double()
+    randomize(decoder, 0.2)
+    tokens = tokens_of(decoder)
+    expected = decoder.logits(tokens)
+    for ends in PIECES.values():
+        # float64 sums of up to 32 terms in another order, through two layers; logits are of order 10
+        torch.testing.assert_close(in_pieces(decoder, tokens, ends), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("norm", options("norm"))
+@pytest.mark.parametrize("block", options("block"))
+@torch.inference_mode()
+def test_equals_it_in_every_block(build: Callable[..., Decoder], block: str, norm: str) -> None:
+    decoder = build("attention=gqa", f"block={block}", f"norm={norm}")
+    tokens = tokens_of(decoder)
+    # float32 sums in another order
+    torch.testing.assert_close(
+        in_pieces(decoder, tokens, PIECES["tokens"]), decoder.logits(tokens), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"seed": 3}, {"top_k": 5, "temperature": 2.0}], ids=str)
+def test_the_text_is_the_same(
+    build: Callable[..., Decoder], attention: str, settings: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on beyond the context, where nothing is cached."""
+    decoder = build(*ATTENTIONS[attention], "attention.document_mask=true").double()
+    randomize(decoder, 0.2)
+    prompt = tokens_of(decoder)[:, :4]
+    cached = generate(decoder, prompt, 20, **settings)
+    monkeypatch.setattr(Decoder, "new_cache", lambda *_: None)
+    assert torch.equal(cached, generate(decoder, prompt, 20, **settings))
+    assert cached.shape == (3, 24)
+
+
+def test_each_token_is_computed_once(build: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, logits, lengths = build(), Decoder.logits, []
+
+    def spy(self: Decoder, tokens: torch.Tensor, *cache: object) -> torch.Tensor:
+        lengths.append(tokens.shape[1])
+        return logits(self, tokens, *cache)
+
+    monkeypatch.setattr(Decoder, "logits", spy)
+    generate(decoder, torch.ones(1, 12, dtype=torch.int64), 7)
+    assert lengths == [12, 1, 1, 1, 1, 16, 16]
+    lengths.clear()
+    generate(decoder, torch.ones(1, 20, dtype=torch.int64), 2)
+    assert lengths == [16, 16]
+
+
+@torch.inference_mode()
+def test_under_autocast(build: Callable[..., Decoder]) -> None:
+    for attention in ("gqa", "mla"):
+        decoder = build(f"attention={attention}", "attention.qk_norm=true")
+        tokens = tokens_of(decoder)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = decoder.logits(tokens)
+            cache = decoder.new_cache(3)
+            assert cache is not None
+            found = [decoder.logits(piece, cache) for piece in tokens.split([9, 1, 6], dim=1)]
+        assert all(tensor.dtype == torch.bfloat16 for layer in cache.layers for tensor in layer.values())
+        # logits of order 1 in 8 bits, from other kernels
+        torch.testing.assert_close(torch.cat(found, dim=1), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "elements"),  # a layer and a token, with d_model 32 and 4 heads of 8
+    [
+        (["attention=mha"], 2 * 32),
+        (["attention=gqa", "attention.n_kv_heads=2"], 2 * 16),
+        (["attention=mqa"], 2 * 8),
+        (["attention=mla"], 4 * 8 + 4),
+        (["attention=sliding_window", "attention.window=8", "attention.n_kv_heads=4"], 32),  # half of the 16 tokens
+    ],
+)
+@torch.inference_mode()
+def test_what_it_takes(build: Callable[..., Decoder], overrides: list[str], elements: int) -> None:
+    assert build(*overrides, device="meta").cache_bytes_per_token(torch.bfloat16) == 2 * elements * 2
+    decoder = build(*overrides)
+    cache = decoder.new_cache(3)
+    assert cache is not None
+    decoder.logits(tokens_of(decoder), cache)
+    assert cache.n_bytes == 3 * 16 * decoder.cache_bytes_per_token(
+        torch.float32
+    )  # those of the tensors that were filled
+
+
+@torch.inference_mode()
 def test_what_does_not_fit(build: Callable[..., Decoder]) -> None:
     decoder = build()
-    cache = Cache(decoder)
+    cache = decoder.new_cache()
     tokens = torch.ones(1, decoder.context_length + 1, dtype=torch.int64)
-    with torch.inference_mode():
-        decoder.logits(tokens[:, :-1], cache)
-        with pytest.raises(ValueError, match="there are 17 tokens with those cached"):
-            decoder.logits(tokens[:, -1:], cache)
-        capped = build("attention.logit_softcap=50.0")
-        cache = Cache(capped)
-        capped.logits(tokens[:, :3], cache)
-        with pytest.raises(ValueError, match=r"logit_softcap=50 does not go with a key/value cache"):
-            capped.logits(tokens[:, 3:4], cache)
+    decoder.logits(tokens[:, :-1], cache)
+    with pytest.raises(ValueError, match=r"has 17 tokens a sequence, with those cached, model.context_length=16"):
+        decoder.logits(tokens[:, -1:], cache)

@@ -26,12 +26,12 @@ def test_the_eos_belongs_to_the_document_it_ends() -> None:
 
 
 def test_plain_causal_attention_needs_no_mask() -> None:
-    assert dense_mask(5, CPU, None, None, None) is None
+    assert dense_mask(5, 5, CPU, None, None, None) is None
 
 
 def test_the_mask_says_who_sees_whom() -> None:
     document_ids = torch.tensor([[0, 0, 0, 0, 1, 1], [0, 1, 1, 1, 1, 1]])
-    mask = dense_mask(6, CPU, 3, document_ids, None)
+    mask = dense_mask(6, 6, CPU, 3, document_ids, None)
     assert mask is not None
     assert mask.shape == (2, 1, 6, 6)
     for b in range(2):
@@ -45,7 +45,7 @@ def test_the_sparse_mask_allows_what_the_dense_mask_allows() -> None:
     document_ids = torch.tensor([[0, 0, 0, 0, 1, 1], [0, 1, 1, 1, 1, 1]])
     block_mask = sparse_mask(6, CPU, 3, document_ids)
     assert isinstance(block_mask, BlockMask)
-    dense = dense_mask(6, CPU, 3, document_ids, None)
+    dense = dense_mask(6, 6, CPU, 3, document_ids, None)
     assert dense is not None
     index = torch.arange(6)
     for b in range(2):

@@ -135,10 +135,22 @@ def test_no_token_sees_the_future(build: Callable[..., Decoder], attention: str)
 
 def test_documents_are_not_masked_unless_asked_for(build: Callable[..., Decoder]) -> None:
     decoder = build(eos_id=None)
-    context = decoder._context(torch.zeros(2, 5, dtype=torch.int64))
+    context, _ = decoder.contexts(torch.zeros(2, 5, dtype=torch.int64))
     assert context.document_ids is None
     assert context.mask is None
     assert context.position_ids.tolist() == [[0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("position", options("position"))
+def test_nothing_in_a_float64_decoder_is_below_float64(build: Callable[..., Decoder], position: str) -> None:
+    decoder = build("attention=gqa", f"position={position}", "loss.z_loss=0.1").double()
+    tokens = torch.randint(61, (2, 17))
+    assert decoder(tokens[:, :-1], tokens[:, 1:]).loss.dtype == torch.float64
+    context = decoder.contexts(tokens[:, :-1])[0]
+    assert {t.dtype for t in (*(context.rotation or ()), context.slopes) if t is not None} <= {torch.float64}
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = decoder.logits(tokens[:, :-1])
+    torch.testing.assert_close(decoder.logits(tokens[:, :-1]), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_there_are_no_buffers(build: Callable[..., Decoder]) -> None:

@@ -20,10 +20,10 @@ from transformers import DeepseekV2Config, GPT2LMHeadModel, GPTNeoXForCausalLM, 
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Attention, DeepseekV2RotaryEmbedding
 
 from oracles import randomize
-from thunderhead.core.model.attention import MultiHeadLatentAttention
 from thunderhead.core.model.context import SequenceContext
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.position import RotaryPosition
+from thunderhead.options.latent_attention import MultiHeadLatentAttention
 
 SIZES = [
     "model.n_layers=2",
@@ -174,7 +174,7 @@ def test_mla_equals_deepseek_v2(q_lora_rank: int | None) -> None:
     causal = torch.full((24, 24), float("-inf")).triu(1)[None, None]
     frequencies = DeepseekV2RotaryEmbedding(config)(x, position_ids)
     expected = theirs(x, causal, position_embeddings=frequencies)[0]
-    rotation = RotaryPosition(d_model, n_heads, 24, rope).rotation(position_ids)
+    rotation = RotaryPosition(rope).rotation(position_ids)
     torch.testing.assert_close(
         ours(x, SequenceContext(position_ids, rotation=rotation)), expected, rtol=1e-4, atol=1e-4
     )

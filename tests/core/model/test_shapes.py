@@ -100,4 +100,4 @@ def test_what_the_recipes_choose(compose_model: Callable[..., DictConfig]) -> No
     palm, modern, pythia = (compose_model(f"experiment={name}") for name in ("palm", "modern", "pythia"))
     assert (palm.attention.n_kv_heads, palm.block.shared_norm, palm.norm.bias) == (1, True, False)
     assert (modern.attention.n_kv_heads, modern.attention.qk_norm) == (0.5, True)
-    assert (pythia.block.parallel_residual, pythia.block.shared_norm, pythia.position.fraction) == (True, False, 0.25)
+    assert (pythia.block.shared_norm, pythia.position.fraction) == (False, 0.25)

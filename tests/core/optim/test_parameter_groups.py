@@ -11,9 +11,9 @@ from thunderhead.core.model.block import Block, ResidualDropout
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.feedforward import FeedForward
 from thunderhead.core.model.loss import NextTokenLoss
-from thunderhead.core.model.position import LearnedPosition
 from thunderhead.core.optim.parameter_groups import holds_matrices, parameter_groups
 from thunderhead.options.activation_checkpointing import ActivationCheckpointing
+from thunderhead.options.positions import LearnedPosition
 
 
 class TinyDecoder(nn.Module):

@@ -1,80 +1,53 @@
 """Batches of tokens for Lightning: (B, T+1) token ids, inputs and targets in one.
 
-B: sequences of a micro-batch. T: model.context_length.
+B: sequences of a micro-batch. T: model.context_length. Any LightningDataModule that yields such batches will
+do; of what `RunData` says, it may leave out all but vocab_size.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import lightning
 import numpy as np
 import torch
-from annotated_types import Gt, Lt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from thunderhead.core.data.manifest import Manifest, Shard, SplitName, verify
-from thunderhead.core.data.mixture import AtMaxEpochs, Entry, Ledger, Mixture, Turns, plan_turns, trained_blocks
-from thunderhead.core.data.order import blocks, check_blocks, spread
-from thunderhead.core.data.shards import Chunks, LocalChunks, ShardReader, blocks_per_chunk
-from thunderhead.core.types import NonNegativeInt, PositiveFloat, PositiveInt
-from thunderhead.corpus.prefetch import Prefetcher
-from thunderhead.corpus.prepare import check_sources, find_manifest, prepare
-from thunderhead.corpus.sources import Source
-from thunderhead.corpus.tokenizer import Tokenizer
+from thunderhead.core.config import Problem
+from thunderhead.core.data.manifest import Manifest, Shard, ShardError, SplitName, verify
+from thunderhead.core.data.order import Order, Sample, spread
+from thunderhead.core.data.shards import Chunks, LocalChunks, ShardReader
+from thunderhead.core.metrics import BitsPerByte
+from thunderhead.core.types import NonNegativeInt, PositiveInt
 
 # Lightning needs a length: without one it skips a batch when it resumes. The trainer's max_steps ends training.
 ENDLESS = 2**40
 
 
-class Blocks(Dataset[Tensor]):
-    """Blocks of tokens by sample number; a list of numbers gives a batch (B, T+1) of int64."""
+class Entry(NamedTuple):
+    """What a source gave to the first samples of a run."""
 
-    def __init__(self, readers: Mapping[str, ShardReader], place: Callable[[int], tuple[str, int]], samples: int):
-        self.readers, self.place, self._samples = readers, place, samples
-        self.prefetcher: Prefetcher | None = None  # for shards that do not lie on this machine
-
-    def __len__(self) -> int:
-        return self._samples
-
-    def __getitem__(self, n: int) -> Tensor:
-        """Read sample n: (T+1,)."""
-        return self.__getitems__([n])[0]
-
-    def __getitems__(self, samples: list[int]) -> Tensor:
-        """Read a micro-batch at once, as torch's loader asks where it can: (B, T+1)."""
-        if self.prefetcher is not None:
-            self.prefetcher.reached(samples[0])
-        places = [self.place(n) for n in samples]
-        blocks = [self.readers[source].view(block) for source, block in places]
-        batch = np.empty((len(blocks), len(blocks[0])), dtype=np.int64)
-        for row, block in zip(batch, blocks, strict=True):
-            row[:] = block  # faster than np.stack, by a fifth
-        return torch.from_numpy(batch)
+    tokens: int
+    share: float
+    epochs: float
 
 
-class TrainingPlace:
-    """Where sample n of the training order lies: (source, block)."""
+class Draw(NamedTuple):
+    """What a run of so many steps draws from its data."""
 
-    def __init__(self, mixture: Mixture):
-        self._mixture = mixture
-
-    def __call__(self, n: int) -> tuple[str, int]:
-        """Look up sample n."""
-        source, _, block = self._mixture(n)
-        return source, block
-
-
-class ValidationPlace:
-    """Where validation sample n of `samples` lies: they are spread evenly over the split."""
-
-    def __init__(self, source: str, samples: int, n_blocks: int):
-        self._source, self._samples, self._n_blocks = source, samples, n_blocks
-
-    def __call__(self, n: int) -> tuple[str, int]:
-        """Look up sample n."""
-        return self._source, spread(n, self._samples, self._n_blocks)
+    steps: int
+    """Fewer than were asked for, where the data ends."""
+    epochs: dict[str, float] | None = None
+    """Of each source; None: not known yet; empty: nothing is gone through again."""
+    shares: dict[str, float] | None = None
+    """Of the run's tokens."""
+    notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    """Why the run should be refused, though it could be trained."""
 
 
 class MicroBatches(Sampler[list[int]]):
@@ -108,109 +81,136 @@ class ResumableLoader(DataLoader[Tensor]):
         """Take nothing."""
 
 
-class TokenDataModule(lightning.LightningDataModule):
-    """Prepare shards if need be, check them, and load batches in the order of `thunderhead.core.data.mixture`.
+class RunData(lightning.LightningDataModule):
+    """What a run asks its data, answered by one that has nothing to say.
 
-    The state is the number of samples consumed by optimizer steps; `Trainer` must be made with
-    `use_distributed_sampler=False` (it raises otherwise), as ranks are told apart here.
+    It may have an attribute `tokenizer`, too: for the record, and to let the model write text.
+    """
+
+    vocab_size: int
+    """Token ids are below; before the data is prepared, what it will be at most."""
+    eos_id: int | None = None
+    is_prepared = True
+    """Whether `prepare_data` has nothing to do."""
+    epoch_tokens: int | None = None
+    """Trained tokens of one pass over the data; None: not known yet, or there are no passes."""
+    unigram_entropy: float | None = None
+    """Nats a target of who knows only how frequent each token is."""
+
+    def problems(self, run: Any) -> list[Problem]:
+        """Say what is wrong with the data, or does not go together with the run; reads only beginnings of files."""
+        return []
+
+    def draw(self, steps: int) -> Draw:
+        """Work out what so many steps draw."""
+        return Draw(steps)
+
+    def ledger(self, steps: int) -> Callable[[int], dict[str, Entry]]:
+        """Keep the books of a run of so many steps: what each source gave to its first n samples."""
+        return lambda samples: {}
+
+    def notes(self) -> list[str]:
+        """Say what a plan should tell about the data."""
+        return []
+
+    def summary(self) -> dict[str, Any]:
+        """Return as plain values what the record says the run was trained on."""
+        return {}
+
+    def validation_metrics(self) -> dict[str, Any]:
+        """Make what is measured in validation beside the loss, by name."""
+        return {}
+
+    def validation_sources(self) -> list[str]:
+        """Name the validation loaders."""
+        return ["all"]
+
+    def validation_data(self) -> str | None:
+        """Hash the tokens that the run validates on: losses of runs with another hash do not compare."""
+        return None
+
+    def validation_text(self) -> str | None:
+        """Hash the text behind these tokens: bits per byte of runs with the same hash compare."""
+        return None
+
+    def sample(self, decoder: Any, device: torch.device) -> str | None:
+        """Let the model show what it can; None: as any model of text, by going on with a prompt."""
+        return None
+
+
+def asked(data: lightning.LightningDataModule, name: str) -> Any:
+    """Return an attribute or method of `RunData` as any LightningDataModule has it, or as `RunData` does."""
+    if hasattr(data, name):
+        return getattr(data, name)
+    default = getattr(RunData, name)
+    return partial(default, data) if callable(default) else default
+
+
+@dataclass(eq=False, repr=False)
+class TokenDataModule(RunData):
+    """Load samples by their number, from the first that no optimizer step has used: that number is all the state.
+
+    `Trainer` must be made with `use_distributed_sampler=False` (it raises otherwise), as ranks are told apart here.
+    Subclasses are dataclasses, too, so that the settings of all stand in their signature. They say what the samples are
+    (`train_dataset`, `validation_blocks`, `val_dataset`), and what of the rest is not as it is here.
 
     Args:
-        tokenizer: kind and settings; the trained one lies beside the shards (`manifest.load_tokenizer()`).
         context_length: T; a sample is T+1 tokens.
         micro_batch_size: B, sequences of one forward pass on one device.
         sequences_per_step: sequences of one optimizer step over all devices and accumulated micro-batches.
         seed: of the order.
-        sources: where the text comes from, by name.
-        path: a place for data.path=…, for sources to refer to as ${data.path}.
-        shards_dir: folder for shards of all corpora, each under its own key.
-        validation_fraction: share of the documents, chosen by hash, that is never trained on.
-        max_training_tokens: train on so many tokens again and again: a fixed selection of blocks spread evenly over
-            each source's training split, the same for all seeds; None: on all. Validation stays what it is.
-        max_validation_tokens: validate on at most so many tokens: a fixed selection spread evenly over the split.
-        shuffle_window: blocks that are shuffled together (see `Order`).
+        max_validation_tokens: validate on at most so many tokens, the same for every seed.
         num_workers: processes that load; 0 is fastest (one process reads 100 M tokens/s, sending them costs more).
-        temperature: weights become proportional to weight^(1/temperature) (Arivazhagan et al. 1907.05019).
-        at_max_epochs: when a source reaches its max_epochs, the others take its place (redistribute), or the run ends
-            (stop).
-        verify: compare the sha256 of all chunks with the manifest at the start (full), or of each chunk before its
-            first token is used (first_use: a start that does not grow with the corpus; sizes are compared at once).
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        context_length: int,
-        micro_batch_size: int,
-        sequences_per_step: int,
-        seed: int,
-        *,
-        sources: Mapping[str, Source],
-        path: str | None = None,
-        shards_dir: str = "data/shards",
-        validation_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05,
-        max_training_tokens: PositiveInt | None = None,
-        max_validation_tokens: PositiveInt = 65_536,
-        shuffle_window: PositiveInt = 65_536,
-        num_workers: NonNegativeInt = 0,
-        temperature: PositiveFloat = 1.0,
-        at_max_epochs: AtMaxEpochs = "redistribute",
-        verify: Literal["full", "first_use"] = "first_use",
-    ):
+    context_length: int
+    micro_batch_size: int
+    sequences_per_step: int
+    seed: int
+    _: KW_ONLY
+    max_validation_tokens: PositiveInt = 65_536
+    num_workers: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.tokenizer, self.sources, self.path = tokenizer, sources, path
-        self.context_length, self.micro_batch_size = context_length, micro_batch_size
-        self.sequences_per_step, self.seed = sequences_per_step, seed
-        self.shards_dir, self.validation_fraction = shards_dir, validation_fraction
-        self.max_training_tokens, self.max_validation_tokens = max_training_tokens, max_validation_tokens
-        self.shuffle_window = shuffle_window
-        self.num_workers, self.verify = num_workers, verify
-        self.temperature, self.at_max_epochs = temperature, at_max_epochs
-        self.manifest: Manifest | None = None  # may be given beforehand; else it is looked up or made
         self._first_sample = 0
         self._first_step: int | None = 0  # the global step at which _first_sample is next; None: wherever we resume
-        self._mixture: Mixture | None = None
         self._order_before: dict[str, Any] | None = None  # what the samples before the resume depended on
 
-    def prepare_data(self) -> None:
-        """Make the shards if they are not there (one process a machine)."""
-        if self.manifest is None:
-            check_sources(self.sources, self.path)
-            prepare(self.sources, self.tokenizer, **self._settings())
+    # --- samples ------------------------------------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
-        """Find the shards and compare them with their manifest.
+    def train_dataset(self, steps: int) -> Dataset[Tensor]:
+        """Give access to the training samples by their number, for a run of so many steps."""
+        raise NotImplementedError
 
-        Raises:
-            ValueError: they are damaged (a `ShardError`), or too small for the context length.
-        """
-        if self.manifest is None:
-            self.manifest = find_manifest(self.sources, self.tokenizer, **self._settings())
-            assert self.manifest is not None, "prepare_data comes first"
-        check_blocks(self.manifest, self.context_length)
-        self._trained_blocks()
-        self._verify()
+    def validation_blocks(self) -> dict[str, int]:
+        """Say how many samples each source has for validation."""
+        raise NotImplementedError
 
-    def _verify(self) -> None:
-        """Compare the files with the manifest, as far as is asked for at the start."""
-        assert self.manifest is not None
-        verify(self.manifest, "full" if self.verify == "full" else "sizes")
+    def val_dataset(self, source: str, samples: int) -> Dataset[Tensor]:
+        """Give access to so many samples of a source for validation, always the same."""
+        raise NotImplementedError
 
-    def _settings(self) -> dict[str, Any]:
-        return {"shards_dir": self.shards_dir, "validation_fraction": self.validation_fraction}
+    def validation_sources(self) -> list[str]:
+        """Name the sources."""
+        return list(self.validation_blocks())
+
+    def order_state(self, samples: int) -> dict[str, Any]:
+        """Return all that the order of the first samples depends on, as plain values by the names of the settings."""
+        return {"seed": self.seed, "model.context_length": self.context_length}
+
+    # --- loading ------------------------------------------------------------------------------------------------------
 
     def data_parallel(self) -> tuple[int, int]:
         """Say (rank, world size) among the processes that see different data.
 
         Ranks that share a model's tensors share the data, too: the strategy knows, or a subclass.
         """
-        trainer = self.trainer
-        assert trainer is not None
-        kwargs = getattr(trainer.strategy, "distributed_sampler_kwargs", None)
+        assert self.trainer is not None
+        kwargs = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None)
         if kwargs is None:
-            return trainer.global_rank, trainer.world_size
+            return self.trainer.global_rank, self.trainer.world_size
         return kwargs["rank"], kwargs["num_replicas"]
-
-    # --- training ----------------------------------------------------------------------------------------------------
 
     @property
     def samples_seen(self) -> int:
@@ -221,28 +221,12 @@ class TokenDataModule(lightning.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return all there is to resume from, samples_seen, and what their order depended on."""
-        return {"samples": self.samples_seen, "order": self._order_of(self.samples_seen)}
+        return {"samples": self.samples_seen, "order": self.order_state(self.samples_seen)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after `samples` samples, whatever the ranks and micro-batches were then."""
         self._first_sample, self._first_step = int(state_dict["samples"]), None
         self._order_before = state_dict["order"]
-
-    def _order_of(self, samples: int) -> dict[str, Any] | None:
-        """Return all that the order of the first samples depends on, as plain values by the names of the settings."""
-        if self._mixture is None or self.manifest is None:
-            return None
-        chunks = {
-            source: [chunk.sha256 for chunk in shard.chunks] for source, shard in self.manifest.splits["train"].items()
-        }
-        return {
-            "seed": self.seed,
-            "model.context_length": self.context_length,
-            "data.shuffle_window": self.shuffle_window,
-            "the training data": hashlib.sha256(str(sorted(chunks.items())).encode()).hexdigest(),
-            "the weights and max_epochs of data.sources": self._mixture.turns.until(samples),
-            **({"data.max_training_tokens": limit} if (limit := self.max_training_tokens) is not None else {}),
-        }
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Load from the first sample that no step has used.
@@ -252,97 +236,41 @@ class TokenDataModule(lightning.LightningDataModule):
                 came before the run was resumed, so that some would be repeated and others left out.
         """
         rank, world_size = self.data_parallel()
-        per_pass = world_size * self.micro_batch_size
-        if self.sequences_per_step % per_pass != 0:
+        if self.sequences_per_step % (world_size * self.micro_batch_size) != 0:
             raise ValueError(
                 f"batch: {self.sequences_per_step} sequences a step are no multiple of {world_size} ranks ×"
                 f" batch.micro_size={self.micro_batch_size}"
             )
         assert self.trainer is not None
         self._first_sample, self._first_step = self.samples_seen, self.trainer.global_step
-        turns, counts = self._turns(self.trainer.max_steps), self._block_counts()
-        self._mixture = Mixture(
-            turns, counts, seed=self.seed, window=self.shuffle_window, trained=self._trained_blocks()
-        )
-        now = self._order_of(self._first_sample)
-        if self._order_before is not None and now is not None and self._order_before != now:
-            names = dict.fromkeys([*now, *self._order_before])
-            other = [name for name in names if self._order_before.get(name) != now.get(name)]
+        dataset = self.train_dataset(self.trainer.max_steps)
+        now, before = self.order_state(self._first_sample), self._order_before or {}
+        if other := [name for name in dict.fromkeys([*now, *before]) if before and before.get(name) != now.get(name)]:
             raise ValueError(
                 f"resume: {' and '.join(other)} changed since the checkpoint, so that its first"
                 f" {self._first_sample:,} samples would have come in another order: set them back"
             )
-        batches = MicroBatches(self._first_sample, ENDLESS, self.micro_batch_size, rank, world_size)
-        dataset = self._dataset("train", list(counts), TrainingPlace(self._mixture), ENDLESS)
-        return self._loader(dataset, batches)
-
-    def ledger(self, steps: int) -> Callable[[int], dict[str, Entry]]:
-        """Keep the books of a run of so many steps: what each source gave to its first n samples."""
-        return Ledger(self._turns(steps), self._trained_blocks(), self.context_length)
-
-    def _block_counts(self) -> dict[str, list[int]]:
-        """Training blocks in each chunk, by source."""
-        assert self.manifest is not None
-        train = self.manifest.splits["train"]
-        return {source: blocks_per_chunk(shard, self.context_length) for source, shard in train.items()}
-
-    def _trained_blocks(self) -> dict[str, int]:
-        """Blocks of each source that are trained on."""
-        available = {source: sum(sizes) for source, sizes in self._block_counts().items()}
-        return trained_blocks(available, self.context_length, self.max_training_tokens)
-
-    def _turns(self, steps: int) -> Turns:
-        return plan_turns(
-            self.sources,
-            self._trained_blocks(),
-            temperature=self.temperature,
-            at_max_epochs=self.at_max_epochs,
-            steps=steps,
-            sequences_per_step=self.sequences_per_step,
-        )
-
-    # --- validation --------------------------------------------------------------------------------------------------
+        return self._loader(dataset, MicroBatches(self._first_sample, ENDLESS, self.micro_batch_size, rank, world_size))
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
-        """Load a fixed selection of each source's validation split, each block once over all ranks.
+        """Load a fixed selection of each source's samples for validation, each once over all ranks.
 
-        There is a loader for each source, in the order of the manifest, and each has an equal share of
-        max_validation_tokens. All batches of a loader have one size: the largest up to the micro-batch that divides a
-        rank's share.
+        There is a loader for each source, and each has an equal share of max_validation_tokens. All batches of a loader
+        have one size: the largest up to the micro-batch that divides a rank's share.
         """
         rank, world_size = self.data_parallel()
-        assert self.manifest is not None
-        loaders, sources = [], list(self.manifest.splits["val"])
-        wanted = self.max_validation_tokens // self.context_length // len(sources)
-        for source in sources:
-            n_blocks = blocks(self.manifest, source, self.context_length, "val")
+        loaders, available = [], self.validation_blocks()
+        wanted = self.max_validation_tokens // self.context_length // len(available)
+        for source, n_blocks in available.items():
             try:
                 samples = validation_samples(n_blocks, wanted, world_size)
             except ValueError as error:
                 raise ValueError(f"data.sources.{source}: {error}") from None
             share = samples // world_size
             size = max(size for size in range(1, self.micro_batch_size + 1) if share % size == 0)
-            dataset = self._dataset("val", [source], ValidationPlace(source, samples, n_blocks), samples)
-            loaders.append(self._loader(dataset, MicroBatches(0, share // size, size, rank, world_size)))
+            batches = MicroBatches(0, share // size, size, rank, world_size)
+            loaders.append(self._loader(self.val_dataset(source, samples), batches))
         return loaders
-
-    def _dataset(
-        self, split: SplitName, sources: Sequence[str], place: Callable[[int], tuple[str, int]], samples: int
-    ) -> Blocks:
-        """Read the samples that `place` finds in a split of the sources."""
-        assert self.manifest is not None
-        readers = {
-            source: ShardReader(self._chunks(split, source, shard), shard, self.context_length, self.manifest.dtype)
-            for source in sources
-            for shard in [self.manifest.splits[split][source]]
-        }
-        return Blocks(readers, place, samples)
-
-    def _chunks(self, split: SplitName, source: str, shard: Shard) -> Chunks:
-        """Give access to the files of a shard."""
-        assert self.manifest is not None
-        folder = self.manifest.shard_folder(split, source)
-        return LocalChunks(folder, shard, verify_on_first_use=self.verify == "first_use")
 
     def _loader(self, dataset: Dataset[Tensor], batches: MicroBatches) -> DataLoader[Tensor]:
         assert self.trainer is not None
@@ -381,3 +309,262 @@ def validation_samples(n_blocks: int, wanted: int, world_size: int) -> int:
             f" {world_size} ranks: raise data.validation_fraction or data.max_validation_tokens"
         )
     return samples
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+class Blocks(Dataset[Tensor]):
+    """Blocks of tokens by sample number; a list of numbers gives a batch (B, T+1) of int64."""
+
+    def __init__(self, readers: Mapping[str, ShardReader], place: Callable[[int], Sample], samples: int):
+        self.readers, self.place, self._samples = readers, place, samples
+        self.on_read: Callable[[int], None] | None = None  # is told the number of the first sample of each batch
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getitem__(self, n: int) -> Tensor:
+        """Read sample n: (T+1,)."""
+        return self.__getitems__([n])[0]
+
+    def __getitems__(self, samples: list[int]) -> Tensor:
+        """Read a micro-batch at once, as torch's loader asks where it can: (B, T+1)."""
+        if self.on_read is not None:
+            self.on_read(samples[0])
+        places = [self.place(n) for n in samples]
+        blocks = [self.readers[source].view(block) for source, _, block in places]
+        batch = np.empty((len(blocks), len(blocks[0])), dtype=np.int64)
+        for row, block in zip(batch, blocks, strict=True):
+            row[:] = block  # faster than np.stack, by a fifth
+        return torch.from_numpy(batch)
+
+
+class ValidationPlace:
+    """Where validation sample n of `samples` lies: they are spread evenly over the split."""
+
+    def __init__(self, source: str, samples: int, n_blocks: int):
+        self._source, self._samples, self._n_blocks = source, samples, n_blocks
+
+    def __call__(self, n: int) -> Sample:
+        """Look up sample n."""
+        return Sample(self._source, 0, spread(n, self._samples, self._n_blocks))
+
+
+@dataclass(eq=False, repr=False)
+class ShardDataModule(TokenDataModule):
+    """Load blocks of shards. Here these have one source; `thunderhead.corpus.mixed_shards` mixes several.
+
+    Subclasses say where the shards are (`find`), or make them (`prepare_data`, with `use`).
+
+    Args:
+        shuffle_window: blocks that are shuffled together (see `Order`).
+        verify: compare the sha256 of all chunks with the manifest at the start (full), or of each chunk before its
+            first token is used (first_use: a start that does not grow with the corpus; sizes are compared at once).
+    """
+
+    _: KW_ONLY
+    shuffle_window: PositiveInt = 65_536
+    verify: Literal["full", "first_use"] = "first_use"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.manifest: Manifest | None = None
+        self.tokenizer: Any = getattr(self, "tokenizer", None)
+        self._refusal: ValueError | None = None  # why the shards were not found
+        self._place: Callable[[int], Sample] | None = None
+
+    def find(self) -> Manifest | None:
+        """Look up the shards, reading no text; None: they are not prepared yet.
+
+        Raises:
+            ValueError: they cannot be there, or are not right (a `ShardError`).
+        """
+        raise NotImplementedError
+
+    def use(self, manifest: Manifest) -> None:
+        """Train on these shards, whose tokenizer takes the place of the one asked for."""
+        self.tokenizer = manifest.load_tokenizer()
+        self.manifest = manifest
+
+    def look_up(self) -> Manifest | None:
+        """Find the shards, once; `problems` tells what was in the way."""
+        if self.manifest is None and self._refusal is None:
+            try:
+                if (manifest := self.find()) is not None:
+                    self.use(manifest)
+            except ValueError as error:
+                self._refusal = error
+        return self.manifest
+
+    @property
+    def found(self) -> Manifest:
+        """The manifest of shards that are prepared.
+
+        Raises:
+            ValueError: the shards were not found.
+        """
+        if (manifest := self.look_up()) is None:
+            raise self._refusal or ShardError("the shards are not prepared: `prepare_data` comes first")
+        return manifest
+
+    # --- what a run wants to know -------------------------------------------------------------------------------------
+
+    @property
+    def is_prepared(self) -> bool:  # type: ignore[override]
+        """Whether the shards are there."""
+        return self.look_up() is not None
+
+    @property
+    def vocab_size(self) -> int:  # type: ignore[override]
+        """Token ids are below; an untrained tokenizer knows how many tokens it will have at most."""
+        if (manifest := self.look_up()) is not None:
+            return manifest.vocab_size
+        if self.tokenizer is None:  # which is a problem
+            return 2**16
+        return self.tokenizer.settings.get("vocab_size", 0) or self.tokenizer.vocab_size  # type: ignore[no-any-return]
+
+    @property
+    def eos_id(self) -> int | None:  # type: ignore[override]
+        """The end of a document; 0 as long as it is not known."""
+        return manifest.eos_id if (manifest := self.look_up()) is not None else 0
+
+    @property
+    def epoch_tokens(self) -> int | None:  # type: ignore[override]
+        """Trained tokens of one pass over all sources."""
+        return self.context_length * sum(self._trained_blocks().values()) if self.is_prepared else None
+
+    @property
+    def unigram_entropy(self) -> float | None:  # type: ignore[override]
+        """Nats a token by their frequency in the training split; as the validation loss, the sources' mean."""
+        shards = self.found.splits["train"].values()
+        return sum(shard.unigram_entropy for shard in shards) / len(shards)
+
+    def problems(self, run: Any) -> list[Problem]:
+        """Tell what was in the way of finding shards, or that they are too small for the context length."""
+        return refusals(self._is_found, self._has_blocks)
+
+    def _is_found(self) -> None:
+        if self.look_up() is None and self._refusal is not None:
+            raise self._refusal
+
+    def _has_blocks(self) -> None:
+        if (manifest := self.manifest) is not None:
+            manifest.check_blocks(self.context_length)
+
+    def ledger(self, steps: int) -> Callable[[int], dict[str, Entry]]:
+        """Count passes."""
+        ((source, n_blocks),) = self._trained_blocks().items()
+        return lambda n: {source: Entry(n * self.context_length, 1.0, n / n_blocks)}
+
+    def draw(self, steps: int) -> Draw:
+        """Count passes."""
+        if not self.is_prepared:
+            return Draw(steps)
+        entries = self.ledger(steps)(steps * self.sequences_per_step)
+        return Draw(steps, {s: e.epochs for s, e in entries.items()}, {s: e.share for s, e in entries.items()})
+
+    def summary(self) -> dict[str, Any]:
+        """Return the manifest without its chunks."""
+        return self.found.summary()
+
+    def validation_metrics(self) -> dict[str, Any]:
+        """Measure bits per byte of text."""
+        return {"bits_per_byte": BitsPerByte(self.tokenizer.token_bytes().tolist())}
+
+    def validation_data(self) -> str:
+        """Hash the checksums of the validation split."""
+        val = self.found.splits["val"]
+        chunks = {name: [chunk.sha256 for chunk in shard.chunks] for name, shard in val.items()}
+        return hash_of([chunks, self.max_validation_tokens])
+
+    def validation_text(self) -> str:
+        """Hash what the validation split was made from."""
+        manifest = self.found
+        made_from = [manifest.sources, manifest.split_rule, manifest.validation_fraction, self.max_validation_tokens]
+        return hash_of(made_from if manifest.curation is None else [*made_from, manifest.curation])
+
+    # --- loading ------------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Find the shards (one process a machine)."""
+        _ = self.found
+
+    def setup(self, stage: str) -> None:
+        """Find the shards and compare them with their manifest.
+
+        Raises:
+            ValueError: they are damaged (a `ShardError`), or too small for the context length.
+        """
+        self.found.check_blocks(self.context_length)
+        self.check_files()
+
+    def check_files(self) -> None:
+        """Compare the files with the manifest, as far as is asked for at the start."""
+        verify(self.found, "full" if self.verify == "full" else "sizes")
+
+    def blocks(self, split: SplitName = "train") -> dict[str, list[int]]:
+        """Count the blocks in each chunk, by source."""
+        return {source: shard.blocks(self.context_length) for source, shard in self.found.splits[split].items()}
+
+    def _trained_blocks(self) -> dict[str, int]:
+        """Blocks of each source that are trained on."""
+        return {source: sum(sizes) for source, sizes in self.blocks().items()}
+
+    def order(self, steps: int) -> Callable[[int], Sample]:
+        """Say which block sample n of a run of so many steps is."""
+        ((source, sizes),) = self.blocks().items()
+        return Order(source, sizes, seed=self.seed, window=self.shuffle_window)
+
+    def order_state(self, samples: int) -> dict[str, Any]:
+        """Return all that the order of the first samples depends on."""
+        train = self.found.splits["train"]
+        chunks = {source: [chunk.sha256 for chunk in shard.chunks] for source, shard in train.items()}
+        return super().order_state(samples) | {
+            "data.shuffle_window": self.shuffle_window,
+            "the training data": hashlib.sha256(str(sorted(chunks.items())).encode()).hexdigest(),
+        }
+
+    def train_dataset(self, steps: int) -> Blocks:
+        """Read blocks of all sources, in their order."""
+        self._place = self.order(steps)
+        return self.dataset("train", list(self.found.splits["train"]), self._place, ENDLESS)
+
+    def validation_blocks(self) -> dict[str, int]:
+        """Count the blocks of each source's validation split."""
+        return {source: sum(sizes) for source, sizes in self.blocks("val").items()}
+
+    def val_dataset(self, source: str, samples: int) -> Blocks:
+        """Read blocks that are spread evenly over the split."""
+        place = ValidationPlace(source, samples, self.validation_blocks()[source])
+        return self.dataset("val", [source], place, samples)
+
+    def dataset(self, split: SplitName, sources: list[str], place: Callable[[int], Sample], samples: int) -> Blocks:
+        """Read the samples that `place` finds in a split of the sources."""
+        shards, dtype = self.found.splits[split], self.found.dtype
+        readers = {
+            source: ShardReader(self.chunks(split, source, shards[source]), shards[source], self.context_length, dtype)
+            for source in sources
+        }
+        return Blocks(readers, place, samples)
+
+    def chunks(self, split: SplitName, source: str, shard: Shard) -> Chunks:
+        """Give access to the files of a shard."""
+        folder = self.found.shard_folder(split, source)
+        return LocalChunks(folder, shard, verify_on_first_use=self.verify == "first_use")
+
+
+def refusals(*checks: Callable[[], object]) -> list[Problem]:
+    """Try checks, and collect what they refuse with a ValueError, each thing once."""
+    found: dict[Problem, None] = {}
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            found[Problem("", str(error).splitlines()[0])] = None
+    return list(found)
+
+
+def hash_of(content: Any) -> str:
+    """Hash plain values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -95,6 +95,15 @@ class Shard:
     index_sha256: str
     chunks: tuple[Chunk, ...]
 
+    def blocks(self, context_length: int) -> list[int]:
+        """Count the blocks in each chunk.
+
+        A block is context_length + 1 tokens and the next one begins context_length later, on the last token of the one
+        before: each token but a chunk's first is a target once. What is left at the end of a chunk (fewer than
+        context_length targets) is not used.
+        """
+        return [max(0, (chunk.tokens - 1) // context_length) for chunk in self.chunks]
+
 
 @dataclass(frozen=True)
 class TokenizerRecord:
@@ -196,6 +205,25 @@ class Manifest:
             what = "is not the tokenizer that made these shards (its hash differs)" if file.exists() else "is missing"
             raise ForeignTokenizerError(f"{file} {what}: {REMEDY}")
         return load_tokenizer(self.tokenizer.name, file.read_text())
+
+    def check_blocks(self, context_length: int) -> None:
+        """Refuse shards that are too small for the context length.
+
+        Raises:
+            ValueError: a split of a source has no full block; says what to change.
+        """
+        for split, by_source in self.splits.items():
+            for source, shard in by_source.items():
+                if any(shard.blocks(context_length)):
+                    continue
+                name, change = ("validation", "raise") if split == "val" else ("training", "lower")
+                cut = self.sources[source].get("max_document_bytes")
+                smaller = f", lower data.sources.{source}.max_document_bytes={cut}" if cut and split == "val" else ""
+                raise ValueError(
+                    f"data.sources.{source}: the {name} split has {shard.tokens} tokens, too few for one block of"
+                    f" model.context_length + 1 = {context_length + 1}: lower model.context_length, {change}"
+                    f" data.validation_fraction={self.validation_fraction}{smaller}, or give more text"
+                )
 
     def shard_folder(self, split: SplitName, source: str) -> Path:
         """Name the folder of one split of one source."""

@@ -9,16 +9,22 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from thunderhead.core.data.manifest import Manifest, SplitName
-from thunderhead.core.data.shards import blocks_per_chunk
+
+class Sample(NamedTuple):
+    """A block of a source, and how often the source was gone through before it."""
+
+    source: str
+    epoch: int
+    block: int
 
 
 class Order:
-    """Sample k of a source → (epoch, block), for any k ≥ 0.
+    """Sample k of a source, for any k ≥ 0.
 
     Each epoch goes through each block once, in a new order of two levels: the chunks are permuted and laid end to end,
     then the blocks within each window of this row are. So reading stays nearly sequential, a window of `window` blocks
@@ -33,7 +39,7 @@ class Order:
     """
 
     def __init__(self, source: str, blocks: Sequence[int], *, seed: int, window: int):
-        self._window = window
+        self._source, self._window = source, window
         self._seed = (seed, int.from_bytes(hashlib.sha256(source.encode()).digest()[:8]))
         self._sizes = np.array(blocks, dtype=np.int64)
         self._starts = np.cumsum(self._sizes) - self._sizes
@@ -45,14 +51,14 @@ class Order:
         self._chunk_row = lru_cache(maxsize=2)(self._compute_chunk_row)
         self._window_order = lru_cache(maxsize=2)(self._compute_window_order)
 
-    def __call__(self, k: int) -> tuple[int, int]:
-        """Say in which epoch sample k is, and which block."""
+    def __call__(self, k: int) -> Sample:
+        """Say which block sample k is."""
         epoch, position = divmod(k, self._total)
         window, offset = divmod(position, self._window)
         place = window * self._window + int(self._window_order(epoch, window)[offset])
         chunks, ends = self._chunk_row(epoch)
         i = bisect.bisect_right(ends, place)
-        return epoch, int(self._starts[chunks[i]]) + place - (ends[i - 1] if i else 0)
+        return Sample(self._source, epoch, int(self._starts[chunks[i]]) + place - (ends[i - 1] if i else 0))
 
     def _compute_chunk_row(self, epoch: int) -> tuple[npt.NDArray[np.int64], list[int]]:
         chunks = permutation(len(self._sizes), *self._seed, epoch, 0)
@@ -62,7 +68,7 @@ class Order:
         return permutation(min(self._window, self._total - window * self._window), *self._seed, epoch, 1, window)
 
     def __getstate__(self) -> dict[str, object]:
-        kept = ("_window", "_seed", "_sizes", "_starts", "_total")
+        kept = ("_source", "_window", "_seed", "_sizes", "_starts", "_total")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -80,11 +86,6 @@ def permutation(size: int, *key: int) -> npt.NDArray[np.int64]:
     return np.argsort(draws, kind="stable")
 
 
-def blocks(manifest: Manifest, source: str, context_length: int, split: SplitName = "train") -> int:
-    """Count the blocks of context_length + 1 tokens in one split of a source."""
-    return sum(blocks_per_chunk(manifest.splits[split][source], context_length))
-
-
 def spread(number: int, count: int, blocks: int) -> int:
     """Say which block is number `number` of `count` that are spread evenly over `blocks`.
 
@@ -98,23 +99,3 @@ def spread_over_chunks(sizes: Sequence[int], count: int) -> list[int]:
     ends = [0, *itertools.accumulate(sizes)]
     before = [-(-end * count // ends[-1]) for end in ends]  # those whose spread() is below
     return [after - first for first, after in itertools.pairwise(before)]
-
-
-def check_blocks(manifest: Manifest, context_length: int) -> None:
-    """Refuse shards that are too small for the context length.
-
-    Raises:
-        ValueError: a split of a source has no full block; says what to change.
-    """
-    names: dict[SplitName, str] = {"train": "training", "val": "validation"}
-    for split, name in names.items():
-        for source, shard in manifest.splits[split].items():
-            if blocks(manifest, source, context_length, split) == 0:
-                change = "raise" if split == "val" else "lower"
-                cut = manifest.sources[source].get("max_document_bytes")
-                smaller = f", lower data.sources.{source}.max_document_bytes={cut}" if cut and split == "val" else ""
-                raise ValueError(
-                    f"data.sources.{source}: the {name} split has {shard.tokens} tokens, too few for one block of"
-                    f" model.context_length + 1 = {context_length + 1}: lower model.context_length, {change}"
-                    f" data.validation_fraction={manifest.validation_fraction}{smaller}, or give more text"
-                )

@@ -77,16 +77,6 @@ class ShardWriter:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def blocks_per_chunk(shard: Shard, context_length: int) -> list[int]:
-    """Count the blocks in each chunk.
-
-    A block is context_length + 1 tokens and the next one begins context_length later, on the last token of the one
-    before: each token but a chunk's first is a target once. What is left at the end of a chunk (fewer than
-    context_length targets) is not used.
-    """
-    return [max(0, (chunk.tokens - 1) // context_length) for chunk in shard.chunks]
-
-
 class Chunks(Protocol):
     """The chunks of a shard, wherever they lie."""
 
@@ -134,7 +124,7 @@ class ShardReader:
     def __init__(self, chunks: Chunks, shard: Shard, context_length: int, dtype: str):
         self.chunks, self._shard, self._context_length = chunks, shard, context_length
         self._dtype = np.dtype(dtype)
-        self._ends: list[int] = np.cumsum(blocks_per_chunk(shard, context_length)).tolist()
+        self._ends: list[int] = np.cumsum(shard.blocks(context_length)).tolist()
         self._open: dict[int, Tokens] = {}
 
     def __len__(self) -> int:

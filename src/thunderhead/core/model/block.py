@@ -5,13 +5,12 @@ Shape letters: B sequences, T tokens a sequence, D model dimensions.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thunderhead.core.model.context import SequenceContext
-from thunderhead.core.model.norm import normalize
+from thunderhead.core.model.loss import Auxiliary, summed, with_terms
 from thunderhead.core.types import Probability
 
 
@@ -25,22 +24,17 @@ class ResidualDropout:
 
 
 class Block(nn.Module):
-    """One layer of the decoder: where its norms sit, and whether its two branches run in sequence or in parallel.
+    """One layer of the decoder: x + A(N(x)), then x + F(N(x)) (pre-norm: GPT-2; 2002.04745).
 
-    With A, F the two branches and N norms, each with its own weights:
+    A and F are the two branches, N norms, each with its own weights. `thunderhead.options.blocks` has further kinds,
+    which place norms and branches otherwise. Dropout follows a branch's last operation before the sum.
 
-    - placement="pre" (GPT-2; 2002.04745): x + A(N(x)), then x + F(N(x)). The decoder adds a final norm.
-    - "post" (Vaswani et al. 2017): N(x + A(x)), then N(x + F(x)). No final norm: the stream is normalised already.
-    - "sandwich" (CogView, 2105.13290): x + N(A(N(x))), then x + N(F(N(x))). The decoder adds a final norm.
-    - "peri" (Peri-LN, 2502.02732): the block of "sandwich"; in addition the decoder normalises the embeddings, the
-      paper's "initial embedding normalisation", which is optional there and is what sets the two options apart here.
-    - parallel_residual: x + A(N1(x)) + F(N2(x)) (GPT-NeoX, Pythia); placement "pre" only.
-    - shared_norm: N1 = N2, one norm for both parallel branches (GPT-J, PaLM 2204.02311).
-
-    Dropout follows a branch's last operation before the sum.
-
-    Raises ValueError for parallel_residual with another placement than "pre", for shared_norm without it.
+    - needs_final_norm: whether the decoder must normalise the last block's output.
+    - needs_embedding_norm: whether the decoder must normalise the first block's input.
     """
+
+    needs_final_norm = True
+    needs_embedding_norm = False
 
     def __init__(
         self,
@@ -49,65 +43,33 @@ class Block(nn.Module):
         norm: Callable[[int], nn.Module],
         d_model: int,
         dropout: ResidualDropout,
-        *,
-        placement: Literal["pre", "post", "sandwich", "peri"] = "pre",
-        parallel_residual: bool = False,
-        shared_norm: bool = False,
     ) -> None:
         super().__init__()
-        if parallel_residual and placement != "pre":
-            raise ValueError(
-                f"block.parallel_residual=true needs block.placement=pre, not {placement}: published parallel blocks "
-                "normalise the branches' common input, and norms on their outputs or sum leave no single place for it"
-            )
-        if shared_norm and not parallel_residual:
-            raise ValueError(
-                "block.shared_norm=true needs block.parallel_residual=true: branches in sequence read different inputs"
-            )
         self.attention = attention
         self.feedforward = feedforward
         self.dropout = dropout
-        self.placement = placement
-        self.parallel_residual = parallel_residual
-        around = placement in ("sandwich", "peri")
         self.attention_norm = norm(d_model)
-        self.feedforward_norm = None if shared_norm else norm(d_model)
-        self.attention_output_norm = norm(d_model) if around else None
-        self.feedforward_output_norm = norm(d_model) if around else None
+        self.feedforward_norm = norm(d_model)
 
-    @property
-    def needs_final_norm(self) -> bool:
-        """Whether the decoder must normalise the last block's output."""
-        return self.placement != "post"
+    def forward(self, x_BTD: Tensor, context: SequenceContext) -> Tensor | tuple[Tensor, Auxiliary]:
+        """(B, T, D) to (B, T, D), beside it the branches' terms of the loss if there are any."""
+        y_BTD, terms = self.attend(self.attention_norm(x_BTD), context)
+        x_BTD = x_BTD + y_BTD
+        y_BTD, more = self.feed_forward(self.feedforward_norm(x_BTD))
+        return self.result(x_BTD + y_BTD, terms, more)
 
-    @property
-    def needs_embedding_norm(self) -> bool:
-        """Whether the decoder must normalise the first block's input."""
-        return self.placement == "peri"
+    def attend(self, x_BTD: Tensor, context: SequenceContext) -> tuple[Tensor, Auxiliary]:
+        """What the first branch adds to the residual stream, and its terms of the loss."""
+        y_BTD, terms = with_terms(self.attention(x_BTD, context))
+        return F.dropout(y_BTD, self.dropout.attention_output, self.training), terms
 
-    def forward(self, x_BTD: Tensor, context: SequenceContext) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        if self.placement == "post":
-            x_BTD = self.attention_norm(x_BTD + self._attend(x_BTD, context))
-            assert self.feedforward_norm is not None
-            y_BTD: Tensor = self.feedforward_norm(x_BTD + self._feed_forward(x_BTD))
-            return y_BTD
-        normed_BTD = self.attention_norm(x_BTD)
-        if self.parallel_residual:
-            other_BTD = normed_BTD if self.feedforward_norm is None else self.feedforward_norm(x_BTD)
-            return x_BTD + self._attend(normed_BTD, context) + self._feed_forward(other_BTD)
-        x_BTD = x_BTD + self._attend(normed_BTD, context)
-        assert self.feedforward_norm is not None
-        return x_BTD + self._feed_forward(self.feedforward_norm(x_BTD))
+    def feed_forward(self, x_BTD: Tensor) -> tuple[Tensor, Auxiliary]:
+        """What the second branch adds to the residual stream, and its terms of the loss."""
+        y_BTD, terms = with_terms(self.feedforward(x_BTD))
+        return F.dropout(y_BTD, self.dropout.feedforward_output, self.training), terms
 
-    def _attend(self, x_BTD: Tensor, context: SequenceContext) -> Tensor:
-        y_BTD = self.attention(x_BTD, context)
-        if self.attention_output_norm is not None:
-            y_BTD = normalize(self.attention_output_norm, y_BTD)
-        return F.dropout(y_BTD, self.dropout.attention_output, self.training)
-
-    def _feed_forward(self, x_BTD: Tensor) -> Tensor:
-        y_BTD = self.feedforward(x_BTD)
-        if self.feedforward_output_norm is not None:
-            y_BTD = normalize(self.feedforward_output_norm, y_BTD)
-        return F.dropout(y_BTD, self.dropout.feedforward_output, self.training)
+    @staticmethod
+    def result(x_BTD: Tensor, terms: Auxiliary, more: Auxiliary) -> Tensor | tuple[Tensor, Auxiliary]:
+        """What `forward` returns."""
+        terms = summed(terms, more)
+        return (x_BTD, terms) if terms else x_BTD

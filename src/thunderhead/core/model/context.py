@@ -1,6 +1,7 @@
-"""What all blocks share in one forward pass: positions, documents and who may attend to whom.
+"""What the layers are told in one forward pass: positions, documents, who may attend to whom, what was seen before.
 
-Shape letters: B sequences, T tokens a sequence, H query heads, R rotated dimensions of a head.
+Shape letters: B sequences, T tokens a sequence, S tokens that were seen before them (0 without a cache), K keys that
+they attend to, H query heads, R rotated dimensions of a head.
 """
 
 from typing import NamedTuple
@@ -10,53 +11,57 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-
-class LayerCache:
-    """Keys and values of one layer's tokens so far, so that the next token costs its own work only.
-
-    Args:
-        context_length: tokens that there is room for.
-    """
-
-    def __init__(self, context_length: int) -> None:
-        self.n_tokens = 0
-        self._context_length = context_length
-        self._keys = self._values = torch.empty(0)
-
-    def extend(self, k_BGTE: Tensor, v_BGTV: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
-        """Take in the keys and values of more tokens; returns those of all, or of the last `window` for one token."""
-        if self.n_tokens == 0:
-            self._keys, self._values = (
-                x.new_empty(*x.shape[:2], self._context_length, x.shape[3]) for x in (k_BGTE, v_BGTV)
-            )
-        end = self.n_tokens + k_BGTE.shape[2]
-        self._keys[:, :, self.n_tokens : end] = k_BGTE
-        self._values[:, :, self.n_tokens : end] = v_BGTV
-        self.n_tokens = end
-        first = max(0, end - window) if window is not None and k_BGTE.shape[2] == 1 else 0
-        return self._keys[:, :, first:end], self._values[:, :, first:end]
+Cache = dict[str, Tensor]
+"""What one layer keeps of the tokens it has seen, by names of its own: see `SequenceMixer.new_cache`."""
 
 
 class SequenceContext(NamedTuple):
-    """Built once a forward pass by the decoder and handed to every block.
+    """Built once a forward pass by the decoder; the last three fields are for the layer that it is handed to.
 
-    - position_ids: (B or 1, T), int64; they restart at every document if documents are masked from each other.
-    - document_ids: (B, T), int64, ascending from 0; None unless `attention.document_mask`.
-    - rotation: cos and sin, each (B or 1, T, R) in float32; None unless positions are rotary.
-    - slopes: ALiBi's, (H) in float32; None with other positions. They are contained in `mask` already.
-    - mask: for scaled_dot_product_attention: (B or 1, 1, T, T) boolean, or (B or 1, H, T, T) float32 when ALiBi's bias
-      is in it; None when plain causal attention (`is_causal`) says it all.
+    - position_ids: (B or 1, S + T), int64; they restart at every document if all layers mask documents.
+    - document_ids: (B, S + T), int64, ascending from 0; None unless a layer masks documents.
+    - rotation: cos and sin, each (B or 1, S + T, R), for `rotate`; None unless positions are rotary.
+    - slopes: ALiBi's, (H); None with other positions. They are contained in `mask` already.
+    - n_seen: S.
+    - mask: for scaled_dot_product_attention: (B or 1, 1, T, K) boolean, or (B or 1, H, T, K) of numbers when ALiBi's
+      bias is in it; None when plain causal attention, or one token that sees all keys, needs none.
     - block_mask: the same for flex_attention; None on the other backend.
-    - cache: this layer's, when text is generated token by token; T is that of the new tokens then.
+    - cache: this layer's, to read and to write, when text is generated; the S tokens are in it.
     """
 
     position_ids: Tensor
     document_ids: Tensor | None = None
     rotation: tuple[Tensor, Tensor] | None = None
     slopes: Tensor | None = None
+    n_seen: int = 0
     mask: Tensor | None = None
     block_mask: BlockMask | None = None
-    cache: LayerCache | None = None
+    cache: Cache | None = None
+
+
+def extend(cache: Cache, name: str, new: Tensor, n_seen: int, window: int | None = None) -> Tensor:
+    """Append the rows (second to last dimension) of new tokens to those of the n_seen tokens before, in cache[name].
+
+    With a window, a buffer of that many rows is enough.
+
+    Returns:
+        The rows that the new tokens may look at: `n_kept` of those before, and their own.
+    """
+    buffer = cache[name]
+    assert buffer.shape[:-2] == new.shape[:-2], f"new_cache made {name!r} as {buffer.shape}, and it gets {new.shape}"
+    n_rows, n_old = buffer.shape[-2], min(n_seen, buffer.shape[-2])
+    first, end = n_old - n_kept(n_old, window), n_old + new.shape[-2]
+    if end <= n_rows:
+        buffer[..., n_old:end, :] = new
+        return buffer[..., first:end, :].to(new.dtype)
+    rows = torch.cat((buffer[..., first:n_old, :].to(new.dtype), new), dim=-2)
+    buffer.copy_(rows[..., -n_rows:, :])
+    return rows
+
+
+def n_kept(n_seen: int, window: int | None) -> int:
+    """How many of the tokens before it a token may still look at."""
+    return n_seen if window is None else min(n_seen, window - 1)
 
 
 def document_layout(tokens_BT: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
@@ -70,35 +75,29 @@ def document_layout(tokens_BT: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
     return starts_BT.cumsum(dim=1), index_T - last_start_BT
 
 
-def dense_mask(
-    n_tokens: int, device: torch.device, window: int | None, document_ids: Tensor | None, slopes_H: Tensor | None
+def dense_mask(  # noqa: PLR0917 - all of them always
+    n_tokens: int,
+    n_keys: int,
+    device: torch.device,
+    window: int | None,
+    document_ids: Tensor | None,
+    slopes_H: Tensor | None,
 ) -> Tensor | None:
-    """The mask for scaled_dot_product_attention; shapes and meaning as in `SequenceContext.mask`."""
-    if window is None and document_ids is None and slopes_H is None:
+    """What the last n_tokens see of the last n_keys, themselves included: as in `SequenceContext.mask`."""
+    window = window if window is not None and window < n_keys else None
+    if window is None and document_ids is None and slopes_H is None and n_tokens in (1, n_keys):
         return None
-    index_T = torch.arange(n_tokens, device=device)
-    distance_TT = index_T[:, None] - index_T[None, :]  # of the query (row) from the key (column)
-    allowed = (distance_TT >= 0)[None, None]
+    index_K = torch.arange(n_keys, device=device)
+    distance_TK = index_K[n_keys - n_tokens :, None] - index_K  # of the query (row) from the key (column)
+    allowed = (distance_TK >= 0)[None, None]
     if window is not None:
-        allowed = allowed & (distance_TT < window)
+        allowed = allowed & (distance_TK < window)
     if document_ids is not None:
-        allowed = allowed & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
+        queries, keys = document_ids[:, -n_tokens:], document_ids[:, -n_keys:]
+        allowed = allowed & (queries[:, None, :, None] == keys[:, None, None, :])
     if slopes_H is None:
         return allowed
-    return torch.where(allowed, -slopes_H[:, None, None] * distance_TT, float("-inf"))
-
-
-def next_mask(n_keys: int, device: torch.device, document_ids: Tensor | None, slopes_H: Tensor | None) -> Tensor | None:
-    """The last row of `dense_mask`, (B or 1, 1 or H, 1, n_keys): what the newest token sees of the last n_keys."""
-    if document_ids is None and slopes_H is None:
-        return None
-    allowed = torch.ones(1, 1, 1, n_keys, dtype=torch.bool, device=device)
-    if document_ids is not None:
-        allowed = (document_ids[:, -n_keys:] == document_ids[:, -1:])[:, None, None]
-    if slopes_H is None:
-        return allowed
-    distance_S = torch.arange(n_keys - 1, -1, -1, device=device)
-    return torch.where(allowed, -slopes_H[:, None, None] * distance_S, float("-inf"))
+    return torch.where(allowed, -slopes_H[:, None, None] * distance_TK, float("-inf"))
 
 
 def sparse_mask(n_tokens: int, device: torch.device, window: int | None, document_ids: Tensor | None) -> BlockMask:

@@ -3,21 +3,28 @@
 Shape letters: B sequences, T tokens a sequence, D model dimensions, V vocabulary.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thunderhead.core.model import init
-from thunderhead.core.model.attention import Attention
 from thunderhead.core.model.block import Block, ResidualDropout
-from thunderhead.core.model.context import LayerCache, SequenceContext, document_layout
-from thunderhead.core.model.loss import LossTerms, NextTokenLoss
+from thunderhead.core.model.context import Cache, SequenceContext, document_layout
+from thunderhead.core.model.loss import Auxiliary, LossTerms, summed, with_terms
+from thunderhead.core.model.mixer import SequenceMixer, flops_per_token
 from thunderhead.core.model.position import Position
-from thunderhead.core.types import PositiveFloat, PositiveInt
-from thunderhead.options.activation_checkpointing import ActivationCheckpointing
-from thunderhead.options.growth import Growth
+from thunderhead.core.types import PositiveFloat, PositiveInt, Problem
+
+
+class Checkpointing(Protocol):
+    """What decides which blocks keep their activations for the backward pass."""
+
+    def apply(self, index: int, block: nn.Module) -> None:
+        """Let block number `index` compute them again, or leave it as it is."""
 
 
 class Decoder(nn.Module):
@@ -29,7 +36,8 @@ class Decoder(nn.Module):
 
     Supplied by the code:
     - tokenizer_vocab_size: tokens that the data may contain; eos_id: the one that ends a document, None if none does.
-    - attention, position, activation, norm, dropout, block, loss: factories, called once a layer or once a model.
+    - attention, position, activation, norm, dropout, block, loss: factories, called once a layer or once a model. Those
+      of a layer are told `layer_index` (from 0) and `n_layers` where their signatures have them: layers may differ.
 
     Settings:
     - n_layers, d_model, n_heads, context_length (the longest input, in tokens).
@@ -49,14 +57,14 @@ class Decoder(nn.Module):
         self,
         tokenizer_vocab_size: int,
         eos_id: int | None,
-        attention: Callable[..., Attention],
+        attention: Callable[..., SequenceMixer],
         position: Callable[..., Position],
         activation: Callable[..., nn.Module],
         norm: Callable[[int], nn.Module],
         dropout: Callable[[], ResidualDropout],
         block: Callable[..., Block],
-        loss: Callable[[], NextTokenLoss],
-        activation_checkpointing: Callable[[], ActivationCheckpointing],
+        loss: Callable[[], Callable[[Tensor, Tensor, Tensor, int], LossTerms]],
+        activation_checkpointing: Callable[[], Checkpointing],
         *,
         n_layers: PositiveInt,
         d_model: PositiveInt,
@@ -79,48 +87,52 @@ class Decoder(nn.Module):
         self.eos_id = eos_id
         self.local_heads = slice(None)  # of the attention heads, those of this rank under tensor parallelism
         self.n_layers = n_layers
+        self.n_heads = n_heads
         self.context_length = context_length
         self.vocab_size = vocab_size or tokenizer_vocab_size
         self.init_std = init_std
         self.scale_residual_init = scale_residual_init
-        self.growth: dict[str, Growth] = {}  # these two: see thunderhead.options.growth
+        # A parametrization sets these three: factors of the initial std and what else it knows, by parameter.
+        self.std_factors: Mapping[str, float] = {}
+        self.growth: Mapping[str, Any] = {}
         self.output_scale = 1.0
         n_rows = -(-self.vocab_size // vocab_multiple) * vocab_multiple
 
         rates = dropout()
         self.embedding_dropout = rates.embedding
         self.embedding = nn.Embedding(n_rows, d_model)
-        self.blocks = nn.ModuleList(
-            block(
-                attention=attention(d_model=d_model, n_heads=n_heads, context_length=context_length, bias=bias),
-                feedforward=activation(d_model=d_model, d_ff=d_ff, bias=bias),
-                norm=norm,
-                d_model=d_model,
-                dropout=rates,
-            )
-            for _ in range(n_layers)
-        )
-        self.position = position(
-            d_model=d_model, n_heads=n_heads, context_length=context_length, rotary_dim=self.attention.rotary_dim
-        )
-        first = self.blocks[0]
-        assert isinstance(first, Block)
+        model = {"d_model": d_model, "n_heads": n_heads, "context_length": context_length, "bias": bias}
+        self.blocks = nn.ModuleList()
+        for layer_index in range(n_layers):
+            layer = {**model, "layer_index": layer_index, "n_layers": n_layers}
+            branches = {
+                "attention": supplied(attention, **layer),
+                "feedforward": supplied(activation, d_ff=d_ff, **layer),
+            }
+            self.blocks.append(supplied(block, norm=norm, dropout=rates, **branches, **layer))
+        rotary_dims = sorted({mixer.rotary_dim for mixer in self.mixers} - {0})
+        self.position: Position = supplied(position, rotary_dim=max(rotary_dims, default=0), **model)
+        rotates, biases = (getattr(type(self.position), n) is not getattr(Position, n) for n in ("rotation", "slopes"))
+        has_masks = any(type(mixer).masks is not SequenceMixer.masks for mixer in self.mixers)
+        if (rotates and not rotary_dims) or (biases and not has_masks):
+            raise ValueError("position: no layer makes use of these positions: use position=none")
+        if rotates and len(rotary_dims) > 1:
+            raise ValueError(f"position: the layers rotate heads of different sizes, {rotary_dims}: use position=none")
+        first = cast(Block, self.blocks[0])
         self.embedding_norm = norm(d_model) if first.needs_embedding_norm else None
         self.final_norm = norm(d_model) if first.needs_final_norm else None
         self.head = None if tie_embeddings else nn.Linear(d_model, n_rows, bias=False)
         self.loss = loss()
         checkpointing = activation_checkpointing()
-        for index, block_ in enumerate(self.blocks):
-            checkpointing.apply(index, block_)
-        if self.attention.document_mask and eos_id is None:
+        for index, built in enumerate(self.blocks):
+            checkpointing.apply(index, built)
+        if eos_id is None and any(mixer.document_mask for mixer in self.mixers):
             raise ValueError("attention.document_mask=true needs an end-of-document token, which the tokenizer has not")
 
     @property
-    def attention(self) -> Attention:
-        """The first block's attention: all are alike in masks, backend and costs."""
-        attention = self.blocks[0].attention
-        assert isinstance(attention, Attention)
-        return attention
+    def mixers(self) -> list[SequenceMixer]:
+        """The attention of each block, or what stands in its place."""
+        return [cast(SequenceMixer, block.attention) for block in self.blocks]
 
     @property
     def head_weight(self) -> Tensor:
@@ -129,7 +141,7 @@ class Decoder(nn.Module):
 
     def initialize(self, seed: int) -> None:
         """Draw all weights, a pure function of the seed and each parameter's name; see `init.initialize`."""
-        init.initialize(self, seed, self.init_std, self.n_layers, self.scale_residual_init, self.growth)
+        init.initialize(self, seed, self.init_std, self.n_layers, self.scale_residual_init, self.std_factors)
 
     def follow_base(self, base: "Decoder") -> None:
         """Maximal update parametrization: logits are divided by the growth of d_model (2203.03466, table 8)."""
@@ -137,79 +149,110 @@ class Decoder(nn.Module):
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> LossTerms:
         """The training loss of predicting targets (B, T) from tokens (B, T), int64; targets of −100 are left out."""
-        return self.loss(self.hidden(tokens_BT), self.head_weight, targets_BT, self.vocab_size)
+        hidden_BTD, terms = self._hidden(tokens_BT)
+        return self.loss(hidden_BTD, self.head_weight, targets_BT, self.vocab_size).plus(terms)
 
-    def logits(self, tokens_BT: Tensor, cache: "Cache | None" = None) -> Tensor:
+    def logits(self, tokens_BT: Tensor, cache: "DecoderCache | None" = None) -> Tensor:
         """Scores of the next token after each token, (B, T, V) without padding, in the compute dtype.
 
-        With a cache, the tokens are those that follow the ones it has seen: any number first, then one at a time.
+        With a cache, the tokens follow those it has seen, and it takes them in.
         """
         return F.linear(self.hidden(tokens_BT, cache), self.head_weight)[..., : self.vocab_size]
 
-    def hidden(self, tokens_BT: Tensor, cache: "Cache | None" = None) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, cache: "DecoderCache | None" = None) -> Tensor:
         """Final hidden states (B, T, D), normalised and scaled, ready for the head.
 
         Raises ValueError if T, with what is cached, is more than context_length.
         """
-        context = self._context(tokens_BT) if cache is None else self._context_after(tokens_BT, cache)
-        x_BTD = self.position.embed(self.embedding(tokens_BT), context.position_ids)
+        return self._hidden(tokens_BT, cache)[0]
+
+    def _hidden(self, tokens_BT: Tensor, cache: "DecoderCache | None" = None) -> tuple[Tensor, Auxiliary]:
+        """The hidden states, and the sums of the blocks' terms of the loss."""
+        terms: Auxiliary = {}
+        contexts = self.contexts(tokens_BT, cache)
+        new_ids = contexts[0].position_ids[:, contexts[0].n_seen :]
+        x_BTD = self.position.embed(self.embedding(tokens_BT), new_ids)
         if self.embedding_norm is not None:
             x_BTD = self.embedding_norm(x_BTD)
         x_BTD = F.dropout(x_BTD, self.embedding_dropout, self.training)
-        for index, block in enumerate(self.blocks):
-            if cache is not None:
-                context = context._replace(cache=cache.layers[index])
-            x_BTD = block(x_BTD, context)
+        for block, context in zip(self.blocks, contexts, strict=True):
+            x_BTD, more = with_terms(block(x_BTD, context))
+            terms = summed(terms, more)
         if self.final_norm is not None:
             x_BTD = self.final_norm(x_BTD)
-        return x_BTD if self.output_scale == 1 else x_BTD * self.output_scale
+        return (x_BTD if self.output_scale == 1 else x_BTD * self.output_scale), terms
 
-    def _context(self, tokens_BT: Tensor) -> SequenceContext:
-        """Positions, rotation and masks: once for all blocks."""
-        n_tokens, device = tokens_BT.shape[1], tokens_BT.device
+    def contexts(self, tokens_BT: Tensor, cache: "DecoderCache | None" = None) -> list[SequenceContext]:
+        """What each block is told of positions, documents and masks; the cache is told of the tokens."""
+        n_seen = 0 if cache is None else cache.n_seen
+        if cache is not None:
+            tokens_BT = cache.tokens_BT = torch.cat((cache.tokens_BT, tokens_BT), dim=1)
+        n_tokens, device, mixers = tokens_BT.shape[1], tokens_BT.device, self.mixers
         if n_tokens > self.context_length:
-            raise ValueError(f"the input has {n_tokens} tokens a sequence, model.context_length={self.context_length}")
+            what = f"the input has {n_tokens} tokens a sequence" + (", with those cached" if n_seen else "")
+            raise ValueError(f"{what}, model.context_length={self.context_length}")
         document_ids, position_ids = None, torch.arange(n_tokens, device=device)[None]
-        if self.attention.document_mask:
+        if any(mixer.document_mask for mixer in mixers):
             assert self.eos_id is not None
-            document_ids, position_ids = document_layout(tokens_BT, self.eos_id)
-        slopes_H = self.position.slopes(device)
-        if slopes_H is not None:
-            slopes_H = slopes_H[self.local_heads]
-        return SequenceContext(
+            document_ids, restarted = document_layout(tokens_BT, self.eos_id)
+            if all(mixer.document_mask for mixer in mixers):
+                position_ids = restarted
+        dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)
+        slopes_H = self.position.slopes(device, dtype)
+        shared = SequenceContext(
             position_ids=position_ids,
             document_ids=document_ids,
-            rotation=self.position.rotation(position_ids),
-            slopes=slopes_H,
-            **self.attention.masks(n_tokens, device, document_ids, slopes_H),
+            rotation=self.position.rotation(position_ids, dtype),
+            slopes=None if slopes_H is None else slopes_H[self.local_heads],
+            n_seen=n_seen,
         )
+        masks: dict[Hashable, SequenceContext] = {}
+        for mixer in mixers:
+            if (key := mixer.mask_key()) not in masks:
+                masks[key] = shared._replace(**mixer.masks(shared))
+        by_layer = [masks[mixer.mask_key()] for mixer in mixers]
+        if cache is None:
+            return by_layer
+        return [context._replace(cache=own) for context, own in zip(by_layer, cache.layers, strict=True)]
 
-    def _context_after(self, tokens_BT: Tensor, cache: "Cache") -> SequenceContext:
-        """The context of tokens that follow those in a cache, which takes them in."""
-        n_new, is_first = tokens_BT.shape[1], cache.tokens_BT is None
-        all_BT = tokens_BT if cache.tokens_BT is None else torch.cat((cache.tokens_BT, tokens_BT), dim=1)
-        cache.tokens_BT = all_BT
-        if is_first:
-            return self._context(tokens_BT)
-        assert n_new == 1, "after the first tokens come single ones"
-        n_tokens, device = all_BT.shape[1], all_BT.device
-        if n_tokens > self.context_length:
-            raise ValueError(
-                f"there are {n_tokens} tokens with those cached, model.context_length={self.context_length}"
-            )
-        document_ids, position_ids = None, torch.tensor([[n_tokens - 1]], device=device)
-        if self.attention.document_mask:
-            assert self.eos_id is not None
-            document_ids, all_positions = document_layout(all_BT, self.eos_id)
-            position_ids = all_positions[:, -1:]
-        slopes_H = self.position.slopes(device)
-        return SequenceContext(
-            position_ids=position_ids,
-            document_ids=None if document_ids is None else document_ids[:, -1:],
-            rotation=self.position.rotation(position_ids),
-            slopes=slopes_H,
-            **self.attention.next_masks(n_tokens, device, document_ids, slopes_H),
-        )
+    def new_cache(
+        self,
+        n_sequences: int = 1,
+        n_tokens: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "DecoderCache | None":
+        """An empty cache for `logits`, with room for n_tokens tokens of each sequence (None: context_length).
+
+        None where a layer has no cache, or heads are divided among ranks: then all is computed anew for each token.
+        """
+        weight = self.embedding.weight
+        device = weight.device if device is None else device
+        if dtype is None:
+            dtype = weight.dtype
+            if torch.is_autocast_enabled(device.type):
+                dtype = torch.get_autocast_dtype(device.type)
+        sizes = n_sequences, self.context_length if n_tokens is None else min(n_tokens, self.context_length)
+        layers = [mixer.new_cache(*sizes, device, dtype) for mixer in self.mixers]
+        known = [layer for layer in layers if layer is not None]
+        if len(known) < len(layers) or self.local_heads != slice(None):
+            return None
+        return DecoderCache(known, torch.empty(n_sequences, 0, dtype=torch.int64, device=device))
+
+    def cache_bytes_per_token(self, dtype: torch.dtype = torch.bfloat16) -> float | None:
+        """Bytes of the cache of one sequence at full context, for each token of that; None if there is no cache."""
+        cache = self.new_cache(device=torch.device("meta"), dtype=dtype)
+        return None if cache is None else cache.n_bytes / self.context_length
+
+    def attention_kernel(self, device: torch.device, dtype: torch.dtype) -> str:
+        """What computes attention there, for the record: of layers that differ, all that occur."""
+        with_slopes = self.position.slopes(torch.device("cpu")) is not None
+        return ", ".join(dict.fromkeys(mixer.kernel_on(device, dtype, with_slopes) for mixer in self.mixers))
+
+    def problems(self, run: Any) -> list[Problem]:
+        """What its parts say does not go together with the rest of the run."""
+        parts = [module for module in self.modules() if module is not self and hasattr(module, "problems")]
+        return list(dict.fromkeys(problem for part in parts for problem in part.problems(run)))  # type: ignore[operator]
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters by part; they sum to `total`. Also on the "meta" device.
@@ -234,26 +277,42 @@ class Decoder(nn.Module):
     def forward_flops_per_token(self) -> int:
         """Multiply-adds × 2 of one token's forward pass at full context_length (PaLM 2204.02311, appendix B).
 
-        2 FLOPs for each weight of a matrix (tensors of two or more dimensions in the blocks, and the head's with its
-        padding, tied or not; look-ups are free), plus each attention's scores. Norms, activations, rotations and the
-        softmax are left out, as in the convention. Backward costs twice as much; recomputation comes on top.
+        Of the blocks, what each module says by a method `flops_per_token`, or else 2 for each weight of its matrices;
+        and of the head with its padding, tied or not. Look-ups are free; norms, activations, rotations and the softmax
+        are left out, as in the convention. Backward costs twice as much; recomputation comes on top.
         """
-        matrices = sum(p.numel() for p in self.blocks.parameters() if p.ndim >= 2) + self.head_weight.numel()
-        scores = sum(block.attention.score_flops_per_token() for block in self.blocks)  # type: ignore[union-attr, operator]
-        return 2 * matrices + scores
+        return flops_per_token(self.blocks) + 2 * self.head_weight.numel()
 
 
-class Cache:
-    """The keys and values of the tokens that a decoder has seen, for text token by token.
+class DecoderCache:
+    """What the layers of a decoder keep of the tokens that it has seen: for text token by token, or in pieces.
 
-        cache = Cache(decoder)
+        cache = decoder.new_cache()
         logits = decoder.logits(prompt_BT, cache)[:, -1]
         logits = decoder.logits(next_B[:, None], cache)[:, -1]
 
-    It holds what the layers hand to `Attention.attend`: with multi-head latent attention the keys and values of all
-    heads, not the latent.
+    Args:
+        layers: each mixer's own.
+        tokens_BT: those seen.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
-        self.layers = [LayerCache(decoder.context_length) for _ in range(decoder.n_layers)]
-        self.tokens_BT: Tensor | None = None
+    def __init__(self, layers: list[Cache], tokens_BT: Tensor) -> None:
+        self.layers = layers
+        self.tokens_BT = tokens_BT
+
+    @property
+    def n_seen(self) -> int:
+        """How many tokens of each sequence are in it."""
+        return self.tokens_BT.shape[1]
+
+    @property
+    def n_bytes(self) -> int:
+        """The size of all tensors."""
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer.values())
+
+
+def supplied(factory: Callable[..., Any], **names: Any) -> Any:
+    """Call a factory with those of the names that its signature asks for; settings, after a *, with a default stay."""
+    parameters = inspect.signature(factory).parameters
+    asked = {n for n, p in parameters.items() if p.default is p.empty or p.kind is p.POSITIONAL_OR_KEYWORD}
+    return factory(**{name: value for name, value in names.items() if name in asked})

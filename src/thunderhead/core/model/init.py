@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from thunderhead.options.growth import Growth
-
 
 class ResidualProjection(nn.Linear):
     """A linear layer whose output is added to the residual stream; `initialize` scales its weights down with depth."""
@@ -25,14 +23,14 @@ def initialize(  # noqa: PLR0917 - of the model's own settings, in their order
     std: float,
     n_layers: int,
     scale_residual: bool,
-    growth: Mapping[str, Growth] | None = None,
+    std_factors: Mapping[str, float] | None = None,
 ) -> None:
     """Draw all parameters of `model` anew. Right after building, or after building on "meta" and `to_empty`.
 
     - nn.Linear, nn.Embedding: normal(0, std) cut at ±3 std (GPT-2's std is 0.02; the cut as in torchtitan); biases 0.
     - ResidualProjection: std / sqrt(2 · n_layers) if `scale_residual`, so that the variance of the residual stream does
       not grow with depth (Radford et al. 2019, section 2.3: two branches a layer).
-    - `growth`: of parameters by name (see `thunderhead.options.growth`); their std is multiplied by its `init_factor`.
+    - `std_factors`: of parameters by name; their std is multiplied by it.
     - any other module with parameters of its own: by its own `reset_parameters()`.
 
     Every tensor has its own generator, seeded by (seed, name of the parameter), on the CPU in float32: a module added
@@ -50,8 +48,7 @@ def initialize(  # noqa: PLR0917 - of the model's own settings, in their order
             for name, parameter in own.items():
                 full = torch.zeros(parameter.shape, dtype=torch.float32)
                 if name == "weight":
-                    grown = (growth or {}).get(f"{module_name}.{name}")
-                    own_std = weight_std if grown is None else weight_std * grown.init_factor
+                    own_std = weight_std * (std_factors or {}).get(f"{module_name}.{name}", 1.0)
                     generator = torch.Generator().manual_seed(_seed_of(seed, f"{module_name}.{name}"))
                     nn.init.trunc_normal_(full, 0.0, own_std, -3 * own_std, 3 * own_std, generator)
                 _copy_in(parameter, full)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from thunderhead.core.model.norm import at_least_float32
 from thunderhead.core.types import NonNegativeFloat, PositiveInt
 
 IGNORED_TARGET = -100
@@ -23,16 +24,34 @@ About 3 of these are alive at the peak (logits in the compute dtype, in float32,
 rest of a training step; and yet a chunk is a matrix multiplication that fills a device. What fits stays in one piece,
 which saves the head's second forward pass."""
 
+Auxiliary = dict[str, Tensor]
+"""Terms of the loss by name, scalars. A branch of a block may return (y_BTD, terms) in place of y_BTD."""
+
 
 class LossTerms(NamedTuple):
-    """Scalars in float32, means over the valid targets; loss = cross_entropy + z_loss is the one to differentiate.
+    """Scalars in float32 (float64 of a float64 model): loss = cross_entropy + sum of auxiliary, to differentiate.
 
-    `z_loss` is weighted already: weight · mean(log² Z).
+    - cross_entropy: the mean over the valid targets.
+    - auxiliary: all other terms by name, weighted already.
     """
 
     loss: Tensor
     cross_entropy: Tensor
-    z_loss: Tensor
+    auxiliary: Auxiliary
+
+    def plus(self, more: Auxiliary) -> "LossTerms":
+        """With further terms in the loss."""
+        return LossTerms(sum(more.values(), self.loss), self.cross_entropy, summed(self.auxiliary, more))
+
+
+def with_terms(output: "Tensor | tuple[Tensor, Auxiliary]") -> tuple[Tensor, Auxiliary]:
+    """What a branch or a block returned, y or (y, terms), as the latter."""
+    return output if isinstance(output, tuple) else (output, {})
+
+
+def summed(terms: Auxiliary, more: Auxiliary) -> Auxiliary:
+    """Terms of both, those of the same name added up."""
+    return terms | {name: terms[name] + value if name in terms else value for name, value in more.items()}
 
 
 class NextTokenLoss:
@@ -67,8 +86,9 @@ class NextTokenLoss:
             ]
             sums = torch.stack(parts).sum(dim=0)
         n_valid = (targets_N != IGNORED_TARGET).sum().clamp(min=1)
-        cross_entropy, z_loss = sums[0] / n_valid, sums[1] / n_valid  # no views of one tensor: FSDP warns of them
-        return LossTerms(cross_entropy + z_loss, cross_entropy, z_loss)
+        cross_entropy = sums[0] / n_valid
+        z_loss = {"z_loss": sums[1] / n_valid} if self.z_loss else {}
+        return LossTerms(cross_entropy, cross_entropy, {}).plus(z_loss)
 
     def tokens_per_chunk(self, n_tokens: int, n_logits: int) -> int:
         """How many of n_tokens tokens are computed at a time, with n_logits logits each."""
@@ -80,10 +100,10 @@ class NextTokenLoss:
         return min(self.chunk_size, n_tokens)
 
     def _sums(self, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, vocab_size: int) -> Tensor:
-        """Sums of cross-entropy and of weighted log² Z over the valid targets, a float32 vector of two."""
-        logits_NV = F.linear(hidden_ND, weight_VD)[:, :vocab_size].float()
+        """The sum of cross-entropy over the valid targets and, with a z-loss, that of weighted log² Z: a vector."""
+        logits_NV = at_least_float32(F.linear(hidden_ND, weight_VD)[:, :vocab_size])
         cross_entropy = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED_TARGET, reduction="sum")
         if self.z_loss == 0:
-            return torch.stack((cross_entropy, torch.zeros_like(cross_entropy)))
+            return cross_entropy[None]
         squares_N = logits_NV.logsumexp(dim=-1).square() * (targets_N != IGNORED_TARGET)
         return torch.stack((cross_entropy, self.z_loss * squares_N.sum()))

@@ -1,5 +1,6 @@
-"""Calling torch's norms on the output of a linear layer."""
+"""The precision of norms and other sums."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -12,3 +13,8 @@ def normalize(norm: nn.Module, x: Tensor) -> Tensor:
     weight = getattr(norm, "weight", None)
     y: Tensor = norm(x if weight is None else x.to(weight.dtype))
     return y
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x in float32, or in float64 if it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

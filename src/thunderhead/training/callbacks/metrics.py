@@ -1,162 +1,226 @@
-"""Metrics of training and validation, written every few steps against steps and against tokens."""
+"""One row of metrics a step, handed to every logger: what other callbacks log joins the row of its step."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
 
-from thunderhead.core.data.mixture import Entry
 from thunderhead.core.module import LanguageModel
-from thunderhead.training.record import MetricsCsv
+from thunderhead.training.loggers import log_by_tokens
+from thunderhead.training.plan import Plan
 
 
 class LogMetrics(Callback):
-    """Write one row of metrics every `trainer.log_every_n_steps` optimizer steps, and one after each validation.
+    """Write a row every `trainer.log_every_n_steps` optimizer steps and at each validation, and time the training.
 
-    Each value goes to the loggers under its own name against the step; TensorBoard gets it a second time under
-    `by_tokens/…` against the tokens seen, so that runs with different batch sizes can be laid over each other.
+    A row holds the tokens and FLOPs so far, what each source gave, and by name the loss terms, every learning rate,
+    validation's results, and whatever else was logged during the step by `pl_module.log`, Lightning's
+    LearningRateMonitor or the user's own callbacks. It is written when the next step begins; a checkpoint keeps the row
+    that is still open. TensorBoard gets each value a second time under `by_tokens/…` against the tokens seen, so that
+    runs with different batch sizes can be laid over each other.
 
-    Args (all from the plan):
-        tokens_per_step: tokens of an optimizer step over all ranks.
-        flops_per_token: training FLOPs a token, without recomputation.
+    Args:
+        plan: of the run.
         peak_flops: FLOP/s of all devices together for `mfu`; None leaves it out.
-        sequences_per_step: samples of an optimizer step over all ranks.
-        ledger: what each source gave to the first n samples.
+        ledger: what each source gave to the first n sequences, as NamedTuples whose fields become columns.
+        settings: what loggers are told about the run (`log_hyperparams`).
     """
 
     def __init__(
         self,
-        tokens_per_step: int,
-        flops_per_token: int,
+        plan: Plan,
         peak_flops: float | None,
-        sequences_per_step: int,
-        ledger: Callable[[int], dict[str, Entry]],
+        ledger: Callable[[int], Mapping[str, Any]],
+        settings: Mapping[str, Any],
     ):
-        self.tokens_per_step = tokens_per_step
-        self.flops_per_token = flops_per_token
-        self.peak_flops = peak_flops
-        self.sequences_per_step = sequences_per_step
-        self.ledger = ledger
+        self.plan, self.peak_flops, self.ledger, self.settings = plan, peak_flops, ledger, settings
         self.throughput: float | None = None  # tokens/s between the last two log points
         self.last_loss: float | None = None
         self.validated_at: int | None = None  # the step of the last validation
-        self.training_seconds = 0.0  # without validation
-        self.tokens_timed = 0  # tokens trained on in these seconds
+        self.training_seconds = 0.0  # without validation, writing checkpoints and compiling
+        self.compile_seconds = 0.0  # of the first step, where something is compiled
+        self.tokens_timed = 0  # tokens trained on in training_seconds
+        self.last_terms: dict[str, float] = {}
+        self.steps_taken = 0  # by the optimizer: fp16 leaves out steps whose gradients overflow
         self.started = False
-        self._lr = 0.0
+        self._step, self._row, self._begun = 0, dict[str, float](), False
+        self._compiles = plan.compile != "none"  # in the first step of this process
+        self._sinks: list[tuple[Logger, Callable[..., None]]] = []
         self._since: float | None = None
+        self._saving_before = self._seconds = 0.0
         self._steps_timed = self._step_before = 0
-        self._seconds = 0.0
 
     def tokens(self, trainer: Trainer) -> int:
         """Tokens that the optimizer steps so far were made from."""
-        return trainer.global_step * self.tokens_per_step
+        return trainer.global_step * self.plan.tokens_per_step
 
     def state_dict(self) -> dict[str, Any]:
-        """The time until a checkpoint, so that a resumed run knows how long it took in all."""
-        running = time.perf_counter() - self._since if self._since is not None else 0.0
-        return {"training_seconds": self.training_seconds + running, "tokens_timed": self.tokens_timed}
+        """The time until a checkpoint and the open row, so that a resumed run goes on with both."""
+        running = self._elapsed() if self._since is not None else 0.0
+        return {
+            "training_seconds": self.training_seconds + running,
+            "compile_seconds": self.compile_seconds,
+            "tokens_timed": self.tokens_timed,
+            "steps_taken": self.steps_taken,
+            "row": dict(self._row),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
         self.training_seconds, self.tokens_timed = state_dict["training_seconds"], state_dict["tokens_timed"]
-
-    # --- the clock runs while training does ---------------------------------------------------------------------------
-
-    def _start(self) -> None:
-        self._since = time.perf_counter()
-
-    def _stop(self) -> None:
-        if self._since is not None:
-            elapsed = time.perf_counter() - self._since
-            self._seconds += elapsed
-            self.training_seconds += elapsed
-            self._since = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._step_before = trainer.global_step
-        self._start()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock: validation is no training time. What comes before the first step is made once more."""
-        self._stop()
-        if not self.started:
-            for logger in trainer.loggers:
-                if isinstance(logger, MetricsCsv):
-                    logger.forget_validation(trainer.global_step)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
-        self._stop()
+        self.compile_seconds, self.steps_taken = state_dict["compile_seconds"], state_dict["steps_taken"]
+        self._row = dict(state_dict["row"])
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
+    def attach(self, loggers: list[Logger]) -> None:
+        """Stand between Lightning and the loggers: what others log comes here, and whole rows go there."""
+        self._sinks = [(logger, logger.log_metrics) for logger in loggers]
+        for logger in loggers:
+            logger.log_metrics = self._join  # type: ignore[method-assign]
+
+    def _join(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Put values into the open row; Lightning's own count of steps is one behind, and its epoch never ends."""
+        self._row |= {name: float(value) for name, value in metrics.items() if name != "epoch"}
+
+    def write(self, trainer: Trainer) -> None:
+        """Hand the open row to the loggers."""
+        row, self._row = self._row, {}
+        if not row or not trainer.is_global_zero:
+            return
+        tokens = self._step * self.plan.tokens_per_step
+        counters = {"tokens": tokens, "flops": float(tokens * self.plan.flops_per_token)}
+        for source, share in self.ledger(self._step * self.plan.sequences_per_step).items():
+            counters |= {f"{column}/{source}": value for column, value in share._asdict().items()}
+        for logger, log in self._sinks:
+            log(counters | row | counters, step=self._step)
+            log_by_tokens(logger, log, row, tokens)
+
+    def _begin(self, trainer: Trainer) -> None:
+        """When a run is sure to go on: loggers learn what it is, and forget what will be written again."""
+        if self._begun:
+            return
+        self._begun, self._step = True, trainer.global_step
+        for logger, _ in self._sinks if trainer.is_global_zero else ():
+            logger.log_hyperparams(dict(self.settings))
+            if callable(forget := getattr(logger, "forget_from", None)):
+                self._row = forget(trainer.global_step) | self._row
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock: validation is no training time."""
+        self._begin(trainer)
+        self._stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the results into the step's row, and let the clock run again."""
+        self._join({k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")})
+        self.validated_at = trainer.global_step
+        if trainer.state.fn == "fit":
+            self._start(trainer)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Tell the module whether the step under way will be logged."""
-        self.started = True
+        """Write the row of the step before; tell the module whether the step under way will be logged."""
         assert isinstance(pl_module, LanguageModel)
-        pl_module.measure_step = self._is_logged(trainer, trainer.global_step + 1)
+        self._begin(trainer)
+        self.started = True
+        if trainer.global_step >= self._step:  # not in the middle of an accumulation
+            self.write(trainer)
+            self._step = trainer.global_step + 1
+        pl_module.measure_step = self._is_logged(trainer, self._step)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Keep the learning rates of the step about to be taken: of groups with one of their own, under their names.
+
+        `lr` is the first group's, without the multiplier that a parametrization gave it.
+        """
+        if not self._is_logged(trainer, self._step):
+            return
+        rates: dict[str, float] = {}
+        for number, group in enumerate(optimizer.param_groups):
+            rate = float(group["lr"])
+            plain = rate / group.get("lr_multiplier", 1.0)
+            rates.setdefault("lr", plain)
+            if plain != rates["lr"]:
+                rates[f"lr/{group.get('name', number)}"] = plain
+        self._join(rates)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After an optimizer step that is logged, write its row."""
+        """After an optimizer step, count it, and measure it if it is logged."""
         assert isinstance(pl_module, LanguageModel)
         step = trainer.global_step
         if step == self._step_before:  # in the middle of an accumulation
             return
         self._step_before = step
-        self._steps_timed += 1
-        self.tokens_timed += self.tokens_per_step
+        if self._compiles:
+            self._compiles = False
+            self.compile_seconds += self._elapsed()
+            self._start(trainer)
+        else:
+            self._steps_timed += 1
+            self.tokens_timed += self.plan.tokens_per_step
         if not self._is_logged(trainer, step):
             return
-        loss = pl_module.step_loss.compute().item()  # waits for the device
-        pl_module.step_loss.reset()
-        self._stop()
-        self.last_loss = loss
-        row = {"train/loss": loss}
+        terms = {name: mean.compute().item() for name, mean in pl_module.step_terms.items()}  # waits for the device
+        for mean in pl_module.step_terms.values():
+            mean.reset()
+        self._stop(trainer)
+        self.last_loss, self.last_terms = terms["loss"], terms
+        row = {f"train/{name}": value for name, value in terms.items()}
         if pl_module.grad_norm is not None:
             row["grad_norm"] = pl_module.grad_norm.item()
-        row["lr"] = self._lr
-        row["tokens_per_second"] = self.throughput = self._steps_timed * self.tokens_per_step / self._seconds
-        if self.peak_flops:
-            row["mfu"] = self.throughput * self.flops_per_token / self.peak_flops
+        if self._steps_timed:
+            self.throughput = self._steps_timed * self.plan.tokens_per_step / self._seconds
+            row["tokens_per_second"] = self.throughput
+            if self.peak_flops:
+                row["mfu"] = self.throughput * self.plan.flops_per_token / self.peak_flops
+        if (scaler := getattr(trainer.precision_plugin, "scaler", None)) is not None:
+            row |= {"grad_scale": scaler.get_scale(), "skipped_steps": step - self.steps_taken}
         self._seconds, self._steps_timed = 0.0, 0
-        self._write(trainer, row)
-        self._start()
-
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Keep the learning rate of the step about to be taken (of the first group; all follow one schedule).
-
-        It is the configured one times the schedule, without the group's multiplier from a parametrization.
-        """
-        group = optimizer.param_groups[0]
-        self._lr = float(group["lr"]) / group.get("lr_multiplier", 1.0)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the row of a validation, and let the clock run again."""
-        row = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        self._write(trainer, row)
-        self.validated_at = trainer.global_step
-        if trainer.state.fn == "fit":
-            self._start()
+        self._join(row)
+        self._start(trainer)
 
     def _is_logged(self, trainer: Trainer, step: int) -> bool:
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         return step == 1 or step % every == 0 or step == trainer.max_steps
 
-    def _write(self, trainer: Trainer, row: dict[str, float]) -> None:
-        tokens = self.tokens(trainer)
-        counters = {"tokens": tokens, "flops": float(tokens * self.flops_per_token)}
-        for source, share in self.ledger(trainer.global_step * self.sequences_per_step).items():
-            counters |= {f"{column}/{source}": value for column, value in share._asdict().items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(counters | row, step=trainer.global_step)
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_metrics({f"by_tokens/{name}": value for name, value in row.items()}, step=tokens)
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """All steps may have been made before a resume: then this is the first that is heard of it."""
+        self._begin(trainer)
+
+    # --- the clock runs while training does ---------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, and count the optimizer's steps."""
+
+        def count(optimizer: Optimizer, *_: Any) -> None:
+            self.steps_taken += 1
+
+        trainer.optimizers[0].register_step_post_hook(count)
+        self._step_before = trainer.global_step
+        self._start(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop(trainer)
+
+    def _start(self, trainer: Trainer) -> None:
+        self._checkpoint_io = trainer.strategy.checkpoint_io
+        self._since, self._saving_before = time.perf_counter(), self._saving()
+
+    def _saving(self) -> float:
+        """Seconds that training has waited for checkpoints."""
+        return float(getattr(self._checkpoint_io, "seconds", 0.0))
+
+    def _elapsed(self) -> float:
+        assert self._since is not None
+        return time.perf_counter() - self._since - (self._saving() - self._saving_before)
+
+    def _stop(self, trainer: Trainer) -> None:
+        if self._since is not None:
+            elapsed = self._elapsed()
+            self._seconds += elapsed
+            self.training_seconds += elapsed
+            self._since = None

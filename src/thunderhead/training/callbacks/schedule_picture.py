@@ -6,11 +6,11 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
-from thunderhead.training.record import tensorboards
+from thunderhead.training.loggers import log_figure
 
 
 class SchedulePicture(Callback):
-    """Draw the planned learning rate over the run for TensorBoard (Images, `schedule/lr`).
+    """Draw the planned learning rate over the run for the loggers (TensorBoard: Images, `schedule/lr`).
 
     Args:
         schedule: the factor of the peak learning rate at a step, `(step, total_steps) -> float`.
@@ -22,9 +22,9 @@ class SchedulePicture(Callback):
         self.schedule, self.peak_lr, self.tokens_per_step = schedule, peak_lr, tokens_per_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Send the picture to TensorBoard."""
-        for board in tensorboards(trainer):
-            board.add_figure("schedule/lr", self.draw(trainer.max_steps), trainer.global_step)
+        """Send the picture to the loggers."""
+        if trainer.is_global_zero and trainer.loggers:
+            log_figure(trainer.loggers, "schedule/lr", self.draw(trainer.max_steps), trainer.global_step)
 
     def draw(self, total_steps: int) -> Figure:
         """The curve over all steps."""

@@ -1,8 +1,10 @@
 """What a checkpoint must hold beside Lightning's own, and how it reaches the disk."""
 
+import hashlib
 import os
 import random
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,15 +19,14 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from thunderhead.training import record
-from thunderhead.training.record import MetricsCsv
 
 
 class ExactResume(Callback):
     """What Lightning leaves out of a checkpoint, or takes from it too literally.
 
     It saves no random state: here each rank's is saved and restored, so that dropout goes on as if never stopped.
-    Ranks draw from generators of their own (seed + data-parallel rank: those that compute a model together drop the
-    same activations) from the start of training; a run resumed on other ranks starts these generators anew. It counts
+    Ranks draw from generators of their own (see `seed_of_rank`; those that compute a model together drop the same
+    activations) from the start of training; a run resumed on other ranks starts these generators anew. It counts
     micro-batches: they are counted anew from the optimizer steps, so that a run may go on with another accumulation.
     And ModelCheckpoint may save between the micro-batches of a step (after a time, or once more right after a resume),
     whose gradients are lost then: the states saved are those before the step's first micro-batch, as the step will
@@ -48,7 +49,7 @@ class ExactResume(Callback):
         if self._restored is not None and self._restored_ranks == _data_parallel_ranks(trainer):
             _set_state(self._restored[trainer.global_rank])
         else:
-            seed = self.seed + _data_parallel_ranks(trainer)[trainer.global_rank]
+            seed = seed_of_rank(self.seed, _data_parallel_ranks(trainer)[trainer.global_rank])
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.manual_seed(seed)
@@ -121,6 +122,11 @@ def _take_along(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         checkpoint["callbacks"][callback.state_key] = state
 
 
+def seed_of_rank(seed: int, rank: int) -> int:
+    """The seed of dropout on a data-parallel rank: a hash: rank 1 of seed 1 does not draw as rank 0 of seed 2."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/rank {rank}".encode()).digest()[:8]) >> 1
+
+
 def _data_parallel_ranks(trainer: Trainer) -> list[int]:
     """The data-parallel rank of every rank: tensor-parallel ranks, which share one, are neighbours."""
     shared = getattr(trainer.strategy, "tensor_parallel_size", 1)
@@ -154,8 +160,7 @@ def _set_state(state: dict[str, Any]) -> None:
 class BeginRecord(Callback):
     """Change a run's record when it is sure to go on: until its first batch is there, a resume may be refused.
 
-    What was staged is recorded (`record.stage`), and rows of metrics from after the checkpoint go: they will be written
-    again.
+    What was staged is recorded (`record.stage`).
 
     Args:
         run_dir: the run's folder.
@@ -181,9 +186,6 @@ class BeginRecord(Callback):
         if self._begun:
             return
         self._begun = True
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCsv):
-                logger.forget_after(trainer.global_step)
         if trainer.is_global_zero:
             record.take_over(self.run_dir)
 
@@ -195,8 +197,18 @@ class CheckpointError(RuntimeError):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its place and rename it: a reader finds a whole file or none, also after a crash."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0  # that training has waited for it
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save to `path`, a file; remote paths are left to Lightning.
+        """Save to `path`; see `write`."""
+        start = time.perf_counter()
+        self.write(checkpoint, path, storage_options)
+        self.seconds += time.perf_counter() - start
+
+    def write(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write to `path`, a file; remote paths are left to Lightning.
 
         Raises:
             CheckpointError: it could not be written; what was at `path` before is still there.
@@ -242,9 +254,11 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
         Raises:
             CheckpointError: one before could not be written.
         """
+        start = time.perf_counter()
         self._wait(at_most=2)
         copy = apply_to_collection(checkpoint, torch.Tensor, _copy)
-        self._later(super().save_checkpoint, copy, path, storage_options)
+        self._later(self.write, copy, path, storage_options)
+        self.seconds += time.perf_counter() - start
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a file when all writes asked for before are done."""

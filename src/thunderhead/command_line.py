@@ -1,0 +1,221 @@
+"""What the programs at the top of the repository share: what was typed, and how a refusal is told.
+
+Exit status: 0 done, 2 refused (one clear message, no traceback, nothing begun), 1 failed.
+"""
+
+import difflib
+import json
+import os
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.markup import escape
+
+from thunderhead.core.config import CONF_DIR, Config, ConfigError, Problem, compose, leaves, options, plain, unknown
+
+Result = typing.TypeVar("Result")
+
+
+def invocation_overrides() -> list[str]:
+    """The overrides of this run, as typed (`attention=gqa`); empty outside of Hydra."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def is_multirun() -> bool:
+    """Whether this is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def output_dir() -> Path:
+    """The folder that Hydra gave this run."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def chosen(overrides: Sequence[str]) -> set[str]:
+    """What `overrides` give a value to, without those below it: `attention` of attention=gqa."""
+    return {override.key_or_group for override in OverridesParser.create().parse_overrides(list(overrides))}
+
+
+def with_overrides(
+    config: Config, overrides: Sequence[str], recorded: Sequence[str] = (), switched: Mapping[str, Config] | None = None
+) -> Config:
+    """A recorded configuration with `key=value` overrides applied; most groups cannot be switched any more.
+
+    Args:
+        config: the recorded configuration.
+        overrides: to apply.
+        recorded: overrides that it was composed with: the choices of groups among them hold already.
+        switched: groups that take the place of the recorded ones, as `overrides` compose them.
+
+    Raises:
+        ConfigError: an override names a key that the recorded configuration does not have, or a whole group.
+
+    """
+    switched = switched or {}
+    config = {**config, **switched}
+    known = _paths(config)
+    merged, problems = OmegaConf.create(config), []
+    OmegaConf.set_struct(merged, True)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if key in switched:
+            continue
+        is_value = key in known and not isinstance(OmegaConf.select(merged, key), DictConfig)
+        if override.input_line in recorded and not is_value:
+            continue
+        if isinstance(OmegaConf.select(merged, key), DictConfig):
+            problems.append(Problem(key, f"a resumed run keeps its recorded {key}; single values may change"))
+        elif override.is_add() or key in known:
+            OmegaConf.update(merged, key, override.value(), force_add=True)
+        else:
+            problems.append(Problem(key, unknown(key, sorted(known))))
+    if problems:
+        raise ConfigError(problems)
+    return plain(merged)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Check
+
+
+def job(function: Callable[[DictConfig], Result], config: DictConfig) -> Result:
+    """Call the function of a single run; a refusal ends the program here, before Hydra reports it as a failure."""
+    try:
+        return function(config)
+    except ConfigError as error:
+        if is_multirun():
+            raise
+        _refuse(error.problems)
+
+
+def run(main: Callable[[], Any], config_name: str = "train") -> None:
+    """Call a `@hydra.main` function as a program: 0 done, 2 refused (one clear message, no traceback), 1 failed.
+
+    With HYDRA_FULL_ERROR=1 in the environment, failures keep Hydra's own frames in the traceback.
+    """
+    sys.argv[1:] = repeated_sweep(sys.argv[1:])
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        main()
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands every error to us
+    try:
+        main()
+    except ConfigError as error:
+        _refuse(error.problems)
+    except (HydraException, OmegaConfBaseException) as error:
+        _refuse(_composition_problems(error, config_name))
+    except ValueError as error:
+        if not (str(error).startswith("Config group override must be") and (emptied := _emptied_groups())):
+            raise
+        _refuse(emptied)
+    except BrokenPipeError:  # the reader has seen enough, as in `train.py --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def repeated_sweep(arguments: list[str]) -> list[str]:
+    """`resume=<sweep folder>` becomes the arguments that the sweep was started with, in its folder; others stay.
+
+    What stands beside it takes the place of recorded overrides of the same key: `seed=1,2,3,4` adds seeds.
+    """
+    resumed = next((a for a in arguments if a.startswith("resume=")), "")
+    folder = Path(resumed.removeprefix("resume=")).absolute()
+    if not resumed or not (folder / "sweep.json").is_file():
+        return arguments
+    given = [a for a in arguments if a not in (resumed, "-m", "--multirun")]
+    keys = {a.partition("=")[0] for a in given if "=" in a} | {"hydra.sweep.dir"}
+    recorded = json.loads((folder / "sweep.json").read_text())["arguments"]
+    kept = [a for a in recorded if a.partition("=")[0] not in keys]
+    return [*kept, *given, f"hydra.sweep.dir='{folder}'"]
+
+
+def _refuse(problems: Sequence[Problem]) -> typing.NoReturn:
+    console = Console(stderr=True, highlight=False)
+    count = "the configuration is refused" if len(problems) == 1 else f"{len(problems)} problems, nothing was started"
+    console.print(f"[bold red]error:[/] {count}")
+    for path, message in problems:
+        # soft_wrap keeps one problem on one line when the output is read by a program
+        console.print(
+            f"  [bold]{escape(path)}[/] {escape(message)}" if path else f"  {escape(message)}", soft_wrap=True
+        )
+    console.file.flush()
+    sys.exit(2)
+
+
+def _composition_problems(error: Exception, config_name: str) -> list[Problem]:
+    """Hydra stops at the first override that it cannot apply; look at the others too, and suggest."""
+    if isinstance(error, MissingConfigException) and (unknown := _unknown_options()):
+        return unknown
+    lines = str(error).partition("Config search path")[0].strip().splitlines()
+    message = "\n    ".join(line for line in lines if line.strip())
+    if isinstance(error.__cause__, OmegaConfBaseException) and str(error.__cause__) not in message:
+        message += "\n    " + str(error.__cause__).splitlines()[0]
+    if not isinstance(error, ConfigCompositionException) or "Could not override" not in message:
+        return [Problem("", message)]
+    groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
+    try:
+        parsed = _typed_overrides()
+        chosen = [o.input_line for o in parsed if o.key_or_group in groups and not o.is_sweep_override()]
+        composed = OmegaConf.to_container(compose([str(c) for c in chosen], config_name), resolve=False)
+    except Exception:  # the groups themselves do not compose: Hydra's message is the best there is
+        return [Problem("", message)]
+    known = _paths(composed) | groups
+    problems = []
+    for override in parsed:
+        key = override.key_or_group
+        if not (override.is_add() or override.is_force_add() or key in known or key.startswith("hydra")):
+            parent = key.rpartition(".")[0]
+            siblings = [k for k in known if k.rpartition(".")[0] == parent] or sorted(known)
+            near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5)
+            near = near or difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
+            hint = (
+                f"did you mean {near[0]}?" if near else f"{parent or 'the top level'} has {', '.join(sorted(siblings))}"
+            )
+            problems.append(Problem(key, f"is unknown; {hint}"))
+    return problems or [Problem("", message)]
+
+
+def _typed_overrides() -> list[Override]:
+    """What stands on the command line as key=value."""
+    return OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and a[0] != "-"])
+
+
+def _unknown_options() -> list[Problem]:
+    """Choices on the command line that no group of conf/ has; empty where options may also come from elsewhere."""
+    if any(argument.startswith(("--config-dir", "-cd")) for argument in sys.argv):
+        return []
+    problems = []
+    for override in _typed_overrides():
+        known = options(override.key_or_group)
+        chosen = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
+        for choice in chosen:
+            if known and isinstance(choice, str) and choice not in known:
+                near = difflib.get_close_matches(choice, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}? " if near else ""
+                message = f"has no option {choice}; {hint}Options: {', '.join(known)}"
+                problems.append(Problem(override.key_or_group, message))
+    return problems
+
+
+def _emptied_groups() -> list[Problem]:
+    """Groups that the command line sets to null, for which Hydra names none."""
+    groups = [o.key_or_group for o in _typed_overrides() if not o.is_sweep_override() and o.value() is None]
+    return [
+        Problem(group, f"null is no option; options: {', '.join(options(group))}") for group in groups if options(group)
+    ]
+
+
+def _paths(config: Any) -> set[str]:
+    """Every config path, also of what is above a value."""
+    found = {path for path, _ in leaves(config)}
+    return found | {".".join(path.split(".")[:n]) for path in found for n in range(1, path.count(".") + 1)}

@@ -1,0 +1,31 @@
+"""Lines and numbers as a person reads them on the terminal."""
+
+from rich.console import Console
+from rich.markup import escape
+
+_console = Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """One line."""
+    _console.print(escape(text), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """One line on stderr, of what ended a run."""
+    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+
+
+def quantity(number: float) -> str:
+    """6.84 M, 1.2 B; exact below 10,000."""
+    if number < 10_000:
+        return f"{number:,.0f}"
+    for unit, factor in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= factor:
+            return f"{number / factor:,.3g} {unit}"
+    raise AssertionError
+
+
+def size(n_bytes: int) -> str:
+    """In MiB or GiB."""
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"

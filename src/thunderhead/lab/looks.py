@@ -1,0 +1,53 @@
+"""How all pictures look: colours that the colour-blind tell apart (Okabe & Ito), with a marker for each line."""
+
+from typing import Any, Literal, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+WIDTH = 11.0
+"""Inches of the widest figure."""
+
+
+class Look(NamedTuple):
+    """How one of several lines is drawn."""
+
+    colour: str
+    marker: str
+    line: Any
+
+    @property
+    def of_line(self) -> dict[str, Any]:
+        return {"color": self.colour, "linestyle": self.line}
+
+    @property
+    def of_marks(self) -> dict[str, Any]:
+        return {"color": self.colour, "marker": self.marker}
+
+
+def look(index: int) -> Look:
+    return Look(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], LINES[index // len(COLOURS) % len(LINES)])
+
+
+def panels(n: int, height: float, width: float = WIDTH, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with panels side by side; `options` as of matplotlib's `subplots`."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(1, n, squeeze=False, **options)[0])
+
+
+def legend(axes: Axes, where: Literal["upper right", "best"] = "best") -> None:
+    """In columns where there are many lines; it gets no room of its own, which would leave the axes none."""
+    n = len(axes.get_legend_handles_labels()[1])
+    axes.legend(loc=where, ncols=1 + n // 12, fontsize="xx-small" if n > 12 else None).set_in_layout(False)
+
+
+def style() -> Any:
+    """Settings of matplotlib, for `matplotlib.rc_context`."""
+    return {
+        **{"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False},
+        **{"font.size": 10, "axes.titlesize": 10.5, "figure.titlesize": 10.5, "legend.frameon": False},
+        **{"svg.hashsalt": "thunderhead", "axes.formatter.useoffset": False, "axes.unicode_minus": True},
+    }

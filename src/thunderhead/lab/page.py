@@ -1,0 +1,107 @@
+"""What all reports are made of: tables, pictures, HTML pages, and lines on the terminal."""
+
+import base64
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.markup import escape
+
+from thunderhead.lab import looks
+from thunderhead.lab.runs import Failure
+from thunderhead.lab.statistics import Interval, signed
+from thunderhead.training import record
+
+NONE = "–"
+"""Stands for what was not measured."""
+
+
+class Rows(NamedTuple):
+    """A table of a page, as text."""
+
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    caption: str = ""
+
+
+def number(value: Any, form: str) -> str:
+    return NONE if value is None else f"{value:{form}}"
+
+
+def interval(found: Interval | None, form: str = ".4f") -> str:
+    """0.9871 … 1.0203; `form` "signed" writes the signs of differences."""
+    if found is None:
+        return NONE
+    low, high = (signed(value) if form == "signed" else f"{value:{form}}" for value in found)
+    return f"{low} … {high}"
+
+
+def write(
+    folder: Path,
+    template: str,
+    *,
+    subtitle: str,
+    drawn: Mapping[str, tuple[str, Figure | None]],
+    left_out: Sequence[Failure],
+    **content: Any,
+) -> Path:
+    """Write report.html from a template of this folder, and its figures as PNG files, in place of earlier ones.
+
+    The page's subtitle gets date and program; `drawn` holds the figures that the report may have, by file name, with
+    what they show; `left_out` runs that have no result; `content` what else the template takes.
+    """
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    pictures = {}
+    for name, (caption, figure) in drawn.items():
+        file = folder / "figures" / f"{name}.png"
+        file.unlink(missing_ok=True)
+        if figure is not None:
+            with mpl.rc_context(looks.style()):
+                pictures[name] = _save(figure, file) | {"caption": caption}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("thunderhead.lab", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template(template).render(
+        subtitle=f"{subtitle} · {datetime.now():%Y-%m-%d %H:%M} · Thunderhead",
+        figures=pictures,
+        failures=Rows(("run", "why"), left_out),
+        **content,
+    )
+    record.write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def _save(figure: Figure, file: Path) -> dict[str, str]:
+    """Write a PNG file, and give an SVG for the page, where it stays sharp on paper."""
+    figure.savefig(file, dpi=150)
+    svg = io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    source = f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
+    return {"source": source, "width": f"{100 * figure.get_figwidth() / looks.WIDTH:.0f}"}
+
+
+def write_csv(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    record.write_text(file, buffer.getvalue())
+
+
+def tell(
+    console: Console, answers: Iterable[tuple[str, str]], warnings: Iterable[str], left_out: Iterable[Failure], how: str
+) -> None:
+    """The answers, each with the colour of its mark, what to beware of, and runs that were not compared, or fitted."""
+    for colour, sentence in answers:
+        console.print(f"[{colour}]•[/] {escape(sentence)}", soft_wrap=True)
+    for warning in warnings:
+        console.print(f"[yellow]read with care:[/] {escape(warning)}", soft_wrap=True)
+    for run, reason in left_out:
+        console.print(f"[red]not {how}:[/] {escape(run)}: {escape(reason)}", soft_wrap=True)

@@ -1,0 +1,19 @@
+"""Further metrics of validation: functions that give the mean of a batch over the targets that count."""
+
+from torch import Tensor
+
+from thunderhead.core.types import PositiveInt
+
+
+def top_k_accuracy(logits: Tensor, targets: Tensor, *, k: PositiveInt = 1) -> Tensor:
+    """The share of targets among the k most probable tokens.
+
+    Args:
+        logits: scores of the next token (B, T, V).
+        targets: (B, T); negative ones do not count.
+        k: how many.
+    """
+    counted_BT = targets >= 0
+    best_BTK = logits.topk(min(k, logits.shape[-1]), dim=-1).indices
+    hits_BT = (best_BTK == targets[..., None]).any(dim=-1)
+    return hits_BT[counted_BT].float().mean()

@@ -1,0 +1,128 @@
+"""The group `batch`: tokens of an optimizer step, and how many sequences a device takes at once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+
+from thunderhead.core.types import PositiveInt
+from thunderhead.training import hardware
+
+AUTO = "auto"
+USABLE_MEMORY = 0.9
+"""Of a device's memory, for what the plan counts: the rest goes to buffers, fragments and libraries."""
+USABLE_HOST_MEMORY = 0.5
+"""Of the host's free memory, for what the plan counts: libraries, data and other processes need theirs as well, and the
+system kills a process that takes too much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """How many tokens an optimizer step sees, and how many sequences a device takes at once.
+
+    Args:
+        global_tokens: tokens of one optimizer step, over all devices and accumulated micro-batches.
+        micro_size: sequences of one forward pass on one device; None = 4, or the most below that divide what a rank
+            takes in a step; `auto` = the largest power of two that fits into its memory by the plan's estimate and
+            divides the sequences of a step.
+    """
+
+    global_tokens: PositiveInt
+    micro_size: PositiveInt | Literal["auto"] | None = None
+
+    def micro_batch(self, context_length: int, data_parallel_size: int) -> int | Literal["auto"]:
+        """Sequences of one forward pass on one device."""
+        if self.micro_size is not None:
+            return self.micro_size
+        of_a_rank = self.global_tokens // (context_length * data_parallel_size)
+        return next((size for size in (4, 3, 2) if of_a_rank % size == 0 < of_a_rank), 1)
+
+    def accumulation(self, context_length: int, data_parallel_size: int) -> int:
+        """Micro-batches a step on each rank, exact; with `auto`, the sequences a step on each rank.
+
+        Raises:
+            ValueError: the global batch is no whole number of micro-batches over all ranks; names the nearest sizes.
+        """
+        chosen = self.micro_batch(context_length, data_parallel_size)
+        size = 1 if chosen == AUTO else int(chosen)
+        row = context_length * data_parallel_size  # tokens when every rank takes one sequence
+        if self.global_tokens % (row * size) == 0:
+            return self.global_tokens // (row * size)
+        below = self.global_tokens // (row * size) * row * size
+        choices = [f"batch.global_tokens={n}" for n in (below, below + row * size) if n]
+        if self.global_tokens % row == 0:
+            rows = self.global_tokens // row
+            nearest = min((n for n in range(1, rows + 1) if rows % n == 0), key=lambda n: abs(n - size))
+            choices.append(f"batch.micro_size={nearest}")
+        raise ValueError(
+            f"batch.global_tokens={self.global_tokens} is not a multiple of the {row * size} tokens that "
+            f"batch.micro_size={size} × model.context_length={context_length} × {data_parallel_size} "
+            f"data-parallel rank(s) take at once: use {' or '.join(choices)}"
+        )
+
+
+class Choice(NamedTuple):
+    """A micro-batch, and why."""
+
+    size: int
+    why: str
+
+
+def largest_that_fits(sequences: int, estimate: Callable[[int], dict[str, int]], memory: int, of_what: str) -> Choice:
+    """The largest power of two that divides `sequences` and whose estimate is not above `memory`.
+
+    Args:
+        sequences: that a rank takes in a step.
+        estimate: bytes of a device by part, of a size; see `memory.estimate`.
+        memory: bytes that may be used on a device.
+        of_what: what these are, for the sentence.
+
+    Raises:
+        ValueError: not even one sequence fits, or activations cannot be estimated.
+    """
+    needed: dict[int, int] = {}
+
+    def fits(size: int) -> bool:
+        parts = estimate(size)
+        if "activations" not in parts:
+            raise ValueError(
+                "batch.micro_size=auto: this model's activations cannot be estimated, as its code looks at values:"
+                " write a number"
+            )
+        needed[size] = sum(parts.values())
+        return needed[size] <= memory
+
+    possible = [2**n for n in range(sequences.bit_length()) if sequences % 2**n == 0]
+    size = possible[-1] if fits(possible[-1]) else None
+    for smaller in possible[:-1] if size is None else ():
+        if not fits(smaller):
+            break
+        size = smaller
+    available = f"{memory / 2**30:.2f} GiB, {of_what}"
+    if size is None:
+        raise ValueError(
+            f"batch.micro_size=auto: even one sequence needs about {needed[1] / 2**30:.2f} GiB of {available}: use a"
+            " smaller model or model.context_length, or activation_checkpointing=block; a number is taken unasked"
+        )
+    why = f"by the estimate it needs {needed[size] / 2**30:.2f} GiB of {available}"
+    if size == possible[-1]:
+        return Choice(size, f"{why}; more do not divide the {sequences} sequences of a step")
+    return Choice(size, f"{why}; {size * 2} would need {needed[size * 2] / 2**30:.2f} GiB")
+
+
+def usable_memory(accelerator: str, n_processes: int, assumed: int) -> tuple[int, str]:
+    """Bytes that a run may plan with on each device, and what they are.
+
+    Args:
+        accelerator: cpu, cuda or mps.
+        n_processes: that share this host.
+        assumed: bytes of a GPU, if there is none here.
+    """
+    if accelerator == "cuda":
+        here = torch.cuda.is_available()
+        total = torch.cuda.get_device_properties(0).total_memory if here else assumed
+        return int(total * USABLE_MEMORY), f"{USABLE_MEMORY:.0%} of {'the GPU' if here else 'plan.memory_gib'}"
+    share = f" for each of {n_processes} processes" if n_processes > 1 else ""
+    free = hardware.free_host_memory()
+    return int(free * USABLE_HOST_MEMORY) // n_processes, f"{USABLE_HOST_MEMORY:.0%} of this host's free memory{share}"

@@ -1,0 +1,37 @@
+"""Loggers are sinks: any of Lightning's gets configuration and plan, rows, and where it can text and figures."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from matplotlib.figure import Figure
+
+
+def log_text(loggers: Iterable[Logger], name: str, text: str, step: int) -> None:
+    """Show a text: by the logger's own `log_text(name, text, step)`, W&B's, or a TensorBoard-like `add_text`."""
+    for logger in loggers:
+        if callable(log := getattr(logger, "log_text", None)):
+            if "columns" in inspect.signature(log).parameters:
+                log(key=name, columns=["text"], data=[[text]], step=step)
+            else:
+                log(name, text, step)
+        elif callable(add := getattr(getattr(logger, "experiment", None), "add_text", None)):
+            add(name, f"```\n{text}\n```", step)
+
+
+def log_figure(loggers: Iterable[Logger], name: str, figure: Figure, step: int) -> None:
+    """Show a figure: by `log_figure(name, figure, step)`, W&B's `log_image`, or a TensorBoard-like `add_figure`."""
+    for logger in loggers:
+        if callable(log := getattr(logger, "log_figure", None)):
+            log(name, figure, step)
+        elif callable(log := getattr(logger, "log_image", None)):
+            log(key=name, images=[figure], step=step)
+        elif callable(add := getattr(getattr(logger, "experiment", None), "add_figure", None)):
+            add(name, figure, step)
+
+
+def log_by_tokens(logger: Logger, log: Callable[..., None], row: Mapping[str, Any], tokens: int) -> None:
+    """Give a TensorBoard-like logger, whose only axis is the step, the row once more with the tokens as its axis."""
+    if callable(getattr(getattr(logger, "experiment", None), "add_scalar", None)):
+        log({f"by_tokens/{name}": value for name, value in row.items()}, step=tokens)

@@ -1,0 +1,27 @@
+"""Decoders with options from outside of the package, chosen by their YAML files."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from thunderhead.core import config
+from thunderhead.core.model.decoder import Decoder
+from thunderhead.core.module import build_decoder
+
+SIZES = ("model.n_layers=4", "model.d_model=32", "model.n_heads=4", "model.context_length=16")
+
+
+@pytest.fixture
+def outside() -> Callable[..., Decoder]:
+    """outside("attention=gated_delta_rule", …) gives a decoder with drawn weights, in eval mode."""
+
+    def build(*overrides: str) -> Decoder:
+        search = f"hydra.searchpath=[file://{Path(__file__).parent / 'conf'}]"
+        composed = config.plain(config.compose([search, *SIZES, *overrides]))
+        assert config.check(composed) == []
+        decoder = build_decoder(composed, 61, 0)
+        decoder.initialize(seed=1)
+        return decoder.eval()
+
+    return build

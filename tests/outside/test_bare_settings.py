@@ -1,0 +1,48 @@
+"""Components with no more settings than they need: what is left at its default in YAML is legal everywhere."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thunderhead.training.record import read_json, read_rows
+
+
+def flat(step: int, total_steps: int) -> float:
+    return 0.5
+
+
+BARE: dict[str, dict[str, Any]] = {
+    "sgd": {"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1}},
+    "rprop": {"optimizer": {"_target_": "torch.optim.Rprop", "lr": 0.001}},
+    "compile": {"compile": {"_target_": "thunderhead.options.compile.Compile", "scope": "none"}},
+    "schedule": {"scheduler": {"_target_": f"{__name__}.flat"}},
+}
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_it_plans_and_trains(name: str, run: Callable[..., Path], with_nodes: Callable[[dict[str, Any]], None]) -> None:
+    with_nodes(BARE[name])
+    folder = run()
+    assert read_json(folder / "plan.json")["steps"] == 2
+    assert len([row for row in read_rows(folder / "metrics.csv")[1] if row["train/loss"]]) == 2
+
+
+@pytest.fixture
+def with_nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], None]:
+    """Let compositions have other nodes, as a file of the user's would put there."""
+    from thunderhead.core import config
+
+    compose = config.compose
+
+    def put(nodes: dict[str, Any]) -> None:
+        def composed(*args: Any, **kwargs: Any) -> Any:
+            found = compose(*args, **kwargs)
+            for group, node in nodes.items():
+                found[group] = node
+            return found
+
+        monkeypatch.setattr(config, "compose", composed)
+
+    return put

@@ -1,0 +1,51 @@
+"""The rows that a run writes: one a step."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from thunderhead.training.record import read_rows, read_summary
+
+
+def numbers(folder: Path, column: str) -> dict[int, float]:
+    """Values of a column by step, without empty cells."""
+    return {int(row["step"]): float(row[column]) for row in read_rows(folder / "metrics.csv")[1] if row[column]}
+
+
+def test_rows_of_a_run(run: Callable[..., Path]) -> None:
+    folder = run(
+        "budget=steps", "budget.steps=7", "trainer=cpu", "trainer.log_every_n_steps=3", "validation.every=4",
+        "scheduler=constant", "scheduler.warmup=2",
+    )  # fmt: skip
+    assert list(numbers(folder, "train/loss")) == [1, 3, 6, 7]
+    assert list(numbers(folder, "val/loss")) == [4, 7]
+    assert list(numbers(folder, "grad_norm")) == [1, 3, 6, 7]
+    assert numbers(folder, "tokens") == {step: step * 128 for step in (1, 3, 4, 6, 7)}
+    peak = 2.0e-3  # conf/optimizer/adamw.yaml
+    assert numbers(folder, "lr") == pytest.approx({1: peak / 2, 3: peak, 6: peak, 7: peak})
+    assert min(numbers(folder, "tokens_per_second").values()) > 0
+    for step, perplexity in numbers(folder, "val/perplexity").items():
+        assert perplexity == pytest.approx(math.exp(numbers(folder, "val/loss")[step]), rel=1e-5)
+    flops = numbers(folder, "flops")
+    assert flops[6] == 2 * flops[3]
+    summary = read_summary(folder)
+    assert summary is not None
+    assert summary["val_loss"] == pytest.approx(numbers(folder, "val/loss")[7])
+    steps = [row["step"] for row in read_rows(folder / "metrics.csv")[1]]
+    assert steps == ["1", "3", "4", "6", "7"]
+
+
+def test_the_logged_loss_is_of_one_step_not_of_those_since_the_last_row(run: Callable[..., Path]) -> None:
+    every = run("budget=steps", "budget.steps=4", "trainer=cpu", "trainer.log_every_n_steps=1")
+    second = run("budget=steps", "budget.steps=4", "trainer=cpu", "trainer.log_every_n_steps=4")
+    losses = numbers(every, "train/loss")
+    assert numbers(second, "train/loss") == {1: losses[1], 4: losses[4]}
+
+
+def test_bytes_have_as_many_bits_as_their_loss(run: Callable[..., Path]) -> None:
+    folder = run("tokenizer=byte")
+    loss, bits = numbers(folder, "val/loss"), numbers(folder, "val/bits_per_byte")
+    # each target is one byte but for the few EOS, which have none: slightly more bits than nats / ln 2
+    assert loss[2] / math.log(2) <= bits[2] <= 1.02 * loss[2] / math.log(2)
