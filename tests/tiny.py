@@ -17,7 +17,7 @@ from thunderhead.training.run import plan_config, train
 OPTIONS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
     for folder in sorted(CONF_DIR.iterdir())
-    if any(folder.glob("*.yaml")) and folder.name != "shared"
+    if any(folder.glob("*.yaml"))
 }
 """Every group of conf/ with its options."""
 

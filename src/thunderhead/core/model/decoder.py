@@ -5,7 +5,7 @@ Shape letters: B sequences, T tokens a sequence, D model dimensions, V vocabular
 
 import inspect
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,6 @@ from thunderhead.core.model.loss import Auxiliary, LossTerms, summed, with_terms
 from thunderhead.core.model.mixer import SequenceMixer, flops_per_token
 from thunderhead.core.model.position import Position
 from thunderhead.core.types import PositiveFloat, PositiveInt, Problem
-
-
-class Checkpointing(Protocol):
-    """What decides which blocks keep their activations for the backward pass."""
-
-    def apply(self, index: int, block: nn.Module) -> None:
-        """Let block number `index` compute them again, or leave it as it is."""
 
 
 class Decoder(nn.Module):
@@ -64,7 +57,7 @@ class Decoder(nn.Module):
         dropout: Callable[[], ResidualDropout],
         block: Callable[..., Block],
         loss: Callable[[], Callable[[Tensor, Tensor, Tensor, int], LossTerms]],
-        activation_checkpointing: Callable[[], Checkpointing],
+        activation_checkpointing: Callable[[], Any],
         *,
         n_layers: PositiveInt,
         d_model: PositiveInt,
