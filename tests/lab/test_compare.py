@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from simulated import write_arms, write_run
 
+from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.compare import commas_to_list, compare_runs
@@ -40,7 +41,7 @@ def compare_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
     def call(*arguments: str) -> Path:
         (tmp_path / "out").mkdir(exist_ok=True)
-        monkeypatch.setattr(config, "output_dir", lambda: tmp_path / "out")
+        monkeypatch.setattr(command_line, "output_dir", lambda: tmp_path / "out")
         return compare_runs(config.compose(commas_to_list(list(arguments)), "compare"))
 
     return call

@@ -16,11 +16,12 @@ from thunderhead.lab.isoflop import HeldOut, read_settings, run_isoflop
 from thunderhead.lab.jobs import Job
 from thunderhead.options.scaling_law import read_law
 from thunderhead.training.record import write_json, write_text
-from tiny import plan_of, tiny
+from tiny import tiny
 
 E, A, B, ALPHA, BETA = 1.5, 40.0, 60.0, 0.45, 0.35
 SIZES = {f"d{d}": {"model.d_model": d, "model.n_heads": 1} for d in (8, 12, 16, 24, 32)}
 BUDGETS = [1e9, 2e9, 4e9]
+PLAN = planner()  # which plans each configuration once
 SEEDS = 0.001
 """What each seed adds to the loss."""
 
@@ -57,11 +58,11 @@ class LawExecutor:
         if self.fails in job.name:
             (job.folder / "log.txt").write_text("a wire broke\n")
             return Ended(1)
-        plan = plan_of(job.config)
+        plan = PLAN(job.config)
         n, tokens = plan.parameters["total"], plan.tokens
         loss = E + A / n**ALPHA + B / tokens**BETA + SEEDS * job.config["seed"]
         write_text(job.folder / "config.yaml", config.to_yaml(job.config))
-        write_json(job.folder / "plan.json", plan.to_dict())
+        write_json(job.folder / "plan.json", plan._asdict())
         results = {"val_loss": loss, "tokens": tokens, "flops": plan.flops, "steps": plan.steps, "seconds": 1.0}
         write_json(job.folder / "summary.json", results | {"validation_data": "x", "validation_text": "x"})
         return Ended(0)
@@ -79,7 +80,7 @@ def run(lines: Sequence[str], folder: Path, executor: LawExecutor, **changes: An
         given | {name: value for name, value in changes.items() if name in given},
         **asked | {name: value for name, value in changes.items() if name in asked},
         compose=lambda more: config.plain(config.compose([*lines, *more])),
-        plan=planner(),
+        plan=PLAN,
         folder=folder,
         executor=executor,
         arguments=["-m"],
@@ -100,7 +101,7 @@ def test_a_grid_finds_the_law_and_predicts_the_held_out_run(
     assert names[-1] == "d32 flops=1.6e+10"
 
     for job in executor.started:
-        plan = plan_of(job.config)
+        plan = PLAN(job.config)
         budget = float(job.choices["budget.flops"])
         assert budget - plan.flops_per_token * plan.tokens_per_step < plan.flops <= budget
 

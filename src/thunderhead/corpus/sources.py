@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from annotated_types import Ge, Gt
 from typing_extensions import override
 
-from thunderhead.corpus.files import (
+from thunderhead.corpus.text_files import (
     BLOCK_BYTES,
     cut,
     decoded,

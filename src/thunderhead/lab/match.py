@@ -51,6 +51,7 @@ class Matching(Protocol):
 class Unmatched:
     """The arms are compared as they are."""
 
+    by = "none"
     solves = ()
 
 

@@ -13,8 +13,8 @@ from annotated_types import Ge, Gt
 from typing_extensions import override
 
 from thunderhead.core.types import PositiveInt
-from thunderhead.corpus.files import cut, listing, walk
 from thunderhead.corpus.sources import Document, Source, Weight, _ignore
+from thunderhead.corpus.text_files import cut, listing, walk
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 _log = logging.getLogger(__name__)
