@@ -18,11 +18,8 @@ IGNORED_TARGET = -100
 """Targets of this value count for nothing (the default of torch.nn.functional.cross_entropy)."""
 
 AUTO_CHUNK_BYTES = 2**29
-"""chunk_size="auto" keeps the float32 logits of a chunk within 512 MiB.
-
-About 3 of these are alive at the peak (logits in the compute dtype, in float32, and the gradient), little beside the
-rest of a training step; and yet a chunk is a matrix multiplication that fills a device. What fits stays in one piece,
-which saves the head's second forward pass."""
+"""chunk_size="auto" keeps the float32 logits of a chunk within 512 MiB, of which about 3 are alive at the peak: little
+beside the rest of a step, and yet enough to fill a device. What fits stays in one piece: the head runs once then."""
 
 Auxiliary = dict[str, Tensor]
 """Terms of the loss by name, scalars. A branch of a block may return (y_BTD, terms) in place of y_BTD."""
