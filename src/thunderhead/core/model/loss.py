@@ -99,8 +99,12 @@ class NextTokenLoss:
     def _sums(self, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, vocab_size: int) -> Tensor:
         """The sum of cross-entropy over the valid targets and, with a z-loss, that of weighted log² Z: a vector."""
         logits_NV = at_least_float32(F.linear(hidden_ND, weight_VD)[:, :vocab_size])
-        cross_entropy = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED_TARGET, reduction="sum")
+        if torch.is_grad_enabled() or logits_NV.device.type == "mps":  # which has no float64
+            cross_entropy = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED_TARGET, reduction="sum")
+        else:  # measured, in a sum that does not depend on how the tokens are cut into batches
+            each_N = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED_TARGET, reduction="none")
+            cross_entropy = each_N.sum(dtype=torch.float64)
         if self.z_loss == 0:
             return cross_entropy[None]
         squares_N = logits_NV.logsumexp(dim=-1).square() * (targets_N != IGNORED_TARGET)
-        return torch.stack((cross_entropy, self.z_loss * squares_N.sum()))
+        return torch.stack((cross_entropy, self.z_loss * squares_N.sum().to(cross_entropy.dtype)))
