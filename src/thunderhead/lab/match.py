@@ -18,7 +18,7 @@ from thunderhead.lab.runs import Match
 
 Measure = Callable[[Config], float]
 """Trains a configuration for a while and gives its speed in tokens a second."""
-STEPS_BUDGET = "thunderhead.training.plan.StepsBudget"
+STEPS_BUDGET = "thunderhead.options.budgets.StepsBudget"
 
 
 class Matching(Protocol):

@@ -59,7 +59,10 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
     try:
         resolved, checkpoint = _resolve(config, run_dir)
         folder = run_dir if checkpoint is None or launch.is_launched() else checkpoint.parents[1]
-        run, plan = plan_config(resolved, folder, _recorded_micro_size(resolved, checkpoint))
+        recorded = _recorded_micro_size(resolved, checkpoint)
+        run, plan = plan_config(resolved, folder, recorded)
+        if recorded not in (None, plan.micro_batch_size) and is_rank():
+            raise ConfigError([Problem("batch.micro_size", NOT_AGREED)])
     except BaseException:
         _remove_if_empty(run_dir)
         raise
