@@ -32,10 +32,12 @@ SETTINGS = (
 )
 ON_ANY = {
     "ddp": ("strategy=ddp",),
-    "fsdp (ZeRO-3)": ("strategy=fsdp",),
+    "zero1 (ZeRO-1)": ("strategy=zero1",),
     "fsdp, reshard_after_forward=false (ZeRO-2)": ("strategy=fsdp", "strategy.reshard_after_forward=false"),
+    "fsdp (ZeRO-3)": ("strategy=fsdp",),
     "tensor_parallel": ("strategy=tensor_parallel",),
 }
+PARTS = ("parameters", "gradients", "optimizer_state")
 STRATEGIES = {2: ON_ANY, 4: ON_ANY | {"fsdp_tp 2 × 2": ("strategy=fsdp_tp",), "hsdp 2 × 2": ("strategy=hsdp",)}}
 
 
@@ -71,18 +73,18 @@ def main() -> None:
 tokens, AdamW, gradients clipped at 1, the prose of the standard library in bytes; 4 layers, d_model 128.
 `python benchmarks/strategies.py`
 
-*Apart*: the largest relative difference of any step's training loss from one process'. *Parameters* and *optimizer
-state*: KiB that rank 0 stores, and the part of one process'.
+*Apart*: the largest relative difference of any step's training loss from one process'. *Parameters*, *gradients* and
+*optimizer state*: KiB that the rank with most of them stores after a step, and the part of one process'.
 
-| strategy | processes | last loss | apart | parameters | optimizer state |
-|---|--:|--:|--:|--:|--:|
+| strategy | processes | last loss | apart | parameters | gradients | optimizer state |
+|---|--:|--:|--:|--:|--:|--:|
 """ + "\n".join(table)
     (RESULTS / "strategies.md").write_text(text + "\n")
     print(f"written to {RESULTS / 'strategies.md'}")
 
 
 def _bytes(said: dict[str, int], whole: dict[str, int]) -> str:
-    cells = (f"{said[part] / 1024:,.0f} ({said[part] / whole[part]:.3f})" for part in ("parameters", "optimizer_state"))
+    cells = (f"{said[part] / 1024:,.0f} ({said[part] / whole[part]:.3f})" for part in PARTS)
     return " | ".join(cells) + " |"
 
 

@@ -50,21 +50,29 @@ def train_in_processes(n: int, cases: Sequence[Case], work: Path, script: str = 
     return results
 
 
-def _local_bytes(trainer: Any) -> dict[str, int]:
-    """Bytes that this rank stores: of parameters and of the optimizer's state (tensors of one element left out)."""
+def _bytes(tensors: Any) -> int:
+    """Of what this rank has of some tensors; those of one element, such as the number of steps, are left out."""
     import torch
     from torch.distributed.tensor import DTensor
 
-    def size(tensor: torch.Tensor) -> int:
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        return local.numel() * local.element_size()
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors if isinstance(t, torch.Tensor)]
+    return sum(t.numel() * t.element_size() for t in local if t.numel() > 1)
+
+
+def _local_bytes(trainer: Any, gradients: int) -> dict[str, int]:
+    """The most bytes that a rank stores, by part; this one's gradients after the last step are known."""
+    import torch
 
     states = [s for optimizer in trainer.optimizers for per in optimizer.state.values() for s in per.values()]
-    tensors = [s for s in states if isinstance(s, torch.Tensor) and s.numel() > 1]
-    return {
-        "parameters": sum(map(size, trainer.model.parameters())),
-        "optimizer_state": sum(map(size, tensors)),
+    stored = {
+        "parameters": _bytes(trainer.model.parameters()),
+        "gradients": gradients,
+        "optimizer_state": _bytes(states),
     }
+    ranks: list[Any] = [stored] * trainer.world_size
+    if torch.distributed.is_initialized():
+        torch.distributed.all_gather_object(ranks, stored)
+    return {part: max(rank[part] for rank in ranks) for part in stored}
 
 
 def _hash_of_weights(module: Any) -> str:
@@ -98,10 +106,13 @@ def train_one(case: Case) -> dict[str, Any]:
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             said["initial_weights"] = _hash_of_weights(pl_module)
 
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            said["gradients"] = _bytes(p.grad for p in pl_module.parameters())
+
     def measured(trainer: Any, *args: Any, **kwargs: Any) -> None:
         trainer.callbacks.append(Hash())
         fit(trainer, *args, **kwargs)
-        said.update(_local_bytes(trainer))
+        said.update(_local_bytes(trainer, said.get("gradients", 0)))
 
     resumed = any(o.startswith("resume=") for o in case.overrides)
     rest = [o for o in case.overrides if not o.startswith("resume=")]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from thunderhead.parallel import launch
+from thunderhead.core import processes
 from thunderhead.training.record import read_json
 
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
@@ -30,12 +30,12 @@ LOGIN_NODE = {name: value for name, value in SRUN.items() if name != "SLURM_PROC
     ],
 )
 def test_who_is_a_rank(environment: dict[str, str], is_rank: bool, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [*launch.RANK_VARIABLES, *(name for name in os.environ if name.startswith("SLURM"))]:
+    for name in [*processes.RANK_VARIABLES, *(name for name in os.environ if name.startswith("SLURM"))]:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert launch.is_rank() == is_rank
-    assert launch.global_rank() == rank
+    assert processes.is_rank() == is_rank
+    assert processes.global_rank() == rank
 
 
 @pytest.mark.parametrize("environment", [ONE_TASK, SHELL, LOGIN_NODE])

@@ -1,4 +1,4 @@
-"""The strategy group: what each option makes of a number of devices; tests/integration/test_strategies.py trains."""
+"""The strategy group: what each option makes of a number of devices; tests/integration/test_strategy_runs.py trains."""
 
 import re
 from typing import Any
@@ -14,7 +14,8 @@ from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.core.module import build_decoder, build_optimizer
 from thunderhead.parallel import strategies as parallel
-from thunderhead.parallel.strategies import MeshStrategy, auto, ddp, fsdp, fsdp_tp, hsdp, single, tensor_parallel
+from thunderhead.parallel.strategies import MeshStrategy, auto, ddp, fsdp, fsdp_tp, hsdp, single, tensor_parallel, zero1
+from thunderhead.parallel.zero1 import owners
 from tiny import plan_of, tiny
 
 
@@ -34,6 +35,7 @@ def test_single_is_one() -> None:
     ("option", "data_parallel", "tensor_parallel", "parameters", "gradients", "state"),
     [
         (ddp(8), 8, 1, 1, 1, 1),
+        (zero1(8), 8, 1, 1, 1, 8),
         (fsdp(8), 8, 1, 8, 1, 8),
         (fsdp(8, sync_every_micro_batch=True), 8, 1, 8, 8, 8),
         (hsdp(8), 8, 1, 4, 1, 4),
@@ -50,8 +52,16 @@ def test_what_is_divided_among_how_many(
     assert (option.parameter_shards, option.gradient_shards, option.state_shards) == (parameters, gradients, state)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "n", "expected"),
+    [([1, 5, 3, 3], 2, [0, 0, 1, 1]), ([4, 4, 4, 4], 4, [0, 1, 2, 3]), ([7, 1], 3, [0, 1]), ([], 2, [])],
+)
+def test_whole_parameters_go_to_the_rank_that_has_least(sizes: list[int], n: int, expected: list[int]) -> None:
+    assert owners(sizes, n) == expected
+
+
 def test_only_fsdp_gathers() -> None:
-    assert [o(4).gathers for o in (auto, ddp, tensor_parallel, fsdp, fsdp_tp, hsdp)] == [False] * 3 + [True] * 3
+    assert [o(4).gathers for o in (auto, ddp, zero1, tensor_parallel, fsdp, fsdp_tp, hsdp)] == [False] * 4 + [True] * 3
     assert not fsdp(4).gathers_all
     assert fsdp(4, reshard_after_forward=False).gathers_all
 

@@ -16,7 +16,7 @@ from typing import IO, Literal, NamedTuple, Protocol
 
 import torch
 
-from thunderhead.core.processes import RANK_VARIABLES
+from thunderhead.core.processes import RANK_VARIABLES, allowed_cores
 from thunderhead.lab.jobs import Job, prepare_start, state
 from thunderhead.lab.progress import Board
 
@@ -127,7 +127,7 @@ class LocalExecutor:
         environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         environment |= {"PYTHONUNBUFFERED": "1"}
         if self._n_jobs > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // self._n_jobs)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, allowed_cores() // self._n_jobs)))
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             here = map(str, range(torch.cuda.device_count()))
             if devices := [device for device in (visible.split(",") if visible is not None else here) if device]:

@@ -11,6 +11,7 @@ from typing import Any
 import submitit
 
 from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.processes import is_slurm_task
 from thunderhead.lab.execution import NOT_INHERITED, POLL_SECONDS, Running, log_file
 from thunderhead.lab.jobs import Job, prepare_start, this_program
 
@@ -27,8 +28,7 @@ class ArmJob:
 
     def __call__(self) -> int:
         # One task is an ordinary run, which starts its own processes; several tasks are the ranks of one run.
-        is_rank = int(os.environ.get("SLURM_NTASKS", "1")) > 1
-        drop = {"HYDRA_FULL_ERROR"} if is_rank else NOT_INHERITED
+        drop = {"HYDRA_FULL_ERROR"} if is_slurm_task() else NOT_INHERITED
         environment = {name: value for name, value in os.environ.items() if name not in drop}
         with log_file(self.job.folder).open("ab") as log:
             self._process = subprocess.Popen(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
@@ -86,9 +87,9 @@ class Precision:
 
     def lightning_arguments(self, accelerator: str) -> dict[str, Any]:
         """Return arguments of the Trainer."""
-        if self.kind == "fp16-mixed" and accelerator == "cpu":
+        if self.kind == "fp16-mixed":
             # Asked for "16-mixed" on a CPU, Lightning silently takes bfloat16; the plugin itself does what it is told.
-            return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]}
+            return {"plugins": [MixedPrecision("16-mixed", accelerator, AgreeingGradScaler(accelerator))]}
         return {"precision": FORMATS[self.kind][0]}
 
     def before_sharding(self, decoder: Decoder) -> None:
@@ -100,6 +101,22 @@ class Precision:
         """Change what the layers see of their weights; where these are gathered for use, `gathered_dtype` does it."""
         if self.gathered_dtype is not None and not is_sharded:
             compute_in(decoder, self.gathered_dtype)
+
+
+class AgreeingGradScaler(torch.amp.GradScaler):
+    """Leaves a step out on every rank if a gradient overflows on one.
+
+    torch 2.13 lets ranks with parts of a gradient agree by the placements of the first gradient alone
+    (`found_inf_reduce_handler` in torch/distributed/tensor/_dispatch.py): where that one is replicated and another is
+    not, one rank would leave out a step that another takes.
+    """
+
+    def _unscale_grads_(self, *arguments: Any) -> dict[torch.device, torch.Tensor]:
+        found: dict[torch.device, torch.Tensor] = super()._unscale_grads_(*arguments)
+        if dist.is_available() and dist.is_initialized():
+            for found_inf in found.values():
+                dist.all_reduce(found_inf, dist.ReduceOp.MAX)
+        return found
 
 
 def _check_fp8(accelerator: str, is_here: bool) -> None:

@@ -17,41 +17,16 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from thunderhead.core.config import to_yaml
+from thunderhead.core.processes import RANK_VARIABLES, allowed_cores
 from thunderhead.training.record import read_json
 
 LAUNCHED = "THUNDERHEAD_LAUNCHED"
 SAVING_SECONDS = 600  # that processes have to end the step and save, once they are told to stop
-# Set by launchers and schedulers for the processes they start; torchrun must not inherit another launcher's.
-RANK_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "GROUP_RANK",
-    "NODE_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
-
-
-def is_rank() -> bool:
-    """Whether a launcher (torchrun, or SLURM's srun) started this process as one of several."""
-    return "LOCAL_RANK" in os.environ or _is_slurm_task()
-
-
-def _is_slurm_task() -> bool:
-    """Whether srun started this process among others; alone, or in an interactive shell of a job, it is no rank."""
-    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
 def is_launched() -> bool:
     """Whether `launch` started this process, so that the plan is already printed and recorded."""
     return LAUNCHED in os.environ
-
-
-def global_rank() -> int:
-    """The rank that the launcher gave this process; 0 if there is none."""
-    return int(os.environ.get("RANK", os.environ["SLURM_PROCID"] if _is_slurm_task() else "0"))
 
 
 def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str, Any]:
@@ -67,7 +42,7 @@ def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str,
         *(sys.argv[0], "--config-path", str(folder.resolve()), "--config-name", "job"),
         *(f"hydra.run.dir={run_dir}", "hydra.output_subdir=null", "hydra/job_logging=stdout"),
     ]
-    threads = max(1, (os.cpu_count() or 1) // n_processes)
+    threads = max(1, allowed_cores() // n_processes)
     environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     environment |= {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
     agent = LaunchConfig(

@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.types import PositiveInt
 from thunderhead.parallel.tensor_parallel import tensor_parallel as divide
+from thunderhead.parallel.zero1 import Zero1Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class Parallelism:
         parameter_shards: data-parallel ranks among which a parameter is divided; 1 = each has a copy.
         gradient_shards: the same for gradients while they accumulate.
         state_shards: the same for the optimizer's state.
+        whole_parameters: that state is divided by whole parameters, so that ranks have parts of different sizes.
         gathers: a block's parameters are gathered when it computes.
         gathers_all: they stay gathered until the backward pass.
         on_cpu: which of parameters, gradients, optimizer_state are in the host's memory.
@@ -55,6 +57,7 @@ class Parallelism:
     parameter_shards: int = 1
     gradient_shards: int = 1
     state_shards: int = 1
+    whole_parameters: bool = False
     gathers: bool = False
     gathers_all: bool = False
     on_cpu: tuple[str, ...] = ()
@@ -83,15 +86,23 @@ def single(world_size: int) -> Parallelism:
 
 def ddp(world_size: int, *, gradient_as_bucket_view: bool = True, bucket_cap_mb: PositiveInt = 25) -> Parallelism:
     """A replica of the model on every device; gradients are averaged in the backward pass (Li et al. 2006.15704)."""
+    settings: dict[str, Any] = {"gradient_as_bucket_view": gradient_as_bucket_view, "bucket_cap_mb": bucket_cap_mb}
+    return Parallelism(name="ddp", data_parallel_size=world_size, strategy=lambda: DDPStrategy(**settings))
 
-    def strategy() -> Strategy:
-        return DDPStrategy(
-            gradient_as_bucket_view=gradient_as_bucket_view,
-            bucket_cap_mb=bucket_cap_mb,
-            find_unused_parameters=False,
-        )
 
-    return Parallelism(name="ddp", data_parallel_size=world_size, strategy=strategy)
+def zero1(world_size: int, *, gradient_as_bucket_view: bool = True, bucket_cap_mb: PositiveInt = 25) -> Parallelism:
+    """`ddp`, with the optimizer's state divided among the devices by whole parameters (Rajbhandari et al. 1910.02054).
+
+    Any optimizer does; losses are those of `ddp`, bit for bit.
+    """
+    settings: dict[str, Any] = {"gradient_as_bucket_view": gradient_as_bucket_view, "bucket_cap_mb": bucket_cap_mb}
+    return Parallelism(
+        name="zero1",
+        data_parallel_size=world_size,
+        state_shards=world_size,
+        whole_parameters=True,
+        strategy=lambda: Zero1Strategy(**settings),
+    )
 
 
 def fsdp(

@@ -15,6 +15,7 @@ from thunderhead.core.model.decoder import Decoder
 from thunderhead.options.precision import Precision
 from thunderhead.parallel.strategies import Parallelism
 from thunderhead.parallel.tensor_parallel import share_of_parameters
+from thunderhead.parallel.zero1 import parameters_of, parts_of
 
 _log = logging.getLogger(__name__)
 
@@ -58,19 +59,21 @@ def estimate(
         decoder = build()
         parameters = list(decoder.parameters())
         bytes_of = {"parameters": _bytes(parameters), "gradients": _bytes(parameters)}
+        ranks: list[list[Tensor]] = [[*parameters]]
+        if parallelism.whole_parameters:
+            ranks = parts_of(parameters_of(optimizer(decoder)), parallelism.state_shards)
+        states = [_optimizer_state(lambda: optimizer(decoder), decoder, own) for own in ranks]
+        if None not in states:
+            bytes_of["optimizer_state"] = max(state for state in states if state is not None)
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        state = _optimizer_state(lambda: optimizer(decoder), [*parameters, *gradients, *decoder.buffers()])
-        if state is not None:
-            bytes_of["optimizer_state"] = state
         share = share_of_parameters(decoder, parallelism.tensor_parallel_size)
         whole = bytes_of["parameters"]
         waits = accumulation > 1 or not parallelism.gathers
         shards = {
             "parameters": parallelism.parameter_shards,
             "gradients": parallelism.gradient_shards if waits else parallelism.state_shards,
-            "optimizer_state": parallelism.state_shards,
+            "optimizer_state": 1 if parallelism.whole_parameters else parallelism.state_shards,
         }
         bytes_of = {
             part: int(n * share / shards[part]) for part, n in bytes_of.items() if part not in parallelism.on_cpu
@@ -92,7 +95,7 @@ def estimate(
 def remarks(bytes_of: dict[str, int], parallelism: Parallelism) -> list[str]:
     """What `estimate` could not count."""
     reasons = {
-        "optimizer_state": "the optimizer's state is not counted: its size depends on values",
+        "optimizer_state": "the optimizer's state is not counted: it cannot step without values",
         "activations": "activations are not counted: a module's code looks at values",
     }
     return [reason for part, reason in reasons.items() if part not in {*bytes_of, *parallelism.on_cpu}]
@@ -102,13 +105,17 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _optimizer_state(make: Callable[[], torch.optim.Optimizer], others: Iterable[Tensor]) -> int | None:
-    """Bytes that an optimizer and its steps leave behind, wherever it keeps them; `others` exist already.
+def _optimizer_state(make: Callable[[], torch.optim.Optimizer], decoder: Decoder, own: Iterable[Tensor]) -> int | None:
+    """Bytes that an optimizer and its steps leave behind, wherever it keeps them, where `own` have gradients.
 
     The first step of some only begins a state that the second completes, so steps follow until QUIET_STEPS in a row
     add nothing. What an optimizer makes later than that is not seen.
     """
-    with LiveBytes(others, invent_values=True) as live:
+    decoder.zero_grad()
+    for parameter in own:
+        parameter.grad = torch.empty_like(parameter)
+    gradients = [parameter.grad for parameter in own if parameter.grad is not None]
+    with LiveBytes([*decoder.parameters(), *decoder.buffers(), *gradients], invent_values=True) as live:
         optimizer = make()
         quiet = 0
         while quiet < QUIET_STEPS:

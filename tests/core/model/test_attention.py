@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from oracles import naive_attention, naive_rotate, randomize
-from thunderhead.core.model import attention as attention_module
+from thunderhead.core.model import kernels
 from thunderhead.core.model.attention import (
     Attention,
     GroupedQueryAttention,
-    causal_in_blocks,
 )
 from thunderhead.core.model.context import SequenceContext, document_layout
 from thunderhead.core.model.position import RotaryPosition
@@ -44,12 +43,11 @@ def build(variant: Callable[..., Attention], bias: bool = True, **settings: Any)
 
 
 def context_of(layer: Attention, positions: str = "rope", dtype: torch.dtype = torch.float32) -> SequenceContext:
-    supplied = {"d_model": D_MODEL, "n_heads": N_HEADS, "context_length": T, "rotary_dim": layer.rotary_dim}
     document_ids, position_ids = None, torch.arange(T)[None]
     if layer.document_mask:
         document_ids, position_ids = document_layout(TOKENS, eos_id=0)
-    slopes = AlibiPosition(**supplied).slopes(CPU, dtype) if positions == "alibi" else None
-    rotation = RotaryPosition(**supplied).rotation(position_ids, dtype) if positions == "rope" else None
+    slopes = AlibiPosition(N_HEADS).slopes(CPU, dtype) if positions == "alibi" else None
+    rotation = RotaryPosition(layer.rotary_dim).rotation(position_ids, dtype) if positions == "rope" else None
     context = SequenceContext(position_ids, document_ids, rotation, slopes)
     return context._replace(**layer.masks(context))
 
@@ -291,7 +289,7 @@ def test_blocks_of_queries_are_causal_attention(n_tokens: int, n_groups: int) ->
         for heads, dim in ((6, 16), (n_groups, 16), (n_groups, 24), (6, 24))
     )
     for scale in (None, 0.5):
-        y = causal_in_blocks(q, k, v, scale)
+        y = kernels.causal_in_blocks(q, k, v, scale)
         expected = torch.nn.functional.scaled_dot_product_attention(
             q, k, v, is_causal=True, enable_gqa=True, scale=scale
         )
@@ -308,13 +306,13 @@ def test_blocks_in_bfloat16_are_exact_to_the_rounding_of_scores(sharpness: float
     exact = torch.nn.functional.scaled_dot_product_attention(
         q.double(), k.double(), v.double(), is_causal=True, enable_gqa=True
     )
-    error = torch.nn.functional.mse_loss(causal_in_blocks(q, k, v).double(), exact).sqrt()
+    error = torch.nn.functional.mse_loss(kernels.causal_in_blocks(q, k, v).double(), exact).sqrt()
     assert error < 0.01 * exact.square().mean().sqrt()  # 0.3 and 0.8 %; the flash kernel's is 0.2 %
 
 
 def test_blocks_are_for_short_causal_attention_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
-    monkeypatch.setattr(attention_module, "causal_in_blocks", lambda q, k, v, scale: used.append(q.shape[2]) or q)
+    monkeypatch.setattr(kernels, "causal_in_blocks", lambda q, k, v, scale: used.append(q.shape[2]) or q)
     for backend, dropout, dtype, n_tokens in (
         ("auto", 0.0, torch.bfloat16, 32),
         ("auto", 0.0, torch.float32, 33),

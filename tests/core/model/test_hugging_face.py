@@ -174,7 +174,7 @@ def test_mla_equals_deepseek_v2(q_lora_rank: int | None) -> None:
     causal = torch.full((24, 24), float("-inf")).triu(1)[None, None]
     frequencies = DeepseekV2RotaryEmbedding(config)(x, position_ids)
     expected = theirs(x, causal, position_embeddings=frequencies)[0]
-    rotation = RotaryPosition(d_model, n_heads, 24, rope).rotation(position_ids)
+    rotation = RotaryPosition(rope).rotation(position_ids)
     torch.testing.assert_close(
         ours(x, SequenceContext(position_ids, rotation=rotation)), expected, rtol=1e-4, atol=1e-4
     )

@@ -166,7 +166,7 @@ def test_hybrids_rotate_where_there_are_heads() -> None:
             return Shift(d_model)
         return GroupedQueryAttention(d_model, n_heads, context_length, bias)
 
-    assert build(attention).position.rotary_dim == 8
+    assert build(attention).position.rotated_dim == 8
     for position in (RotaryPosition, AlibiPosition):
         with pytest.raises(ValueError, match="no layer makes use of these positions: use position=none"):
             build(Shift, position=position)

@@ -9,17 +9,15 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from oracles import naive_rotate
 from thunderhead.core.model.position import (
     NoPosition,
-    RotaryPosition,
     rotate,
 )
-from thunderhead.options.positions import AlibiPosition, LearnedPosition, SinusoidalPosition
+from thunderhead.options.positions import AlibiPosition, LearnedPosition, ScaledRotaryPosition, SinusoidalPosition
 
 CPU = torch.device("cpu")
-SUPPLIED = {"d_model": 64, "n_heads": 4, "context_length": 32, "rotary_dim": 16}
 
 
-def rotary(**settings: Any) -> RotaryPosition:
-    return RotaryPosition(**{**SUPPLIED, "rotary_dim": 64}, **settings)
+def rotary(**settings: Any) -> ScaledRotaryPosition:
+    return ScaledRotaryPosition(64, **settings)
 
 
 def hugging_face_frequencies(rope_type: str, **parameters: float) -> torch.Tensor:
@@ -119,7 +117,7 @@ def test_refused_rotary_settings(settings: dict[str, Any], message: str) -> None
 
 def test_alibi_slopes_of_a_power_of_two() -> None:
     # 2108.12409, section 3: for 8 heads 1/2, 1/4, …, 1/256
-    slopes = AlibiPosition(**{**SUPPLIED, "n_heads": 8}).slopes(CPU)
+    slopes = AlibiPosition(8).slopes(CPU)
     assert slopes.tolist() == [2.0**-i for i in range(1, 9)]
 
 
@@ -132,7 +130,7 @@ def test_alibi_slopes_of_any_number_of_heads(n_heads: int) -> None:
         closest = 2 ** math.floor(math.log2(n))
         return authors(closest) + authors(2 * closest)[0::2][: n - closest]
 
-    slopes = AlibiPosition(**{**SUPPLIED, "n_heads": n_heads}).slopes(CPU)
+    slopes = AlibiPosition(n_heads).slopes(CPU)
     torch.testing.assert_close(slopes, torch.tensor(authors(n_heads)))
 
 
@@ -147,25 +145,25 @@ def test_sinusoids_equal_the_papers_formula(scale_embedding: bool) -> None:
                 angle = position_ids[b, t].item() / 10000 ** (2 * i / 64)
                 expected[b, t, 2 * i] += math.sin(angle)
                 expected[b, t, 2 * i + 1] += math.cos(angle)
-    position = SinusoidalPosition(**SUPPLIED, scale_embedding=scale_embedding)
+    position = SinusoidalPosition(64, scale_embedding=scale_embedding)
     torch.testing.assert_close(position.embed(x, position_ids), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(position.embed(x.float(), position_ids).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_an_odd_width_has_no_sinusoids() -> None:
     with pytest.raises(ValueError, match="d_model=63 must be even"):
-        SinusoidalPosition(**{**SUPPLIED, "d_model": 63})
+        SinusoidalPosition(63)
 
 
 def test_learned_positions_are_looked_up() -> None:
-    position = LearnedPosition(**SUPPLIED)
+    position = LearnedPosition(64, 32)
     position_ids = torch.tensor([[0, 1, 0, 31]])
     embedded = position.embed(torch.ones(1, 4, 64), position_ids)
     torch.testing.assert_close(embedded, 1 + position.embedding.weight[[0, 1, 0, 31]][None])
 
 
 def test_no_position_changes_nothing() -> None:
-    position, x = NoPosition(**SUPPLIED), torch.randn(1, 4, 64)
+    position, x = NoPosition(), torch.randn(1, 4, 64)
     assert position.embed(x, torch.arange(4)[None]) is x
     assert position.rotation(torch.arange(4)[None]) is None
     assert position.slopes(CPU) is None

@@ -9,7 +9,6 @@ query or key head, V of a value head, C of a compressed latent.
 
 import math
 from collections.abc import Hashable
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -17,21 +16,17 @@ from torch import Tensor, nn
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.distributed.tensor.parallel.style import ParallelStyle
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend
-from torch.nn.attention.flex_attention import flex_attention
 
+from thunderhead.core.model import kernels
 from thunderhead.core.model.context import Cache, SequenceContext, dense_mask, extend, n_kept, sparse_mask
 from thunderhead.core.model.init import ResidualProjection
 from thunderhead.core.model.mixer import SequenceMixer, matrix_flops
-from thunderhead.core.model.norm import at_least_float32, normalize
+from thunderhead.core.model.norm import normalize
 from thunderhead.core.model.position import rotate
 from thunderhead.core.types import PositiveFloat, PositiveInt, Probability, Problem
 from thunderhead.parallel.styles import Replicated, input_of_all, refuse_uneven
 
 Backend = Literal["auto", "sdpa", "flex"]
-
-BLOCKWISE_TOKENS = 1024
-"""Up to so many tokens, plain causal attention on a CPU in 16 bits is computed by `causal_in_blocks`."""
 
 
 class Attention(SequenceMixer):
@@ -72,14 +67,10 @@ class Attention(SequenceMixer):
                 f"use {one_of(divisors(d_model))} heads, or set attention.head_dim"
             )
         if logit_softcap is not None and backend == "sdpa":
-            raise ValueError(
-                f"attention.logit_softcap={logit_softcap:g} needs attention.backend=flex or auto: "
-                "scaled_dot_product_attention has no soft-cap"
-            )
-        self.d_model = d_model
+            softcap = f"attention.logit_softcap={logit_softcap:g}"
+            raise ValueError(f"{softcap} needs attention.backend=flex or auto: sdpa has no soft-cap")
         self.n_heads = n_heads
         self.context_length = context_length
-        self.bias = bias
         self.head_dim: int = head_dim or d_model // n_heads
         self.window = window
         self.dropout = dropout
@@ -91,15 +82,13 @@ class Attention(SequenceMixer):
         self.n_kv_heads = n_heads
         self.score_scale: float | None = None  # None: 1 / sqrt(head_dim)
         if dropout and self.needs_flex:
-            raise ValueError(
-                f"attention.dropout={dropout:g} and attention.{self._why_flex} exclude each other: "
-                "flex_attention has no dropout"
-            )
+            both = f"attention.dropout={dropout:g} and attention.{self._why_flex}"
+            raise ValueError(f"{both} exclude each other: flex_attention has no dropout")
 
     def follow_base(self, base: "Attention") -> None:
         """Maximal update parametrization: scores fall with 1 / head_dim, from those of the base (2203.03466, 4).
 
-        The reason: queries and keys that training has aligned have a product that grows like head_dim, not its root.
+        Queries and keys that training has aligned have a product that grows like head_dim, not like its root.
         """
         if self.head_dim != base.head_dim:
             self.score_scale = math.sqrt(base.head_dim) / self.head_dim
@@ -164,20 +153,23 @@ class Attention(SequenceMixer):
 
         Raises ValueError where flex_attention would have to train without a CUDA device.
         """
-        grouped = q_BHTE.shape[1] != k_BGTE.shape[1]
         if context.cache is not None:
             k_BGTE = extend(context.cache, "keys", k_BGTE, context.n_seen, self.window)
             v_BGTV = extend(context.cache, "values", v_BGTV, context.n_seen, self.window)
         q_BHTE, k_BGTE = q_BHTE.to(v_BGTV.dtype), k_BGTE.to(v_BGTV.dtype)  # float32 after a norm under autocast
         if context.block_mask is not None:
-            return self._flex(q_BHTE, k_BGTE, v_BGTV, context, grouped)
+            if not q_BHTE.is_cuda and torch.is_grad_enabled() and q_BHTE.requires_grad:
+                message = f"needs flex_attention, which has no backward pass on {q_BHTE.device.type}: train on CUDA"
+                raise ValueError(f"attention.{self._why_flex} {message}, or set it to null or auto")
+            masks = context.block_mask, context.slopes
+            return kernels.flex(q_BHTE, k_BGTE, v_BGTV, *masks, self.logit_softcap, self.score_scale)
         mask = context.mask
         if self._in_blocks(q_BHTE, context):
-            return causal_in_blocks(q_BHTE, k_BGTE, v_BGTV, self.score_scale)
+            return kernels.causal_in_blocks(q_BHTE, k_BGTE, v_BGTV, self.score_scale)
         if mask is not None and mask.is_floating_point():
             mask = mask.to(q_BHTE.dtype)  # the kernels want one dtype; ALiBi's bias rounds like the scores do
         if self.logit_softcap is not None:
-            return softcapped(q_BHTE, k_BGTE, v_BGTV, mask, self.logit_softcap, self.score_scale)
+            return kernels.softcapped(q_BHTE, k_BGTE, v_BGTV, mask, self.logit_softcap, self.score_scale)
         return F.scaled_dot_product_attention(
             q_BHTE,
             k_BGTE,
@@ -186,102 +178,31 @@ class Attention(SequenceMixer):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=mask is None and q_BHTE.shape[2] == k_BGTE.shape[2],  # one token after others sees all
             scale=self.score_scale,
-            enable_gqa=grouped,
+            enable_gqa=q_BHTE.shape[1] != k_BGTE.shape[1],
         )
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype, with_slopes: bool = False) -> str:
-        """What computes plain training steps there: "flex", "blocks", or the kernel that sdpa dispatches to.
-
-        Of that, the dispatcher itself is asked: FLASH_ATTENTION, CUDNN_ATTENTION, EFFICIENT_ATTENTION or MATH.
-        """
+        """What computes plain training steps there: "flex", "blocks", or the kernel that sdpa dispatches to."""
         if self.backend_on(device, with_slopes) == "flex":
             return "flex"
-        n_groups = self.n_kv_heads
-        options: dict[str, Any] = {"device": device, "dtype": dtype, "requires_grad": True}
-        q, k = (torch.empty(1, n, self.context_length, self.head_dim, **options) for n in (self.n_heads, n_groups))
-        v = torch.empty(1, n_groups, self.context_length, self.v_head_dim, **options)
-        mask = None
-        if self.document_mask or self.window is not None or with_slopes:
-            mask = torch.ones(1, 1, self.context_length, self.context_length, dtype=torch.bool, device=device)
-        elif not self.dropout and self._in_blocks(q, SequenceContext(torch.empty(0))):
+        sizes: dict[str, Any] = {"device": device, "dtype": dtype, "requires_grad": True}
+        heads = (self.n_heads, self.head_dim), (self.n_kv_heads, self.head_dim), (self.n_kv_heads, self.v_head_dim)
+        q, k, v = (torch.empty(1, n, self.context_length, dim, **sizes) for n, dim in heads)
+        is_causal = not (self.document_mask or self.window is not None or with_slopes)
+        if is_causal and not self.dropout and self._in_blocks(q, SequenceContext(torch.empty(0))):
             return "blocks"
-        choice = torch._fused_sdp_choice(
-            q, k, v, mask, self.dropout, mask is None, scale=self.score_scale, enable_gqa=n_groups != self.n_heads
-        )
-        return SDPBackend(choice).name
+        return kernels.fused(q, k, v, is_causal, self.dropout, self.score_scale)
 
     def _in_blocks(self, q_BHTE: Tensor, context: SequenceContext) -> bool:
         return (
             self.backend == "auto"
             and q_BHTE.device.type == "cpu"
             and q_BHTE.dtype in (torch.bfloat16, torch.float16)
-            and q_BHTE.shape[2] <= BLOCKWISE_TOKENS
+            and q_BHTE.shape[2] <= kernels.BLOCKWISE_TOKENS
             and context.mask is None
             and context.n_seen == 0
             and not (self.dropout and self.training)
         )
-
-    def _flex(self, q: Tensor, k: Tensor, v: Tensor, context: SequenceContext, grouped: bool) -> Tensor:
-        if q.device.type != "cuda" and torch.is_grad_enabled() and q.requires_grad:
-            raise ValueError(
-                f"attention.{self._why_flex} needs flex_attention, which has no backward pass on {q.device.type}: "
-                "train on CUDA or choose attention.backend=auto and attention.logit_softcap=null"
-            )
-        softcap, slopes_H = self.logit_softcap, context.slopes
-
-        def modify(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            if softcap is not None:
-                score = softcap * torch.tanh(score / softcap)
-            if slopes_H is not None:
-                score = score - slopes_H[h] * (query - key)
-            return score
-
-        # Uncompiled, flex_attention materialises all scores; an enclosing torch.compile takes it in by itself.
-        attend = _compiled_flex_attention() if q.is_cuda and not torch.compiler.is_compiling() else flex_attention
-        plain = softcap is None and slopes_H is None
-        y = attend(q, k, v, None if plain else modify, context.block_mask, scale=self.score_scale, enable_gqa=grouped)
-        assert isinstance(y, Tensor)
-        return y
-
-
-def causal_in_blocks(q_BHTE: Tensor, k_BGTE: Tensor, v_BGTV: Tensor, scale: float | None = None) -> Tensor:
-    """Causal softmax(q k^T · scale) v, (B, H, T, V), from a few matrix products for each block of queries.
-
-    For CPUs: torch's flash kernel there takes 2-3 times as long at these lengths in bfloat16 (docs/performance.md).
-    Scores are rounded to the dtype of q before the softmax, which is taken in float32; the probabilities of the lower
-    triangle, about B · H · T² / 2 of them, are kept for the backward pass.
-
-    - scale: None = 1 / sqrt(E).
-    """
-    (n_sequences, n_heads, n_tokens, _), n_groups = q_BHTE.shape, k_BGTE.shape[1]
-    size = max(64, n_tokens // 8)  # at most 8 blocks, or compiling takes long
-    q_BHTE = q_BHTE * (1 / math.sqrt(q_BHTE.shape[-1]) if scale is None else scale)
-    mask_SS = torch.full((size, size), -math.inf, device=q_BHTE.device).triu(1)
-    outputs = []
-    for start in range(0, n_tokens, size):
-        end = min(start + size, n_tokens)
-        # the queries of all heads that share keys in one matrix, (B, G, H/G · S, E)
-        rows = (n_sequences, n_groups, n_heads // n_groups * (end - start), -1)
-        heads = (n_sequences, n_heads, end - start, -1)
-        q = q_BHTE[:, :, start:end].reshape(rows)
-        mask = F.pad(mask_SS[: end - start, : end - start], (start, 0))
-        p = (at_least_float32((q @ k_BGTE[:, :, :end].mT).view(heads)) + mask).softmax(dim=-1).to(v_BGTV.dtype)
-        outputs.append((p.view(rows) @ v_BGTV[:, :, :end]).view(heads))
-    return torch.cat(outputs, dim=2)
-
-
-def softcapped(  # noqa: PLR0917
-    q_BHTE: Tensor, k_BGSE: Tensor, v_BGSV: Tensor, mask: Tensor | None, softcap: float, scale: float | None
-) -> Tensor:
-    """Softmax(cap · tanh(q k^T · scale / cap) + mask) v, (B, H, T, V): of the few queries that follow cached tokens."""
-    assert mask is not None or q_BHTE.shape[2] == 1, "without a mask, for one query only"
-    shared_by = q_BHTE.shape[1] // k_BGSE.shape[1]
-    k_BHSE, v_BHSV = (x.repeat_interleave(shared_by, dim=1) for x in (k_BGSE, v_BGSV))
-    scale = 1 / math.sqrt(q_BHTE.shape[-1]) if scale is None else scale
-    scores = softcap * torch.tanh(at_least_float32(q_BHTE) @ at_least_float32(k_BHSE).mT * (scale / softcap))
-    if mask is not None:
-        scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -math.inf)
-    return scores.softmax(dim=-1).to(v_BHSV.dtype) @ v_BHSV
 
 
 class GroupedQueryAttention(Attention):
@@ -328,7 +249,6 @@ class GroupedQueryAttention(Attention):
         self.out_proj = ResidualProjection(n_heads * self.head_dim, d_model, bias=bias)
 
     def forward(self, x_BTD: Tensor, context: SequenceContext) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
         q_BHTE = normalize(self.q_norm, split_heads(self.q_proj(x_BTD), self.head_dim))
         k_BGTE = normalize(self.k_norm, split_heads(self.k_proj(x_BTD), self.head_dim))
         v_BGTE = split_heads(self.v_proj(x_BTD), self.head_dim)
@@ -364,11 +284,8 @@ def _resolve_kv_heads(n_kv_heads: float | None, n_heads: int) -> int:
     if isinstance(n_kv_heads, float) and 0 < n_kv_heads < 1:
         count = round(n_kv_heads * n_heads, 6)
     if count < 1 or count != int(count) or n_heads % count:
-        ratio = f" ({count:g} heads)" if count != n_kv_heads else ""
-        raise ValueError(
-            f"attention.n_kv_heads={n_kv_heads}{ratio} does not divide model.n_heads={n_heads}: "
-            f"use {one_of(divisors(n_heads))}"
-        )
+        given = f"attention.n_kv_heads={n_kv_heads}" + (f" ({count:g} heads)" if count != n_kv_heads else "")
+        raise ValueError(f"{given} does not divide model.n_heads={n_heads}: use {one_of(divisors(n_heads))}")
     return int(count)
 
 
@@ -379,42 +296,30 @@ def _resolve_window(window: float | None, context_length: int) -> int | None:
         raise ValueError(f"attention.window={window} must be a positive number of tokens or a ratio in (0, 1)")
     tokens = max(1, round(window * context_length)) if isinstance(window, float) else window
     if tokens >= context_length:
-        raise ValueError(
-            f"attention.window={window} reaches all of model.context_length={context_length} and changes nothing: "
-            "make it shorter, or null"
-        )
+        reaches = f"attention.window={window} reaches all of model.context_length={context_length}"
+        raise ValueError(f"{reaches} and changes nothing: make it shorter, or null")
     return tokens
 
 
 def divisors(n: int) -> list[int]:
-    """Whole numbers that divide n, from 1 to n."""
     return [i for i in range(1, n + 1) if n % i == 0]
 
 
 def one_of(numbers: list[int]) -> str:
-    """As in "1, 2 or 4"."""
     *most, last = map(str, numbers)
     return f"{', '.join(most)} or {last}" if most else last
 
 
 def head_norms(head_dim: int, qk_norm: bool) -> tuple[nn.Module, nn.Module]:
     """Norms for query and key heads; eps as in Qwen 3."""
-    return (
-        (nn.RMSNorm(head_dim, eps=1e-6), nn.RMSNorm(head_dim, eps=1e-6)) if qk_norm else (nn.Identity(), nn.Identity())
-    )
+    return tuple(nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2))  # type: ignore[return-value]
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """(B, T, heads · head_dim) to (B, heads, T, head_dim)."""
-    n_sequences, n_tokens, _ = x.shape
-    return x.view(n_sequences, n_tokens, -1, head_dim).transpose(1, 2)
+    return x.view(*x.shape[:2], -1, head_dim).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
     """(B, heads, T, head_dim) to (B, T, heads · head_dim)."""
     return x.transpose(1, 2).flatten(2)
-
-
-@cache
-def _compiled_flex_attention() -> Any:
-    return torch.compile(flex_attention)
