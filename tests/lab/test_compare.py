@@ -60,7 +60,7 @@ def test_a_scaling_law_of_finished_runs(
     law = read_law(tmp_path / "out" / "law.json")  # what budgets read is what was fitted
     assert (law.E, law.alpha, law.beta, law.flops_coefficient) == pytest.approx((1, 0.3, 0.3, 6), rel=0.01)
     fitted = Law(**json.loads((tmp_path / "out" / "law.json").read_text())["law"])
-    assert tuple(law.optimum(1e14)) == tuple(fitted.optimum(1e14))
+    assert tuple(law.optimum(1e14))[:2] == tuple(fitted.optimum(1e14))[:2]
     for wrong, path in (
         (("scaling=total", "baseline=mha"), "baseline"),
         (("scaling=total", "metric=val_loss"), "metric"),

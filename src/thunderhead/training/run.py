@@ -153,8 +153,9 @@ def find_problems(config: Config) -> list[Problem]:
     if isinstance(every, int) and every < 1:
         message = f"{every} is not accepted: should be greater than 0; a large number logs the first and last step only"
         problems.append(Problem("trainer.log_every_n_steps", message))
+    sound = not problems
     for group in ("match", "tune"):  # a single run has no arms that they could act on
-        if not problems and group in config and hasattr(component := build(config[group]), "problems"):
+        if sound and group in config and hasattr(component := build(config[group]), "problems"):
             problems += component.problems(None)
     return problems
 
