@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thunderhead.core.data.manifest import Manifest
-from thunderhead.core.data.order import Order, permutation, spread, spread_over_chunks
+from thunderhead.core.data.order import Order, permutation, spread
+from thunderhead.corpus.mixture import spread_over_chunks
 from thunderhead.corpus.shard_data import check_blocks
 
 MakeShards = Callable[..., Manifest]

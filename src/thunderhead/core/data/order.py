@@ -5,7 +5,6 @@ runs with the same seed see the same tokens at the same step.
 """
 
 import hashlib
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -80,10 +79,3 @@ def spread(number: int, count: int, blocks: int) -> int:
     The selection of a count holds that of each of its divisors.
     """
     return number * blocks // count
-
-
-def spread_over_chunks(sizes: Sequence[int], count: int) -> list[int]:
-    """Count those of `count` evenly spread blocks that lie in each chunk, of which `sizes` tells all blocks."""
-    ends = [0, *itertools.accumulate(sizes)]
-    before = [-(-end * count // ends[-1]) for end in ends]  # those whose spread() is below
-    return [after - first for first, after in itertools.pairwise(before)]
