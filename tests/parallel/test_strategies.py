@@ -14,7 +14,7 @@ from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.core.module import build_decoder, build_optimizer
 from thunderhead.parallel import strategies as parallel
-from thunderhead.parallel.strategies import MeshStrategy, auto, ddp, fsdp, fsdp_tp, hsdp, single, tensor_parallel, zero1
+from thunderhead.parallel.strategies import MeshStrategy, auto, ddp, fsdp, single, tensor_parallel
 from thunderhead.parallel.zero1 import owners
 from tiny import plan_of, tiny
 
@@ -35,14 +35,14 @@ def test_single_is_one() -> None:
     ("option", "data_parallel", "tensor_parallel", "parameters", "gradients", "state"),
     [
         (ddp(8), 8, 1, 1, 1, 1),
-        (zero1(8), 8, 1, 1, 1, 8),
+        (ddp(8, shards_state=True), 8, 1, 1, 1, 8),
         (fsdp(8), 8, 1, 8, 1, 8),
         (fsdp(8, sync_every_micro_batch=True), 8, 1, 8, 8, 8),
-        (hsdp(8), 8, 1, 4, 1, 4),
-        (hsdp(8, replicate_size=4, sync_every_micro_batch=True), 8, 1, 2, 2, 2),
+        (fsdp(8, replicate_size=2), 8, 1, 4, 1, 4),
+        (fsdp(8, replicate_size=4, sync_every_micro_batch=True), 8, 1, 2, 2, 2),
         (tensor_parallel(8), 1, 8, 1, 1, 1),
-        (fsdp_tp(8), 4, 2, 4, 1, 4),
-        (fsdp_tp(8, tensor_parallel_size=4), 2, 4, 2, 1, 2),
+        (fsdp(8, tensor_parallel_size=2), 4, 2, 4, 1, 4),
+        (fsdp(8, tensor_parallel_size=4), 2, 4, 2, 1, 2),
     ],
 )
 def test_what_is_divided_among_how_many(
@@ -61,7 +61,7 @@ def test_whole_parameters_go_to_the_rank_that_has_least(sizes: list[int], n: int
 
 
 def test_only_fsdp_gathers() -> None:
-    assert [o(4).gathers for o in (auto, ddp, zero1, tensor_parallel, fsdp, fsdp_tp, hsdp)] == [False] * 4 + [True] * 3
+    assert [o(4).gathers for o in (auto, ddp, tensor_parallel, fsdp)] == [False] * 3 + [True]
     assert not fsdp(4).gathers_all
     assert fsdp(4, reshard_after_forward=False).gathers_all
 
@@ -70,13 +70,13 @@ def test_only_fsdp_gathers() -> None:
     ("make", "message"),
     [
         (
-            lambda: hsdp(6, replicate_size=4),
-            "strategy=hsdp: replicate_size=4 × shard_size=1 is not trainer.devices × trainer.num_nodes = 6: use "
-            "strategy.replicate_size=3 strategy.shard_size=2 or strategy.replicate_size=2 strategy.shard_size=3",
+            lambda: fsdp(6, replicate_size=4),
+            "strategy=hsdp: replicate_size=4 × shard_size=1 × tensor_parallel_size=1 is not trainer.devices ×"
+            " trainer.num_nodes = 6: use sizes of 1, 2, 3, 6, and shard_size=null",
         ),
         (
-            lambda: fsdp_tp(4, tensor_parallel_size=2, data_parallel_size=4),
-            "strategy=fsdp_tp: tensor_parallel_size=2 × data_parallel_size=4 is not",
+            lambda: fsdp(4, tensor_parallel_size=2, shard_size=4),
+            "strategy=fsdp_tp: replicate_size=1 × shard_size=4 × tensor_parallel_size=2 is not",
         ),
     ],
 )

@@ -6,16 +6,14 @@ a query or key head, V of a value head, C of the compressed latent, R of the rot
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
-from torch.distributed.tensor.parallel.style import ParallelStyle
 
 from thunderhead.core.model.attention import Attention, Backend, head_norms, merge_heads, split_heads
 from thunderhead.core.model.context import Cache, SequenceContext, extend
+from thunderhead.core.model.division import Division, refuse_uneven
 from thunderhead.core.model.init import ResidualProjection
 from thunderhead.core.model.norm import normalize
 from thunderhead.core.model.position import rotate
 from thunderhead.core.types import PositiveFloat, PositiveInt, Probability
-from thunderhead.parallel.styles import IntoShards, Replicated, refuse_uneven
 
 
 class MultiHeadLatentAttention(Attention):
@@ -105,24 +103,24 @@ class MultiHeadLatentAttention(Attention):
         dims = {"latents": self.kv_lora_rank, "shared_keys": self.rotary_dim}
         return {name: torch.empty(n_sequences, n_tokens, n, device=device, dtype=dtype) for name, n in dims.items()}
 
-    def tensor_parallel_plan(self, n_ranks: int) -> dict[str, ParallelStyle]:
+    def tensor_parallel_plan(self, n_ranks: int) -> dict[str, Division]:
         """Each rank has n_heads / n_ranks heads; all compute the latents, which are small.
 
         Raises ValueError if the heads cannot be divided so.
         """
         refuse_uneven("model.n_heads", self.n_heads, n_ranks)
-        styles: dict[str, ParallelStyle] = {
-            "kv_down_proj": Replicated(),
-            "kv_latent_norm": Replicated(),
-            "shared_key": IntoShards(),
-            "q_proj": ColwiseParallel(),
-            "kv_proj": ColwiseParallel(),
-            "out_proj": RowwiseParallel(),
+        styles: dict[str, Division] = {
+            "kv_down_proj": "replicated",
+            "kv_latent_norm": "replicated",
+            "shared_key": "into_shards",
+            "q_proj": "columns",
+            "kv_proj": "columns",
+            "out_proj": "rows",
         }
         if not isinstance(self.q_down_proj, nn.Identity):
-            styles |= {"q_down_proj": Replicated(), "q_latent_norm": Replicated()}
+            styles |= {"q_down_proj": "replicated", "q_latent_norm": "replicated"}
         if not isinstance(self.q_norm, nn.Identity):
-            styles |= {"q_norm": Replicated(on_shards=True), "k_norm": Replicated(on_shards=True)}
+            styles |= {"q_norm": "replicated_on_shards", "k_norm": "replicated_on_shards"}
         return styles
 
     def _rotate_end(self, x_BHTE: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

@@ -26,8 +26,10 @@ from torch.distributed.fsdp import (
 )
 from torch.optim import Optimizer
 
+from thunderhead.core.config import Problem
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.types import PositiveInt
+from thunderhead.parallel.tensor_parallel import problems_of
 from thunderhead.parallel.tensor_parallel import tensor_parallel as divide
 from thunderhead.parallel.zero1 import Zero1Strategy
 
@@ -46,8 +48,7 @@ class Parallelism:
         whole_parameters: that state is divided by whole parameters, so that ranks have parts of different sizes.
         gathers: a block's parameters are gathered when it computes.
         gathers_all: they stay gathered until the backward pass.
-        on_cpu: which of parameters, gradients, optimizer_state are in the host's memory.
-        needs_cuda: it does not run elsewhere.
+        on_cpu: which of parameters, gradients, optimizer_state are in the host's memory; needs CUDA.
         strategy: makes Lightning's strategy.
     """
 
@@ -61,8 +62,15 @@ class Parallelism:
     gathers: bool = False
     gathers_all: bool = False
     on_cpu: tuple[str, ...] = ()
-    needs_cuda: bool = False
     strategy: Callable[[], Strategy | str] = lambda: "auto"
+
+    def problems(self, run: Any) -> Iterator[Problem]:
+        """Yield what the machine or the model cannot do."""
+        if self.on_cpu and run.accelerator != "cuda":
+            message = f"needs CUDA devices, and this run is on {run.accelerator}: set it to false"
+            yield Problem("", f"strategy.cpu_offload=true {message}")
+        for message in problems_of(run.decoder_meta, self.tensor_parallel_size):
+            yield Problem("", f"{message} (strategy={self.name})")
 
 
 def auto(world_size: int) -> Parallelism:
@@ -71,11 +79,7 @@ def auto(world_size: int) -> Parallelism:
 
 
 def single(world_size: int) -> Parallelism:
-    """One device.
-
-    Raises:
-        ValueError: more devices were asked for.
-    """
+    """One device; raises ValueError if more were asked for."""
     if world_size > 1:
         raise ValueError(
             f"strategy=single runs on one device, but trainer.devices × trainer.num_nodes = {world_size}: "
@@ -84,71 +88,30 @@ def single(world_size: int) -> Parallelism:
     return Parallelism(name="single", data_parallel_size=1)
 
 
-def ddp(world_size: int, *, gradient_as_bucket_view: bool = True, bucket_cap_mb: PositiveInt = 25) -> Parallelism:
-    """A replica of the model on every device; gradients are averaged in the backward pass (Li et al. 2006.15704)."""
-    settings: dict[str, Any] = {"gradient_as_bucket_view": gradient_as_bucket_view, "bucket_cap_mb": bucket_cap_mb}
-    return Parallelism(name="ddp", data_parallel_size=world_size, strategy=lambda: DDPStrategy(**settings))
-
-
-def zero1(world_size: int, *, gradient_as_bucket_view: bool = True, bucket_cap_mb: PositiveInt = 25) -> Parallelism:
-    """`ddp`, with the optimizer's state divided among the devices by whole parameters (Rajbhandari et al. 1910.02054).
-
-    Any optimizer does; losses are those of `ddp`, bit for bit.
-    """
-    settings: dict[str, Any] = {"gradient_as_bucket_view": gradient_as_bucket_view, "bucket_cap_mb": bucket_cap_mb}
-    return Parallelism(
-        name="zero1",
-        data_parallel_size=world_size,
-        state_shards=world_size,
-        whole_parameters=True,
-        strategy=lambda: Zero1Strategy(**settings),
-    )
-
-
-def fsdp(
+def ddp(
     world_size: int,
     *,
-    reshard_after_forward: bool = True,
-    sync_every_micro_batch: bool = False,
-    cpu_offload: bool = False,
+    gradient_as_bucket_view: bool = True,
+    bucket_cap_mb: PositiveInt = 25,
+    shards_state: bool = False,
 ) -> Parallelism:
-    """Fully sharded data parallelism (FSDP2): parameters, gradients and optimizer state in as many shards as ranks.
+    """A replica of the model on every device; gradients are averaged in the backward pass (Li et al. 2006.15704).
 
     Args:
         world_size: devices.
-        reshard_after_forward: free the gathered parameters after the forward pass (ZeRO-3); false keeps them for the
-            backward pass and saves one gather (ZeRO-2).
-        sync_every_micro_batch: of an accumulated step, sum the gradients over ranks after each micro-batch and keep a
-            shard of them, instead of once at the end: more communication, less memory.
-        cpu_offload: keep parameters, gradients and optimizer state in the host's memory; the optimizer computes there.
+        gradient_as_bucket_view: of torch's DistributedDataParallel.
+        bucket_cap_mb: of the same.
+        shards_state: divide the optimizer's state among the devices by whole parameters (`zero1`).
     """
-    return _sharded("fsdp", 1, world_size, 1, reshard_after_forward, sync_every_micro_batch, cpu_offload)
-
-
-def hsdp(
-    world_size: int,
-    *,
-    replicate_size: PositiveInt = 2,
-    shard_size: PositiveInt | None = None,
-    reshard_after_forward: bool = True,
-    sync_every_micro_batch: bool = False,
-    cpu_offload: bool = False,
-) -> Parallelism:
-    """Hybrid sharding: shards within groups of devices (a node), replicas of them between groups (Zhao 2304.11277).
-
-    Args:
-        world_size: devices; replicate_size × shard_size.
-        replicate_size: groups, each of which holds the whole model in shards.
-        shard_size: devices of a group; None = world_size / replicate_size.
-        reshard_after_forward: as in `fsdp`.
-        sync_every_micro_batch: as in `fsdp`.
-        cpu_offload: as in `fsdp`.
-
-    Raises:
-        ValueError: the sizes do not multiply to world_size.
-    """
-    shard_size = _other_size("hsdp", world_size, "replicate_size", replicate_size, "shard_size", shard_size)
-    return _sharded("hsdp", replicate_size, shard_size, 1, reshard_after_forward, sync_every_micro_batch, cpu_offload)
+    kind: Any = Zero1Strategy if shards_state else DDPStrategy
+    settings = {"gradient_as_bucket_view": gradient_as_bucket_view, "bucket_cap_mb": bucket_cap_mb}
+    return Parallelism(
+        name="zero1" if shards_state else "ddp",
+        data_parallel_size=world_size,
+        state_shards=world_size if shards_state else 1,
+        whole_parameters=shards_state,
+        strategy=lambda: kind(**settings),
+    )
 
 
 def tensor_parallel(world_size: int) -> Parallelism:
@@ -161,83 +124,60 @@ def tensor_parallel(world_size: int) -> Parallelism:
     )
 
 
-def fsdp_tp(
+def fsdp(
     world_size: int,
     *,
-    tensor_parallel_size: PositiveInt = 2,
-    data_parallel_size: PositiveInt | None = None,
+    replicate_size: PositiveInt = 1,
+    shard_size: PositiveInt | None = None,
+    tensor_parallel_size: PositiveInt = 1,
     reshard_after_forward: bool = True,
     sync_every_micro_batch: bool = False,
     cpu_offload: bool = False,
 ) -> Parallelism:
-    """Tensor parallelism within groups of devices (a node), and FSDP2 between the groups.
+    """Fully sharded data parallelism (FSDP2): parameters, gradients and optimizer state in as many shards as ranks.
 
     Args:
-        world_size: devices; tensor_parallel_size × data_parallel_size.
-        tensor_parallel_size: devices that compute each block together.
-        data_parallel_size: groups, each with data of its own; None = world_size / tensor_parallel_size.
-        reshard_after_forward: as in `fsdp`.
-        sync_every_micro_batch: as in `fsdp`.
-        cpu_offload: as in `fsdp`.
+        world_size: devices; replicate_size × shard_size × tensor_parallel_size.
+        replicate_size: groups, each of which holds the whole model in shards (`hsdp`: Zhao et al. 2304.11277).
+        shard_size: data-parallel ranks that divide it; None = what the others leave.
+        tensor_parallel_size: devices that compute each block together (`fsdp_tp`).
+        reshard_after_forward: free the gathered parameters after the forward pass (ZeRO-3); false keeps them for the
+            backward pass and saves one gather (ZeRO-2).
+        sync_every_micro_batch: of an accumulated step, sum the gradients over ranks after each micro-batch and keep a
+            shard of them, instead of once at the end: more communication, less memory.
+        cpu_offload: keep parameters, gradients and optimizer state in the host's memory; the optimizer computes there.
 
     Raises:
         ValueError: the sizes do not multiply to world_size.
     """
-    names = ("tensor_parallel_size", "data_parallel_size")
-    shards = _other_size("fsdp_tp", world_size, names[0], tensor_parallel_size, names[1], data_parallel_size)
-    return _sharded(
-        "fsdp_tp", 1, shards, tensor_parallel_size, reshard_after_forward, sync_every_micro_batch, cpu_offload
-    )
-
-
-def _other_size(  # noqa: PLR0917
-    option: str, world_size: int, given: str, size: int, wanted: str, other: int | None
-) -> int:
-    """The second factor of world_size, checked."""
-    other = max(world_size // size, 1) if other is None else other
-    if size * other != world_size:
-        divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
-        pairs = [f"strategy.{given}={n} strategy.{wanted}={world_size // n}" for n in divisors]
-        nearest = sorted(pairs, key=lambda pair: abs(divisors[pairs.index(pair)] - size))[:2]
+    name = "fsdp_tp" if tensor_parallel_size > 1 else "hsdp" if replicate_size > 1 else "fsdp"
+    groups = replicate_size * tensor_parallel_size
+    shards = max(world_size // groups, 1) if shard_size is None else shard_size
+    if groups * shards != world_size:
+        divisors = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
         raise ValueError(
-            f"strategy={option}: {given}={size} × {wanted}={other} is not trainer.devices × trainer.num_nodes ="
-            f" {world_size}: use {' or '.join(nearest)}"
+            f"strategy={name}: {replicate_size=} × shard_size={shards} × {tensor_parallel_size=} is not trainer.devices"
+            f" × trainer.num_nodes = {world_size}: use sizes of {divisors}, and shard_size=null"
         )
-    return other
-
-
-def _sharded(  # noqa: PLR0917
-    name: str,
-    replicate_size: int,
-    shard_size: int,
-    tensor_parallel_size: int,
-    reshard_after_forward: bool,
-    sync_every_micro_batch: bool,
-    cpu_offload: bool,
-) -> Parallelism:
-    def strategy() -> Strategy:
-        return MeshStrategy(
+    return Parallelism(
+        name=name,
+        data_parallel_size=replicate_size * shards,
+        tensor_parallel_size=tensor_parallel_size,
+        parameter_shards=shards,
+        gradient_shards=shards if sync_every_micro_batch else 1,
+        state_shards=shards,
+        gathers=True,
+        gathers_all=not reshard_after_forward,
+        on_cpu=("parameters", "gradients", "optimizer_state") if cpu_offload else (),
+        strategy=lambda: MeshStrategy(
             replicate_size=replicate_size,
-            shard_size=shard_size,
+            shard_size=shards,
             tensor_parallel_size=tensor_parallel_size,
             shards=True,
             reshard_after_forward=reshard_after_forward,
             sync_every_micro_batch=sync_every_micro_batch,
             cpu_offload=cpu_offload,
-        )
-
-    return Parallelism(
-        name=name,
-        data_parallel_size=replicate_size * shard_size,
-        tensor_parallel_size=tensor_parallel_size,
-        parameter_shards=shard_size,
-        gradient_shards=shard_size if sync_every_micro_batch else 1,
-        state_shards=shard_size,
-        gathers=True,
-        gathers_all=not reshard_after_forward,
-        on_cpu=("parameters", "gradients", "optimizer_state") if cpu_offload else (),
-        needs_cuda=cpu_offload,
-        strategy=strategy,
+        ),
     )
 
 

@@ -1,15 +1,74 @@
-"""Tensor parallelism: every block's heads and hidden dimensions divided among ranks (Shoeybi et al. 1909.08053)."""
+"""Tensor parallelism: every block's heads and hidden dimensions divided among ranks (Shoeybi et al. 1909.08053).
 
-from typing import cast
+Branches say how their layers are divided (thunderhead.core.model.division); everything between the branches is computed
+alike on all ranks.
+"""
 
-from torch import nn
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import parallelize_module
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.parallel.style import ParallelStyle
 
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.parallel.styles import Replicated, RowsGathered
+from thunderhead.core.model.division import Division
+from thunderhead.options.precision import view_parameters
+
+
+class Stored(ParallelStyle):
+    """Parameters stored in one layout; the module computes with them whole, as plain tensors.
+
+    Args:
+        placement: the layout.
+        on_shards: the module computes on this rank's heads or dimensions only, so that its gradients are summed over
+            ranks; else on what all ranks have alike.
+    """
+
+    def __init__(self, placement: Placement, *, on_shards: bool = False) -> None:
+        super().__init__()
+        self.placement, self.gradients = placement, [Partial()] if on_shards else None
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            stored = distribute_tensor(parameter, device_mesh, [self.placement], src_data_rank=None)
+            module.register_parameter(name, nn.Parameter(stored, requires_grad=parameter.requires_grad))
+
+        def whole(parameter: Tensor) -> Tensor:
+            # FSDP2, which looks at a parameter while it is sharded over data-parallel ranks, too, must find the thing.
+            if isinstance(parameter, DTensor) and parameter.device_mesh == device_mesh:
+                here: Tensor = parameter.redistribute(placements=[Replicate()]).to_local(grad_placements=self.gradients)
+                return here
+            return parameter
+
+        view_parameters(module, whole)
+        return module
+
+
+class IntoShards(ParallelStyle):
+    """Gradients of a module's output are summed over ranks, as ColwiseParallel does it for its input."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def enter(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            whole = DTensor.from_local(output, device_mesh, [Replicate()], run_check=False)
+            local: Tensor = whole.to_local(grad_placements=[Partial()])
+            return local
+
+        module.register_forward_hook(enter)
+        return module
+
+
+def _style(division: Division) -> ParallelStyle:
+    match division:
+        case "columns":
+            return ColwiseParallel()
+        case "rows":
+            return RowwiseParallel()
+        case "into_shards":
+            return IntoShards()
+    return Stored(Replicate(), on_shards=division == "replicated_on_shards")
 
 
 def tensor_parallel(decoder: Decoder, mesh: DeviceMesh) -> None:
@@ -18,25 +77,35 @@ def tensor_parallel(decoder: Decoder, mesh: DeviceMesh) -> None:
     Raises:
         ValueError: it cannot be divided; see `plan_of`.
     """
-    for block in decoder.blocks:
-        for branch in (block.attention, block.feedforward):
-            parallelize_module(
-                cast(nn.Module, branch), mesh, plan_of(cast(nn.Module, branch), mesh.size()), src_data_rank=None
-            )
+
+    def prepare(_branch: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return DTensor.from_local(inputs[0], mesh, [Replicate()], run_check=False), *inputs[1:]
+
+    for branch in branches(decoder):
+        plan = plan_of(branch, mesh.size())
+        parallelize_module(branch, mesh, {name: _style(d) for name, d in plan.items()}, src_data_rank=None)
+        if "columns" in plan.values() and "replicated" not in plan.values():
+            branch.register_forward_pre_hook(prepare)  # one sum of gradients for all uses of the input
     for module in list(decoder.modules()):
         if any(not isinstance(p, DTensor) for p in module.parameters(recurse=False)):
-            table = module is decoder.embedding or module is decoder.head
-            parallelize_module(module, mesh, RowsGathered() if table else Replicated(), src_data_rank=None)
+            table = module is decoder.embedding or module is decoder.head  # each rank stores some of its rows
+            parallelize_module(module, mesh, Stored(Shard(0) if table else Replicate()), src_data_rank=None)
     n_heads = decoder.n_heads // mesh.size()
     decoder.local_heads = slice(mesh.get_local_rank() * n_heads, (mesh.get_local_rank() + 1) * n_heads)
 
 
-def plan_of(branch: nn.Module, n_ranks: int) -> dict[str, ParallelStyle]:
-    """The styles of a branch's layers.
+def branches(decoder: Decoder) -> Iterator[nn.Module]:
+    """Mixer and feed-forward of every block."""
+    for block in decoder.blocks:
+        yield from (block.attention, block.feedforward)  # type: ignore[misc]
+
+
+def plan_of(branch: nn.Module, n_ranks: int) -> dict[str, Division]:
+    """How a branch's layers are divided.
 
     Raises:
-        ValueError: it has no plan, its sizes cannot be divided, its plan leaves parameters out, or its dropout would
-            differ.
+        ValueError: it has no plan, its sizes cannot be divided, its plan leaves parameters out or knows other words, or
+            its dropout would differ.
     """
     name = f"{type(branch).__module__}.{type(branch).__qualname__}"
     if not callable(plan := getattr(branch, "tensor_parallel_plan", None)):
@@ -48,24 +117,26 @@ def plan_of(branch: nn.Module, n_ranks: int) -> dict[str, ParallelStyle]:
             f"attention.dropout={dropout:g}: tensor parallelism divides the heads among ranks, which would drop the"
             " same places of different heads: set it to 0"
         )
-    styles: dict[str, ParallelStyle] = plan(n_ranks)
+    divisions: dict[str, Division] = plan(n_ranks)
     for module_name, module in branch.named_modules():
-        if next(module.parameters(recurse=False), None) is not None and module_name not in styles:
+        if next(module.parameters(recurse=False), None) is not None and module_name not in divisions:
             raise ValueError(f"the tensor_parallel_plan of {name} leaves out {module_name or 'its own parameters'}")
-    return styles
+    if unknown := sorted({*divisions.values()} - {*get_args(Division)}):
+        raise ValueError(
+            f"the tensor_parallel_plan of {name} says {unknown[0]}: known are {', '.join(get_args(Division))}"
+        )
+    return divisions
 
 
 def problems_of(decoder: Decoder, n_ranks: int) -> list[str]:
     """Why a decoder cannot be divided among n_ranks, in sentences."""
-    if n_ranks == 1:
-        return []
     problems = []
-    for branch in (decoder.blocks[0].attention, decoder.blocks[0].feedforward):
+    for branch in branches(decoder) if n_ranks > 1 else ():
         try:
-            plan_of(cast(nn.Module, branch), n_ranks)
+            plan_of(branch, n_ranks)
         except ValueError as error:
             problems.append(str(error))
-    return problems
+    return list(dict.fromkeys(problems))  # layers are mostly alike
 
 
 def share_of_parameters(decoder: Decoder, n_ranks: int) -> float:
@@ -76,15 +147,13 @@ def share_of_parameters(decoder: Decoder, n_ranks: int) -> float:
     """
     if n_ranks == 1:
         return 1.0
-    stored: dict[int, float] = {}
-    for block in decoder.blocks:
-        for branch in (cast(nn.Module, block.attention), cast(nn.Module, block.feedforward)):
-            for name, style in plan_of(branch, n_ranks).items():
-                divided = not isinstance(style, Replicated)
-                for parameter in branch.get_submodule(name).parameters(recurse=False):
-                    stored[id(parameter)] = parameter.numel() / (n_ranks if divided else 1)
+    divided: set[int] = set()
+    for branch in branches(decoder):
+        for name, division in plan_of(branch, n_ranks).items():
+            if not division.startswith("replicated"):
+                divided |= {id(parameter) for parameter in branch.get_submodule(name).parameters(recurse=False)}
     for table in (decoder.embedding, decoder.head):
-        for parameter in table.parameters() if table is not None else ():
-            stored[id(parameter)] = parameter.numel() / n_ranks
+        divided |= {id(parameter) for parameter in table.parameters()} if table is not None else set()
     parameters = list(decoder.parameters())
-    return sum(stored.get(id(p), p.numel()) for p in parameters) / sum(p.numel() for p in parameters)
+    stored = sum(p.numel() / (n_ranks if id(p) in divided else 1) for p in parameters)
+    return stored / sum(p.numel() for p in parameters)

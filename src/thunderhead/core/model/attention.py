@@ -13,18 +13,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
-from torch.distributed.tensor.parallel.style import ParallelStyle
 from torch.nn import functional as F
 
 from thunderhead.core.model import kernels
 from thunderhead.core.model.context import Cache, SequenceContext, dense_mask, extend, n_kept, sparse_mask
+from thunderhead.core.model.division import Division, refuse_uneven
 from thunderhead.core.model.init import ResidualProjection
 from thunderhead.core.model.mixer import SequenceMixer, matrix_flops
 from thunderhead.core.model.norm import normalize
 from thunderhead.core.model.position import rotate
 from thunderhead.core.types import PositiveFloat, PositiveInt, Probability, Problem
-from thunderhead.parallel.styles import Replicated, input_of_all, refuse_uneven
 
 Backend = Literal["auto", "sdpa", "flex"]
 
@@ -257,7 +255,7 @@ class GroupedQueryAttention(Attention):
         y_BTD: Tensor = self.out_proj(merge_heads(self.attend(q_BHTE, k_BGTE, v_BGTE, context)))
         return y_BTD
 
-    def tensor_parallel_plan(self, n_ranks: int) -> dict[str, ParallelStyle]:
+    def tensor_parallel_plan(self, n_ranks: int) -> dict[str, Division]:
         """Each rank has n_heads / n_ranks query heads with their key/value heads.
 
         Raises ValueError if the heads cannot be divided so.
@@ -266,14 +264,13 @@ class GroupedQueryAttention(Attention):
         kv_heads = [n for n in divisors(self.n_heads) if n % n_ranks == 0]
         nearest = f"attention.n_kv_heads={one_of(kv_heads)}"
         refuse_uneven("attention.n_kv_heads", self.n_kv_heads, n_ranks, nearest)
-        styles: dict[str, ParallelStyle] = {
-            "": input_of_all(None),
-            **{name: ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")},
-            "out_proj": RowwiseParallel(),
+        styles: dict[str, Division] = {
+            **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "columns"),
+            "out_proj": "rows",
         }
         for name, norm in (("q_norm", self.q_norm), ("k_norm", self.k_norm)):
             if not isinstance(norm, nn.Identity):
-                styles[name] = Replicated(on_shards=True)
+                styles[name] = "replicated_on_shards"
         return styles
 
 

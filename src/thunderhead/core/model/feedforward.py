@@ -10,13 +10,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
-from torch.distributed.tensor.parallel.style import ParallelStyle
 from torch.nn import functional as F
 
+from thunderhead.core.model.division import Division, refuse_uneven
 from thunderhead.core.model.init import ResidualProjection
 from thunderhead.core.types import PositiveFloat, PositiveInt
-from thunderhead.parallel.styles import input_of_all, refuse_uneven
 
 
 class FeedForward(nn.Module):
@@ -54,10 +52,10 @@ class FeedForward(nn.Module):
         y_BTD: Tensor = self.down_proj(self.function(self.up_proj(x_BTD)))
         return y_BTD
 
-    def tensor_parallel_plan(self, n_ranks: int) -> dict[str, ParallelStyle]:
+    def tensor_parallel_plan(self, n_ranks: int) -> dict[str, Division]:
         """Each rank has 1/n_ranks of the hidden dimensions. Raises ValueError if these cannot be divided so."""
         refuse_uneven("model.d_ff", self.up_proj.out_features, n_ranks)
-        return {"": input_of_all(), "up_proj": ColwiseParallel(), "down_proj": RowwiseParallel()}
+        return {"up_proj": "columns", "down_proj": "rows"}
 
 
 class GatedFeedForward(nn.Module):
@@ -99,11 +97,10 @@ class GatedFeedForward(nn.Module):
         y_BTD: Tensor = self.down_proj(self.function(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
         return y_BTD
 
-    def tensor_parallel_plan(self, n_ranks: int) -> dict[str, ParallelStyle]:
+    def tensor_parallel_plan(self, n_ranks: int) -> dict[str, Division]:
         """Each rank has 1/n_ranks of the hidden dimensions. Raises ValueError if these cannot be divided so."""
         refuse_uneven("model.d_ff", self.up_proj.out_features, n_ranks)
-        columns = {"gate_proj": ColwiseParallel(), "up_proj": ColwiseParallel()}
-        return {"": input_of_all(), **columns, "down_proj": RowwiseParallel()}
+        return {"gate_proj": "columns", "up_proj": "columns", "down_proj": "rows"}
 
 
 def _refuse_ignored(d_ff: int | None, **settings: float | None) -> None:
