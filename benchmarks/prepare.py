@@ -27,11 +27,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a process, on both si
 
 from results_folder import RESULTS, hardware_slug
 
-from thunderhead.core.data.shards import CHUNK_BYTES
-from thunderhead.corpus.prepare import _Reader, prepare
-from thunderhead.corpus.pretrained_tokenizers import HuggingFaceTokenizer
+from thunderhead.core.tokenizer import Tokenizer
+from thunderhead.corpus.prepare import prepare, read_batches
+from thunderhead.corpus.published_tokenizers import HuggingFaceTokenizer
+from thunderhead.corpus.shard_files import CHUNK_BYTES
 from thunderhead.corpus.sources import LocalText, StandardLibrary
-from thunderhead.corpus.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer
+from thunderhead.corpus.trained_tokenizers import BpeTokenizer, ByteTokenizer
 from thunderhead.training import hardware
 
 
@@ -130,7 +131,7 @@ def main() -> None:
         corpus, trained = Path(folder, "corpus"), Path(folder, "tokenizer.json")
         write_corpus(corpus, size)
         source = LocalText(path=str(corpus))
-        batches = [[document.text for document in batch.documents] for batch in _Reader({"corpus": source}).batches()]
+        batches = [[document.text for document in batch.documents] for batch in read_batches({"corpus": source})]
         trained.write_text(BpeTokenizer(vocab_size=8192).train(batches[0]).to_json())
         tokenizer = HuggingFaceTokenizer(path=str(trained))
         alone: list[float] = []

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from object_store import Store
-from thunderhead.core.data.manifest import Chunk, Manifest
+from thunderhead.core.data.manifest import Chunk, Manifest, Shard
+from thunderhead.core.tokenizer import Tokens
 from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.sources import LocalText
-from thunderhead.corpus.tokenizer import ByteTokenizer, Tokens
+from thunderhead.corpus.trained_tokenizers import ByteTokenizer
 
 
 def words(n_words: int, seed: int) -> str:
@@ -27,6 +28,11 @@ def corpus(tmp_path: Path) -> Path:
     for i in range(60):
         (folder / f"{i:03}.txt").write_text(words(200, seed=i))
     return folder
+
+
+def files(folder: Path, shard: Shard) -> Callable[[int], Path]:
+    """Say where the chunks of a shard lie, by their number."""
+    return [folder / chunk.filename for chunk in shard.chunks].__getitem__
 
 
 @pytest.fixture

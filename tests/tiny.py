@@ -9,7 +9,7 @@ from thunderhead.core import config
 from thunderhead.core.config import CONF_DIR, Config
 from thunderhead.core.run import build_data
 from thunderhead.corpus.text_data import TextData
-from thunderhead.corpus.tokenizer import BpeTokenizer
+from thunderhead.corpus.trained_tokenizers import BpeTokenizer
 from thunderhead.training import hardware
 from thunderhead.training.plan import Plan
 from thunderhead.training.run import plan_config, train

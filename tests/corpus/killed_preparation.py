@@ -13,7 +13,7 @@ from thunderhead.core.data.manifest import Manifest
 from thunderhead.corpus import prepare as preparing
 from thunderhead.corpus.curation import Filter
 from thunderhead.corpus.sources import LocalText
-from thunderhead.corpus.tokenizer import BpeTokenizer
+from thunderhead.corpus.trained_tokenizers import BpeTokenizer
 
 LOG = ""
 SECONDS = 0.0

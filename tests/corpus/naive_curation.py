@@ -9,11 +9,10 @@ from thunderhead.corpus.sources import Source
 
 def curate(sources: Mapping[str, Source], filters: Mapping[str, Filter]) -> dict[str, Any]:
     """What curation.json should hold, see `Removals`."""
-    removals = Removals()
+    removals = Removals(sources)
     for rule in filters.values():
         rule.reset()
     for name, source in sources.items():
-        removals.add_source(name)
         for document in source.documents():
             evidence = {name: rule.inspect(document.text) for name, rule in filters.items()}
             removals.add(name, document, first_reason(filters, document.id, evidence))

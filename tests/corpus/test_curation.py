@@ -17,7 +17,7 @@ from thunderhead.corpus.curation import CharacterRatios, Filter, Language, Lengt
 from thunderhead.corpus.deduplication import ExactDuplicates
 from thunderhead.corpus.prepare import find_manifest, prepare
 from thunderhead.corpus.sources import LocalText
-from thunderhead.corpus.tokenizer import ByteTokenizer
+from thunderhead.corpus.trained_tokenizers import ByteTokenizer
 
 OPTIONS = sorted(file.stem for file in (CONF_DIR / "curation").glob("*.yaml"))
 ENGLISH = ("the", "of", "and")

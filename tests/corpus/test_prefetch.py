@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from thunderhead.core.data.manifest import Chunk, DamagedChunkError, Shard
+from thunderhead.core.data.manifest import Chunk, Shard, ShardError
 from thunderhead.core.data.order import Sample
 from thunderhead.core.data.shards import ShardReader
-from thunderhead.corpus.prefetch import Prefetcher
+from thunderhead.corpus.chunk_cache import Prefetcher
 
 BLOCKS = 10  # in each chunk
 
@@ -20,10 +20,10 @@ class Chunks:
         self.asked: list[int] = []
         self.broken: set[int] = set()
 
-    def file(self, number: int) -> Path:
+    def __call__(self, number: int) -> Path:
         self.asked.append(number)
         if number in self.broken:
-            raise DamagedChunkError(f"chunk {number}")
+            raise ShardError(f"chunk {number}")
         return Path()
 
 

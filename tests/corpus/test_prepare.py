@@ -11,10 +11,12 @@ import pytest
 from killed_preparation import Killable, count
 from long_words import LongWords
 
-from thunderhead.core.data.manifest import ForeignTokenizerError, Manifest, MissingManifestError, verify
-from thunderhead.corpus.prepare import check_sources, find_manifest, is_validation, prepare
+from thunderhead.core.data.manifest import Manifest, MissingFileError, ShardError
+from thunderhead.corpus.batch_processing import is_validation
+from thunderhead.corpus.prepare import check_sources, find_manifest, prepare
+from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.sources import LocalText
-from thunderhead.corpus.tokenizer import BpeTokenizer, ByteTokenizer
+from thunderhead.corpus.trained_tokenizers import BpeTokenizer, ByteTokenizer
 
 MakeShards = Callable[..., Manifest]
 
@@ -174,7 +176,7 @@ def test_a_foreign_folder_is_not_touched(make_shards: MakeShards) -> None:
     folder = make_shards().folder
     (folder / "manifest.json").rename(folder / "mine.txt")
     before = digest_of(folder)
-    with pytest.raises(MissingManifestError, match="no manifest"):
+    with pytest.raises(MissingFileError, match="no manifest"):
         make_shards()
     assert digest_of(folder) == before
 
@@ -193,7 +195,7 @@ def test_a_manifest_of_another_tokenizer_is_refused(make_shards: MakeShards) -> 
     content = json.loads(file.read_text())
     content["tokenizer"]["settings"] = {"vocab_size": 999}
     file.write_text(json.dumps(content))
-    with pytest.raises(ForeignTokenizerError, match=r"was made with the tokenizer byte .*999"):
+    with pytest.raises(ShardError, match=r"was made with the tokenizer byte .*999"):
         make_shards()
 
 

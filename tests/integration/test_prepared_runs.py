@@ -23,7 +23,7 @@ from thunderhead.core.data.manifest import REMEDY
 from thunderhead.corpus.command import prepare_corpus
 from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.sources import LocalText
-from thunderhead.corpus.tokenizer import ByteTokenizer
+from thunderhead.corpus.trained_tokenizers import ByteTokenizer
 from thunderhead.release.command import generate_text
 from thunderhead.training.record import read_rows
 from tiny import prepared, tiny, train_here
@@ -244,5 +244,5 @@ def test_damage_met_by_a_worker_is_told_in_one_line(
 
 
 def test_prepared_shards_are_not_prepared(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^data: data=shards is prepared already"):
+    with pytest.raises(ConfigError, match=r"^data: there is nothing to prepare: give text"):
         prepare_corpus(config.compose(["data=shards", f"data.path={tmp_path}"], "prepare"))

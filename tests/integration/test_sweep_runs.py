@@ -137,7 +137,7 @@ def test_a_sweep_killed_at_once_goes_on_as_if_nothing_had_happened(
 
 @pytest.mark.slow
 def test_a_failing_arm_is_listed_retried_and_interrupted(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> None:
-    sweep, outside = tmp_path / "sweep", REPOSITORY / "tests" / "ablation" / "outside"
+    sweep, outside = tmp_path / "sweep", REPOSITORY / "tests" / "lab" / "outside"
     lines = tiny(text_corpus, shards_dir, "activation=breaks,swiglu", *CHECKPOINTS, "budget.steps=150")
     lines += [f"hydra.searchpath=[file://{outside}]", f"hydra.sweep.dir={sweep}"]
     said = train_py(*lines, BREAK="1", status=1)

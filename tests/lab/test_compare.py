@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from simulated import write_arms, write_run
 
+from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.compare import commas_to_list, compare_runs
@@ -40,7 +41,7 @@ def compare_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
     def call(*arguments: str) -> Path:
         (tmp_path / "out").mkdir(exist_ok=True)
-        monkeypatch.setattr(config, "output_dir", lambda: tmp_path / "out")
+        monkeypatch.setattr(command_line, "output_dir", lambda: tmp_path / "out")
         return compare_runs(config.compose(commas_to_list(list(arguments)), "compare"))
 
     return call
@@ -59,7 +60,7 @@ def test_a_scaling_law_of_finished_runs(
     law = read_law(tmp_path / "out" / "law.json")  # what budgets read is what was fitted
     assert (law.E, law.alpha, law.beta, law.flops_coefficient) == pytest.approx((1, 0.3, 0.3, 6), rel=0.01)
     fitted = Law(**json.loads((tmp_path / "out" / "law.json").read_text())["law"])
-    assert tuple(law.optimum(1e14)) == tuple(fitted.optimum(1e14))
+    assert tuple(law.optimum(1e14))[:2] == tuple(fitted.optimum(1e14))[:2]
     for wrong, path in (
         (("scaling=total", "baseline=mha"), "baseline"),
         (("scaling=total", "metric=val_loss"), "metric"),

@@ -87,7 +87,7 @@ def test_what_was_matched(tmp_path: Path) -> None:
 
 
 def test_further_metrics_and_loss_terms_are_shown_by_name(tmp_path: Path) -> None:
-    measured = {"metrics": {"top5": 0.25}, "loss_terms": {"balance": 0.0125}}
+    measured = {"metrics": {"top5": 0.25}, "loss_terms": {"loss": 3.0, "balance": 0.0125}}
     write_run(tmp_path / "1", ["attention=mha"], summary=measured)
     write_run(tmp_path / "2", ["attention=mqa"], summary={"accuracy": 0.5})
     path = write_report(tmp_path, read_runs([tmp_path]), quiet=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from thunderhead.core import config
 from thunderhead.core.config import CONF_DIR, build
 from thunderhead.core.data.manifest import SplitName
-from thunderhead.corpus.tokenizer import EOS
+from thunderhead.core.tokenizer import EOS
 from thunderhead.options.synthetic_tasks import (
     AssociativeRecall,
     Induction,

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
+from thunderhead.core.metrics import as_metric
 from thunderhead.core.model.loss import IGNORED_TARGET
-from thunderhead.core.module import GROUPS, LanguageModel, inputs_and_targets
+from thunderhead.core.module import LanguageModel, ModelSpec, inputs_and_targets
 from thunderhead.corpus.command import prepare_corpus
-from thunderhead.options.synthetic_tasks import Induction, TaskSequences, sample_answers
+from thunderhead.options.synthetic_tasks import Induction, TaskSequences, is_most_probable, sample_answers
 from thunderhead.release.generation import NextTokenModel
 from thunderhead.training.record import read_rows, read_summary
 from tiny import tiny
@@ -37,12 +38,12 @@ def test_inputs_and_targets() -> None:
 def test_loss_and_accuracy_are_those_of_the_answers() -> None:
     resolved = config.plain(config.compose(tiny("x", "x", "compile=none")))
     model = LanguageModel(
-        {group: resolved[group] for group in GROUPS},
+        ModelSpec.of(resolved),
         seed=1,
         vocab_size=TASK.vocab_size,
         eos_id=TASK.eos_id,
         total_steps=1,
-        measure_accuracy=True,
+        metrics=lambda: {"accuracy": as_metric(is_most_probable)},
     )
     data = TaskSequences(TASK, "val", 0, 32)
     batches = [data.__getitems__([0, 1, 2]), data.__getitems__([3])]

@@ -34,12 +34,13 @@ def test_it_is_in_the_summary(run: Callable[..., Path]) -> None:
     assert summary["decode_tokens_per_second"] > 1
 
 
-def test_it_is_measured_where_the_model_trained() -> None:
+def test_it_is_measured_where_the_model_trained(capsys: pytest.CaptureFixture[str]) -> None:
     """Lightning moves whole models to the host when it is done: they go back, and what is spread over ranks stays."""
-    model = torch.nn.Linear(2, 2)
+    model, run = torch.nn.Linear(2, 2), SimpleNamespace(data=None)  # nothing to sample with: it says so and goes on
     for strategy, device in ((MeshStrategy(shards=True), "cpu"), (SingleDeviceStrategy(torch.device("meta")), "meta")):
-        fit_module._back_to_its_device(model, SimpleNamespace(strategy=strategy))  # type: ignore[arg-type]
+        fit_module._ornaments(run, None, SimpleNamespace(strategy=strategy), model, {})  # type: ignore[arg-type]
         assert model.weight.device.type == device
+        assert "no sample of text" in "".join(capsys.readouterr())
 
 
 def test_the_median_of_a_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from thunderhead.training.record import read_rows, read_summary
 
@@ -49,3 +50,31 @@ def test_bytes_have_as_many_bits_as_their_loss(run: Callable[..., Path]) -> None
     loss, bits = numbers(folder, "val/loss"), numbers(folder, "val/bits_per_byte")
     # each target is one byte but for the few EOS, which have none: slightly more bits than nats / ln 2
     assert loss[2] / math.log(2) <= bits[2] <= 1.02 * loss[2] / math.log(2)
+
+
+def test_fp16s_scale_and_the_steps_that_it_leaves_out_are_logged(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a scale at which gradients overflow, each step left out halves it (FINDINGS N6)."""
+    make = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, **_: make(device, init_scale=2.0**40))
+    folder = run("precision=fp16-mixed", "budget.steps=30", "trainer=cpu", "trainer.log_every_n_steps=1")
+    scale, skipped = numbers(folder, "grad_scale"), numbers(folder, "skipped_steps")
+    assert skipped[1] == 1
+    assert 5 < skipped[30] < 30
+    assert scale[30] == 2.0 ** (40 - skipped[30])
+    summary = read_summary(folder)
+    assert summary is not None
+    assert summary["skipped_steps"] == skipped[30]
+
+
+def test_seconds_are_of_training_alone(run: Callable[..., Path]) -> None:
+    saving = ("callbacks=default", "callbacks.checkpoint.every_n_train_steps=1")
+    folder = run("compile=block", "compile.backend=eager", *saving, "budget.steps=3")
+    summary = read_summary(folder)
+    assert summary is not None
+    assert summary["checkpoint_seconds"] > 0
+    assert summary["compile_seconds"] > 0  # of the first step
+    assert "tokens_per_second" in read_rows(folder / "metrics.csv")[0]
+    assert 1 not in numbers(folder, "tokens_per_second")
+    assert summary["tokens_per_second"] == pytest.approx(2 * 128 / summary["seconds"])

@@ -128,7 +128,8 @@ def values_of(group: str, option: str) -> Config:
     """An option's values as its file has them, with those of the files of its group that it is made from."""
     own = read_yaml(CONF_DIR / group / f"{option}.yaml") or {}
     bases = [base for base in own.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
-    return {k: v for base in bases for k, v in values_of(group, base.removesuffix("@_here_")).items()} | own
+    files = [Path(group, base.removesuffix("@_here_")) for base in bases]
+    return {key: value for file in files for key, value in values_of(str(file.parent), file.name).items()} | own
 
 
 # --- check ------------------------------------------------------------------------------------------------------------

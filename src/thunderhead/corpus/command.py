@@ -9,11 +9,12 @@ from rich.table import Table
 
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
-from thunderhead.core.data.manifest import Manifest, verify
+from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.run import build_data
 from thunderhead.core.terminal import say
 from thunderhead.core.types import PositiveInt
 from thunderhead.corpus.curation_report import write_report
+from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.text_data import TextData
 
 
@@ -37,7 +38,7 @@ def prepare_corpus(config: DictConfig) -> Manifest:
         raise ConfigError(problems)
     try:
         if data.is_prepared:
-            verify(data.found)
+            verify(data.manifest)
             say("Prepared already, nothing to do (its checksums were compared and are right)")
         manifest = data.prepare(resolved["processes"])
     except (ValueError, ConnectionError) as error:

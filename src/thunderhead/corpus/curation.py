@@ -8,7 +8,7 @@ import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -197,16 +197,11 @@ class Removals:
         {"documents": n, "bytes": n, "examples": [{"id": …, "excerpt": first 300 characters}, up to 5]}}}}}
     """
 
-    def __init__(self) -> None:
-        self._sources: dict[str, dict[str, Any]] = {}
-
-    def add_source(self, source: str) -> None:
-        """Begin a source: also one without documents is reported."""
-        self._sources.setdefault(source, {"documents": 0, "kept": 0, "removed": {}})
+    def __init__(self, sources: Iterable[str]):
+        self._sources: dict[str, dict[str, Any]] = {s: {"documents": 0, "kept": 0, "removed": {}} for s in sources}
 
     def add(self, source: str, document: Document, reason: str | None) -> None:
         """Note one document: removed for a reason, as `first_reason` gives it, or kept."""
-        self.add_source(source)
         counts = self._sources[source]
         counts["documents"] += 1
         if reason is None:

@@ -8,13 +8,14 @@ without going through these: of a source whose samples are due at (i + ½) / sha
 
 import bisect
 import heapq
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 from thunderhead.core.data.datamodule import Entry
-from thunderhead.core.data.order import Order, Sample, spread, spread_over_chunks
+from thunderhead.core.data.order import Order, Sample, spread
 from thunderhead.corpus.sources import Share
 
 AtMaxEpochs = Literal["redistribute", "stop"]
@@ -167,6 +168,13 @@ def trained_blocks(
             f" {enough * context_length}, or null"
         )
     return dict.fromkeys(available, 0) | found
+
+
+def spread_over_chunks(sizes: Sequence[int], count: int) -> list[int]:
+    """Count those of `count` evenly spread blocks that lie in each chunk, of which `sizes` tells all blocks."""
+    ends = [0, *itertools.accumulate(sizes)]
+    before = [-(-end * count // ends[-1]) for end in ends]  # those whose spread() is below
+    return [after - first for first, after in itertools.pairwise(before)]
 
 
 # --- the whole run ---------------------------------------------------------------------------------------------------

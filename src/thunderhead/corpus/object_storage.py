@@ -1,8 +1,9 @@
-"""Shards in object storage: objects fetched whole, checked, and kept in a bounded cache on the local disk.
+"""Shards in object storage: objects fetched whole and checked.
 
-litdata's downloaders move the bytes, each with its store's own client. What they do not do is added here: an end to
-retrying, a comparison with the manifest before a file appears, a bound on the disk, and processes that share what one
-of them fetched (docs/decisions/0020). Credentials are the clients' business: they come from the environment alone.
+litdata's downloaders move the bytes, each with its store's own client. What they do not do is added here and in
+`chunk_cache`: an end to retrying, a comparison with the manifest before a file appears, a bound on the disk, and
+processes that share what one of them fetched (docs/decisions/0020). Credentials are the clients' business: they come
+from the environment alone.
 """
 
 import contextlib
@@ -15,18 +16,17 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.parse import urlsplit
 
 import botocore.config
 import botocore.exceptions
 import requests
-from filelock import FileLock, Timeout
 from litdata.streaming.downloader import Downloader, GCPDownloader, HFDownloader, S3Downloader
 
-from thunderhead.core.data.manifest import Chunk, MissingChunkError, MissingManifestError, ShardError
+from thunderhead.core.data.manifest import MissingFileError, ShardError
 
 SCHEMES = ("s3", "gs", "hf", "http", "https")
 _FIRST_PAUSE = 1.0  # seconds before the second attempt, twice as long before each further one
@@ -139,7 +139,7 @@ class Remote:
 
         Raises:
             StorageError: the store refuses, or has failed `attempts` times; names the object.
-            MissingChunkError: it has no such object.
+            MissingFileError: it has no such object.
             ShardError: what `check` raises, with the object's URL.
         """
         url, part = f"{self.url}/{name}", file.with_name(f"{file.name}.part")
@@ -171,7 +171,7 @@ class Remote:
     def _failure(self, url: str, error: Exception, attempt: int) -> ShardError:
         status = _status(error)
         if status == 404:
-            return MissingChunkError(f"{url} is missing ({_say(error)})")
+            return MissingFileError(f"{url} is missing ({_say(error)})")
         if status in (401, 403) or _of_credentials(error):
             names = {
                 "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, for other stores than Amazon's AWS_ENDPOINT_URL",
@@ -204,16 +204,16 @@ def fetch_record(remote: Remote, folder: Path) -> None:
     """Fetch manifest.json and tokenizer.json into a folder.
 
     Raises:
-        MissingManifestError: there is no manifest.
+        MissingFileError: there is no manifest.
         StorageError: the store refuses or fails.
     """
     try:
         remote.fetch("manifest.json", folder / "manifest.json")
-    except MissingChunkError as error:
-        raise MissingManifestError(
+    except MissingFileError as error:
+        raise MissingFileError(
             f"{error}: data.path must be the folder that prepare.py made, with manifest.json in it"
         ) from None
-    with contextlib.suppress(MissingChunkError):  # loading the tokenizer says what its absence means
+    with contextlib.suppress(MissingFileError):  # loading the tokenizer says what its absence means
         remote.fetch("tokenizer.json", folder / "tokenizer.json")
 
 
@@ -250,95 +250,3 @@ def _say(error: Exception) -> str:
         if len(value) >= 6 and re.search(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", name):
             text = text.replace(value, "…")
     return text[:300]
-
-
-# --- the cache -------------------------------------------------------------------------------------------------------
-
-
-class ChunkCache:
-    """Chunks by their sha256 in a folder of at most `max_bytes`, which several processes and runs may share.
-
-    What is longest unused is deleted for what is new, and nothing but files that this class wrote: they are named by
-    their hash. Which chunks this process will need soon is told by `keep`. Not counted are chunks that other processes
-    are just fetching, and deleted ones that a process has still mapped: it can read them, and lets them go later.
-    """
-
-    def __init__(self, folder: Path, max_bytes: int):
-        self._folder, self._max_bytes = folder, max_bytes
-        self._verified: set[str] = set()
-        self._kept: dict[str, frozenset[str]] = {}
-
-    def keep(self, user: str, hashes: Iterable[str]) -> None:
-        """Delete none of these chunks in this process, until told anew by the same user; others see them as used."""
-        self._kept[user] = frozenset(hashes)
-
-    def get(self, remote: Remote, name: str, chunk: Chunk, check: Callable[[Path], None]) -> Path:
-        """Return the file of a chunk, verified by this process, fetched if need be; of several processes one fetches.
-
-        It may be deleted again at any time: who finds it gone asks anew.
-
-        Raises:
-            ShardError: see `Remote.fetch`.
-        """
-        file = self._folder / f"{chunk.sha256}.bin"
-        if chunk.sha256 in self._verified and _touch(file):
-            return file
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._lock(chunk.sha256)):
-            if _touch(file):
-                try:
-                    check(file)
-                except ShardError as error:
-                    _log.warning("%s; it is fetched again", error)
-                    file.unlink()
-            if not file.exists():
-                self._make_room(chunk)
-                remote.fetch(name, file, check)
-            self._verified.add(chunk.sha256)
-        return file
-
-    def _lock(self, sha256: str) -> Path:
-        return self._folder / f"{sha256}.lock"
-
-    def _make_room(self, chunk: Chunk) -> None:
-        with FileLock(self._folder / "room.lock"):
-            kept = frozenset().union(*list(self._kept.values()))
-            for sha256 in kept:
-                _touch(self._folder / f"{sha256}.bin")  # the other processes delete by age
-            files = []
-            for file in self._folder.iterdir():
-                if re.fullmatch(r"[0-9a-f]{64}\.bin(\.part)?", file.name):
-                    with contextlib.suppress(FileNotFoundError):
-                        status = file.stat()
-                        files.append((status.st_mtime_ns, status.st_size, file))
-            excess = sum(size for _, size, _ in files) + chunk.bytes - self._max_bytes
-            for _, size, file in sorted(files):
-                if excess <= 0:
-                    break
-                if file.name[:64] not in kept and (file.suffix != ".part" or self._is_abandoned(file)):
-                    file.unlink(missing_ok=True)
-                    excess -= size
-            if excess > 0:
-                _log.warning(
-                    "%s: data.cache_bytes is too small for the chunks in use, by %d bytes", self._folder, excess
-                )
-
-    def _is_abandoned(self, part: Path) -> bool:
-        """Whether no process is writing a .part file any more."""
-        try:
-            with FileLock(self._lock(part.name[:64]), timeout=0):
-                return True
-        except Timeout:
-            return False
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_verified": set(), "_kept": {}}
-
-
-def _touch(file: Path) -> bool:
-    """Mark a file as used now; False if there is none."""
-    try:
-        os.utime(file)
-    except FileNotFoundError:
-        return False
-    return True

@@ -16,35 +16,28 @@ import logging
 import os
 import re
 import shutil
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from thunderhead.core.config import located as at
-from thunderhead.core.data.manifest import (
-    FORMAT,
-    ForeignTokenizerError,
-    Manifest,
-    Shard,
-    SplitName,
-    TokenizerRecord,
-)
-from thunderhead.core.data.shards import CHUNK_BYTES, ShardWriter
+from thunderhead.core.config import located
+from thunderhead.core.data.manifest import FORMAT, Manifest, Shard, ShardError, SplitName, TokenizerRecord
+from thunderhead.core.processes import allowed_cores
+from thunderhead.core.tokenizer import Tokenizer
+from thunderhead.corpus.batch_processing import SPLIT_RULE, Batch, Encode, Inspect, is_validation, remembered
 from thunderhead.corpus.curation import Filter, Removals, first_reason
+from thunderhead.corpus.preparation_progress import Passes
+from thunderhead.corpus.shard_files import CHUNK_BYTES, ShardWriter
 from thunderhead.corpus.sources import Document, Source
-from thunderhead.corpus.split import SPLIT_RULE, is_validation
-from thunderhead.corpus.tokenizer import Tokenizer
-from thunderhead.corpus.workers import Batch, Encode, Encoded, Inspect, cores, remembered
+from thunderhead.training.record import write_text
 
-_MARKER = ".thunderhead-shards"  # lies in every folder that `prepare` makes: others are never deleted
+_MARKER = ".thunderhead-shards"  # lies in every folder that is made here: others are never deleted
 _BATCH_CHARACTERS = 1 << 20  # text that is tokenized at once
-_NO_FILTERS: Mapping[str, Filter] = {}
+_CHANGED = "files of data.sources changed while they were read: prepare again"
 _log = logging.getLogger(__name__)
 
 
@@ -72,147 +65,257 @@ def check_sources(sources: Mapping[str, Source], path: str | None = None) -> Non
         raise ValueError("; ".join(problems))
 
 
-def find_manifest(
-    sources: Mapping[str, Source],
-    tokenizer: Tokenizer,
-    *,
-    shards_dir: str | Path,
-    validation_fraction: float,
-    filters: Mapping[str, Filter] = _NO_FILTERS,
-    chunk_bytes: int = CHUNK_BYTES,
-) -> Manifest | None:
-    """Look up the shards made from exactly this; None if there are none yet. Reads no text and writes nothing.
-
-    Raises:
-        ValueError: a source has nothing to read.
-        MissingManifestError: the place of the shards holds something else.
-        ShardError: the manifest is damaged or belongs to another tokenizer.
-    """
-    folder = Path(shards_dir) / _key(_fingerprints(sources), tokenizer, validation_fraction, filters, chunk_bytes)
-    if not folder.exists() or not any(folder.iterdir()):
-        return None
-    manifest = Manifest.load(folder)
-    if (manifest.tokenizer.name, manifest.tokenizer.settings) != (tokenizer.name, tokenizer.settings):
-        made = f"{manifest.tokenizer.name} {manifest.tokenizer.settings}"
-        raise ForeignTokenizerError(
-            f"{folder} was made with the tokenizer {made}, not {tokenizer.name} {tokenizer.settings}: remove it"
-        )
-    return manifest
-
-
-def prepare(
-    sources: Mapping[str, Source],
-    tokenizer: Tokenizer,
-    *,
-    shards_dir: str | Path,
-    validation_fraction: float,
-    filters: Mapping[str, Filter] = _NO_FILTERS,
-    processes: int | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
-) -> Manifest:
-    """Train the tokenizer on the training split, and write the shards; or return those that are there already.
-
-    The shards appear under their name when they are complete. A call that is killed leaves what it has done, and the
-    next one for the same shards goes on from there (on the disk, that takes as much again as the shards). Of several
-    calls at a time one prepares, the others wait. Memory does not grow with the corpus. The same input gives the same
-    bytes, whatever the number of processes and however often it was killed.
+@dataclass(frozen=True)
+class Preparation:
+    """All that shards are made from.
 
     Args:
         sources: by name; the names become folders.
         tokenizer: trained or not, it is trained anew (on what the filters keep).
-        shards_dir: where the folder `<key>` of the shards will lie.
+        shards_dir: where the folder of the shards will lie, named by what they are made from.
         validation_fraction: share of the documents (chosen by hash) to hold out.
         filters: decide in their order which documents of all sources are kept; what goes is told by curation.json.
-        processes: how many tokenize; None: one for each core. One works in this process.
         chunk_bytes: size of the chunk files.
-
-    Raises:
-        ValueError: a source is unreadable (see `check_sources`) or cannot be reached, changes while it is read, or
-            leaves one of the splits empty; or a folder is in the way that was not made here.
     """
-    check_sources(sources)
-    fingerprints = _fingerprints(sources)
-    key = _key(fingerprints, tokenizer, validation_fraction, filters, chunk_bytes)
-    folder = Path(shards_dir) / key
-    work = Path(shards_dir) / f".{key}.preparing"
-    folder.parent.mkdir(parents=True, exist_ok=True)
 
-    with _locked(folder.parent / f".{key}.lock"):
-        found = find_manifest(
-            sources,
-            tokenizer,
-            shards_dir=shards_dir,
-            validation_fraction=validation_fraction,
-            filters=filters,
-            chunk_bytes=chunk_bytes,
-        )
-        if found is not None:
-            return found
-        for name, source in sources.items():
+    sources: Mapping[str, Source]
+    tokenizer: Tokenizer
+    shards_dir: str | Path
+    validation_fraction: float
+    filters: Mapping[str, Filter] = field(default_factory=dict)
+    chunk_bytes: int = CHUNK_BYTES
+
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Say of each source what its documents depend on."""
+        found = {}
+        for name, source in self.sources.items():
             with _named(name):
-                source.connect()
-        _open(work)
-        try:
-            trained, splits, curation = _write(
-                work,
-                sources,
-                tokenizer,
-                validation_fraction=validation_fraction,
-                filters=filters,
-                processes=processes or cores(),
-                chunk_bytes=chunk_bytes,
-            )
-            if _fingerprints(sources) != fingerprints:
-                raise ValueError("files of data.sources changed while they were read: prepare again")
-            Manifest(
-                format=FORMAT,
-                key=key,
-                eos_id=trained.eos_id,
-                vocab_size=trained.vocab_size,
-                max_token_id=max(shard.max_token_id for by_source in splits.values() for shard in by_source.values()),
-                dtype=trained.dtype.name,
-                tokenizer=TokenizerRecord(trained.name, tokenizer.settings, trained.sha256),
-                split_rule=SPLIT_RULE,
-                validation_fraction=validation_fraction,
-                sources=fingerprints,
-                splits=splits,
-                curation=curation,
-            ).save(work / "shards")
-            os.rename(work / "shards", folder)
-        except ValueError:  # what was done is of no use; after any other end, the next call goes on
+                found[name] = source.fingerprint()
+        return found
+
+    def key(self, fingerprints: dict[str, dict[str, Any]]) -> str:
+        """Name the shards by all that they are made from, with a readable beginning."""
+        made_from = {
+            "format": FORMAT,
+            "sources": fingerprints,
+            "tokenizer": [self.tokenizer.name, self.tokenizer.settings],
+            "split": [SPLIT_RULE, self.validation_fraction],
+            "chunk_bytes": self.chunk_bytes,
+        }
+        if self.filters:
+            made_from["filters"] = [[name, rule.settings()] for name, rule in self.filters.items()]
+        digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+        return f"{'+'.join(fingerprints)[:40]}-{self.tokenizer.name}-{digest[:12]}"
+
+    def find(self) -> Manifest | None:
+        """Look up the shards made from exactly this; None if there are none yet. Reads no text and writes nothing.
+
+        Raises:
+            ValueError: a source has nothing to read.
+            ShardError: the place of the shards holds something else, a damaged manifest, or one of another tokenizer.
+        """
+        folder = Path(self.shards_dir) / self.key(self.fingerprints())
+        if not folder.exists() or not any(folder.iterdir()):
+            return None
+        manifest = Manifest.load(folder)
+        made_with, asked = manifest.tokenizer, self.tokenizer
+        if (made_with.name, made_with.settings) != (asked.name, asked.settings):
+            made = f"was made with the tokenizer {made_with.name} {made_with.settings}"
+            raise ShardError(f"{folder} {made}, not {asked.name} {asked.settings}: remove it")
+        return manifest
+
+    def run(self, processes: int | None = None) -> Manifest:
+        """Train the tokenizer on the training split, and write the shards; or return those that are there already.
+
+        The shards appear under their name when they are complete. A call that is killed leaves what it has done, and
+        the next one for the same shards goes on from there (on the disk, that takes as much again as the shards). Of
+        several calls at a time one prepares, the others wait. Memory does not grow with the corpus. The same input
+        gives the same bytes, whatever the number of processes and however often it was killed.
+
+        Args:
+            processes: how many tokenize; None: one for each core. One works in this process.
+
+        Raises:
+            ValueError: a source is unreadable (see `check_sources`) or cannot be reached, changes while it is read, or
+                leaves one of the splits empty; or a folder is in the way that was not made here.
+        """
+        check_sources(self.sources)
+        fingerprints = self.fingerprints()
+        key = self.key(fingerprints)
+        folder, work = Path(self.shards_dir, key), Path(self.shards_dir, f".{key}.preparing")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.parent / f".{key}.lock"):
+            if (found := self.find()) is not None:
+                return found
+            for name, source in self.sources.items():
+                with _named(name):
+                    source.connect()
+            _open(work)
+            try:
+                content = self._write(work, processes or allowed_cores())
+                if self.fingerprints() != fingerprints:
+                    raise ValueError(_CHANGED)
+                manifest = Manifest(format=FORMAT, key=key, sources=fingerprints, **content)
+                write_text(work / "shards" / "manifest.json", json.dumps(manifest.to_dict(), indent=1) + "\n")
+                os.rename(work / "shards", folder)
+            except ValueError:  # what was done is of no use; after any other end, the next call goes on
+                shutil.rmtree(work, ignore_errors=True)
+                raise
             shutil.rmtree(work, ignore_errors=True)
-            raise
-        shutil.rmtree(work, ignore_errors=True)
-    return Manifest.load(folder)
+        return Manifest.load(folder)
+
+    # --- the passes over the sources: which documents, which tokenizer, which tokens ----------------------------------
+
+    def _write(self, work: Path, processes: int) -> dict[str, Any]:
+        """Write the trained tokenizer, the shards and the report of the filters into work/shards.
+
+        Returns:
+            What the manifest says about them.
+        """
+        written: dict[str, dict[SplitName, Shard | None]] = {
+            name: {"train": None, "val": None} for name in self.sources
+        }
+        with Passes(self.sources) as passes:
+            curation = self._curate(work, processes, passes) if self.filters else None
+            decisions = work / "kept" if self.filters else None
+            trained = self._train(work, decisions, passes)
+            write_text(work / "shards" / "tokenizer.json", trained.to_json())
+            passes.begin("Tokenizing")
+            batches, work_on = read_batches(self.sources, decisions), Encode(trained, self.validation_fraction)
+            encoded = remembered(work_on, batches, processes, work / "encoded")
+            for name, of_source in itertools.groupby(encoded, key=lambda done: done[0].source):
+                settings = {"vocab_size": trained.vocab_size, "chunk_bytes": self.chunk_bytes}
+                train, val = (ShardWriter(work / "shards" / name / split, **settings) for split in ("train", "val"))
+                for batch, result, from_before in of_source:
+                    start = 0
+                    documents = zip(result.lengths, result.n_bytes, result.validation, strict=True)
+                    for length, n_bytes, held_out in documents:
+                        (val if held_out else train).add(result.tokens[start : start + length], int(n_bytes))
+                        start += length
+                    passes.advance(batch.read, n_tokens=len(result.tokens), from_before=from_before)
+                written[name] = {"train": train.close(), "val": val.close()}
+        splits = self._splits(written, curation)
+        return {
+            "eos_id": trained.eos_id,
+            "vocab_size": trained.vocab_size,
+            "max_token_id": max(shard.max_token_id for by_source in splits.values() for shard in by_source.values()),
+            "dtype": trained.dtype.name,
+            "tokenizer": TokenizerRecord(trained.name, self.tokenizer.settings, trained.sha256),
+            "split_rule": SPLIT_RULE,
+            "validation_fraction": self.validation_fraction,
+            "splits": splits,
+            "curation": curation,
+        }
+
+    def _splits(
+        self, written: Mapping[str, Mapping[SplitName, Shard | None]], curation: dict[str, Any] | None
+    ) -> dict[SplitName, dict[str, Shard]]:
+        """Sort the shards by split; refuse empty ones."""
+        splits: dict[SplitName, dict[str, Shard]] = {"train": {}, "val": {}}
+        for name, by_split in written.items():
+            n_documents = sum(shard.documents for shard in by_split.values() if shard is not None)
+            if n_documents == 0 and curation is not None and curation["sources"][name]["documents"] > 0:
+                raise ValueError(f"data.sources.{name}: curation.filters keep none of its documents")
+            if n_documents == 0:
+                raise ValueError(f"data.sources.{name}: there is no text in it")
+            for split, shard in by_split.items():
+                if shard is not None:
+                    splits[split][name] = shard
+                    continue
+                smaller, what, change = "", *(("validation", "raise") if split == "val" else ("training", "lower"))
+                if hasattr(source := self.sources[name], "max_document_bytes"):
+                    now = source.max_document_bytes
+                    smaller = f", or set data.sources.{name}.max_document_bytes (now {now}) lower"
+                raise ValueError(
+                    f"data.sources.{name}: none of its {n_documents} documents fell to the {what} split:"
+                    f" {change} data.validation_fraction={self.validation_fraction}{smaller}"
+                )
+        return splits
+
+    def _curate(self, work: Path, processes: int, passes: Passes) -> dict[str, Any]:
+        """Decide about all documents: a byte each in work/kept, 1 if it is kept. Returns what the manifest says."""
+        report = work / "curation.json"
+        if not report.exists():
+            passes.begin("Curating")
+            for rule in self.filters.values():
+                rule.reset()
+            removals = Removals(self.sources)
+            inspected = remembered(Inspect(self.filters), read_batches(self.sources), processes, work / "inspected")
+            with open(work / "kept", "wb") as kept:
+                for batch, evidence, _ in inspected:
+                    for document, found in zip(batch.documents, evidence, strict=True):
+                        reason = first_reason(self.filters, document.id, found)
+                        removals.add(batch.source, document, reason)
+                        kept.write(bytes([reason is None]))
+                    passes.advance(batch.read)
+            write_text(report, json.dumps(removals.to_dict(), indent=1) + "\n")
+            (work / "inspected").unlink(missing_ok=True)
+        shutil.copy(report, work / "shards" / "curation.json")
+        settings = {name: rule.settings() for name, rule in self.filters.items()}
+        return {"filters": settings, **json.loads(report.read_bytes())}
+
+    def _train(self, work: Path, decisions: Path | None, passes: Passes) -> Tokenizer:
+        """Train the tokenizer on the training split, or load the one that was trained before an interruption."""
+        file = work / "tokenizer.json"
+        if file.exists():
+            return type(self.tokenizer).from_json(file.read_text(encoding="utf-8"))
+        passes.begin("Training the tokenizer")
+        trained = self.tokenizer.train(
+            document.text
+            for batch in passes.told(read_batches(self.sources, decisions))
+            for document in batch.documents
+            if not is_validation(document.text, self.validation_fraction)
+        )
+        write_text(file, trained.to_json())
+        return trained
 
 
-def _fingerprints(sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
-    fingerprints = {}
+def find_manifest(sources: Mapping[str, Source], tokenizer: Tokenizer, **settings: Any) -> Manifest | None:
+    """Look up the shards made from this and the settings of `Preparation`; see `Preparation.find`."""
+    return Preparation(sources, tokenizer, **settings).find()
+
+
+def prepare(
+    sources: Mapping[str, Source], tokenizer: Tokenizer, *, processes: int | None = None, **settings: Any
+) -> Manifest:
+    """Make the shards of this and the settings of `Preparation`; see `Preparation.run`."""
+    return Preparation(sources, tokenizer, **settings).run(processes)
+
+
+def read_batches(sources: Mapping[str, Source], kept: Path | None = None) -> Iterator[Batch]:
+    """Group the documents of each source, in order, until they make enough text to send to another process.
+
+    Args:
+        sources: by name.
+        kept: a file with a byte for each document of all sources, 0 if a curation removed it; None: all are kept.
+    """
+    read = 0
+
+    def on_read(n_bytes: int) -> None:
+        nonlocal read
+        read += n_bytes
+
+    decisions = itertools.repeat(1) if kept is None else _decisions(kept)
     for name, source in sources.items():
+        documents: list[Document] = []
+        size = 0
         with _named(name):
-            fingerprints[name] = source.fingerprint()
-    return fingerprints
+            for document in source.documents(on_read):
+                if next(decisions):
+                    documents.append(document)
+                    size += len(document.text)
+                if size >= _BATCH_CHARACTERS and documents:
+                    yield Batch(name, documents, read)
+                    documents, size = [], 0
+        if documents:
+            yield Batch(name, documents, read)
 
 
-def _key(
-    fingerprints: dict[str, dict[str, Any]],
-    tokenizer: Tokenizer,
-    validation_fraction: float,
-    filters: Mapping[str, Filter],
-    chunk_bytes: int,
-) -> str:
-    """Name shards by all that they are made from, with a readable beginning."""
-    made_from = {
-        "format": FORMAT,
-        "sources": fingerprints,
-        "tokenizer": [tokenizer.name, tokenizer.settings],
-        "split": [SPLIT_RULE, validation_fraction],
-        "chunk_bytes": chunk_bytes,
-    }
-    if filters:
-        made_from["filters"] = [[name, rule.settings()] for name, rule in filters.items()]
-    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    return f"{'+'.join(fingerprints)[:40]}-{tokenizer.name}-{digest[:12]}"
+def _decisions(file: Path) -> Iterator[int]:
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 16):
+            yield from block
+    raise ValueError(_CHANGED)
 
 
 def _open(work: Path) -> None:
@@ -234,177 +337,13 @@ def _open(work: Path) -> None:
     (work / "shards" / _MARKER).touch()
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# The passes over the sources: which documents, which tokenizer, which tokens
-
-
-def _write(
-    work: Path,
-    sources: Mapping[str, Source],
-    tokenizer: Tokenizer,
-    *,
-    validation_fraction: float,
-    filters: Mapping[str, Filter],
-    processes: int,
-    chunk_bytes: int,
-) -> tuple[Tokenizer, dict[SplitName, dict[str, Shard]], dict[str, Any] | None]:
-    """Write the trained tokenizer, the shards of all sources and the report of the filters into work/shards."""
-    with _Display(sources) as display:
-        curation = None
-        if filters:
-            removed = _curate(work, sources, filters, processes, display)
-            _write_whole(work / "shards" / "curation.json", json.dumps(removed, indent=1) + "\n")
-            curation = {"filters": {name: rule.settings() for name, rule in filters.items()}, **removed}
-        reader = _Reader(sources, work / "kept" if filters else None)
-        trained = _train(work, reader, tokenizer, validation_fraction, display)
-        _write_whole(work / "shards" / "tokenizer.json", trained.to_json())
-        display.begin("Tokenizing")
-        encoded = remembered(Encode(trained, validation_fraction), reader.batches(), processes, work / "encoded")
-        written: dict[str, dict[SplitName, Shard | None]] = {name: {"train": None, "val": None} for name in sources}
-        for name, of_source in itertools.groupby(encoded, key=lambda done: done[0].source):
-            writers: dict[SplitName, ShardWriter] = {
-                split: ShardWriter(
-                    work / "shards" / name / split, vocab_size=trained.vocab_size, chunk_bytes=chunk_bytes
-                )
-                for split in ("train", "val")
-            }
-            for batch, result, from_before in of_source:
-                _add(writers, result)
-                display.advance(batch.read, n_tokens=len(result.tokens), from_before=from_before)
-            written[name] = {split: writer.close() for split, writer in writers.items()}
-
-    splits: dict[SplitName, dict[str, Shard]] = {"train": {}, "val": {}}
-    for name, by_split in written.items():
-        n_documents = sum(shard.documents for shard in by_split.values() if shard is not None)
-        if n_documents == 0 and curation is not None and curation["sources"][name]["documents"] > 0:
-            raise ValueError(f"data.sources.{name}: curation.filters keep none of its documents")
-        for split, shard in by_split.items():
-            if shard is None:
-                raise ValueError(_empty_split(name, sources[name], split, n_documents, validation_fraction))
-            splits[split][name] = shard
-    return trained, splits, curation
-
-
-def _add(writers: Mapping[SplitName, ShardWriter], encoded: Encoded) -> None:
-    start = 0
-    for length, n_bytes, validation in zip(encoded.lengths, encoded.n_bytes, encoded.validation, strict=True):
-        writers["val" if validation else "train"].add(encoded.tokens[start : start + length], int(n_bytes))
-        start += length
-
-
-def _curate(
-    work: Path, sources: Mapping[str, Source], filters: Mapping[str, Filter], processes: int, display: "_Display"
-) -> dict[str, Any]:
-    """Decide about all documents: a byte each in work/kept, 1 if it is kept. Returns what curation.json holds."""
-    report = work / "curation.json"
-    if report.exists():
-        decided: dict[str, Any] = json.loads(report.read_bytes())
-        return decided
-    display.begin("Curating")
-    for rule in filters.values():
-        rule.reset()
-    removals = Removals()
-    for name in sources:
-        removals.add_source(name)
-    inspected = remembered(Inspect(filters), _Reader(sources).batches(), processes, work / "inspected")
-    with open(work / "kept", "wb") as kept:
-        for batch, evidence, _ in inspected:
-            for document, found in zip(batch.documents, evidence, strict=True):
-                reason = first_reason(filters, document.id, found)
-                removals.add(batch.source, document, reason)
-                kept.write(bytes([reason is None]))
-            display.advance(batch.read)
-    _write_whole(report, json.dumps(removals.to_dict()))
-    (work / "inspected").unlink(missing_ok=True)
-    return removals.to_dict()
-
-
-def _train(
-    work: Path, reader: "_Reader", tokenizer: Tokenizer, validation_fraction: float, display: "_Display"
-) -> Tokenizer:
-    """Train the tokenizer on the training split, or load the one that was trained before an interruption."""
-    file = work / "tokenizer.json"
-    if file.exists():
-        return type(tokenizer).from_json(file.read_text())
-    display.begin("Training the tokenizer")
-    trained = tokenizer.train(
-        document.text
-        for batch in display.told(reader.batches())
-        for document in batch.documents
-        if not is_validation(document.text, validation_fraction)
-    )
-    _write_whole(file, trained.to_json())
-    return trained
-
-
-class _Reader:
-    """The documents of all sources, in order, without those that a curation removed.
-
-    Args:
-        sources: by name.
-        kept: a file with a byte for each document of all sources, 0 if it is removed; None: all are kept.
-    """
-
-    def __init__(self, sources: Mapping[str, Source], kept: Path | None = None):
-        self._sources, self._kept = sources, kept
-
-    def batches(self) -> Iterator[Batch]:
-        """Group documents of a source until they make enough text to send to another process."""
-        decisions = None if self._kept is None else self._decisions(self._kept)
-        self._read = 0
-        for name, source in self._sources.items():
-            documents: list[Document] = []
-            size = 0
-            with _named(name):
-                for document in source.documents(self._on_read):
-                    if decisions is not None and not next(decisions):
-                        continue
-                    documents.append(document)
-                    size += len(document.text)
-                    if size >= _BATCH_CHARACTERS:
-                        yield Batch(name, documents, self._read)
-                        documents, size = [], 0
-            if documents:
-                yield Batch(name, documents, self._read)
-
-    def _on_read(self, n_bytes: int) -> None:
-        self._read += n_bytes
-
-    @staticmethod
-    def _decisions(file: Path) -> Iterator[int]:
-        with open(file, "rb") as stream:
-            while block := stream.read(1 << 16):
-                yield from block
-        raise ValueError("files of data.sources changed while they were read: prepare again")
-
-
-def _write_whole(file: Path, text: str) -> None:
-    """Write a file that is either there and complete, or not there."""
-    part = file.with_name(f"{file.name}.part")
-    part.write_bytes(text.encode())
-    os.replace(part, file)
-
-
-def _empty_split(name: str, source: Source, split: SplitName, n_documents: int, fraction: float) -> str:
-    if n_documents == 0:
-        return f"data.sources.{name}: there is no text in it"
-    smaller = ""
-    if hasattr(source, "max_document_bytes"):
-        smaller = f", or set data.sources.{name}.max_document_bytes (now {source.max_document_bytes}) lower"
-    what, change = ("validation", "raise") if split == "val" else ("training", "lower")
-    return (
-        f"data.sources.{name}: none of its {n_documents} documents fell to the {what} split:"
-        f" {change} data.validation_fraction={fraction}{smaller}"
-    )
-
-
 @contextmanager
 def _named(name: str) -> Iterator[None]:
     """Begin the message of a ValueError with the config path of the source."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(at(f"data.sources.{name}", str(error))) from None
+        raise ValueError(located(f"data.sources.{name}", str(error))) from None
 
 
 @contextmanager
@@ -420,62 +359,3 @@ def _locked(file: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-class _Display:
-    """A progress bar for each pass, on a terminal: bytes read, tokens per second, and the time left."""
-
-    def __init__(self, sources: Mapping[str, Source]):
-        sizes = [source.disk_bytes() for source in sources.values()]
-        self._total = None if None in sizes else sum(size for size in sizes if size is not None)
-        console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[tokens]}"),
-            TimeElapsedColumn(),
-            TextColumn("left:"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-
-    def __enter__(self) -> "_Display":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._finish()
-        self._bar.stop()
-
-    def begin(self, what: str) -> None:
-        """Begin a pass."""
-        self._finish()
-        self._bar.add_task(what, total=self._total, tokens="")
-        self._tokens = self._tokens_now = 0
-        self._begun: float | None = None
-
-    def _finish(self) -> None:
-        """Show the pass that ends as complete: whoever trains a tokenizer may need no text."""
-        for task in self._bar.tasks[-1:]:
-            self._bar.update(task.id, completed=task.total or task.completed, total=task.total or task.completed)
-
-    def advance(self, read: int, *, n_tokens: int = 0, from_before: bool = False) -> None:
-        """Show that `read` bytes are done in all. The rate counts what is done now, not before an interruption."""
-        self._tokens += n_tokens
-        if not from_before:
-            self._begun = self._begun or time.monotonic()
-            self._tokens_now += n_tokens
-        tokens = ""
-        if self._tokens:
-            seconds = time.monotonic() - self._begun if self._begun is not None else 0.0
-            rate = f", {self._tokens_now / seconds / 1e3:,.0f} k/s" if seconds > 0.5 else ""
-            tokens = f"{self._tokens / 1e6:.1f} M tokens{rate}"
-        self._bar.update(self._bar.tasks[-1].id, completed=read, tokens=tokens)
-
-    def told(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass batches on, and show how far they were read."""
-        for batch in batches:
-            yield batch
-            self.advance(batch.read)

@@ -7,6 +7,7 @@ import sysconfig
 import tokenize
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from annotated_types import Ge, Gt
 from typing_extensions import override
 
-from thunderhead.corpus.files import (
+from thunderhead.corpus.text_files import (
     BLOCK_BYTES,
     cut,
     decoded,
@@ -45,6 +46,7 @@ def _ignore(_: int) -> None:
 Weight = Annotated[float, Ge(0)]
 
 
+@dataclass(eq=False)
 class Share:
     """How much a mixture takes of something.
 
@@ -54,10 +56,8 @@ class Share:
         max_epochs: how often the mixture may go through the source; null: as often as its weight asks for.
     """
 
-    def __init__(
-        self, weight: Weight | Mapping[float, Weight] = 1.0, max_epochs: Annotated[float, Gt(0)] | None = None
-    ):
-        self.weight, self.max_epochs = weight, max_epochs
+    weight: Weight | Mapping[float, Weight] = 1.0
+    max_epochs: Annotated[float, Gt(0)] | None = None
 
 
 class Source(Share, ABC):
@@ -99,6 +99,7 @@ class Source(Share, ABC):
         """
 
 
+@dataclass(eq=False)
 class StandardLibrary(Source):
     """The corpus that is always there: this Python's standard library, and its prose on the language.
 
@@ -111,19 +112,13 @@ class StandardLibrary(Source):
     _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
     _TOPICS = "pydoc_data/topics.py"
 
-    def __init__(
-        self,
-        *,
-        include_code: bool,
-        include_topics: bool,
-        weight: Weight | Mapping[float, Weight] = 1.0,
-        max_epochs: Annotated[float, Gt(0)] | None = None,
-    ):
-        super().__init__(weight, max_epochs)
-        if not (include_code or include_topics):
+    _: KW_ONLY
+    include_code: bool
+    include_topics: bool
+
+    def __post_init__(self) -> None:
+        if not (self.include_code or self.include_topics):
             raise ValueError("include_code and include_topics are both false: nothing to read, set one to true")
-        self.include_code = include_code
-        self.include_topics = include_topics
 
     def _files(self) -> list[tuple[str, Path]]:
         root = Path(sysconfig.get_paths()["stdlib"])
@@ -169,6 +164,7 @@ class StandardLibrary(Source):
             on_read(file.stat().st_size)
 
 
+@dataclass(eq=False)
 class LocalText(Source):
     """Text files below a path: .txt .md .py (a file is a text), .jsonl and .parquet (a record is), also .gz and .zst.
 
@@ -184,21 +180,14 @@ class LocalText(Source):
         max_document_bytes: longest document in bytes of UTF-8, or null.
     """
 
-    def __init__(
-        self,
-        *,
-        path: str,
-        suffixes: Sequence[str] = SUFFIXES,
-        text_field: str = "text",
-        max_document_bytes: Annotated[int, Ge(64)] | None = 16384,
-        weight: Weight | Mapping[float, Weight] = 1.0,
-        max_epochs: Annotated[float, Gt(0)] | None = None,
-    ):
-        super().__init__(weight, max_epochs)
-        self.path = path
-        self.suffixes = tuple(suffixes)
-        self.text_field = text_field
-        self.max_document_bytes = max_document_bytes
+    _: KW_ONLY
+    path: str
+    suffixes: Sequence[str] = SUFFIXES
+    text_field: str = "text"
+    max_document_bytes: Annotated[int, Ge(64)] | None = 16384
+
+    def __post_init__(self) -> None:
+        self.suffixes = tuple(self.suffixes)
         if unknown := [suffix for suffix in self.suffixes if suffix not in SUFFIXES]:
             raise ValueError(f"suffixes={unknown} cannot be read: use some of {', '.join(SUFFIXES)}")
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from thunderhead.core.config import Config, Problem
+from thunderhead.core.config import Config, Problem, values_of
 from thunderhead.core.module import build_decoder
 from thunderhead.core.types import Count, PositiveInt, counted
 from thunderhead.lab.jobs import Plan
@@ -18,7 +18,6 @@ from thunderhead.lab.runs import Match
 
 Measure = Callable[[Config], float]
 """Trains a configuration for a while and gives its speed in tokens a second."""
-STEPS_BUDGET = "thunderhead.training.plan.StepsBudget"
 
 
 class Matching(Protocol):
@@ -144,7 +143,7 @@ def _nearest_steps(matching: Matching, config: Config, target: float, of_a_step:
 
 def with_steps(config: Config, steps: int) -> Config:
     """A configuration that trains for a number of steps, whatever its budget was."""
-    return {**config, "budget": {"_target_": STEPS_BUDGET, "steps": steps}}
+    return {**config, "budget": values_of("budget", "steps") | {"steps": steps}}
 
 
 def measuring_run(config: Config, steps: int) -> Config:

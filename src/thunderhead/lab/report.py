@@ -107,11 +107,15 @@ def write_report(
 
 
 def _draw(analysis: Analysis) -> dict[str, tuple[str, Figure | None]]:
-    names = {"cache (bytes per token)": CACHE, "parameters": "parameters", "decoding (ms per token)": ""}
-    means = {label: {arm.name: arm.mean(name) for arm in analysis.arms} for label, name in names.items()}
-    speeds = {arm.name: arm.mean("decode_tokens_per_second") for arm in analysis.arms}
-    means["decoding (ms per token)"] = {arm: 1000 / speed if speed else None for arm, speed in speeds.items()}
-    costs = [(label, {arm: mean for arm, mean in of.items() if mean is not None}) for label, of in means.items()]
+    means = {
+        name: {arm.name: mean for arm in analysis.arms if (mean := arm.mean(name))}
+        for name in (CACHE, "parameters", "decode_tokens_per_second")
+    }
+    costs = [
+        ("cache (bytes per token)", means[CACHE]),
+        ("parameters", means["parameters"]),
+        ("decoding (ms per token)", {arm: 1000 / v for arm, v in means["decode_tokens_per_second"].items()}),
+    ]
     shown: dict[str, tuple[str, Callable[[Analysis], Figure | None]]] = {
         "results": ("Final loss of each arm, and its difference to the reference", figures.results),
         "learning_rates": ("Final loss against the learning rate", figures.learning_rates),

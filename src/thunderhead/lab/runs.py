@@ -129,11 +129,11 @@ class Run:
     @property
     def loss_terms(self) -> dict[str, float]:
         """Auxiliary terms of the training loss by name: as the summary has them, else as they were logged last."""
-        logged = {
-            name.removeprefix("train/"): v for row in self.rows for name, v in row.items() if name.startswith("train/")
-        }
+        logged = {column: value for row in self.rows for column, value in row.items()}
         terms = (self.summary or {}).get("loss_terms")
-        return terms if isinstance(terms, dict) else {name: v for name, v in logged.items() if name != "loss"}
+        if not isinstance(terms, dict):
+            terms = {name[6:]: value for name, value in logged.items() if name.startswith("train/")}
+        return {name: value for name, value in terms.items() if name != "loss"}
 
     def curve(self, column: str) -> Curve:
         """A column of metrics.csv: train/loss at each logged step, val/loss at each validation."""

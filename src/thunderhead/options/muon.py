@@ -38,8 +38,7 @@ class Muon(Optimizer):
         params: groups as made by `parameter_groups`; a group whose name begins with `matrices` goes to Muon.
         lr: peak learning rate, of all groups unless `adamw_lr` is given.
         weight_decay: decoupled, for each group that does not carry its own.
-        momentum: of Muon, an exponential average.
-        nesterov: look one step of momentum ahead.
+        momentum, nesterov: of Muon, an exponential average; look one step of it ahead.
         ns_steps: Newton–Schulz steps.
         ns_coefficients: a, b, c of the quintic a·x + b·x³ + c·x⁵ applied to the singular values at each step.
         eps: least norm that the momentum is divided by before these steps.

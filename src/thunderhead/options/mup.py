@@ -116,18 +116,14 @@ class MaximalUpdate(Standard):
         """Give a new optimizer the learning rates of a decoder that has grown from its base model.
 
         What must not change with width is by how much a step changes what a layer puts out (2203.03466; as a condition
-        on norms: Yang, Simon & Bernstein 2310.17813). Vectors, embedding tables and the head (its logits are scaled by
-        the decoder) need no multiplier for that; hidden matrices do, by how large the optimizer's updates are. It says
-        so by a method `width_multiplier(group, growth)`, or MULTIPLIERS does.
+        on norms: Yang, Simon & Bernstein 2310.17813). Of all parameters only hidden matrices need a multiplier for that
+        (logits are scaled by the decoder), by how large the optimizer's updates are. It says so by a method
+        `width_multiplier(group, growth)`, or MULTIPLIERS does; ValueError if neither.
 
-        Weight decay takes lr · weight_decay off a parameter at each step; it is divided by the multiplier, so that this
-        product stays as well: as `mup.MuAdamW` does, and as transfer needs (Wang & Aitchison 2405.13698; Kosson et al.
-        2510.19093).
-
-        A group is split where its parameters need different multipliers; each then has `lr_multiplier`. At the base
-        model's sizes groups and values stay as they are, bit for bit.
-
-        Raises ValueError for an optimizer without a rule.
+        Weight decay is divided by the multiplier, so that lr · weight_decay, which a step takes off, stays as well: as
+        in `mup.MuAdamW`, and as transfer needs (Wang & Aitchison 2405.13698; Kosson et al. 2510.19093). A group is
+        split where its parameters need different multipliers; each part has `lr_multiplier`. At the base model's sizes
+        groups and values stay as they are, bit for bit.
         """
         multiplier = getattr(optimizer, "width_multiplier", MULTIPLIERS.get(type(optimizer)))
         if multiplier is None:
@@ -153,13 +149,9 @@ class MaximalUpdate(Standard):
 def at_width(config: Config, d_model: int, values: Mapping[str, Any] | None = None, prefix: str = "") -> Config:
     """A model's configuration at another width: heads of the same size, feed-forward layers in proportion.
 
-    Args:
-        config: with the group `model`, and those that `values` reaches into.
-        d_model: the width.
-        values: further settings by config path; they come before what is in proportion.
-        prefix: what the user calls `d_model` and `values`, without these words: for errors.
-
-    Raises ValueError if heads do not fit the width, or a path in `values` leads nowhere.
+    `values` are further settings by config path, which come before what is in proportion; `prefix` is what the user
+    calls `d_model` and `values`, without these words. Raises ValueError if heads do not fit the width, or a path leads
+    nowhere.
     """
     model, values = config["model"], values or {}
     sizes: Config = {"model.d_model": d_model}

@@ -4,12 +4,13 @@ A sequence of T+1 tokens holds answers, tokens that follow from those before; on
 Sequence n is a pure function of the seed and n, as the order of text is (`thunderhead.core.data.order`).
 """
 
+import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -21,11 +22,11 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from thunderhead.core.config import Problem
-from thunderhead.core.data.datamodule import ENDLESS, Draw, TokenDataModule, hash_of, refusals
+from thunderhead.core.data.datamodule import ENDLESS, Draw, TokenDataModule
 from thunderhead.core.data.manifest import SplitName
 from thunderhead.core.data.order import permutation
+from thunderhead.core.tokenizer import EOS, Tokenizer, Tokens
 from thunderhead.core.types import PositiveFloat, PositiveInt
-from thunderhead.corpus.tokenizer import EOS, Tokenizer, Tokens
 
 VALIDATION_SEED = 0  # the same sequences for every seed of a run, so that losses compare
 _cached_permutation = lru_cache(maxsize=4)(permutation)
@@ -265,8 +266,7 @@ def _draw(size: int, *key: int) -> npt.NDArray[np.uint64]:
     return np.random.PCG64(np.random.SeedSequence(key)).random_raw(size)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# As data of a run
+# --- as data of a run -------------------------------------------------------------------------------------------------
 
 
 class SymbolTokenizer(Tokenizer):
@@ -294,10 +294,6 @@ class SymbolTokenizer(Tokenizer):
         return len(self._symbols)
 
     @override
-    def train(self, texts: Iterable[str]) -> "SymbolTokenizer":
-        return self
-
-    @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         if unknown := sorted({symbol for text in texts for symbol in text.split()} - self._ids.keys()):
             first, last = self._symbols[0], self._symbols[-1]
@@ -315,13 +311,13 @@ class SymbolTokenizer(Tokenizer):
 
     @override
     def to_json(self) -> str:
-        return json.dumps({"type": "symbols", "symbols": self._symbols})
+        return json.dumps({"type": self.name, "symbols": self._symbols})
 
     @classmethod
     @override
     def from_json(cls, text: str) -> Self:
         content = json.loads(text)
-        if content.get("type") != "symbols":
+        if content.get("type") != cls.name:
             raise ValueError("not the symbols of a synthetic task")
         return cls(content["symbols"])
 
@@ -329,22 +325,20 @@ class SymbolTokenizer(Tokenizer):
 class TaskSequences(Dataset[Tensor]):
     """Sequences of a task by number; a list of numbers gives a batch (B, T+1) of int64.
 
-    A token that is no answer is written as ~id = -1 - id: to be read, not to be predicted (`training.module`).
+    A token that is no answer is written as ~id = -1 - id: to be read, not to be predicted (`core.module`).
     """
 
     def __init__(self, task: Task, split: SplitName, seed: int, context_length: int):
-        self._task, self._split, self._seed, self._context_length = task, split, seed, context_length
+        self._make = partial(task.sequence, split, seed, context_length=context_length)
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, n: int) -> Tensor:
-        """Make sequence n: (T+1,)."""
-        tokens, is_answer = self._task.sequence(self._split, self._seed, n, self._context_length)
+        tokens, is_answer = self._make(n)
         return torch.from_numpy(np.where(is_answer, tokens, ~tokens))
 
     def __getitems__(self, samples: list[int]) -> Tensor:
-        """Make a micro-batch at once: (B, T+1)."""
         return torch.stack([self[n] for n in samples])
 
 
@@ -361,33 +355,25 @@ class TaskData(TokenDataModule):
     _: KW_ONLY
     task: Task
 
-    @property
-    def vocab_size(self) -> int:  # type: ignore[override]
-        """Token ids are below."""
-        return self.task.vocab_size
-
-    @property
-    def eos_id(self) -> int | None:  # type: ignore[override]
-        """Begins each sequence."""
-        return self.task.eos_id
-
-    @property
-    def tokenizer(self) -> SymbolTokenizer:
-        """Write the tokens as text."""
-        return self.task.load_tokenizer()
-
-    @property
-    def unigram_entropy(self) -> float | None:  # type: ignore[override]
-        """The loss of who knows nothing but which answers there are."""
-        return self.task.unigram_entropy
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.tokenizer = self.task.load_tokenizer()
+        self.vocab_size, self.eos_id = self.task.vocab_size, self.task.eos_id
+        self.unigram_entropy = self.task.unigram_entropy
 
     @override
     def problems(self, run: Any) -> list[Problem]:
-        found = refusals(lambda: self.task.check(self.context_length))
+        found = []
+        try:
+            self.task.check(self.context_length)
+        except ValueError as error:
+            found.append(Problem("", str(error)))
         if self.filters:
             found.append(Problem("curation", "a synthetic task has no documents to filter: use curation=none"))
         if getattr(run.budget, "needs_epochs", False):
-            found.append(Problem("budget.epochs", "a synthetic task has no epochs: use budget=steps or budget=tokens"))
+            message = "a synthetic task has no epochs: use budget=steps or budget=tokens"
+            found.append(Problem("budget.epochs", message))
         return found
 
     @override
@@ -408,7 +394,8 @@ class TaskData(TokenDataModule):
 
     @override
     def validation_data(self) -> str:
-        return hash_of([self.task.summary(), self.max_validation_tokens])
+        content = json.dumps([self.task.summary(), self.max_validation_tokens], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     validation_text = validation_data
 
@@ -418,7 +405,6 @@ class TaskData(TokenDataModule):
 
     @override
     def setup(self, stage: str) -> None:
-        """Refuse a context length that the task does not fit in."""
         self.task.check(self.context_length)
 
     @override

@@ -4,6 +4,7 @@ Lightning's own launcher repeats the command line in every process, which inside
 sweep again in each. Here the processes get the one composed configuration instead.
 """
 
+import json
 import os
 import signal
 import sys
@@ -18,7 +19,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from thunderhead.core.config import to_yaml
 from thunderhead.core.processes import RANK_VARIABLES, allowed_cores
-from thunderhead.training.record import read_json
 
 LAUNCHED = "THUNDERHEAD_LAUNCHED"
 SAVING_SECONDS = 600  # that processes have to end the step and save, once they are told to stop
@@ -67,5 +67,5 @@ def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str,
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    summary: dict[str, Any] = read_json(run_dir / "summary.json")
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     return summary

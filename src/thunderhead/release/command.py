@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem, build, factory
 from thunderhead.core.module import GROUPS, LanguageModel
-from thunderhead.corpus.tokenizer import Tokenizer
-from thunderhead.corpus.tokenizer import load_tokenizer as load_kind
+from thunderhead.core.tokenizer import Tokenizer
+from thunderhead.core.tokenizer import load_tokenizer as load_kind
 from thunderhead.training import hardware
 from thunderhead.training.record import read_json
 

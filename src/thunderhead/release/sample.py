@@ -5,8 +5,8 @@ from typing import Annotated
 import torch
 from annotated_types import Gt, Le
 
+from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.types import NonNegativeFloat, NonNegativeInt, PositiveInt
-from thunderhead.corpus.tokenizer import Tokenizer
 from thunderhead.release.generation import NextTokenModel, generate
 
 

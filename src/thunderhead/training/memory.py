@@ -95,7 +95,7 @@ def estimate(
 def remarks(bytes_of: dict[str, int], parallelism: Parallelism) -> list[str]:
     """What `estimate` could not count."""
     reasons = {
-        "optimizer_state": "the optimizer's state is not counted: its size depends on values",
+        "optimizer_state": "the optimizer's state is not counted: it cannot step without values",
         "activations": "activations are not counted: a module's code looks at values",
     }
     return [reason for part, reason in reasons.items() if part not in {*bytes_of, *parallelism.on_cpu}]

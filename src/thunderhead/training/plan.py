@@ -240,9 +240,8 @@ def _course(run: Run, sizes: Sizes, problems: Problems) -> _Course:
 
 
 def _epoch_tokens(run: Run) -> int | None:
-    if asked(run.data, "is_prepared"):
-        return asked(run.data, "epoch_tokens")  # type: ignore[no-any-return]
-    return None if run.is_dry else UNKNOWN_EPOCH
+    known: int | None = asked(run.data, "epoch_tokens")
+    return known if known is not None or run.is_dry else UNKNOWN_EPOCH
 
 
 def _hardware_notes(run: Run) -> list[str]:

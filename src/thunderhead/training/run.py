@@ -59,7 +59,10 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
     try:
         resolved, checkpoint = _resolve(config, run_dir)
         folder = run_dir if checkpoint is None or launch.is_launched() else checkpoint.parents[1]
-        run, plan = plan_config(resolved, folder, _recorded_micro_size(resolved, checkpoint))
+        recorded = _recorded_micro_size(resolved, checkpoint)
+        run, plan = plan_config(resolved, folder, recorded)
+        if recorded not in (None, plan.micro_batch_size) and is_rank():
+            raise ConfigError([Problem("batch.micro_size", NOT_AGREED)])
     except BaseException:
         _remove_if_empty(run_dir)
         raise
@@ -150,8 +153,9 @@ def find_problems(config: Config) -> list[Problem]:
     if isinstance(every, int) and every < 1:
         message = f"{every} is not accepted: should be greater than 0; a large number logs the first and last step only"
         problems.append(Problem("trainer.log_every_n_steps", message))
+    sound = not problems
     for group in ("match", "tune"):  # a single run has no arms that they could act on
-        if not problems and group in config and hasattr(component := build(config[group]), "problems"):
+        if sound and group in config and hasattr(component := build(config[group]), "problems"):
             problems += component.problems(None)
     return problems
 

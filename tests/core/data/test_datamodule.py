@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from shard_fixtures import files
 from thunderhead.core.data.datamodule import MicroBatches, validation_samples
-from thunderhead.core.data.manifest import DamagedChunkError
-from thunderhead.core.data.shards import LocalChunks, ShardReader
+from thunderhead.core.data.manifest import ShardError
+from thunderhead.core.data.shards import ShardReader
 from thunderhead.corpus.mixture import Mixture, plan_turns, trained_blocks
 from thunderhead.corpus.prepare import find_manifest
 from thunderhead.corpus.sources import LocalText
 from thunderhead.corpus.text_data import TextData
-from thunderhead.corpus.tokenizer import ByteTokenizer
+from thunderhead.corpus.trained_tokenizers import ByteTokenizer
 
 T = 32
 SEQUENCES_PER_STEP = 8
@@ -85,7 +86,7 @@ def expected(module: TextData, samples: range) -> Tensor:
     )  # fmt: skip
     place = Mixture(turns, sizes, seed=5, window=100, trained=trained)
     readers = {
-        s: ShardReader(LocalChunks(module.manifest.shard_folder("train", s), shard), shard, T, "uint16")
+        s: ShardReader(files(module.manifest.shard_folder("train", s), shard), shard, T, "uint16")
         for s, shard in train.items()
     }
     found = [place(n) for n in samples]
@@ -106,7 +107,7 @@ def test_a_step_has_the_same_samples_whatever_the_ranks(
     for rank in range(world_size):
         settings = {"micro_batch_size": micro, "num_workers": num_workers}
         module = make(rank, world_size, **settings, **mixture)
-        module.load_state_dict({"samples": first * SEQUENCES_PER_STEP})  # saved by a run of other sizes
+        module.load_state_dict({"samples": first * SEQUENCES_PER_STEP, "order": {}})  # saved by a run of other sizes
         batches = take(iter(module.train_dataloader()), steps * accumulation)
         assert batches.dtype == torch.int64
         assert batches.shape[1:] == (micro, T + 1)
@@ -119,7 +120,7 @@ def test_a_step_has_the_same_samples_whatever_the_ranks(
     upper = in_capitals(found.flatten(0, 3))
     assert drawn == {"many": int((~upper).sum()), "few": int(upper.sum())}
     assert 0 < drawn["few"] < len(samples) // 2
-    assert module._place.turns.used_up["few"] in samples
+    assert module._drawn.used_up["few"] in samples
 
 
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 1), (1, 8), (2, 3), (4, 2), (3, 2)])
@@ -129,7 +130,7 @@ def test_validation_reads_each_block_once_over_all_ranks(make: Make, world_size:
     module = make(**settings)
     n_blocks = sum(module.manifest.splits["val"]["text"].blocks(T))
     shard = module.manifest.splits["val"]["text"]
-    reader = ShardReader(LocalChunks(module.manifest.shard_folder("val", "text"), shard), shard, T, "uint16")
+    reader = ShardReader(files(module.manifest.shard_folder("val", "text"), shard), shard, T, "uint16")
     all_blocks = [tuple(reader.view(i).tolist()) for i in range(n_blocks)]
     found = [tuple(row) for loader in loaders for batch in loader for row in batch.tolist()]
     samples = validation_samples(n_blocks, 10**9, world_size)
@@ -165,7 +166,7 @@ def test_validation_is_spread_over_the_split_and_limited(make: Make) -> None:
     n_blocks = sum(module.manifest.splits["val"]["text"].blocks(T))
     assert n_blocks > 100
     shard = module.manifest.splits["val"]["text"]
-    reader = ShardReader(LocalChunks(module.manifest.shard_folder("val", "text"), shard), shard, T, "uint16")
+    reader = ShardReader(files(module.manifest.shard_folder("val", "text"), shard), shard, T, "uint16")
     (loader,) = module.val_dataloader()
     found = torch.cat(list(loader))
     assert len(found) == 20
@@ -180,9 +181,10 @@ def test_validation_is_the_same_for_1_2_and_4_ranks(n_blocks: int, wanted: int) 
         assert validation_samples(n_blocks, wanted, 2) == validation_samples(n_blocks, wanted, 4) == samples
 
 
-def test_fewer_validation_blocks_than_ranks_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"3 blocks .* fewer than the 4 ranks"):
-        validation_samples(3, 100, 4)
+def test_fewer_validation_blocks_than_ranks_are_refused(make: Make) -> None:
+    assert validation_samples(3, 100, 4) == 0
+    with pytest.raises(ValueError, match=r"^data\.sources\.text: .* allows 2, fewer than the 4 ranks: raise data"):
+        make(0, 4, max_validation_tokens=2 * T).val_dataloader()
 
 
 def test_micro_batches_come_in_order() -> None:
@@ -211,11 +213,11 @@ def test_a_damaged_chunk_is_found_before_it_is_used(make: Make, verify: str) -> 
     content[-1] ^= 1
     file.write_bytes(content)
     if verify == "full":
-        with pytest.raises(DamagedChunkError):
+        with pytest.raises(ShardError, match="other bytes than were written"):
             make(verify="full")
     else:
         loader = make(verify="first_use").train_dataloader()
-        with pytest.raises(DamagedChunkError):
+        with pytest.raises(ShardError, match="other bytes than were written"):
             next(iter(loader))
 
 
@@ -248,7 +250,7 @@ def test_a_resume_in_another_order_is_refused(
 ) -> None:
     settings = mixture
     module = make(**settings)
-    module.load_state_dict({"samples": 9 * SEQUENCES_PER_STEP})
+    module.load_state_dict({"samples": 9 * SEQUENCES_PER_STEP, "order": {}})
     module.train_dataloader()
     state = module.state_dict()
     same = make(micro_batch_size=8, **settings)
@@ -271,7 +273,8 @@ def test_shards_found_beforehand_are_used(make: Make, corpus: Path, tmp_path: Pa
     gone = {"sources": {"text": LocalText(path="gone")}, "shards_dir": str(tmp_path / "shards")}
     sizes = {"context_length": T, "micro_batch_size": 2, "sequences_per_step": 8, "seed": 0}
     module = TextData(tokenizer=ByteTokenizer(), filters={}, **sizes, **gone)
-    module.manifest = manifest
+    assert not module.is_prepared
+    module.use(manifest)
     module.prepare_data()
     module.setup("fit")
     assert module.manifest is manifest

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,23 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thunderhead.core.data.manifest import (
-    REMEDY,
-    Chunk,
-    DamagedChunkError,
-    DamagedIndexError,
-    DamagedManifestError,
-    ForeignTokenizerError,
-    Manifest,
-    MissingChunkError,
-    MissingManifestError,
-    ShardError,
-    SwappedChunkError,
-    TruncatedChunkError,
-    WrongDtypeError,
-    verify,
-)
-from thunderhead.corpus.tokenizer import BpeTokenizer, Tokens
+from thunderhead.core.data.manifest import REMEDY, Chunk, Manifest, ShardError
+from thunderhead.core.tokenizer import Tokens
+from thunderhead.corpus.shard_files import verify
+from thunderhead.corpus.trained_tokenizers import BpeTokenizer
 
 MakeShards = Callable[..., Manifest]
 ChunkTokens = Callable[[Path, Chunk], Tokens]
@@ -59,69 +47,87 @@ def damage_dtype(index: dict) -> None:
 
 
 DAMAGE = {
-    "flipped byte": (lambda folder: flip(folder / "text/train/chunk-0-1.bin"), DamagedChunkError),
-    "flipped byte in validation": (lambda folder: flip(folder / "text/val/chunk-0-0.bin"), DamagedChunkError),
+    "flipped byte": (lambda folder: flip(folder / "text/train/chunk-0-1.bin"), "holds other bytes than were written"),
+    "flipped byte in validation": (
+        lambda folder: flip(folder / "text/val/chunk-0-0.bin"),
+        "holds other bytes than were written",
+    ),
     "swapped chunks": (
         lambda folder: swap(folder / "text/train/chunk-0-0.bin", folder / "text/train/chunk-0-1.bin"),
-        SwappedChunkError,
+        "holds what chunk-0-1.bin should hold",
     ),
     "truncated": (
         lambda folder: edit(folder / "text/train/chunk-0-0.bin", lambda content: content.__delitem__(slice(-2, None))),
-        TruncatedChunkError,
+        "bytes, .* were written",
     ),
-    "missing chunk": (lambda folder: (folder / "text/train/chunk-0-0.bin").unlink(), MissingChunkError),
+    "missing chunk": (
+        lambda folder: (folder / "text/train/chunk-0-0.bin").unlink(),
+        "is missing, the shards are incomplete",
+    ),
     "wrong dtype in the index": (
         lambda folder: edit_json(folder / "text/train/index.json", damage_dtype),
-        WrongDtypeError,
+        "says (dtype|tokens are)",
     ),
     "changed index": (
         lambda folder: edit_json(folder / "text/train/index.json", lambda index: index["chunks"].pop()),
-        DamagedIndexError,
+        "index.json was changed",
     ),
-    "index no JSON": (lambda folder: (folder / "text/train/index.json").write_text("{"), DamagedIndexError),
-    "missing index": (lambda folder: (folder / "text/train/index.json").unlink(), DamagedIndexError),
+    "index no JSON": (
+        lambda folder: (folder / "text/train/index.json").write_text("{"),
+        "index.json was changed",
+    ),
+    "missing index": (
+        lambda folder: (folder / "text/train/index.json").unlink(),
+        "index.json is missing",
+    ),
     "foreign tokenizer": (
         lambda folder: (folder / "tokenizer.json").write_text(BpeTokenizer(vocab_size=260).train(["a"]).to_json()),
-        ForeignTokenizerError,
+        "tokenizer.json is (missing|not the tokenizer that made these shards)",
     ),
-    "missing tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ForeignTokenizerError),
-    "missing manifest": (lambda folder: (folder / "manifest.json").unlink(), MissingManifestError),
-    "manifest no JSON": (lambda folder: (folder / "manifest.json").write_text("{"), DamagedManifestError),
+    "missing tokenizer": (
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        "tokenizer.json is (missing|not the tokenizer that made these shards)",
+    ),
+    "missing manifest": (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json"),
+    "manifest no JSON": (
+        lambda folder: (folder / "manifest.json").write_text("{"),
+        "manifest.json (is damaged|has format 99|contradicts itself)",
+    ),
     "manifest without a field": (
         lambda folder: edit_json(folder / "manifest.json", lambda manifest: manifest.pop("eos_id")),
-        DamagedManifestError,
+        "manifest.json (is damaged|has format 99|contradicts itself)",
     ),
     "manifest of another format": (
         lambda folder: edit_json(folder / "manifest.json", lambda manifest: manifest.update(format=99)),
-        DamagedManifestError,
+        "manifest.json (is damaged|has format 99|contradicts itself)",
     ),
     "manifest that does not add up": (
         lambda folder: edit_json(folder / "manifest.json", lambda m: m["splits"]["train"]["text"].update(tokens=1)),
-        DamagedManifestError,
+        "manifest.json (is damaged|has format 99|contradicts itself)",
     ),
     "manifest with ids beyond the vocabulary": (
         lambda folder: edit_json(folder / "manifest.json", lambda manifest: manifest.update(vocab_size=100)),
-        DamagedManifestError,
+        "manifest.json (is damaged|has format 99|contradicts itself)",
     ),
     "unknown dtype in the manifest": (
         lambda folder: edit_json(folder / "manifest.json", lambda manifest: manifest.update(dtype="int32")),
-        WrongDtypeError,
+        "says (dtype|tokens are)",
     ),
     "dtype too wide for the vocabulary": (
         lambda folder: edit_json(folder / "manifest.json", lambda manifest: manifest.update(dtype="uint32")),
-        WrongDtypeError,
+        "says (dtype|tokens are)",
     ),
     "dtype too narrow for the vocabulary": (
         lambda folder: edit_json(folder / "manifest.json", lambda manifest: manifest.update(vocab_size=70_000)),
-        WrongDtypeError,
+        "says (dtype|tokens are)",
     ),
     "dtype of a larger vocabulary": (
         lambda folder: edit_json(folder / "manifest.json", lambda m: m.update(vocab_size=70_000, dtype="uint32")),
-        DamagedManifestError,
+        "manifest.json (is damaged|has format 99|contradicts itself)",
     ),
     "vocabulary that no dtype holds": (
         lambda folder: edit_json(folder / "manifest.json", lambda m: m.update(vocab_size=2**33, dtype="uint32")),
-        DamagedManifestError,
+        "manifest.json (is damaged|has format 99|contradicts itself)",
     ),
 }
 
@@ -134,7 +140,7 @@ def test_each_kind_of_damage_has_its_error(make_shards: MakeShards, case: str) -
     damage(folder)
     with pytest.raises(ShardError) as caught:
         verify(Manifest.load(folder))
-    assert type(caught.value) is error
+    assert re.search(error, str(caught.value))
     assert isinstance(caught.value, ValueError)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -146,14 +152,14 @@ def test_sizes_find_what_is_missing_but_not_flipped_bytes(make_shards: MakeShard
     flip(manifest.folder / "text/train/chunk-0-0.bin")
     verify(manifest, "sizes")
     edit(manifest.folder / "text/train/chunk-0-0.bin", lambda content: content.pop())
-    with pytest.raises(TruncatedChunkError):
+    with pytest.raises(ShardError, match=r"bytes, \d+ were written"):
         verify(manifest, "sizes")
 
 
-def test_a_manifest_is_read_back_as_it_was_written(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_a_manifest_is_read_back_as_it_was_written(make_shards: MakeShards) -> None:
     manifest = make_shards()
-    assert manifest.save(tmp_path) == Manifest.load(tmp_path) == manifest
-    assert json.loads((tmp_path / "manifest.json").read_text()).keys() == {
+    assert Manifest.load(manifest.folder) == manifest
+    assert json.loads((manifest.folder / "manifest.json").read_text()).keys() == {
         field.name for field in dataclasses.fields(Manifest)
     } - {"folder"}
     assert manifest.load_tokenizer().sha256 == manifest.tokenizer.sha256

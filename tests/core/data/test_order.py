@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thunderhead.core.data.manifest import Manifest
-from thunderhead.core.data.order import Order, permutation, spread, spread_over_chunks
+from thunderhead.core.data.order import Order, permutation, spread
+from thunderhead.corpus.mixture import spread_over_chunks
+from thunderhead.corpus.shard_data import check_blocks
 
 MakeShards = Callable[..., Manifest]
 sizes = st.lists(st.integers(0, 20), min_size=1, max_size=8).filter(any)
@@ -109,8 +111,8 @@ def test_blocks_are_counted(make_shards: MakeShards) -> None:
 def test_a_context_longer_than_the_text_says_what_to_change(make_shards: MakeShards) -> None:
     manifest = make_shards(chunk_bytes=2**20)
     train, val = (manifest.splits[split]["text"].tokens for split in ("train", "val"))
-    manifest.check_blocks(val - 1)
+    check_blocks(manifest, val - 1)
     with pytest.raises(ValueError, match=r"the validation split has .*lower model\.context_length, raise data\.val"):
-        manifest.check_blocks(val)
+        check_blocks(manifest, val)
     with pytest.raises(ValueError, match=r"data\.sources\.text: the training split .*model\.context_length \+ 1"):
-        manifest.check_blocks(train)
+        check_blocks(manifest, train)

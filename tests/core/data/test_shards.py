@@ -5,16 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thunderhead.core.data.manifest import (
-    Chunk,
-    DamagedChunkError,
-    Manifest,
-    WrongDtypeError,
-    verify_chunk,
-    verify_index,
-)
-from thunderhead.core.data.shards import LocalChunks, ShardReader, ShardWriter
-from thunderhead.corpus.tokenizer import Tokens
+from shard_fixtures import files
+from thunderhead.core.data.manifest import Chunk, Manifest, ShardError
+from thunderhead.core.data.shards import ShardReader
+from thunderhead.core.tokenizer import Tokens
+from thunderhead.corpus.shard_files import ShardWriter, VerifiedChunks, verify_chunk, verify_index
 
 MakeShards = Callable[..., Manifest]
 ChunkTokens = Callable[[Path, Chunk], Tokens]
@@ -24,7 +19,7 @@ ChunkTokens = Callable[[Path, Chunk], Tokens]
 def test_no_target_is_lost(make_shards: MakeShards, chunk_tokens: ChunkTokens, context_length: int) -> None:
     manifest = make_shards()
     shard, folder = manifest.splits["train"]["text"], manifest.shard_folder("train", "text")
-    reader = ShardReader(LocalChunks(folder, shard), shard, context_length, manifest.dtype)
+    reader = ShardReader(files(folder, shard), shard, context_length, manifest.dtype)
     block = 0
     for chunk, n_blocks in zip(shard.chunks, shard.blocks(context_length), strict=True):
         tokens = chunk_tokens(folder, chunk)
@@ -52,7 +47,7 @@ def test_chunks_without_a_block_are_stepped_over(tmp_path: Path) -> None:
     for i, length in enumerate(lengths):
         writer.add(np.arange(length, dtype=np.uint16) + 100 * i, length)
     shard = writer.close()
-    reader = ShardReader(LocalChunks(tmp_path / "shard", shard), shard, 10, "uint16")
+    reader = ShardReader(files(tmp_path / "shard", shard), shard, 10, "uint16")
     assert shard.blocks(10) == [4, 0, 0, 4, 0]
     assert [reader.view(i)[0] for i in range(len(reader))] == [0, 10, 20, 30, 300, 310, 320, 330]
 
@@ -61,10 +56,10 @@ def test_first_use_is_verified_before_a_token_is_read(make_shards: MakeShards, f
     manifest = make_shards()
     shard, folder = manifest.splits["train"]["text"], manifest.shard_folder("train", "text")
     flip(folder / shard.chunks[1].filename)
-    reader = ShardReader(LocalChunks(folder, shard, verify_on_first_use=True), shard, 64, manifest.dtype)
+    reader = ShardReader(VerifiedChunks(manifest, "train", "text"), shard, 64, manifest.dtype)
     first = shard.blocks(64)[0]
     reader.view(first - 1)
-    with pytest.raises(DamagedChunkError):
+    with pytest.raises(ShardError, match="other bytes than were written"):
         reader.view(first)
     verify_chunk(folder / shard.chunks[0].filename, shard, shard.chunks[0])
 
@@ -72,7 +67,7 @@ def test_first_use_is_verified_before_a_token_is_read(make_shards: MakeShards, f
 def test_a_reader_can_be_sent_to_another_process(make_shards: MakeShards) -> None:
     manifest = make_shards()
     shard = manifest.splits["val"]["text"]
-    reader = ShardReader(LocalChunks(manifest.shard_folder("val", "text"), shard), shard, 16, manifest.dtype)
+    reader = ShardReader(files(manifest.shard_folder("val", "text"), shard), shard, 16, manifest.dtype)
     expected = reader.view(3)
     assert np.array_equal(pickle.loads(pickle.dumps(reader)).view(3), expected)
 
@@ -106,7 +101,7 @@ def test_every_id_of_a_vocabulary_is_read_back(tmp_path: Path, vocab_size: int, 
     ]
     assert shard.max_token_id == vocab_size - 1
     verify_index(tmp_path / "shard", shard, dtype)
-    reader = ShardReader(LocalChunks(tmp_path / "shard", shard), shard, 99, dtype)
+    reader = ShardReader(files(tmp_path / "shard", shard), shard, 99, dtype)
     read = np.concatenate([reader.view(i) for i in range(len(reader))])
     starts = np.cumsum([0] + [chunk.tokens for chunk in shard.chunks])
     expected = [
@@ -116,5 +111,5 @@ def test_every_id_of_a_vocabulary_is_read_back(tmp_path: Path, vocab_size: int, 
     ]
     assert np.array_equal(read, np.concatenate(expected))
     assert read.dtype == np.dtype(dtype)
-    with pytest.raises(WrongDtypeError):
+    with pytest.raises(ShardError, match="says tokens are"):
         verify_index(tmp_path / "shard", shard, "uint32" if dtype == "uint16" else "uint16")

@@ -1,15 +1,15 @@
 """Batches of tokens for Lightning: (B, T+1) token ids, inputs and targets in one.
 
-B: sequences of a micro-batch. T: model.context_length. Any LightningDataModule that yields such batches will
-do; of what `RunData` says, it may leave out all but vocab_size.
+B: sequences of a micro-batch. T: model.context_length. Any LightningDataModule that yields such batches will do, and of
+what `RunData` says it may leave out all but vocab_size.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from thunderhead.core.config import Problem
-from thunderhead.core.data.manifest import Manifest, Shard, ShardError, SplitName, verify
+from thunderhead.core.data.manifest import Manifest, SplitName
 from thunderhead.core.data.order import Order, Sample, spread
-from thunderhead.core.data.shards import Chunks, LocalChunks, ShardReader
-from thunderhead.core.metrics import BitsPerByte
+from thunderhead.core.data.shards import ShardReader
 from thunderhead.core.types import NonNegativeInt, PositiveInt
 
 # Lightning needs a length: without one it skips a batch when it resumes. The trainer's max_steps ends training.
@@ -37,17 +36,71 @@ class Entry(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What a run of so many steps draws from its data."""
+    """What a run draws from its data."""
 
-    steps: int
-    """Fewer than were asked for, where the data ends."""
-    epochs: dict[str, float] | None = None
-    """Of each source; None: not known yet; empty: nothing is gone through again."""
-    shares: dict[str, float] | None = None
-    """Of the run's tokens."""
+    steps: int  # fewer than were asked for, where the data ends
+    epochs: dict[str, float] | None = None  # of each source; None: not known yet; empty: nothing is repeated
+    shares: dict[str, float] | None = None  # of each source in the run's tokens
     notes: tuple[str, ...] = ()
-    problems: tuple[Problem, ...] = ()
-    """Why the run should be refused, though it could be trained."""
+    problems: tuple[Problem, ...] = ()  # why such a run is refused
+
+
+class RunData(lightning.LightningDataModule):
+    """What a run asks its data, answered by one that has nothing to say. `tokenizer`, if there is one, writes text."""
+
+    vocab_size: int  # before the data is prepared, what it will be at most
+    eos_id: int | None = None
+    is_prepared: bool = True  # whether prepare_data has nothing to make
+    epoch_tokens: int | None = None  # trained tokens of one pass; None: not known yet, or there are no passes
+    unigram_entropy: float | None = None  # nats a target of who knows only how frequent each token is
+
+    def problems(self, run: Any) -> list[Problem]:
+        """Say what is wrong with the data, or does not go together with the run; reads only beginnings of files."""
+        return []
+
+    def notes(self) -> list[str]:
+        """Say what a plan should tell about the data."""
+        return []
+
+    def draw(self, steps: int) -> Draw:
+        """Work out what so many steps draw."""
+        return Draw(steps)
+
+    def ledger(self, steps: int) -> Callable[[int], dict[str, Entry]]:
+        """Keep the books of a run of so many steps: what each source gave to its first n samples."""
+        return lambda samples: {}
+
+    def summary(self) -> dict[str, Any]:
+        """Return as plain values what the record says the run was trained on."""
+        return {}
+
+    def validation_sources(self) -> list[str]:
+        """Name the validation loaders."""
+        return ["all"]
+
+    def validation_metrics(self) -> dict[str, Any]:
+        """Make what is measured in validation beside the loss, by name."""
+        return {}
+
+    def validation_data(self) -> str | None:
+        """Hash the tokens that the run validates on: losses of runs with another hash do not compare."""
+        return None
+
+    def validation_text(self) -> str | None:
+        """Hash the text behind these tokens: bits per byte of runs with the same hash compare."""
+        return None
+
+    def sample(self, decoder: Any, device: torch.device) -> str | None:
+        """Let the model show what it can; None: by going on with a prompt, as any model of text."""
+        return None
+
+
+def asked(data: lightning.LightningDataModule, name: str) -> Any:
+    """Return an attribute or method of `RunData` as any LightningDataModule has it, or as `RunData` does."""
+    if hasattr(data, name):
+        return getattr(data, name)
+    default = getattr(RunData, name)
+    return partial(default, data) if callable(default) else default
 
 
 class MicroBatches(Sampler[list[int]]):
@@ -74,76 +127,9 @@ class ResumableLoader(DataLoader[Tensor]):
     """A loader that Lightning takes for one that can resume, and so it is: the data module knows where to begin."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: see `TokenDataModule.state_dict`."""
         return {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take nothing."""
-
-
-class RunData(lightning.LightningDataModule):
-    """What a run asks its data, answered by one that has nothing to say.
-
-    It may have an attribute `tokenizer`, too: for the record, and to let the model write text.
-    """
-
-    vocab_size: int
-    """Token ids are below; before the data is prepared, what it will be at most."""
-    eos_id: int | None = None
-    is_prepared = True
-    """Whether `prepare_data` has nothing to do."""
-    epoch_tokens: int | None = None
-    """Trained tokens of one pass over the data; None: not known yet, or there are no passes."""
-    unigram_entropy: float | None = None
-    """Nats a target of who knows only how frequent each token is."""
-
-    def problems(self, run: Any) -> list[Problem]:
-        """Say what is wrong with the data, or does not go together with the run; reads only beginnings of files."""
-        return []
-
-    def draw(self, steps: int) -> Draw:
-        """Work out what so many steps draw."""
-        return Draw(steps)
-
-    def ledger(self, steps: int) -> Callable[[int], dict[str, Entry]]:
-        """Keep the books of a run of so many steps: what each source gave to its first n samples."""
-        return lambda samples: {}
-
-    def notes(self) -> list[str]:
-        """Say what a plan should tell about the data."""
-        return []
-
-    def summary(self) -> dict[str, Any]:
-        """Return as plain values what the record says the run was trained on."""
-        return {}
-
-    def validation_metrics(self) -> dict[str, Any]:
-        """Make what is measured in validation beside the loss, by name."""
-        return {}
-
-    def validation_sources(self) -> list[str]:
-        """Name the validation loaders."""
-        return ["all"]
-
-    def validation_data(self) -> str | None:
-        """Hash the tokens that the run validates on: losses of runs with another hash do not compare."""
-        return None
-
-    def validation_text(self) -> str | None:
-        """Hash the text behind these tokens: bits per byte of runs with the same hash compare."""
-        return None
-
-    def sample(self, decoder: Any, device: torch.device) -> str | None:
-        """Let the model show what it can; None: as any model of text, by going on with a prompt."""
-        return None
-
-
-def asked(data: lightning.LightningDataModule, name: str) -> Any:
-    """Return an attribute or method of `RunData` as any LightningDataModule has it, or as `RunData` does."""
-    if hasattr(data, name):
-        return getattr(data, name)
-    default = getattr(RunData, name)
-    return partial(default, data) if callable(default) else default
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 @dataclass(eq=False, repr=False)
@@ -151,15 +137,15 @@ class TokenDataModule(RunData):
     """Load samples by their number, from the first that no optimizer step has used: that number is all the state.
 
     `Trainer` must be made with `use_distributed_sampler=False` (it raises otherwise), as ranks are told apart here.
-    Subclasses are dataclasses, too, so that the settings of all stand in their signature. They say what the samples are
-    (`train_dataset`, `validation_blocks`, `val_dataset`), and what of the rest is not as it is here.
+    Subclasses are dataclasses, too, so that the settings of all stand in their signature. They say what the samples
+    are: `train_dataset(steps)`, `validation_blocks()` and `val_dataset(source, samples)`.
 
     Args:
         context_length: T; a sample is T+1 tokens.
         micro_batch_size: B, sequences of one forward pass on one device.
         sequences_per_step: sequences of one optimizer step over all devices and accumulated micro-batches.
         seed: of the order.
-        max_validation_tokens: validate on at most so many tokens, the same for every seed.
+        max_validation_tokens: validate on at most so many tokens: a fixed selection, the same for all seeds.
         num_workers: processes that load; 0 is fastest (one process reads 100 M tokens/s, sending them costs more).
     """
 
@@ -175,9 +161,7 @@ class TokenDataModule(RunData):
         super().__init__()
         self._first_sample = 0
         self._first_step: int | None = 0  # the global step at which _first_sample is next; None: wherever we resume
-        self._order_before: dict[str, Any] | None = None  # what the samples before the resume depended on
-
-    # --- samples ------------------------------------------------------------------------------------------------------
+        self._order_before: dict[str, Any] = {}  # what the samples before the resume depended on
 
     def train_dataset(self, steps: int) -> Dataset[Tensor]:
         """Give access to the training samples by their number, for a run of so many steps."""
@@ -192,14 +176,12 @@ class TokenDataModule(RunData):
         raise NotImplementedError
 
     def validation_sources(self) -> list[str]:
-        """Name the sources."""
+        """Name the validation loaders: there is one for each source."""
         return list(self.validation_blocks())
 
     def order_state(self, samples: int) -> dict[str, Any]:
         """Return all that the order of the first samples depends on, as plain values by the names of the settings."""
         return {"seed": self.seed, "model.context_length": self.context_length}
-
-    # --- loading ------------------------------------------------------------------------------------------------------
 
     def data_parallel(self) -> tuple[int, int]:
         """Say (rank, world size) among the processes that see different data.
@@ -244,10 +226,10 @@ class TokenDataModule(RunData):
         assert self.trainer is not None
         self._first_sample, self._first_step = self.samples_seen, self.trainer.global_step
         dataset = self.train_dataset(self.trainer.max_steps)
-        now, before = self.order_state(self._first_sample), self._order_before or {}
-        if other := [name for name in dict.fromkeys([*now, *before]) if before and before.get(name) != now.get(name)]:
+        now, before = self.order_state(self._first_sample), self._order_before
+        if changed := [name for name in {**now, **before} if before and before.get(name) != now.get(name)]:
             raise ValueError(
-                f"resume: {' and '.join(other)} changed since the checkpoint, so that its first"
+                f"resume: {' and '.join(changed)} changed since the checkpoint, so that its first"
                 f" {self._first_sample:,} samples would have come in another order: set them back"
             )
         return self._loader(dataset, MicroBatches(self._first_sample, ENDLESS, self.micro_batch_size, rank, world_size))
@@ -255,17 +237,20 @@ class TokenDataModule(RunData):
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
         """Load a fixed selection of each source's samples for validation, each once over all ranks.
 
-        There is a loader for each source, and each has an equal share of max_validation_tokens. All batches of a loader
-        have one size: the largest up to the micro-batch that divides a rank's share.
+        Each source has an equal share of max_validation_tokens. All batches of its loader have one size: the largest up
+        to the micro-batch that divides a rank's share.
         """
         rank, world_size = self.data_parallel()
         loaders, available = [], self.validation_blocks()
         wanted = self.max_validation_tokens // self.context_length // len(available)
         for source, n_blocks in available.items():
-            try:
-                samples = validation_samples(n_blocks, wanted, world_size)
-            except ValueError as error:
-                raise ValueError(f"data.sources.{source}: {error}") from None
+            samples = validation_samples(n_blocks, wanted, world_size)
+            if samples == 0:
+                raise ValueError(
+                    f"data.sources.{source}: the validation split has {n_blocks} blocks and data.max_validation_tokens"
+                    f" allows {wanted}, fewer than the {world_size} ranks: raise data.validation_fraction or"
+                    " data.max_validation_tokens"
+                )
             share = samples // world_size
             size = max(size for size in range(1, self.micro_batch_size + 1) if share % size == 0)
             batches = MicroBatches(0, share // size, size, rank, world_size)
@@ -295,23 +280,11 @@ def validation_samples(n_blocks: int, wanted: int, world_size: int) -> int:
 
     That is min(n_blocks, wanted), cut to a multiple of a power of two (64, less for few blocks: at most 1 in 8 is
     cut), and further to a multiple of the ranks where these do not divide it.
-
-    Raises:
-        ValueError: there are fewer blocks than ranks.
     """
     samples = min(n_blocks, max(wanted, 1))
     multiple = min(64, 2 ** ((samples // 8).bit_length() - 1)) if samples >= 8 else 1
     samples -= samples % multiple
-    samples -= samples % world_size
-    if samples == 0:
-        raise ValueError(
-            f"the validation split has {n_blocks} blocks and data.max_validation_tokens allows {wanted}, fewer than the"
-            f" {world_size} ranks: raise data.validation_fraction or data.max_validation_tokens"
-        )
-    return samples
-
-
-# --- shards ----------------------------------------------------------------------------------------------------------
+    return samples - samples % world_size
 
 
 class Blocks(Dataset[Tensor]):
@@ -340,185 +313,38 @@ class Blocks(Dataset[Tensor]):
         return torch.from_numpy(batch)
 
 
-class ValidationPlace:
-    """Where validation sample n of `samples` lies: they are spread evenly over the split."""
-
-    def __init__(self, source: str, samples: int, n_blocks: int):
-        self._source, self._samples, self._n_blocks = source, samples, n_blocks
-
-    def __call__(self, n: int) -> Sample:
-        """Look up sample n."""
-        return Sample(self._source, 0, spread(n, self._samples, self._n_blocks))
-
-
 @dataclass(eq=False, repr=False)
 class ShardDataModule(TokenDataModule):
-    """Load blocks of shards. Here these have one source; `thunderhead.corpus.mixed_shards` mixes several.
-
-    Subclasses say where the shards are (`find`), or make them (`prepare_data`, with `use`).
+    """Load blocks of the shards that `manifest` describes; here they have one source.
 
     Args:
         shuffle_window: blocks that are shuffled together (see `Order`).
-        verify: compare the sha256 of all chunks with the manifest at the start (full), or of each chunk before its
-            first token is used (first_use: a start that does not grow with the corpus; sizes are compared at once).
     """
 
     _: KW_ONLY
     shuffle_window: PositiveInt = 65_536
-    verify: Literal["full", "first_use"] = "first_use"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.manifest: Manifest | None = None
-        self.tokenizer: Any = getattr(self, "tokenizer", None)
-        self._refusal: ValueError | None = None  # why the shards were not found
-        self._place: Callable[[int], Sample] | None = None
-
-    def find(self) -> Manifest | None:
-        """Look up the shards, reading no text; None: they are not prepared yet.
-
-        Raises:
-            ValueError: they cannot be there, or are not right (a `ShardError`).
-        """
-        raise NotImplementedError
-
-    def use(self, manifest: Manifest) -> None:
-        """Train on these shards, whose tokenizer takes the place of the one asked for."""
-        self.tokenizer = manifest.load_tokenizer()
-        self.manifest = manifest
-
-    def look_up(self) -> Manifest | None:
-        """Find the shards, once; `problems` tells what was in the way."""
-        if self.manifest is None and self._refusal is None:
-            try:
-                if (manifest := self.find()) is not None:
-                    self.use(manifest)
-            except ValueError as error:
-                self._refusal = error
-        return self.manifest
-
-    @property
-    def found(self) -> Manifest:
-        """The manifest of shards that are prepared.
-
-        Raises:
-            ValueError: the shards were not found.
-        """
-        if (manifest := self.look_up()) is None:
-            raise self._refusal or ShardError("the shards are not prepared: `prepare_data` comes first")
-        return manifest
-
-    # --- what a run wants to know -------------------------------------------------------------------------------------
-
-    @property
-    def is_prepared(self) -> bool:  # type: ignore[override]
-        """Whether the shards are there."""
-        return self.look_up() is not None
-
-    @property
-    def vocab_size(self) -> int:  # type: ignore[override]
-        """Token ids are below; an untrained tokenizer knows how many tokens it will have at most."""
-        if (manifest := self.look_up()) is not None:
-            return manifest.vocab_size
-        if self.tokenizer is None:  # which is a problem
-            return 2**16
-        return self.tokenizer.settings.get("vocab_size", 0) or self.tokenizer.vocab_size  # type: ignore[no-any-return]
-
-    @property
-    def eos_id(self) -> int | None:  # type: ignore[override]
-        """The end of a document; 0 as long as it is not known."""
-        return manifest.eos_id if (manifest := self.look_up()) is not None else 0
-
-    @property
-    def epoch_tokens(self) -> int | None:  # type: ignore[override]
-        """Trained tokens of one pass over all sources."""
-        return self.context_length * sum(self._trained_blocks().values()) if self.is_prepared else None
-
-    @property
-    def unigram_entropy(self) -> float | None:  # type: ignore[override]
-        """Nats a token by their frequency in the training split; as the validation loss, the sources' mean."""
-        shards = self.found.splits["train"].values()
-        return sum(shard.unigram_entropy for shard in shards) / len(shards)
-
-    def problems(self, run: Any) -> list[Problem]:
-        """Tell what was in the way of finding shards, or that they are too small for the context length."""
-        return refusals(self._is_found, self._has_blocks)
-
-    def _is_found(self) -> None:
-        if self.look_up() is None and self._refusal is not None:
-            raise self._refusal
-
-    def _has_blocks(self) -> None:
-        if (manifest := self.manifest) is not None:
-            manifest.check_blocks(self.context_length)
-
-    def ledger(self, steps: int) -> Callable[[int], dict[str, Entry]]:
-        """Count passes."""
-        ((source, n_blocks),) = self._trained_blocks().items()
-        return lambda n: {source: Entry(n * self.context_length, 1.0, n / n_blocks)}
-
-    def draw(self, steps: int) -> Draw:
-        """Count passes."""
-        if not self.is_prepared:
-            return Draw(steps)
-        entries = self.ledger(steps)(steps * self.sequences_per_step)
-        return Draw(steps, {s: e.epochs for s, e in entries.items()}, {s: e.share for s, e in entries.items()})
-
-    def summary(self) -> dict[str, Any]:
-        """Return the manifest without its chunks."""
-        return self.found.summary()
-
-    def validation_metrics(self) -> dict[str, Any]:
-        """Measure bits per byte of text."""
-        return {"bits_per_byte": BitsPerByte(self.tokenizer.token_bytes().tolist())}
-
-    def validation_data(self) -> str:
-        """Hash the checksums of the validation split."""
-        val = self.found.splits["val"]
-        chunks = {name: [chunk.sha256 for chunk in shard.chunks] for name, shard in val.items()}
-        return hash_of([chunks, self.max_validation_tokens])
-
-    def validation_text(self) -> str:
-        """Hash what the validation split was made from."""
-        manifest = self.found
-        made_from = [manifest.sources, manifest.split_rule, manifest.validation_fraction, self.max_validation_tokens]
-        return hash_of(made_from if manifest.curation is None else [*made_from, manifest.curation])
-
-    # --- loading ------------------------------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        """Find the shards (one process a machine)."""
-        _ = self.found
-
-    def setup(self, stage: str) -> None:
-        """Find the shards and compare them with their manifest.
-
-        Raises:
-            ValueError: they are damaged (a `ShardError`), or too small for the context length.
-        """
-        self.found.check_blocks(self.context_length)
-        self.check_files()
-
-    def check_files(self) -> None:
-        """Compare the files with the manifest, as far as is asked for at the start."""
-        verify(self.found, "full" if self.verify == "full" else "sizes")
-
-    def blocks(self, split: SplitName = "train") -> dict[str, list[int]]:
-        """Count the blocks in each chunk, by source."""
-        return {source: shard.blocks(self.context_length) for source, shard in self.found.splits[split].items()}
-
-    def _trained_blocks(self) -> dict[str, int]:
-        """Blocks of each source that are trained on."""
-        return {source: sum(sizes) for source, sizes in self.blocks().items()}
+        self.manifest: Manifest  # is set once there is one
 
     def order(self, steps: int) -> Callable[[int], Sample]:
         """Say which block sample n of a run of so many steps is."""
-        ((source, sizes),) = self.blocks().items()
+        ((source, sizes),) = self.blocks("train").items()
         return Order(source, sizes, seed=self.seed, window=self.shuffle_window)
+
+    def chunk_file(self, split: SplitName, source: str) -> Callable[[int], Path]:
+        """Say where the chunks of a shard lie, by their number."""
+        folder, chunks = self.manifest.shard_folder(split, source), self.manifest.splits[split][source].chunks
+        return [folder.absolute() / chunk.filename for chunk in chunks].__getitem__
+
+    def blocks(self, split: SplitName) -> dict[str, list[int]]:
+        """Count the blocks in each chunk, by source."""
+        return {source: shard.blocks(self.context_length) for source, shard in self.manifest.splits[split].items()}
 
     def order_state(self, samples: int) -> dict[str, Any]:
         """Return all that the order of the first samples depends on."""
-        train = self.found.splits["train"]
+        train = self.manifest.splits["train"]
         chunks = {source: [chunk.sha256 for chunk in shard.chunks] for source, shard in train.items()}
         return super().order_state(samples) | {
             "data.shuffle_window": self.shuffle_window,
@@ -527,8 +353,7 @@ class ShardDataModule(TokenDataModule):
 
     def train_dataset(self, steps: int) -> Blocks:
         """Read blocks of all sources, in their order."""
-        self._place = self.order(steps)
-        return self.dataset("train", list(self.found.splits["train"]), self._place, ENDLESS)
+        return self.dataset("train", list(self.manifest.sources), self.order(steps), ENDLESS)
 
     def validation_blocks(self) -> dict[str, int]:
         """Count the blocks of each source's validation split."""
@@ -536,35 +361,16 @@ class ShardDataModule(TokenDataModule):
 
     def val_dataset(self, source: str, samples: int) -> Blocks:
         """Read blocks that are spread evenly over the split."""
-        place = ValidationPlace(source, samples, self.validation_blocks()[source])
+        place = partial(_evenly, source, samples, self.validation_blocks()[source])
         return self.dataset("val", [source], place, samples)
 
     def dataset(self, split: SplitName, sources: list[str], place: Callable[[int], Sample], samples: int) -> Blocks:
         """Read the samples that `place` finds in a split of the sources."""
-        shards, dtype = self.found.splits[split], self.found.dtype
-        readers = {
-            source: ShardReader(self.chunks(split, source, shards[source]), shards[source], self.context_length, dtype)
-            for source in sources
-        }
+        shards, dtype, t = self.manifest.splits[split], self.manifest.dtype, self.context_length
+        readers = {s: ShardReader(self.chunk_file(split, s), shards[s], t, dtype) for s in sources}
         return Blocks(readers, place, samples)
 
-    def chunks(self, split: SplitName, source: str, shard: Shard) -> Chunks:
-        """Give access to the files of a shard."""
-        folder = self.found.shard_folder(split, source)
-        return LocalChunks(folder, shard, verify_on_first_use=self.verify == "first_use")
 
-
-def refusals(*checks: Callable[[], object]) -> list[Problem]:
-    """Try checks, and collect what they refuse with a ValueError, each thing once."""
-    found: dict[Problem, None] = {}
-    for check in checks:
-        try:
-            check()
-        except ValueError as error:
-            found[Problem("", str(error).splitlines()[0])] = None
-    return list(found)
-
-
-def hash_of(content: Any) -> str:
-    """Hash plain values."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _evenly(source: str, samples: int, n_blocks: int, n: int) -> Sample:
+    """Say where validation sample n of `samples` lies: they are spread evenly over the split."""
+    return Sample(source, 0, spread(n, samples, n_blocks))

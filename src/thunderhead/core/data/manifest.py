@@ -1,29 +1,24 @@
-"""What a folder of shards must hold, and the comparison with what it does hold.
+"""What a folder of shards holds, as the manifest beside them says.
 
-    <shards_dir>/<key>/manifest.json            written last
-                      /tokenizer.json
-                      /curation.json            what filters removed, if there were any
-                      /<source>/train/index.json, chunk-0-0.bin, chunk-0-1.bin …
-                      /<source>/val/…
-
-litdata keeps no checksums: flipped bytes, swapped chunks or a wrong dtype it reads without complaint. `verify` finds
-them.
+<shards_dir>/<key>/manifest.json            written last
+/tokenizer.json
+/curation.json            what filters removed, if there were any
+/<source>/train/index.json, chunk-0-0.bin, chunk-0-1.bin …
+/<source>/val/…
 """
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
-from thunderhead.corpus.tokenizer import MAX_VOCAB_SIZE, Tokenizer, dtype_for, load_tokenizer
+from thunderhead.core.tokenizer import MAX_VOCAB_SIZE, Tokenizer, dtype_for, load_tokenizer
 
 FORMAT = 1  # raise when the same text would give other shards
-# litdata's names for a one-dimensional numpy array, whose type it numbers by its own table.
-DATA_FORMATS = {"uint16": "no_header_numpy:5", "uint32": "no_header_numpy:6"}
 SplitName = Literal["train", "val"]
 REMEDY = "remove the shards' folder to prepare them anew, or copy it again from where it is whole"
 # A manifest may come from elsewhere, and these become parts of paths.
@@ -35,45 +30,13 @@ class ShardError(ValueError):
     """The shards are not what their manifest says."""
 
 
-class MissingManifestError(ShardError):
-    """A folder of shards has no manifest.json."""
-
-
-class DamagedManifestError(ShardError):
-    """manifest.json cannot be read, or contradicts itself."""
-
-
-class ForeignTokenizerError(ShardError):
-    """The shards were made with another tokenizer than the one asked for, or the one that lies beside them."""
-
-
-class WrongDtypeError(ShardError):
-    """The manifest names another type of token than its vocabulary needs, or the index of a shard another one."""
-
-
-class DamagedIndexError(ShardError):
-    """The index of a shard is missing or was changed."""
-
-
-class MissingChunkError(ShardError):
-    """A chunk is not there."""
-
-
-class TruncatedChunkError(ShardError):
-    """A chunk has another size than when it was written."""
-
-
-class SwappedChunkError(ShardError):
-    """A chunk holds what another one should hold."""
-
-
-class DamagedChunkError(ShardError):
-    """A chunk has the right size and other bytes than were written."""
+class MissingFileError(ShardError):
+    """A file of the shards is not there."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A file of tokens; `bytes` is its size."""
+    """A file of tokens in litdata's format: 4-byte numbers (how many documents, where each begins, the end), tokens."""
 
     filename: FileName
     sha256: Sha256
@@ -141,147 +104,67 @@ class Manifest:
         """Read `folder`/manifest.json.
 
         Raises:
-            MissingManifestError: there is none.
-            DamagedManifestError: it is not a manifest of this version, or contradicts itself.
-            WrongDtypeError: its type of tokens is not that of its vocabulary.
+            MissingFileError: there is none.
+            ShardError: it is not a manifest of this version, or contradicts itself.
         """
         folder = Path(folder)
         file = folder / "manifest.json"
         try:
-            content = {**json.loads(file.read_bytes()), "folder": folder}
-            manifest = TypeAdapter(cls).validate_python(content)
+            manifest = TypeAdapter(cls).validate_python({**json.loads(file.read_bytes()), "folder": folder})
         except FileNotFoundError:
-            raise MissingManifestError(
-                f"{folder} has no manifest.json, so it holds no shards, or half of them: {REMEDY}"
-            ) from None
+            message = f"{folder} has no manifest.json, so it holds no shards, or half of them: {REMEDY}"
+            raise MissingFileError(message) from None
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValidationError) as error:
             reason = str(error).replace("\n", " ")
-            raise DamagedManifestError(f"{file} is damaged ({reason}): {REMEDY}") from None
-        shards = [shard for by_source in manifest.splits.values() for shard in by_source.values()]
+            raise ShardError(f"{file} is damaged ({reason}): {REMEDY}") from None
         if manifest.format != FORMAT:
-            raise DamagedManifestError(
-                f"{file} has format {manifest.format}, and this version of Thunderhead reads {FORMAT}: prepare anew"
-            )
-        if manifest.dtype != (dtype := dtype_for(manifest.vocab_size).name):
-            raise WrongDtypeError(
-                f"{file} says dtype {manifest.dtype}, but {manifest.vocab_size:,} tokens are told apart by {dtype}:"
-                f" {REMEDY}"
-            )
+            message = f"has format {manifest.format}, and this version of Thunderhead reads {FORMAT}: prepare anew"
+            raise ShardError(f"{file} {message}")
+        if manifest.dtype != (dtype := dtype_for(manifest.vocab_size)).name:
+            needed = f"{manifest.vocab_size:,} tokens are told apart by {dtype}"
+            raise ShardError(f"{file} says dtype {manifest.dtype}, but {needed}: {REMEDY}")
+        shards = [shard for _, _, shard in manifest.shards()]
         if (
             set(manifest.splits) != {"train", "val"}
             or any(set(by_source) != set(manifest.sources) for by_source in manifest.splits.values())
             or any(sum(chunk.tokens for chunk in shard.chunks) != shard.tokens for shard in shards)
             or max((shard.max_token_id for shard in shards), default=-1) != manifest.max_token_id
-            or any(chunk.bytes != chunk_bytes(chunk, dtype) for shard in shards for chunk in shard.chunks)
+            or any(
+                chunk.bytes != 4 * (chunk.documents + 2) + dtype.itemsize * chunk.tokens
+                for shard in shards
+                for chunk in shard.chunks
+            )
             or not max(manifest.max_token_id, manifest.eos_id) < manifest.vocab_size <= MAX_VOCAB_SIZE
         ):
-            raise DamagedManifestError(f"{file} contradicts itself: {REMEDY}")
+            raise ShardError(f"{file} contradicts itself: {REMEDY}")
         return manifest
 
-    def save(self, folder: Path) -> Self:
-        """Write manifest.json into `folder`, and return the manifest as one that lies there."""
-        content = asdict(self)
-        del content["folder"]
-        (folder / "manifest.json").write_text(json.dumps(content, indent=1) + "\n")
-        return type(self)(**{**self.__dict__, "folder": folder})
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values, as in the file."""
+        return {name: value for name, value in asdict(self).items() if name != "folder"}
 
-    def summary(self) -> dict[str, Any]:
-        """Return all but the chunks, as plain values: the record of a run says what it was trained on."""
-        content = asdict(self)
-        del content["folder"]
-        for by_source in content["splits"].values():
-            for shard in by_source.values():
-                del shard["chunks"]
-        return content
+    def shards(self) -> Iterator[tuple[SplitName, str, Shard]]:
+        """Yield (split, source, shard) of all."""
+        for split, by_source in self.splits.items():
+            for source, shard in by_source.items():
+                yield split, source, shard
 
     def load_tokenizer(self) -> Tokenizer:
         """Load the trained tokenizer that made these shards.
 
         Raises:
-            ForeignTokenizerError: tokenizer.json is missing or is not the one of the manifest.
+            ShardError: tokenizer.json is missing or is not the one of the manifest.
         """
         file = self.folder / "tokenizer.json"
-        if not file.exists() or sha256_of(file) != self.tokenizer.sha256:
-            what = "is not the tokenizer that made these shards (its hash differs)" if file.exists() else "is missing"
-            raise ForeignTokenizerError(f"{file} {what}: {REMEDY}")
-        return load_tokenizer(self.tokenizer.name, file.read_text())
-
-    def check_blocks(self, context_length: int) -> None:
-        """Refuse shards that are too small for the context length.
-
-        Raises:
-            ValueError: a split of a source has no full block; says what to change.
-        """
-        for split, by_source in self.splits.items():
-            for source, shard in by_source.items():
-                if any(shard.blocks(context_length)):
-                    continue
-                name, change = ("validation", "raise") if split == "val" else ("training", "lower")
-                cut = self.sources[source].get("max_document_bytes")
-                smaller = f", lower data.sources.{source}.max_document_bytes={cut}" if cut and split == "val" else ""
-                raise ValueError(
-                    f"data.sources.{source}: the {name} split has {shard.tokens} tokens, too few for one block of"
-                    f" model.context_length + 1 = {context_length + 1}: lower model.context_length, {change}"
-                    f" data.validation_fraction={self.validation_fraction}{smaller}, or give more text"
-                )
+        if not file.exists():
+            raise MissingFileError(f"{file} is missing: {REMEDY}")
+        if sha256_of(file) != self.tokenizer.sha256:
+            raise ShardError(f"{file} is not the tokenizer that made these shards (its hash differs): {REMEDY}")
+        return load_tokenizer(self.tokenizer.name, file.read_text(encoding="utf-8"))
 
     def shard_folder(self, split: SplitName, source: str) -> Path:
         """Name the folder of one split of one source."""
         return self.folder / source / split
-
-
-def verify(manifest: Manifest, level: Literal["full", "sizes"] = "full") -> None:
-    """Compare the files with the manifest: tokenizer, indices, and each chunk's size and (full) sha256.
-
-    Raises:
-        ShardError: one of its subclasses, naming the file.
-    """
-    manifest.load_tokenizer()
-    for split, by_source in manifest.splits.items():
-        for source, shard in by_source.items():
-            folder = manifest.shard_folder(split, source)
-            verify_index(folder, shard, manifest.dtype)
-            for chunk in shard.chunks:
-                verify_chunk(folder / chunk.filename, shard, chunk, level)
-
-
-def verify_index(folder: Path, shard: Shard, dtype: str) -> None:
-    """Compare litdata's index of a shard with the manifest and its type of tokens; raises as `verify` does."""
-    file = folder / "index.json"
-    if not file.exists():
-        raise DamagedIndexError(f"{file} is missing: {REMEDY}")
-    try:
-        data_format = json.loads(file.read_bytes())["config"]["data_format"]
-    except (ValueError, KeyError, TypeError):
-        data_format = None
-    if data_format is not None and data_format != [DATA_FORMATS[dtype]]:
-        raise WrongDtypeError(
-            f"{file} says tokens are {data_format}, the manifest says {dtype} ({DATA_FORMATS[dtype]}): {REMEDY}"
-        )
-    if sha256_of(file) != shard.index_sha256:
-        raise DamagedIndexError(f"{file} was changed since it was written: {REMEDY}")
-
-
-def verify_chunk(file: Path, shard: Shard, chunk: Chunk, level: Literal["full", "sizes"] = "full") -> None:
-    """Compare a file with what the manifest says about a chunk of a shard; raises as `verify` does."""
-    if not file.exists():
-        raise MissingChunkError(f"{file} is missing, the shards are incomplete: {REMEDY}")
-    size = file.stat().st_size
-    if level == "sizes" and size == chunk.bytes:
-        return
-    digest = sha256_of(file)
-    if digest == chunk.sha256:
-        return
-    if other := [known.filename for known in shard.chunks if known.sha256 == digest]:
-        raise SwappedChunkError(f"{file} holds what {other[0]} should hold: {REMEDY}")
-    if size != chunk.bytes:
-        raise TruncatedChunkError(f"{file} has {size} bytes, {chunk.bytes} were written: {REMEDY}")
-    raise DamagedChunkError(f"{file} holds other bytes than were written (its hash differs): {REMEDY}")
-
-
-def chunk_bytes(chunk: Chunk, dtype: str) -> int:
-    """Size of a chunk in litdata's format: the number of documents, where each begins and the last ends, the tokens."""
-    return 4 * (chunk.documents + 2) + np.dtype(dtype).itemsize * chunk.tokens
 
 
 def sha256_of(file: Path) -> str:

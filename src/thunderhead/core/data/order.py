@@ -1,14 +1,11 @@
 """In which order the blocks of one source come: a function of the seed and the shards, of nothing else.
 
 Not of the number of devices, workers, the micro-batch or restarts: so the state of the data is one integer, and two
-runs with the same seed see the same tokens at the same step. `mixture.py` puts several sources together.
+runs with the same seed see the same tokens at the same step.
 """
 
-import bisect
 import hashlib
-import itertools
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -44,36 +41,26 @@ class Order:
         self._sizes = np.array(blocks, dtype=np.int64)
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._total = int(self._sizes.sum())
-        assert self._total > 0, "check_blocks refuses such shards"
-        self._remember()
-
-    def _remember(self) -> None:
-        self._chunk_row = lru_cache(maxsize=2)(self._compute_chunk_row)
-        self._window_order = lru_cache(maxsize=2)(self._compute_window_order)
+        assert self._total > 0, "a source without a block was refused before"
+        self._shuffled = (-1, -1)  # the epoch and window that the orders below are of
 
     def __call__(self, k: int) -> Sample:
         """Say which block sample k is."""
         epoch, position = divmod(k, self._total)
         window, offset = divmod(position, self._window)
-        place = window * self._window + int(self._window_order(epoch, window)[offset])
-        chunks, ends = self._chunk_row(epoch)
-        i = bisect.bisect_right(ends, place)
-        return Sample(self._source, epoch, int(self._starts[chunks[i]]) + place - (ends[i - 1] if i else 0))
+        if self._shuffled != (epoch, window):
+            self._shuffle(epoch, window)
+        place = window * self._window + int(self._places[offset])
+        i = int(np.searchsorted(self._ends, place, side="right"))
+        return Sample(self._source, epoch, place - int(self._ends[i]) + int(self._last[i]))
 
-    def _compute_chunk_row(self, epoch: int) -> tuple[npt.NDArray[np.int64], list[int]]:
+    def _shuffle(self, epoch: int, window: int) -> None:
         chunks = permutation(len(self._sizes), *self._seed, epoch, 0)
-        return chunks, np.cumsum(self._sizes[chunks]).tolist()
-
-    def _compute_window_order(self, epoch: int, window: int) -> npt.NDArray[np.int64]:
-        return permutation(min(self._window, self._total - window * self._window), *self._seed, epoch, 1, window)
-
-    def __getstate__(self) -> dict[str, object]:
-        kept = ("_source", "_window", "_seed", "_sizes", "_starts", "_total")
-        return {name: self.__dict__[name] for name in kept}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._remember()
+        self._ends = np.cumsum(self._sizes[chunks])  # in the row of the chunks
+        self._last = self._starts[chunks] + self._sizes[chunks]  # ends in the shard
+        size = min(self._window, self._total - window * self._window)
+        self._places = permutation(size, *self._seed, epoch, 1, window)
+        self._shuffled = (epoch, window)
 
 
 def permutation(size: int, *key: int) -> npt.NDArray[np.int64]:
@@ -92,10 +79,3 @@ def spread(number: int, count: int, blocks: int) -> int:
     The selection of a count holds that of each of its divisors.
     """
     return number * blocks // count
-
-
-def spread_over_chunks(sizes: Sequence[int], count: int) -> list[int]:
-    """Count those of `count` evenly spread blocks that lie in each chunk, of which `sizes` tells all blocks."""
-    ends = [0, *itertools.accumulate(sizes)]
-    before = [-(-end * count // ends[-1]) for end in ends]  # those whose spread() is below
-    return [after - first for first, after in itertools.pairwise(before)]

@@ -65,14 +65,10 @@ class Attention(SequenceMixer):
                 f"use {one_of(divisors(d_model))} heads, or set attention.head_dim"
             )
         if logit_softcap is not None and backend == "sdpa":
-            raise ValueError(
-                f"attention.logit_softcap={logit_softcap:g} needs attention.backend=flex or auto: "
-                "scaled_dot_product_attention has no soft-cap"
-            )
-        self.d_model = d_model
+            softcap = f"attention.logit_softcap={logit_softcap:g}"
+            raise ValueError(f"{softcap} needs attention.backend=flex or auto: sdpa has no soft-cap")
         self.n_heads = n_heads
         self.context_length = context_length
-        self.bias = bias
         self.head_dim: int = head_dim or d_model // n_heads
         self.window = window
         self.dropout = dropout
@@ -84,15 +80,13 @@ class Attention(SequenceMixer):
         self.n_kv_heads = n_heads
         self.score_scale: float | None = None  # None: 1 / sqrt(head_dim)
         if dropout and self.needs_flex:
-            raise ValueError(
-                f"attention.dropout={dropout:g} and attention.{self._why_flex} exclude each other: "
-                "flex_attention has no dropout"
-            )
+            both = f"attention.dropout={dropout:g} and attention.{self._why_flex}"
+            raise ValueError(f"{both} exclude each other: flex_attention has no dropout")
 
     def follow_base(self, base: "Attention") -> None:
         """Maximal update parametrization: scores fall with 1 / head_dim, from those of the base (2203.03466, 4).
 
-        The reason: queries and keys that training has aligned have a product that grows like head_dim, not its root.
+        Queries and keys that training has aligned have a product that grows like head_dim, not like its root.
         """
         if self.head_dim != base.head_dim:
             self.score_scale = math.sqrt(base.head_dim) / self.head_dim
@@ -163,11 +157,8 @@ class Attention(SequenceMixer):
         q_BHTE, k_BGTE = q_BHTE.to(v_BGTV.dtype), k_BGTE.to(v_BGTV.dtype)  # float32 after a norm under autocast
         if context.block_mask is not None:
             if not q_BHTE.is_cuda and torch.is_grad_enabled() and q_BHTE.requires_grad:
-                raise ValueError(
-                    f"attention.{self._why_flex} needs flex_attention, which has no backward pass on "
-                    f"{q_BHTE.device.type}: train on CUDA or choose attention.backend=auto and "
-                    "attention.logit_softcap=null"
-                )
+                message = f"needs flex_attention, which has no backward pass on {q_BHTE.device.type}: train on CUDA"
+                raise ValueError(f"attention.{self._why_flex} {message}, or set it to null or auto")
             masks = context.block_mask, context.slopes
             return kernels.flex(q_BHTE, k_BGTE, v_BGTV, *masks, self.logit_softcap, self.score_scale)
         mask = context.mask
@@ -256,7 +247,6 @@ class GroupedQueryAttention(Attention):
         self.out_proj = ResidualProjection(n_heads * self.head_dim, d_model, bias=bias)
 
     def forward(self, x_BTD: Tensor, context: SequenceContext) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
         q_BHTE = normalize(self.q_norm, split_heads(self.q_proj(x_BTD), self.head_dim))
         k_BGTE = normalize(self.k_norm, split_heads(self.k_proj(x_BTD), self.head_dim))
         v_BGTE = split_heads(self.v_proj(x_BTD), self.head_dim)
@@ -291,11 +281,8 @@ def _resolve_kv_heads(n_kv_heads: float | None, n_heads: int) -> int:
     if isinstance(n_kv_heads, float) and 0 < n_kv_heads < 1:
         count = round(n_kv_heads * n_heads, 6)
     if count < 1 or count != int(count) or n_heads % count:
-        ratio = f" ({count:g} heads)" if count != n_kv_heads else ""
-        raise ValueError(
-            f"attention.n_kv_heads={n_kv_heads}{ratio} does not divide model.n_heads={n_heads}: "
-            f"use {one_of(divisors(n_heads))}"
-        )
+        given = f"attention.n_kv_heads={n_kv_heads}" + (f" ({count:g} heads)" if count != n_kv_heads else "")
+        raise ValueError(f"{given} does not divide model.n_heads={n_heads}: use {one_of(divisors(n_heads))}")
     return int(count)
 
 
@@ -306,35 +293,28 @@ def _resolve_window(window: float | None, context_length: int) -> int | None:
         raise ValueError(f"attention.window={window} must be a positive number of tokens or a ratio in (0, 1)")
     tokens = max(1, round(window * context_length)) if isinstance(window, float) else window
     if tokens >= context_length:
-        raise ValueError(
-            f"attention.window={window} reaches all of model.context_length={context_length} and changes nothing: "
-            "make it shorter, or null"
-        )
+        reaches = f"attention.window={window} reaches all of model.context_length={context_length}"
+        raise ValueError(f"{reaches} and changes nothing: make it shorter, or null")
     return tokens
 
 
 def divisors(n: int) -> list[int]:
-    """Whole numbers that divide n, from 1 to n."""
     return [i for i in range(1, n + 1) if n % i == 0]
 
 
 def one_of(numbers: list[int]) -> str:
-    """As in "1, 2 or 4"."""
     *most, last = map(str, numbers)
     return f"{', '.join(most)} or {last}" if most else last
 
 
 def head_norms(head_dim: int, qk_norm: bool) -> tuple[nn.Module, nn.Module]:
     """Norms for query and key heads; eps as in Qwen 3."""
-    return (
-        (nn.RMSNorm(head_dim, eps=1e-6), nn.RMSNorm(head_dim, eps=1e-6)) if qk_norm else (nn.Identity(), nn.Identity())
-    )
+    return tuple(nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2))  # type: ignore[return-value]
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """(B, T, heads · head_dim) to (B, heads, T, head_dim)."""
-    n_sequences, n_tokens, _ = x.shape
-    return x.view(n_sequences, n_tokens, -1, head_dim).transpose(1, 2)
+    return x.view(*x.shape[:2], -1, head_dim).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:

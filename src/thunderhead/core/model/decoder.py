@@ -5,7 +5,8 @@ Shape letters: B sequences, T tokens a sequence, D model dimensions, V vocabular
 
 import inspect
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Protocol, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,6 @@ from thunderhead.core.model.loss import Auxiliary, LossTerms, summed, with_terms
 from thunderhead.core.model.mixer import SequenceMixer, flops_per_token
 from thunderhead.core.model.position import Position
 from thunderhead.core.types import PositiveFloat, PositiveInt, Problem
-
-
-class Checkpointing(Protocol):
-    """What decides which blocks keep their activations for the backward pass."""
-
-    def apply(self, index: int, block: nn.Module) -> None:
-        """Let block number `index` compute them again, or leave it as it is."""
 
 
 class Decoder(nn.Module):
@@ -64,7 +58,7 @@ class Decoder(nn.Module):
         dropout: Callable[[], ResidualDropout],
         block: Callable[..., Block],
         loss: Callable[[], Callable[[Tensor, Tensor, Tensor, int], LossTerms]],
-        activation_checkpointing: Callable[[], Checkpointing],
+        activation_checkpointing: Callable[[], Any],
         *,
         n_layers: PositiveInt,
         d_model: PositiveInt,
@@ -186,7 +180,7 @@ class Decoder(nn.Module):
         """What each block is told of positions, documents and masks; the cache is told of the tokens."""
         n_seen = 0 if cache is None else cache.n_seen
         if cache is not None:
-            tokens_BT = cache.tokens_BT = torch.cat((cache.tokens_BT, tokens_BT), dim=1)
+            tokens_BT = cache.tokens = torch.cat((cache.tokens, tokens_BT), dim=1)
         n_tokens, device, mixers = tokens_BT.shape[1], tokens_BT.device, self.mixers
         if n_tokens > self.context_length:
             what = f"the input has {n_tokens} tokens a sequence" + (", with those cached" if n_seen else "")
@@ -255,10 +249,7 @@ class Decoder(nn.Module):
         return list(dict.fromkeys(problem for part in parts for problem in part.problems(run)))  # type: ignore[operator]
 
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters by part; they sum to `total`. Also on the "meta" device.
-
-        Padding rows count; a tied head counts 0; `norm` are the norms outside attention.
-        """
+        """Parameters by part, which sum to `total`: padding rows count, a tied head is 0, `norm` those of blocks."""
 
         def count(*modules: nn.Module | None) -> int:
             return sum(p.numel() for module in modules if module is not None for p in module.parameters())
@@ -284,26 +275,22 @@ class Decoder(nn.Module):
         return flops_per_token(self.blocks) + 2 * self.head_weight.numel()
 
 
+@dataclass
 class DecoderCache:
-    """What the layers of a decoder keep of the tokens that it has seen: for text token by token, or in pieces.
+    """The tokens that a decoder has seen, and what its layers keep of them: for text token by token, or in pieces.
 
-        cache = decoder.new_cache()
-        logits = decoder.logits(prompt_BT, cache)[:, -1]
-        logits = decoder.logits(next_B[:, None], cache)[:, -1]
-
-    Args:
-        layers: each mixer's own.
-        tokens_BT: those seen.
+    cache = decoder.new_cache()
+    logits = decoder.logits(prompt_BT, cache)[:, -1]
+    logits = decoder.logits(next_B[:, None], cache)[:, -1]
     """
 
-    def __init__(self, layers: list[Cache], tokens_BT: Tensor) -> None:
-        self.layers = layers
-        self.tokens_BT = tokens_BT
+    layers: list[Cache]
+    tokens: Tensor  # (B, T)
 
     @property
     def n_seen(self) -> int:
         """How many tokens of each sequence are in it."""
-        return self.tokens_BT.shape[1]
+        return self.tokens.shape[1]
 
     @property
     def n_bytes(self) -> int:

@@ -49,7 +49,6 @@ class FeedForward(nn.Module):
         self.down_proj = ResidualProjection(hidden, d_model, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
         y_BTD: Tensor = self.down_proj(self.function(self.up_proj(x_BTD)))
         return y_BTD
 
@@ -87,16 +86,14 @@ class GatedFeedForward(nn.Module):
         super().__init__()
         self.function = _nonlinearity("gate", gate, beta, approximate)
         _refuse_ignored(d_ff, hidden_ratio=hidden_ratio, multiple_of=multiple_of)
+        unit = multiple_of or 8
         # round(): 8/3 of a multiple of three may land just above the whole number in floating point
-        hidden = d_ff or math.ceil(round((hidden_ratio or 8 / 3) * d_model, 6) / (multiple_of or 8)) * (
-            multiple_of or 8
-        )
+        hidden = d_ff or math.ceil(round((hidden_ratio or 8 / 3) * d_model, 6) / unit) * unit
         self.gate_proj = nn.Linear(d_model, hidden, bias=bias)
         self.up_proj = nn.Linear(d_model, hidden, bias=bias)
         self.down_proj = ResidualProjection(hidden, d_model, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
         y_BTD: Tensor = self.down_proj(self.function(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
         return y_BTD
 

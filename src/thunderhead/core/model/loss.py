@@ -18,11 +18,8 @@ IGNORED_TARGET = -100
 """Targets of this value count for nothing (the default of torch.nn.functional.cross_entropy)."""
 
 AUTO_CHUNK_BYTES = 2**29
-"""chunk_size="auto" keeps the float32 logits of a chunk within 512 MiB.
-
-About 3 of these are alive at the peak (logits in the compute dtype, in float32, and the gradient), little beside the
-rest of a training step; and yet a chunk is a matrix multiplication that fills a device. What fits stays in one piece,
-which saves the head's second forward pass."""
+"""chunk_size="auto" keeps the float32 logits of a chunk within 512 MiB, of which about 3 are alive at the peak: little
+beside the rest of a step, and yet enough to fill a device. What fits stays in one piece: the head runs once then."""
 
 Auxiliary = dict[str, Tensor]
 """Terms of the loss by name, scalars. A branch of a block may return (y_BTD, terms) in place of y_BTD."""
@@ -102,8 +99,12 @@ class NextTokenLoss:
     def _sums(self, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, vocab_size: int) -> Tensor:
         """The sum of cross-entropy over the valid targets and, with a z-loss, that of weighted log² Z: a vector."""
         logits_NV = at_least_float32(F.linear(hidden_ND, weight_VD)[:, :vocab_size])
-        cross_entropy = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED_TARGET, reduction="sum")
+        if torch.is_grad_enabled() or logits_NV.device.type == "mps":  # which has no float64
+            cross_entropy = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED_TARGET, reduction="sum")
+        else:  # measured, in a sum that does not depend on how the tokens are cut into batches
+            each_N = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED_TARGET, reduction="none")
+            cross_entropy = each_N.sum(dtype=torch.float64)
         if self.z_loss == 0:
             return cross_entropy[None]
         squares_N = logits_NV.logsumexp(dim=-1).square() * (targets_N != IGNORED_TARGET)
-        return torch.stack((cross_entropy, self.z_loss * squares_N.sum()))
+        return torch.stack((cross_entropy, self.z_loss * squares_N.sum().to(cross_entropy.dtype)))

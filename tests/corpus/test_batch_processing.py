@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from thunderhead.corpus.batch_processing import Batch, Work, in_order, remembered
 from thunderhead.corpus.sources import Document
-from thunderhead.corpus.workers import Batch, Work, in_order, remembered
 
 
 class Lengths(Work[list[int]]):
@@ -103,7 +103,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
         import os, time
         from pathlib import Path
         from thunderhead.corpus.sources import Document
-        from thunderhead.corpus.workers import Batch, Work, in_order
+        from thunderhead.corpus.batch_processing import Batch, Work, in_order
 
         class Sleep(Work):
             def __call__(self, texts):

@@ -4,22 +4,24 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from typing_extensions import override
 
 from thunderhead.core.types import PositiveInt
-from thunderhead.corpus.files import cut, listing, walk
-from thunderhead.corpus.sources import Document, Source, Weight, _ignore
+from thunderhead.corpus.sources import Document, Source, _ignore
+from thunderhead.corpus.text_files import cut, listing, walk
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 _log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class HuggingFaceDataset(Source):
     """Records of a dataset, in its order. Only what is read is downloaded, and no copy is kept beside the shards.
 
@@ -38,28 +40,21 @@ class HuggingFaceDataset(Source):
         max_document_bytes: cut longer documents at line ends; null: never.
     """
 
-    def __init__(
-        self,
-        *,
-        dataset: str,
-        subset: str | None = None,
-        split: str = "train",
-        revision: str | None = None,
-        text_field: str = "text",
-        begins: str | None = None,
-        max_bytes: PositiveInt | None = None,
-        max_document_bytes: Annotated[int, Ge(64)] | None = None,
-        weight: Weight | Mapping[float, Weight] = 1.0,
-        max_epochs: Annotated[float, Gt(0)] | None = None,
-    ):
-        super().__init__(weight, max_epochs)
-        self.dataset, self.subset, self.split, self.revision = dataset, subset, split, revision
-        self.text_field, self.max_bytes, self.max_document_bytes = text_field, max_bytes, max_document_bytes
-        self.begins = begins
+    _: KW_ONLY
+    dataset: str
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    text_field: str = "text"
+    begins: str | None = None
+    max_bytes: PositiveInt | None = None
+    max_document_bytes: Annotated[int, Ge(64)] | None = None
+
+    def __post_init__(self) -> None:
         try:
-            self._begins = re.compile(begins) if begins is not None else None
+            self._begins = re.compile(self.begins) if self.begins is not None else None
         except re.error as error:
-            raise ValueError(f"begins={begins} is no regular expression ({error})") from None
+            raise ValueError(f"begins={self.begins} is no regular expression ({error})") from None
 
     @property
     def _folder(self) -> Path | None:

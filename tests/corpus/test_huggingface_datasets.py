@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from thunderhead.core import config
-from thunderhead.core.data.manifest import verify
 from thunderhead.corpus.command import prepare_corpus
-from thunderhead.corpus.huggingface import HuggingFaceDataset
+from thunderhead.corpus.huggingface_datasets import HuggingFaceDataset
 from thunderhead.corpus.prepare import prepare
-from thunderhead.corpus.tokenizer import ByteTokenizer
+from thunderhead.corpus.shard_files import verify
+from thunderhead.corpus.trained_tokenizers import ByteTokenizer
 
 PRESETS = ["fineweb-edu", "c4", "tinystories", "wikitext"]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # datasets' own

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thunderhead.corpus.files import cut, decoded, listing, nearest
+from thunderhead.corpus.text_files import cut, decoded, listing, nearest
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -15,11 +15,12 @@ from tiktoken_ext import openai_public
 from tiktoken_ext.openai_public import r50k_pat_str
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from thunderhead.core.data.manifest import verify
+from thunderhead.core.tokenizer import EOS, Tokenizer, load_tokenizer
 from thunderhead.corpus.prepare import prepare
-from thunderhead.corpus.pretrained_tokenizers import HuggingFaceTokenizer, TiktokenTokenizer
+from thunderhead.corpus.published_tokenizers import HuggingFaceTokenizer, TiktokenTokenizer
+from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.sources import LocalText
-from thunderhead.corpus.tokenizer import EOS, BpeTokenizer, Tokenizer, load_tokenizer
+from thunderhead.corpus.trained_tokenizers import BpeTokenizer
 
 TEXTS = [f"def cloud_{i}(x):\n    return x + {i}  # naïve 数据\n" for i in range(50)]
 unicode_text = st.text(st.characters(exclude_categories=["Cs"]))

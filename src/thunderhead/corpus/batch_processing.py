@@ -3,6 +3,7 @@
 The processes import this module and what the work itself needs, nothing heavier.
 """
 
+import hashlib
 import itertools
 import os
 import pickle
@@ -20,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from thunderhead.corpus.split import is_validation
-from thunderhead.corpus.tokenizer import Tokenizer, Tokens
+from thunderhead.core.tokenizer import Tokenizer, Tokens
 
 if TYPE_CHECKING:
     from thunderhead.corpus.curation import Filter
@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 _FEW_BATCHES = 4  # starting a process takes as long as tokenizing half a MB
 _HEADER_BYTES = 12
 Result = TypeVar("Result")
+
+
+SPLIT_RULE = "a document is for validation if the first 8 bytes of its text's sha256, over 2**64, are < fraction"
+
+
+def is_validation(text: str, fraction: float) -> bool:
+    """Say on which side of the split a document falls: by its text alone, so equal documents never end up on both."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < fraction * 2**64
 
 
 class Batch(NamedTuple):
@@ -99,11 +107,6 @@ class Inspect(Work[list[dict[str, Any]]]):
 
 # --------------------------------------------------------------------------------------------------------------------
 # Several processes
-
-
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(work: Work[Result], batches: Iterable[Batch], processes: int) -> Iterator[tuple[Batch, Result]]:

@@ -1,13 +1,9 @@
-"""Text to token ids and back: bytes, or byte-level BPE trained on the corpus. Others': `pretrained_tokenizers.py`."""
+"""Text to token ids and back: bytes, or byte-level BPE trained on the corpus. Others': `published_tokenizers.py`."""
 
-import contextlib
-import functools
 import hashlib
 import heapq
 import itertools
 import json
-import pkgutil
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Self
 
@@ -17,83 +13,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from typing_extensions import override
 
+from thunderhead.core.tokenizer import EOS, Tokenizer, Tokens
 from thunderhead.core.types import PositiveInt
-
-EOS = "<|endoftext|>"
-MAX_VOCAB_SIZE = 2**32  # what uint32 can tell apart
-
-Tokens = npt.NDArray[np.uint16 | np.uint32]
-
-
-def dtype_for(vocab_size: int) -> np.dtype[np.uint16 | np.uint32]:
-    """Choose the type of tokens on the disk: two bytes if they hold all ids of the vocabulary, four if not."""
-    return np.dtype(np.uint16) if vocab_size <= 2**16 else np.dtype(np.uint32)
-
-
-class Tokenizer(ABC):
-    """What all tokenizers can do. EOS ends a document; no text encodes to it, not even its own spelling."""
-
-    name: ClassVar[str]
-    """By which shards name the kind of their tokenizer; of a class that gives none, where it is imported from."""
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "name" not in cls.__dict__:
-            cls.name = f"{cls.__module__}.{cls.__qualname__}"
-
-    @property
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """What training depends on besides the text."""
-
-    @property
-    @abstractmethod
-    def vocab_size(self) -> int:
-        """Token ids are 0 … vocab_size - 1, EOS among them."""
-
-    @property
-    @abstractmethod
-    def eos_id(self) -> int:
-        """The id that is put after each document."""
-
-    @abstractmethod
-    def train(self, texts: Iterable[str]) -> "Tokenizer":
-        """Return a tokenizer trained on the texts; this one stays as it is. The same texts give the same tokenizer."""
-
-    @abstractmethod
-    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
-        """Encode texts, without EOS."""
-
-    @abstractmethod
-    def decode(self, ids: Iterable[int]) -> str:
-        """Turn ids into text. Bytes that are no UTF-8 become U+FFFD; ids beyond the vocabulary are left out."""
-
-    @abstractmethod
-    def token_bytes(self) -> npt.NDArray[np.int64]:
-        """Count the bytes of text that each id stands for, (vocab_size,); 0 for EOS. For bits per byte."""
-
-    @abstractmethod
-    def to_json(self) -> str:
-        """Write the trained tokenizer as text."""
-
-    @classmethod
-    @abstractmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote."""
-
-    def encode(self, text: str) -> Tokens:
-        """Encode one text, without EOS."""
-        return self.encode_batch([text])[0]
-
-    @property
-    def dtype(self) -> np.dtype[np.uint16 | np.uint32]:
-        """The type of the tokens."""
-        return dtype_for(self.vocab_size)
-
-    @functools.cached_property
-    def sha256(self) -> str:
-        """Tell one trained tokenizer from another."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
 class ByteTokenizer(Tokenizer):
@@ -103,10 +24,6 @@ class ByteTokenizer(Tokenizer):
     settings: ClassVar[dict[str, Any]] = {}
     vocab_size = 257
     eos_id = 256
-
-    @override
-    def train(self, texts: Iterable[str]) -> "ByteTokenizer":
-        return self
 
     @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
@@ -240,35 +157,6 @@ class BpeTokenizer(Tokenizer):
     def from_json(cls, text: str) -> Self:
         trained = tokenizers.Tokenizer.from_str(text)
         return cls._wrap(trained, vocab_size=trained.get_vocab_size())
-
-
-@functools.lru_cache(maxsize=2)  # a run asks several times, and 128,000 tokens take a second or two to read
-def load_tokenizer(name: str, text: str) -> Tokenizer:
-    """Read a trained tokenizer from its JSON.
-
-    Args:
-        name: of its kind ("byte", "bpe", "huggingface", "tiktoken"), or where somebody else's class is imported from.
-        text: what its `to_json` wrote.
-
-    Raises:
-        ValueError: the kind is unknown, or the text is not of this kind.
-    """
-    from thunderhead.corpus.pretrained_tokenizers import (  # it imports this module
-        HuggingFaceTokenizer,
-        TiktokenTokenizer,
-    )
-
-    known: tuple[type[Tokenizer], ...] = (ByteTokenizer, BpeTokenizer, HuggingFaceTokenizer, TiktokenTokenizer)
-    kinds = {kind.name: kind for kind in known}
-    kind = kinds.get(name)
-    if kind is None and "." in name:
-        with contextlib.suppress(ImportError, AttributeError, ValueError):
-            found = pkgutil.resolve_name(name)
-            kind = found if isinstance(found, type) and issubclass(found, Tokenizer) else None
-    if kind is None:
-        known_kinds = ", ".join(kinds)
-        raise ValueError(f"unknown kind of tokenizer {name}: known are {known_kinds}, and classes that can be imported")
-    return kind.from_json(text)
 
 
 def sample(texts: Iterable[str], n_bytes: int) -> Iterator[str]:

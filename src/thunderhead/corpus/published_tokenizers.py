@@ -14,7 +14,8 @@ import tokenizers
 from tokenizers import pre_tokenizers
 from typing_extensions import override
 
-from thunderhead.corpus.tokenizer import EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens, encode_batch
+from thunderhead.core.tokenizer import EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens
+from thunderhead.corpus.trained_tokenizers import encode_batch
 
 # How published tokenizers spell the end of a document, the likeliest first: GPT-2, Llama 2, Llama 3, Gemma …
 _EOS_SPELLINGS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|endofdocument|>", "<|end▁of▁sentence|>")
@@ -103,10 +104,6 @@ class HuggingFaceTokenizer(Tokenizer):
     @override
     def eos_id(self) -> int:
         return self._vocabulary[self._eos]
-
-    @override
-    def train(self, texts: Iterable[str]) -> "HuggingFaceTokenizer":
-        return self
 
     @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
@@ -234,10 +231,6 @@ class TiktokenTokenizer(Tokenizer):
     @override
     def eos_id(self) -> int:
         return self._eos_id
-
-    @override
-    def train(self, texts: Iterable[str]) -> "TiktokenTokenizer":
-        return self
 
     @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:

@@ -4,7 +4,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thunderhead.corpus.tokenizer import EOS, BpeTokenizer, ByteTokenizer, Tokenizer, load_tokenizer, sample
+from thunderhead.core.tokenizer import EOS, Tokenizer, load_tokenizer
+from thunderhead.corpus.trained_tokenizers import BpeTokenizer, ByteTokenizer, sample
 
 TEXTS = [f"def cloud_{i}(x):\n    return x + {i}  # naïve 数据\n" for i in range(50)]
 BPE = BpeTokenizer(vocab_size=290).train(TEXTS)

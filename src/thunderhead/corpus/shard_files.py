@@ -1,0 +1,150 @@
+"""Files of shards: written so that the same tokens give the same bytes, and compared with what was written.
+
+litdata keeps no checksums: flipped bytes, swapped chunks or a wrong dtype it reads without complaint. `verify` finds
+them.
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from litdata.streaming.item_loader import TokensLoader
+from litdata.streaming.writer import BinaryWriter
+
+from thunderhead.core.data.manifest import (
+    REMEDY,
+    Chunk,
+    Manifest,
+    MissingFileError,
+    Shard,
+    ShardError,
+    SplitName,
+    sha256_of,
+)
+from thunderhead.core.tokenizer import Tokens, dtype_for
+
+CHUNK_BYTES = 64 * 2**20  # litdata's usual chunk: large enough to stream from object storage
+# litdata's names for a one-dimensional numpy array, whose type it numbers by its own table.
+DATA_FORMATS = {"uint16": "no_header_numpy:5", "uint32": "no_header_numpy:6"}
+
+
+class ShardWriter:
+    """Write documents of tokens into an empty folder, in their order and in this process: the same bytes every time."""
+
+    def __init__(self, folder: Path, *, vocab_size: int, chunk_bytes: int):
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self._writer = BinaryWriter(str(folder), chunk_bytes=chunk_bytes, item_loader=TokensLoader())
+        self._writer._rank = 0  # else it numbers files by torch.distributed's rank, and waits for all ranks
+        self._dtype = dtype_for(vocab_size)
+        self._counts = np.zeros(vocab_size, dtype=np.int64)
+        self._documents = self._bytes = self.tokens = 0
+
+    def add(self, tokens: Tokens, n_bytes: int) -> None:
+        """Add a document (EOS included) that stands for `n_bytes` of text."""
+        assert tokens.dtype == self._dtype  # litdata would write a mixture of types without complaint
+        with warnings.catch_warnings(action="ignore"):  # a document larger than a chunk gets a larger chunk: no harm
+            self._writer.add_item(self._documents, tokens)
+        np.add.at(self._counts, tokens, 1)  # bincount takes as long as the vocabulary is large
+        self._documents += 1
+        self.tokens += len(tokens)
+        self._bytes += n_bytes
+
+    def close(self) -> Shard | None:
+        """Write what is left; None if there was no document."""
+        if self._documents == 0:
+            return None
+        with warnings.catch_warnings(action="ignore"):
+            self._writer.done()
+        self._writer._merge_no_wait()
+        file = self._folder / "index.json"
+        index = json.loads(file.read_bytes())
+        index["updated_at"] = "0"  # litdata puts the time here; without it the same text gives the same bytes
+        assert index["config"]["data_format"] == [DATA_FORMATS[self._dtype.name]]
+        file.write_text(json.dumps(index, sort_keys=True))
+        chunks = tuple(
+            Chunk(
+                filename=chunk["filename"],
+                sha256=sha256_of(self._folder / chunk["filename"]),
+                bytes=chunk["chunk_bytes"],
+                tokens=chunk["dim"],
+                documents=chunk["chunk_size"],
+            )
+            for chunk in index["chunks"]
+        )
+        seen = self._counts[self._counts > 0]
+        return Shard(
+            tokens=self.tokens,
+            documents=self._documents,
+            bytes=self._bytes,
+            unigram_entropy=float(np.log(self.tokens) - (seen * np.log(seen)).sum() / self.tokens),
+            max_token_id=int(np.flatnonzero(self._counts)[-1]),
+            index_sha256=sha256_of(file),
+            chunks=chunks,
+        )
+
+
+def verify(manifest: Manifest, level: Literal["full", "sizes"] = "full") -> None:
+    """Compare the files with the manifest: tokenizer, indices, and each chunk's size and (full) sha256.
+
+    Raises:
+        ShardError: naming the file, and what is wrong with it.
+    """
+    manifest.load_tokenizer()
+    for split, source, shard in manifest.shards():
+        folder = manifest.shard_folder(split, source)
+        verify_index(folder, shard, manifest.dtype)
+        for chunk in shard.chunks:
+            verify_chunk(folder / chunk.filename, shard, chunk, level)
+
+
+def verify_index(folder: Path, shard: Shard, dtype: str) -> None:
+    """Compare litdata's index of a shard with the manifest and its type of tokens; raises as `verify` does."""
+    file = folder / "index.json"
+    if not file.exists():
+        raise MissingFileError(f"{file} is missing: {REMEDY}")
+    try:
+        found = json.loads(file.read_bytes())["config"]["data_format"]
+    except (ValueError, KeyError, TypeError):
+        found = None
+    if found is not None and found != [DATA_FORMATS[dtype]]:
+        expected = f"{dtype} ({DATA_FORMATS[dtype]})"
+        raise ShardError(f"{file} says tokens are {found}, the manifest says {expected}: {REMEDY}")
+    if sha256_of(file) != shard.index_sha256:
+        raise ShardError(f"{file} was changed since it was written: {REMEDY}")
+
+
+def verify_chunk(file: Path, shard: Shard, chunk: Chunk, level: Literal["full", "sizes"] = "full") -> None:
+    """Compare a file with what the manifest says about a chunk of a shard; raises as `verify` does."""
+    if not file.exists():
+        raise MissingFileError(f"{file} is missing, the shards are incomplete: {REMEDY}")
+    size = file.stat().st_size
+    if level == "sizes" and size == chunk.bytes:
+        return
+    digest = sha256_of(file)
+    if digest == chunk.sha256:
+        return
+    if other := [known.filename for known in shard.chunks if known.sha256 == digest]:
+        raise ShardError(f"{file} holds what {other[0]} should hold: {REMEDY}")
+    if size != chunk.bytes:
+        raise ShardError(f"{file} has {size} bytes, {chunk.bytes} were written: {REMEDY}")
+    raise ShardError(f"{file} holds other bytes than were written (its hash differs): {REMEDY}")
+
+
+class VerifiedChunks:
+    """Say where the chunks of a shard in a folder lie; each is compared with its sha256 before it is first used."""
+
+    def __init__(self, manifest: Manifest, split: SplitName, source: str):
+        self._folder = manifest.shard_folder(split, source).absolute()
+        self._shard = manifest.splits[split][source]
+        self._unverified = set(range(len(self._shard.chunks)))
+
+    def __call__(self, number: int) -> Path:
+        chunk = self._shard.chunks[number]
+        file = self._folder / chunk.filename
+        if number in self._unverified:
+            verify_chunk(file, self._shard, chunk)
+            self._unverified.remove(number)
+        return file
