@@ -203,7 +203,7 @@ def test_what_a_rank_stores_falls_with_their_number(
     """Parts of one process' bytes of parameters, gradients and optimizer state: what is divided, among whom."""
     expected = [
         (two["base ddp"], 1, 1, 1), (four["base ddp"], 1, 1, 1),
-        (two["base zero1"], 1, 1, 1 / 2), (four["base zero1"], 1, 1, 1 / 4),
+        (two["base zero1"], 1, 1, 1 / 2), (four["base zero1"], 1, 1, 0.346),  # its largest parameter
         (two["base zero2"], 1, 1 / 2, 1 / 2), (four["base zero2"], 1, 1 / 4, 1 / 4),  # it keeps parameters gathered
         (two["base fsdp"], 1 / 2, 1 / 2, 1 / 2), (four["base fsdp"], 1 / 4, 1 / 4, 1 / 4),
         (four["base hsdp"], 1 / 2, 1 / 2, 1 / 2),
@@ -211,9 +211,8 @@ def test_what_a_rank_stores_falls_with_their_number(
     ]  # fmt: skip
     for run, *shares in expected:
         for part, share in zip(("parameters", "gradients", "optimizer_state"), shares, strict=True):
-            # a little more: norms are whole under tensor parallelism, and zero1 divides by whole parameters
-            whole = part == "optimizer_state" and run in (two["base zero1"], four["base zero1"])
-            assert run.said[part] / one["base"].said[part] == pytest.approx(share, rel=0.1 if whole else 0.02)
+            # a little more: norms are whole under tensor parallelism
+            assert run.said[part] / one["base"].said[part] == pytest.approx(share, rel=0.02)
 
 
 @pytest.mark.parametrize("n", [2, 4])
@@ -233,7 +232,9 @@ def test_zero1_is_ddp_bit_for_bit(two: dict[str, Ran], four: dict[str, Ran]) -> 
             assert first.rows(column) == second.rows(column)
     files = [two[f"base {name}"].folder / "checkpoints" / "last.ckpt" for name in ("ddp", "zero1")]
     states = [torch.load(file, weights_only=True)["optimizer_states"] for file in files]
-    torch.testing.assert_close(*states, rtol=0, atol=0)
+    for ddp, zero1 in zip(*states, strict=True):
+        assert ddp["param_groups"] == zero1["param_groups"]
+        torch.testing.assert_close(ddp["state"], zero1["state"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["single → ddp", "single → fsdp"])
