@@ -298,7 +298,7 @@ def test_what_torch_cannot_compile_is_refused_by_name_and_not_chosen(text_corpus
         with pytest.raises(ConfigError, match=r"^compile\.scope: torch cannot compile whole checkpointed blocks under"):
             plan(f"compile={scope}", "compile.backend=inductor")
     for more, chosen in (((), "none"), (("activation_checkpointing=selective",), "model")):
-        assert plan("compile=auto", "budget.steps=1000000000", *more).compile == chosen
+        assert plan("compile=auto", "budget.steps=10000000", *more).compile == chosen
 
 
 def test_what_cannot_be_divided_is_refused_by_name(two: dict[str, Ran]) -> None:
