@@ -7,7 +7,7 @@ import yaml
 from omegaconf import DictConfig
 
 from thunderhead.core import config as configuration
-from thunderhead.core.config import ConfigError, Problem, build, factory
+from thunderhead.core.config import ConfigError, Problem, build, factory, first_line
 from thunderhead.core.module import GROUPS, LanguageModel
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.tokenizer import load_tokenizer as load_kind
@@ -35,12 +35,12 @@ def generate_text(config: DictConfig) -> str:
             [Problem("", str(error).replace("trainer=auto", "accelerator=auto").removeprefix("trainer."))]
         ) from error
     recorded, weights = read_record(Path(resolved["run"]), resolved["checkpoint"])
-    tokenizer = load_tokenizer(recorded, Path(resolved["run"]))
+    tokenizer = load_tokenizer(Path(resolved["run"]))
     try:
         tokenizer.encode(resolved["generation"]["prompt"])
     except ValueError as error:  # the symbols of a synthetic task write no other text
         raise ConfigError([Problem("generation.prompt", str(error))]) from error
-    model = load_model(recorded, weights).to("cuda:0" if accelerator == "cuda" else accelerator)
+    model = LanguageModel.load_from_checkpoint(weights).to("cuda:0" if accelerator == "cuda" else accelerator)
     precision = build(recorded["precision"])
     kind, _ = precision.resolve(accelerator)
     with precision.of_kind(kind).autocast(accelerator):
@@ -68,28 +68,14 @@ def read_record(folder: Path, checkpoint: str) -> tuple[dict[str, Any], Path]:
     return recorded, weights
 
 
-def load_tokenizer(recorded: dict[str, Any], folder: Path) -> Tokenizer:
-    """The tokenizer of a run.
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a run, of the kind that data.json names.
 
     Raises:
         ConfigError: tokenizer.json is not in the run's folder, or is of another kind.
     """
-    if "task" in recorded["data"]:
-        return build(recorded["data"]["task"]).load_tokenizer()  # type: ignore[no-any-return]
     file = folder / "tokenizer.json"
     try:
-        if recorded.get("tokenizer") is None:  # prepared shards brought theirs
-            kind = read_json(folder / "data.json")["tokenizer"]["name"]
-            return load_kind(kind, file.read_text())
-        tokenizer: Tokenizer = factory(recorded["tokenizer"]).func.from_json(file.read_text())  # type: ignore[attr-defined]
+        return load_kind(read_json(folder / "data.json")["tokenizer"]["name"], file.read_text(encoding="utf-8"))
     except Exception as error:  # missing, damaged (each library has its own error), or of another kind
-        raise ConfigError([Problem("run", f"{file} cannot be read: {str(error).splitlines()[0]}")]) from error
-    return tokenizer
-
-
-def load_model(recorded: dict[str, Any], weights: Path) -> LanguageModel:
-    """The model of a run, in float32 on the CPU; not compiled, as every new length of text would compile it again."""
-    groups = {group: recorded[group] for group in GROUPS}
-    groups["compile"] = groups["compile"] | {"scope": "none"}
-    model: LanguageModel = LanguageModel.load_from_checkpoint(weights, map_location="cpu", config=groups)
-    return model
+        raise ConfigError([Problem("run", f"{file} cannot be read: {first_line(error)}")]) from error
