@@ -124,7 +124,6 @@ def quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # other settings, see ExactResume
-        warnings.filterwarnings("ignore", "Since DeepSpeed handles gradient clipping internally")
         warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # torchmetrics has summed over the ranks
         for logger in loggers:
             logger.setLevel(logging.WARNING)
