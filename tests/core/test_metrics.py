@@ -81,3 +81,10 @@ def test_a_function_is_averaged_over_targets() -> None:
     metric.update(targets=torch.tensor([[0, 0, 1, -100]]))
     metric.update(targets=torch.tensor([[1]]))
     assert metric.compute().item() == pytest.approx(2 / 4)
+
+
+def test_a_batch_without_targets_changes_nothing() -> None:
+    metric = MeanOf(lambda targets: (targets == 0).double())
+    metric.update(targets=torch.tensor([[0, 1, -100]]))
+    metric.update(targets=torch.full((1, 3), -100))
+    assert metric.compute().item() == 1 / 2

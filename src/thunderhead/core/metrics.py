@@ -67,8 +67,10 @@ class MeanOf(Mean):
         self.function, self.names = function, list(inspect.signature(function).parameters)
 
     def update(self, targets: Tensor, **others: Tensor) -> None:  # type: ignore[override]
-        """Add the function's values for a batch; negative targets do not count."""
+        """Add the function's values for a batch; negative targets do not count, nor a batch of only such."""
         given, counts = {"targets": targets, **others}, targets >= 0
+        if not counts.any():
+            return
         value = torch.as_tensor(self.function(**{name: given[name] for name in self.names if name in given})).double()
         super().update(value[counts].mean() if value.shape == targets.shape else value.mean(), counts.sum())
 

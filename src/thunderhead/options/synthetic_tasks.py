@@ -421,8 +421,8 @@ class TaskData(TokenDataModule):
 
 
 def is_most_probable(logits: Tensor, targets: Tensor) -> Tensor:
-    """Say whether the most probable token is the target, (B, T) of 0 and 1."""
-    return (logits.argmax(dim=-1) == targets).float()
+    """Say whether the most probable token is the target, (B, T) of 0 and 1; NaN where a score is."""
+    return (logits.argmax(dim=-1) == targets).float().masked_fill(logits.isnan().any(dim=-1), math.nan)
 
 
 @torch.inference_mode()

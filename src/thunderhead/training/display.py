@@ -95,8 +95,8 @@ def show_summary(summary: dict[str, Any]) -> None:
         for source, entry in summary["ledger"].items():
             drawn = f"{entry['tokens']:,} tokens, {entry['share']:.2%}, {entry['epochs']:.2f} epochs"
             table.add_row(source, f"{drawn}; validation loss {entry['val_loss']:.4f}")
-    speed = f"{summary['tokens_per_second'] or 0:,.0f} tokens/s"
-    table.add_row("training", f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s, {speed}")
+    speed = "" if summary["tokens_per_second"] is None else f", {summary['tokens_per_second']:,.0f} tokens/s"
+    table.add_row("training", f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s{speed}")
     _console.print()
     _console.print(table)
 

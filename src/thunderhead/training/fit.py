@@ -174,7 +174,7 @@ def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) ->
         **({"skipped_steps": steps - log_metrics.steps_taken} if steps > log_metrics.steps_taken else {}),
         "parameters": plan.parameters["total"],
         "flops": steps * plan.tokens_per_step * plan.flops_per_token,
-        "tokens_per_second": log_metrics.tokens_timed / seconds if seconds else None,
+        "tokens_per_second": log_metrics.tokens_timed / seconds if seconds and log_metrics.tokens_timed else None,
         "seconds": seconds,
         "compile_seconds": log_metrics.compile_seconds,
         "checkpoint_seconds": saving,

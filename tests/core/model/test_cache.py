@@ -142,3 +142,15 @@ def test_what_does_not_fit(build: Callable[..., Decoder]) -> None:
     decoder.logits(tokens[:, :-1], cache)
     with pytest.raises(ValueError, match=r"has 17 tokens a sequence, with those cached, model.context_length=16"):
         decoder.logits(tokens[:, -1:], cache)
+
+
+@torch.inference_mode()
+def test_what_a_smaller_cache_has_no_room_for(build: Callable[..., Decoder]) -> None:
+    decoder = build()
+    cache = decoder.new_cache(3, n_tokens=4)
+    assert cache is not None
+    tokens = tokens_of(decoder)
+    decoder.logits(tokens[:, :3], cache)
+    with pytest.raises(ValueError, match="has 5 tokens a sequence, with those cached, and the cache was made for 4"):
+        decoder.logits(tokens[:, 3:5], cache)
+    torch.testing.assert_close(decoder.logits(tokens[:, 3:4], cache), decoder.logits(tokens[:, :4])[:, 3:])

@@ -156,7 +156,7 @@ class Decoder(nn.Module):
     def hidden(self, tokens_BT: Tensor, cache: "DecoderCache | None" = None) -> Tensor:
         """Final hidden states (B, T, D), normalised and scaled, ready for the head.
 
-        Raises ValueError if T, with what is cached, is more than context_length.
+        Raises ValueError if T, with what is cached, is more than context_length, or than the cache has room for.
         """
         return self._hidden(tokens_BT, cache)[0]
 
@@ -180,11 +180,15 @@ class Decoder(nn.Module):
         """What each block is told of positions, documents and masks; the cache is told of the tokens."""
         n_seen = 0 if cache is None else cache.n_seen
         if cache is not None:
-            tokens_BT = cache.tokens = torch.cat((cache.tokens, tokens_BT), dim=1)
+            tokens_BT = torch.cat((cache.tokens, tokens_BT), dim=1)
         n_tokens, device, mixers = tokens_BT.shape[1], tokens_BT.device, self.mixers
+        what = f"the input has {n_tokens} tokens a sequence" + (", with those cached" if n_seen else "")
         if n_tokens > self.context_length:
-            what = f"the input has {n_tokens} tokens a sequence" + (", with those cached" if n_seen else "")
             raise ValueError(f"{what}, model.context_length={self.context_length}")
+        if cache is not None:
+            if n_tokens > cache.room:
+                raise ValueError(f"{what}, and the cache was made for {cache.room}: ask new_cache for more")
+            cache.tokens = tokens_BT
         document_ids, position_ids = None, torch.arange(n_tokens, device=device)[None]
         if any(mixer.document_mask for mixer in mixers):
             assert self.eos_id is not None
@@ -216,7 +220,7 @@ class Decoder(nn.Module):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> "DecoderCache | None":
-        """An empty cache for `logits`, with room for n_tokens tokens of each sequence (None: context_length).
+        """An empty cache for `logits`, with room for n_tokens tokens of each sequence; None: for context_length.
 
         None where a layer has no cache, or heads are divided among ranks: then all is computed anew for each token.
         """
@@ -231,7 +235,7 @@ class Decoder(nn.Module):
         known = [layer for layer in layers if layer is not None]
         if len(known) < len(layers) or self.local_heads != slice(None):
             return None
-        return DecoderCache(known, torch.empty(n_sequences, 0, dtype=torch.int64, device=device))
+        return DecoderCache(known, torch.empty(n_sequences, 0, dtype=torch.int64, device=device), sizes[1])
 
     def cache_bytes_per_token(self, dtype: torch.dtype = torch.bfloat16) -> float | None:
         """Bytes of the cache of one sequence at full context, for each token of that; None if there is no cache."""
@@ -286,6 +290,7 @@ class DecoderCache:
 
     layers: list[Cache]
     tokens: Tensor  # (B, T)
+    room: int  # the largest T
 
     @property
     def n_seen(self) -> int:
