@@ -159,7 +159,6 @@ def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) ->
         source: {**share._asdict(), "val_loss": results.get(f"val/loss/{source}", results["val/loss"])}
         for source, share in log_metrics.ledger(steps * plan.sequences_per_step).items()
     }
-    saving = getattr(trainer.strategy.checkpoint_io, "seconds", 0.0)
     return {
         "val_loss": results["val/loss"],
         "perplexity": results["val/perplexity"],
@@ -177,7 +176,7 @@ def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) ->
         "tokens_per_second": log_metrics.tokens_timed / seconds if seconds and log_metrics.tokens_timed else None,
         "seconds": seconds,
         "compile_seconds": log_metrics.compile_seconds,
-        "checkpoint_seconds": saving,
+        "checkpoint_seconds": log_metrics.checkpoint_seconds,
         "peak_memory_bytes": hardware.peak_memory(run.accelerator),
         "cache_bytes_per_token": run.decoder_meta.cache_bytes_per_token(torch.bfloat16),
         "validation_data": asked(data, "validation_data")(),

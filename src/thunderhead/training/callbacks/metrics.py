@@ -42,6 +42,7 @@ class LogMetrics(Callback):
         self.validated_at: int | None = None  # the step of the last validation
         self.training_seconds = 0.0  # without validation, writing checkpoints and compiling
         self.compile_seconds = 0.0  # of the first step, where something is compiled
+        self._saved_before = 0.0  # seconds of writing checkpoints in processes before this one
         self.tokens_timed = 0  # tokens trained on in training_seconds
         self.last_terms: dict[str, float] = {}
         self.steps_taken = 0  # by the optimizer: fp16 leaves out steps whose gradients overflow
@@ -50,6 +51,7 @@ class LogMetrics(Callback):
         self._compiles = plan.compile != "none"  # in the first step of this process
         self._sinks: list[tuple[Logger, Callable[..., None]]] = []
         self._since: float | None = None
+        self._checkpoint_io: Any = None
         self._saving_before = self._seconds = 0.0
         self._steps_timed = self._step_before = 0
 
@@ -63,6 +65,7 @@ class LogMetrics(Callback):
         return {
             "training_seconds": self.training_seconds + running,
             "compile_seconds": self.compile_seconds,
+            "checkpoint_seconds": self.checkpoint_seconds,
             "tokens_timed": self.tokens_timed,
             "steps_taken": self.steps_taken,
             "row": dict(self._row),
@@ -71,6 +74,7 @@ class LogMetrics(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.training_seconds, self.tokens_timed = state_dict["training_seconds"], state_dict["tokens_timed"]
         self.compile_seconds, self.steps_taken = state_dict["compile_seconds"], state_dict["steps_taken"]
+        self._saved_before = state_dict["checkpoint_seconds"]
         self._row = dict(state_dict["row"])
 
     # --- rows ---------------------------------------------------------------------------------------------------------
@@ -211,8 +215,13 @@ class LogMetrics(Callback):
         self._since, self._saving_before = time.perf_counter(), self._saving()
 
     def _saving(self) -> float:
-        """Seconds that training has waited for checkpoints."""
+        """Seconds that this process has waited for checkpoints."""
         return float(getattr(self._checkpoint_io, "seconds", 0.0))
+
+    @property
+    def checkpoint_seconds(self) -> float:
+        """Seconds that training has waited for checkpoints, also before it was resumed."""
+        return self._saved_before + self._saving()
 
     def _elapsed(self) -> float:
         assert self._since is not None
