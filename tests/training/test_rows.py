@@ -49,7 +49,7 @@ def test_bytes_have_as_many_bits_as_their_loss(run: Callable[..., Path]) -> None
     folder = run("tokenizer=byte")
     loss, bits = numbers(folder, "val/loss"), numbers(folder, "val/bits_per_byte")
     # each target is one byte but for the few EOS, which have none: slightly more bits than nats / ln 2
-    assert loss[2] / math.log(2) <= bits[2] <= 1.02 * loss[2] / math.log(2)
+    assert (1 - 1e-12) * loss[2] / math.log(2) <= bits[2] <= 1.02 * loss[2] / math.log(2)
 
 
 def test_fp16s_scale_and_the_steps_that_it_leaves_out_are_logged(
@@ -78,3 +78,12 @@ def test_seconds_are_of_training_alone(run: Callable[..., Path]) -> None:
     assert "tokens_per_second" in read_rows(folder / "metrics.csv")[0]
     assert 1 not in numbers(folder, "tokens_per_second")
     assert summary["tokens_per_second"] == pytest.approx(2 * 128 / summary["seconds"])
+
+
+def test_what_is_known_before_the_first_step_joins_its_row(run: Callable[..., Path]) -> None:
+    """Lightning's monitor logs as an epoch begins; a sanity check validates an untrained model, which is no result."""
+    monitor = "+callbacks.rates={_target_: lightning.pytorch.callbacks.LearningRateMonitor, logging_interval: epoch}"
+    folder = run(monitor, "+trainer.num_sanity_val_steps=1", "validation.every=2")
+    assert [row["step"] for row in read_rows(folder / "metrics.csv")[1]] == ["1", "2"]
+    assert numbers(folder, "lr-AdamW/matrices") == pytest.approx({1: numbers(folder, "lr")[1]})
+    assert list(numbers(folder, "val/loss")) == [2]

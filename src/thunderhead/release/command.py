@@ -40,7 +40,7 @@ def generate_text(config: DictConfig) -> str:
         tokenizer.encode(resolved["generation"]["prompt"])
     except ValueError as error:  # the symbols of a synthetic task write no other text
         raise ConfigError([Problem("generation.prompt", str(error))]) from error
-    model = load_model(recorded, weights).to("cuda:0" if accelerator == "cuda" else accelerator)
+    model = LanguageModel.load_from_checkpoint(weights).to("cuda:0" if accelerator == "cuda" else accelerator)
     precision = build(recorded["precision"])
     kind, _ = precision.resolve(accelerator)
     with precision.of_kind(kind).autocast(accelerator):
@@ -85,11 +85,3 @@ def load_tokenizer(recorded: dict[str, Any], folder: Path) -> Tokenizer:
     except Exception as error:  # missing, damaged (each library has its own error), or of another kind
         raise ConfigError([Problem("run", f"{file} cannot be read: {str(error).splitlines()[0]}")]) from error
     return tokenizer
-
-
-def load_model(recorded: dict[str, Any], weights: Path) -> LanguageModel:
-    """The model of a run, in float32 on the CPU; not compiled, as every new length of text would compile it again."""
-    groups = {group: recorded[group] for group in GROUPS}
-    groups["compile"] = groups["compile"] | {"scope": "none"}
-    model: LanguageModel = LanguageModel.load_from_checkpoint(weights, map_location="cpu", config=groups)
-    return model
