@@ -20,7 +20,7 @@ from tiny import OPTIONS, tiny
 
 REPOSITORY = CONF_DIR.parent
 HERE = __name__
-NO_NODES = ("experiment", "debug", "callbacks", "logger", "curation")  # overrides, or nodes by name
+NO_NODES = ("experiment", "debug", "callbacks", "logger", "curation", "metrics")  # overrides, or nodes by name
 NEED_PATHS = {
     "data=text": "data",
     "data=shards": "data",
@@ -128,8 +128,10 @@ def test_targets_that_cannot_be_imported(target: str) -> None:
 
 def test_nested_nodes_and_lists_are_checked_at_their_place() -> None:
     inner = {"_target_": f"{HERE}.Part", "width": -1}
-    outer = node(inner={"first": inner, "second": [inner]})
-    assert [p.path for p in config.check(outer)] == ["part.inner.first.width", "part.inner.second[0].width"]
+    outer = node(inner={"first": inner | {"d_model": 4}, "second": [inner]})
+    # what stands inside of a component is supplied with nothing
+    paths = ["part.inner.first.width", "part.inner.second[0].width", "part.inner.second[0].d_model"]
+    assert [p.path for p in config.check(outer)] == paths
 
 
 def test_all_problems_are_reported_in_order() -> None:

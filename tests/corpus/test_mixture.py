@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thunderhead.core.data.order import Order
+from thunderhead.corpus.draw import repetition
 from thunderhead.corpus.mixture import (
     Ledger,
     Mixture,
@@ -19,7 +20,6 @@ from thunderhead.corpus.mixture import (
     counts,
     exact,
     plan_turns,
-    repetition,
     stages,
     trained_blocks,
     turns,

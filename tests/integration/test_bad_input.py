@@ -12,7 +12,7 @@ import pytest
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.corpus.command import prepare_corpus
-from thunderhead.training.run import find_problems
+from thunderhead.training.run import OPTIONAL, default_groups, find_problems
 from tiny import tiny, train_here
 
 REPOSITORY = config.CONF_DIR.parent
@@ -82,7 +82,7 @@ def test_a_setting_is_refused_with_its_name(setting: str, message: str, refused:
     assert message in refused(setting)
 
 
-@pytest.mark.parametrize("group", sorted(set(config.default_groups()) - {"match", "tune", "debug", "tokenizer"}))
+@pytest.mark.parametrize("group", sorted(set(default_groups()) - set(OPTIONAL)))
 def test_a_group_that_was_taken_out_is_named(group: str) -> None:
     composed = config.plain(config.compose())
     del composed[group]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from thunderhead.core.data.datamodule import Blocks, Entry
+from thunderhead.core.data.datamodule import Entry
 from thunderhead.core.data.manifest import SplitName
 from thunderhead.core.data.order import Sample
+from thunderhead.core.data.shard_datamodule import Blocks
 from thunderhead.corpus.prepared_shards import PreparedShards
 
 

@@ -10,7 +10,7 @@ import bisect
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -19,10 +19,6 @@ from thunderhead.core.data.order import Order, Sample, spread
 from thunderhead.corpus.sources import Share
 
 AtMaxEpochs = Literal["redistribute", "stop"]
-# Muennighoff et al. 2305.16264: up to 4 epochs repeated data is about as good as new; the worth of a repetition decays
-# with a constant of 15.4 repetitions, so after 16 epochs it is 1/e of new data's.
-LITTLE_IS_LOST_UNTIL = 4
-LITTLE_IS_GAINED_AFTER = 16
 _WINDOW = 1024  # samples whose turns are worked out at once
 
 
@@ -355,37 +351,3 @@ class Ledger:
             source: Entry(count * self._context_length, count / max(samples, 1), count / self._blocks[source])
             for source, count in self._turns.counts(samples).items()
         }
-
-
-def repetition(
-    epochs: Mapping[str, float], allowed: Iterable[str], *, is_part: bool, fitting: Callable[[], int]
-) -> tuple[list[str], list[str]]:
-    """Judge how often sources are repeated.
-
-    Args:
-        epochs: of each source in the run.
-        allowed: sources whose max_epochs the user has set: these may be repeated as often as that.
-        is_part: whether data.max_training_tokens leaves a part of the data out.
-        fitting: says how many steps no source is repeated too often in.
-
-    Returns:
-        What is worth knowing, and what is refused.
-    """
-    notes, refused = [], []
-    for name, n in epochs.items():
-        if n > LITTLE_IS_GAINED_AFTER and name not in set(allowed):
-            steps = fitting()
-            ways = [f"budget=steps budget.steps={steps} is within {LITTLE_IS_GAINED_AFTER}"] if steps else []
-            ways += [f"lower data.sources.{name}.weight"] if len(epochs) > 1 else []
-            ways += ["raise data.max_training_tokens"] if is_part else []
-            ways += [f"say data.sources.{name}.max_epochs={math.ceil(n)} if it is meant"]
-            refused.append(
-                f"data.sources.{name} would be seen {n:.1f} times: past {LITTLE_IS_GAINED_AFTER} epochs hardly anything"
-                f" is learned from repeated data (Muennighoff et al. 2305.16264): {', or '.join(ways)}"
-            )
-        elif n > LITTLE_IS_LOST_UNTIL:
-            notes.append(
-                f"{name} is seen {n:.1f} times: up to {LITTLE_IS_LOST_UNTIL} epochs are about as good as new data,"
-                " more are not (2305.16264)"
-            )
-    return notes, refused

@@ -14,7 +14,6 @@ import itertools
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,45 +23,19 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from thunderhead.core.config import located
 from thunderhead.core.data.manifest import FORMAT, Manifest, Shard, ShardError, SplitName, TokenizerRecord
 from thunderhead.core.processes import allowed_cores
 from thunderhead.core.tokenizer import Tokenizer
-from thunderhead.corpus.batch_processing import SPLIT_RULE, Batch, Encode, Inspect, is_validation, remembered
+from thunderhead.corpus.batch_processing import SPLIT_RULE, Encode, Inspect, is_validation, remembered
 from thunderhead.corpus.curation import Filter, Removals, first_reason
+from thunderhead.corpus.document_batches import CHANGED, check_sources, named, read_batches
 from thunderhead.corpus.preparation_progress import Passes
 from thunderhead.corpus.shard_files import CHUNK_BYTES, ShardWriter
-from thunderhead.corpus.sources import Document, Source
+from thunderhead.corpus.sources import Source
 from thunderhead.training.record import write_text
 
 _MARKER = ".thunderhead-shards"  # lies in every folder that is made here: others are never deleted
-_BATCH_CHARACTERS = 1 << 20  # text that is tokenized at once
-_CHANGED = "files of data.sources changed while they were read: prepare again"
 _log = logging.getLogger(__name__)
-
-
-def check_sources(sources: Mapping[str, Source], path: str | None = None) -> None:
-    """Look at the beginnings of all files of all sources.
-
-    Raises:
-        ValueError: there is no source, a name cannot name a folder, `path` is given and no source uses it, or a source
-            has nothing to read or something unreadable; in one line.
-    """
-    if not sources:
-        raise ValueError("data.sources is empty: name at least one source")
-    problems = []
-    if path is not None and not any(getattr(source, "path", None) == path for source in sources.values()):
-        problems.append(f"data.path={path} is used by no source: choose data=text to train on it, or leave it out")
-    for name, source in sources.items():
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-            problems.append(f"data.sources.{name}: use letters, digits, '_', '-' and '.' in names of sources")
-        try:
-            with _named(name):
-                source.check()
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError("; ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -89,7 +62,7 @@ class Preparation:
         """Say of each source what its documents depend on."""
         found = {}
         for name, source in self.sources.items():
-            with _named(name):
+            with named(name):
                 found[name] = source.fingerprint()
         return found
 
@@ -148,13 +121,13 @@ class Preparation:
             if (found := self.find()) is not None:
                 return found
             for name, source in self.sources.items():
-                with _named(name):
+                with named(name):
                     source.connect()
             _open(work)
             try:
                 content = self._write(work, processes or allowed_cores())
                 if self.fingerprints() != fingerprints:
-                    raise ValueError(_CHANGED)
+                    raise ValueError(CHANGED)
                 manifest = Manifest(format=FORMAT, key=key, sources=fingerprints, **content)
                 write_text(work / "shards" / "manifest.json", json.dumps(manifest.to_dict(), indent=1) + "\n")
                 os.rename(work / "shards", folder)
@@ -282,42 +255,6 @@ def prepare(
     return Preparation(sources, tokenizer, **settings).run(processes)
 
 
-def read_batches(sources: Mapping[str, Source], kept: Path | None = None) -> Iterator[Batch]:
-    """Group the documents of each source, in order, until they make enough text to send to another process.
-
-    Args:
-        sources: by name.
-        kept: a file with a byte for each document of all sources, 0 if a curation removed it; None: all are kept.
-    """
-    read = 0
-
-    def on_read(n_bytes: int) -> None:
-        nonlocal read
-        read += n_bytes
-
-    decisions = itertools.repeat(1) if kept is None else _decisions(kept)
-    for name, source in sources.items():
-        documents: list[Document] = []
-        size = 0
-        with _named(name):
-            for document in source.documents(on_read):
-                if next(decisions):
-                    documents.append(document)
-                    size += len(document.text)
-                if size >= _BATCH_CHARACTERS and documents:
-                    yield Batch(name, documents, read)
-                    documents, size = [], 0
-        if documents:
-            yield Batch(name, documents, read)
-
-
-def _decisions(file: Path) -> Iterator[int]:
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 16):
-            yield from block
-    raise ValueError(_CHANGED)
-
-
 def _open(work: Path) -> None:
     """Make the folder to work in, or take on the one that a killed call left: under the lock nobody else works there.
 
@@ -335,15 +272,6 @@ def _open(work: Path) -> None:
     shutil.rmtree(work / "shards", ignore_errors=True)  # half-written; made again from what is remembered
     (work / "shards").mkdir()
     (work / "shards" / _MARKER).touch()
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Begin the message of a ValueError with the config path of the source."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(located(f"data.sources.{name}", str(error))) from None
 
 
 @contextmanager

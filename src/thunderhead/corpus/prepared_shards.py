@@ -13,9 +13,9 @@ from filelock import FileLock
 from typing_extensions import override
 
 from thunderhead.core.config import Problem
-from thunderhead.core.data.datamodule import Blocks
 from thunderhead.core.data.manifest import Manifest, MissingFileError, ShardError, SplitName
 from thunderhead.core.data.order import Sample
+from thunderhead.core.data.shard_datamodule import Blocks
 from thunderhead.core.types import PositiveFloat, PositiveInt
 from thunderhead.corpus.chunk_cache import CachedChunks, ChunkCache, Prefetcher
 from thunderhead.corpus.object_storage import Remote, fetch_record, is_remote

@@ -1,6 +1,5 @@
 """Training on shards of several sources with weights: where they are, whose turn it is, what a run draws from each."""
 
-import bisect
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -11,21 +10,21 @@ from typing import Any, Literal
 from typing_extensions import override
 
 from thunderhead.core.config import Problem, first_line
-from thunderhead.core.data.datamodule import Draw, Entry, ShardDataModule
+from thunderhead.core.data.datamodule import Draw, Entry
 from thunderhead.core.data.manifest import Manifest, SplitName
 from thunderhead.core.data.order import Sample
+from thunderhead.core.data.shard_datamodule import ShardDataModule
 from thunderhead.core.metrics import BitsPerByte
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.types import PositiveFloat, PositiveInt
 from thunderhead.corpus.curation import Filter
+from thunderhead.corpus.draw import draw
 from thunderhead.corpus.mixture import (
-    LITTLE_IS_GAINED_AFTER,
     AtMaxEpochs,
     Ledger,
     Mixture,
     Turns,
     plan_turns,
-    repetition,
     trained_blocks,
     weights_by_fraction,
 )
@@ -154,55 +153,15 @@ class ShardData(ShardDataModule):
     def draw(self, steps: int) -> Draw:
         if not self.is_prepared:
             return Draw(steps)
-        sources, available, sequences = self.shares(), self.trained_blocks(), self.sequences_per_step
-        asked, notes, problems = steps, [], []
-        try:
-            turns = self._turns(steps)
-            while turns.end is not None and turns.end < steps * sequences:
-                steps = turns.end // sequences
-                if steps == 0:
-                    raise ValueError(
-                        f"data.sources: max_epochs leaves {turns.end} sequences, fewer than the {sequences} of one"
-                        " step: raise it, or lower batch.global_tokens"
-                    )
-                turns = self._turns(steps)  # stages are fractions of the run, which is shorter now
-        except ValueError as error:
-            return Draw(asked, problems=(Problem("", str(error)),))
-        if steps < asked:
-            ended = [f"{s} (data.sources.{s}.max_epochs={sources[s].max_epochs:g})" for s in turns.used_up]
-            told = " and ".join(ended)
-            if self.at_max_epochs == "redistribute":
-                message = (
-                    f"only lasts for {steps:,} of {asked:,} steps: all with a weight are used up: {told}; raise"
-                    f" max_epochs, or lower the budget, as budget=steps budget.steps={steps}"
-                )
-                problems.append(Problem("data.sources", message))
-            notes.append(f"stops after {steps:,} of {asked:,} steps, when {told} is used up")
-        elif self.at_max_epochs == "redistribute":
-            notes += [
-                f"{source} reaches max_epochs={sources[source].max_epochs:g} in step {n // sequences + 1:,}, then the"
-                " others take its place"
-                for source, n in turns.used_up.items()
-                if n < steps * sequences
-            ]
-        counts = turns.counts(steps * sequences)
-        epochs = {source: counts[source] / n for source, n in available.items()}
-        allowed = [name for name, source in sources.items() if source.max_epochs is not None]
-
-        def is_too_long(steps: int) -> bool:
-            turns = self._turns(steps)
-            counts = turns.counts(min(steps * sequences, turns.end or steps * sequences))
-            return any(counts[s] > LITTLE_IS_GAINED_AFTER * n for s, n in available.items() if s not in allowed)
-
-        repeated, refused = repetition(
-            epochs,
-            allowed,
+        return draw(
+            self.shares(),
+            self.trained_blocks(),
+            self._turns,
+            steps=steps,
+            sequences=self.sequences_per_step,
+            may_end=self.at_max_epochs == "stop",
             is_part=self.max_training_tokens is not None,
-            fitting=lambda: bisect.bisect_left(range(1, steps), True, key=is_too_long),
         )
-        shares = {source: counts[source] / (steps * sequences) for source in available}
-        problems += [Problem("", message) for message in refused]
-        return Draw(steps, epochs, shares, (*notes, *repeated), tuple(problems))
 
     # --- what a run wants to know -------------------------------------------------------------------------------------
 

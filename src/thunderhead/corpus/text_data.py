@@ -11,7 +11,8 @@ from thunderhead.core.config import Problem
 from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.processes import global_rank
 from thunderhead.core.terminal import say
-from thunderhead.corpus.prepare import check_sources, find_manifest, prepare
+from thunderhead.corpus.document_batches import check_sources
+from thunderhead.corpus.prepare import find_manifest, prepare
 from thunderhead.corpus.shard_data import ShardData, refusals
 from thunderhead.corpus.sources import Source
 

@@ -4,23 +4,17 @@ B: sequences of a micro-batch. T: model.context_length. Any LightningDataModule 
 what `RunData` says it may leave out all but vocab_size.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from thunderhead.core.config import Problem
-from thunderhead.core.data.manifest import Manifest, SplitName
-from thunderhead.core.data.order import Order, Sample, spread
-from thunderhead.core.data.shards import ShardReader
 from thunderhead.core.types import NonNegativeInt, PositiveInt
 
 # Lightning needs a length: without one it skips a batch when it resumes. The trainer's max_steps ends training.
@@ -285,92 +279,3 @@ def validation_samples(n_blocks: int, wanted: int, world_size: int) -> int:
     multiple = min(64, 2 ** ((samples // 8).bit_length() - 1)) if samples >= 8 else 1
     samples -= samples % multiple
     return samples - samples % world_size
-
-
-class Blocks(Dataset[Tensor]):
-    """Blocks of tokens by sample number; a list of numbers gives a batch (B, T+1) of int64."""
-
-    def __init__(self, readers: Mapping[str, ShardReader], place: Callable[[int], Sample], samples: int):
-        self.readers, self.place, self._samples = readers, place, samples
-        self.on_read: Callable[[int], None] | None = None  # is told the number of the first sample of each batch
-
-    def __len__(self) -> int:
-        return self._samples
-
-    def __getitem__(self, n: int) -> Tensor:
-        """Read sample n: (T+1,)."""
-        return self.__getitems__([n])[0]
-
-    def __getitems__(self, samples: list[int]) -> Tensor:
-        """Read a micro-batch at once, as torch's loader asks where it can: (B, T+1)."""
-        if self.on_read is not None:
-            self.on_read(samples[0])
-        places = [self.place(n) for n in samples]
-        blocks = [self.readers[source].view(block) for source, _, block in places]
-        batch = np.empty((len(blocks), len(blocks[0])), dtype=np.int64)
-        for row, block in zip(batch, blocks, strict=True):
-            row[:] = block  # faster than np.stack, by a fifth
-        return torch.from_numpy(batch)
-
-
-@dataclass(eq=False, repr=False)
-class ShardDataModule(TokenDataModule):
-    """Load blocks of the shards that `manifest` describes; here they have one source.
-
-    Args:
-        shuffle_window: blocks that are shuffled together (see `Order`).
-    """
-
-    _: KW_ONLY
-    shuffle_window: PositiveInt = 65_536
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.manifest: Manifest  # is set once there is one
-
-    def order(self, steps: int) -> Callable[[int], Sample]:
-        """Say which block sample n of a run of so many steps is."""
-        ((source, sizes),) = self.blocks("train").items()
-        return Order(source, sizes, seed=self.seed, window=self.shuffle_window)
-
-    def chunk_file(self, split: SplitName, source: str) -> Callable[[int], Path]:
-        """Say where the chunks of a shard lie, by their number."""
-        folder, chunks = self.manifest.shard_folder(split, source), self.manifest.splits[split][source].chunks
-        return [folder.absolute() / chunk.filename for chunk in chunks].__getitem__
-
-    def blocks(self, split: SplitName) -> dict[str, list[int]]:
-        """Count the blocks in each chunk, by source."""
-        return {source: shard.blocks(self.context_length) for source, shard in self.manifest.splits[split].items()}
-
-    def order_state(self, samples: int) -> dict[str, Any]:
-        """Return all that the order of the first samples depends on."""
-        train = self.manifest.splits["train"]
-        chunks = {source: [chunk.sha256 for chunk in shard.chunks] for source, shard in train.items()}
-        return super().order_state(samples) | {
-            "data.shuffle_window": self.shuffle_window,
-            "the training data": hashlib.sha256(str(sorted(chunks.items())).encode()).hexdigest(),
-        }
-
-    def train_dataset(self, steps: int) -> Blocks:
-        """Read blocks of all sources, in their order."""
-        return self.dataset("train", list(self.manifest.sources), self.order(steps), ENDLESS)
-
-    def validation_blocks(self) -> dict[str, int]:
-        """Count the blocks of each source's validation split."""
-        return {source: sum(sizes) for source, sizes in self.blocks("val").items()}
-
-    def val_dataset(self, source: str, samples: int) -> Blocks:
-        """Read blocks that are spread evenly over the split."""
-        place = partial(_evenly, source, samples, self.validation_blocks()[source])
-        return self.dataset("val", [source], place, samples)
-
-    def dataset(self, split: SplitName, sources: list[str], place: Callable[[int], Sample], samples: int) -> Blocks:
-        """Read the samples that `place` finds in a split of the sources."""
-        shards, dtype, t = self.manifest.splits[split], self.manifest.dtype, self.context_length
-        readers = {s: ShardReader(self.chunk_file(split, s), shards[s], t, dtype) for s in sources}
-        return Blocks(readers, place, samples)
-
-
-def _evenly(source: str, samples: int, n_blocks: int, n: int) -> Sample:
-    """Say where validation sample n of `samples` lies: they are spread evenly over the split."""
-    return Sample(source, 0, spread(n, samples, n_blocks))
