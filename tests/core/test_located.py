@@ -2,7 +2,7 @@
 
 import pytest
 
-from thunderhead.core.config import located
+from thunderhead.core.config import located, placed
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,18 @@ from thunderhead.core.config import located
 )
 def test_a_path_is_completed(message: str, told: str) -> None:
     assert located("a.b", message) == told
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("Expected more", "activation: Expected more"),
+        ("top_k=5 is too many", "activation.top_k=5 is too many"),
+        ("activation.top_k=5 is too many", "activation.top_k=5 is too many"),
+        ("model.d_ff=64 is odd", "model.d_ff=64 is odd"),
+        ("position=rope rotates pairs", "position=rope rotates pairs"),
+    ],
+)
+def test_a_refusal_begins_with_a_path(message: str, told: str) -> None:
+    assert placed("activation", message) == told
+    assert placed("", message) == message

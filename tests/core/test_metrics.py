@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.text import Perplexity
 
-from thunderhead.core.metrics import BitsPerByte, Mean, MeanOf, names_of
+from thunderhead.core.metrics import BitsPerByte, Mean, MeanOf, as_metric, names_of, refuse_unknown, try_out
 
 
 def test_bits_per_byte_is_the_formula() -> None:
@@ -88,3 +91,41 @@ def test_a_batch_without_targets_changes_nothing() -> None:
     metric.update(targets=torch.tensor([[0, 1, -100]]))
     metric.update(targets=torch.full((1, 3), -100))
     assert metric.compute().item() == 1 / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "message"),
+    [
+        ("loss", as_metric(lambda losses: losses), "val/loss is the name of another result"),
+        ("perplexity", as_metric(lambda losses: losses), "val/perplexity is the name of another result"),
+        ("a/b", as_metric(lambda losses: losses), "val/a/b is the name of another result"),
+        ("a", as_metric(lambda logit, targets: logit), "asks for logit; known: inputs, targets, logits"),
+        ("a", MeanMetric(), "asks for value; known: "),
+    ],
+)
+def test_what_could_not_be_measured_is_refused(name: str, metric: Metric, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        refuse_unknown(name, metric)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (MulticlassAccuracy(num_classes=9), "should be equal to number of classes"),
+        (Perplexity(), "expected to have 3 dimensions"),
+        (MulticlassAccuracy(num_classes=10, average="none"), "gives no single number"),
+    ],
+    ids=["classes", "shape", "scalar"],
+)
+def test_metrics_of_torchmetrics_are_tried_before_a_run(metric: Metric, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        try_out(metric, vocab_size=10)
+
+
+def test_metrics_that_fit_are_accepted_and_forget_the_trial() -> None:
+    fits = MulticlassAccuracy(num_classes=10, average="micro")
+    refuse_unknown("accuracy", fits)
+    try_out(fits, vocab_size=10)
+    fits.update(torch.eye(10)[:4], torch.arange(4))
+    assert fits.compute().item() == 1
+    refuse_unknown("a", as_metric(lambda targets, k=3, **others: targets))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,3 +26,20 @@ def outside() -> Callable[..., Decoder]:
         return decoder.eval()
 
     return build
+
+
+@pytest.fixture
+def with_nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], None]:
+    """Let compositions have other nodes, as a file of the user's would put there."""
+    compose = config.compose
+
+    def put(nodes: dict[str, Any]) -> None:
+        def composed(*args: Any, **kwargs: Any) -> Any:
+            found = compose(*args, **kwargs)
+            for group, node in nodes.items():
+                found[group] = node
+            return found
+
+        monkeypatch.setattr(config, "compose", composed)
+
+    return put

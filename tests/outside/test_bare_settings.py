@@ -27,22 +27,3 @@ def test_it_plans_and_trains(name: str, run: Callable[..., Path], with_nodes: Ca
     folder = run()
     assert read_json(folder / "plan.json")["steps"] == 2
     assert len([row for row in read_rows(folder / "metrics.csv")[1] if row["train/loss"]]) == 2
-
-
-@pytest.fixture
-def with_nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], None]:
-    """Let compositions have other nodes, as a file of the user's would put there."""
-    from thunderhead.core import config
-
-    compose = config.compose
-
-    def put(nodes: dict[str, Any]) -> None:
-        def composed(*args: Any, **kwargs: Any) -> Any:
-            found = compose(*args, **kwargs)
-            for group, node in nodes.items():
-                found[group] = node
-            return found
-
-        monkeypatch.setattr(config, "compose", composed)
-
-    return put

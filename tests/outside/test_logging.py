@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from outside.json_lines import JsonLines
 from thunderhead.core.config import CONF_DIR
 from thunderhead.core.module import LanguageModel
 from thunderhead.training.record import read_json, read_rows
@@ -83,3 +84,19 @@ def test_a_sweep_with_foreign_loggers_and_callbacks_ends_in_a_report(
     report = (tmp_path / "sweep" / "report.html").read_text()
     assert "mha" in report
     assert "confidence" in report
+
+
+class OtherText(JsonLines):
+    """Its methods of these names are of another kind."""
+
+    def log_text(self, content: str) -> None:  # type: ignore[override]
+        raise AssertionError
+
+    def log_figure(self, file: str) -> None:
+        raise AssertionError
+
+
+def test_a_logger_whose_methods_take_something_else_is_left_alone(run: Callable[..., Path]) -> None:
+    folder = run(f"+logger.other={{_target_: {__name__}.OtherText}}")
+    assert [line.get("step") for line in lines_of(folder)] == [None, 1, 2]
+    assert (folder / "sample.txt").exists()

@@ -89,3 +89,12 @@ def test_a_step_that_compiles_has_no_speed(run: Callable[..., Path], capsys: pyt
     assert summary["tokens_per_second"] is None
     assert "128 tokens in 0 s" in (told := capsys.readouterr().out)
     assert "0 tokens/s" not in told
+
+
+def test_what_is_known_before_the_first_step_joins_its_row(run: Callable[..., Path]) -> None:
+    """Lightning's monitor logs as an epoch begins; a sanity check validates an untrained model, which is no result."""
+    monitor = "+callbacks.rates={_target_: lightning.pytorch.callbacks.LearningRateMonitor, logging_interval: epoch}"
+    folder = run(monitor, "+trainer.num_sanity_val_steps=1", "validation.every=2")
+    assert [row["step"] for row in read_rows(folder / "metrics.csv")[1]] == ["1", "2"]
+    assert numbers(folder, "lr-AdamW/matrices") == pytest.approx({1: numbers(folder, "lr")[1]})
+    assert list(numbers(folder, "val/loss")) == [2]

@@ -5,6 +5,7 @@ default that stand before `*` are supplied by the code (`d_model`, an optimizer'
 """
 
 import difflib
+import functools
 import inspect
 import re
 import typing
@@ -327,3 +328,22 @@ def located(path: str, message: str) -> str:
     if re.match(rf"{re.escape(path)}[.:= ]", message):
         return message
     return f"{path}.{message}" if re.match(r"[A-Za-z_]\w*=", message) else f"{path}: {message}"
+
+
+def placed(path: str, message: str) -> str:
+    """Complete a message about what lies at a config path, unless it begins with a path of its own or none is known."""
+    first = re.match(r"\w+(?=[.:=])", message)
+    return message if not path or (first and (CONF_DIR / first[0]).is_dir()) else located(path, message)
+
+
+def placing(path: str, made: Callable[..., Any]) -> Callable[..., Any]:
+    """A factory whose refusals say at which config path its settings are."""
+
+    @functools.wraps(made)
+    def call(*args: Any, **supplied: Any) -> Any:
+        try:
+            return made(*args, **supplied)
+        except ValueError as error:
+            raise ValueError(placed(path, first_line(error))) from error
+
+    return call

@@ -80,6 +80,43 @@ def as_metric(metric: Metric | Callable[..., Tensor]) -> Metric:
     return metric if isinstance(metric, Metric) else MeanOf(metric)
 
 
+KNOWN = ("inputs", "targets", "logits", "losses", "preds", "target", "nats")
+"""What a metric may ask for; see `LanguageModel.validation_step`."""
+TAKEN = ("loss", "perplexity")
+"""Names of what is always measured."""
+
+
+def refuse_unknown(name: str, metric: Metric) -> None:
+    """Refuse what would overwrite another result, or could not be called.
+
+    Raises:
+        ValueError: the name is taken or holds a slash, or the metric asks for what is not known.
+    """
+    if name in TAKEN or "/" in name:
+        raise ValueError(f"val/{name} is the name of another result: rename it, without a slash")
+    function = metric.function if isinstance(metric, MeanOf) else metric.update
+    kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    asked = [p for p in inspect.signature(function).parameters.values() if p.kind not in kinds]
+    if unknown := [p.name for p in asked if p.default is p.empty and p.name not in KNOWN]:
+        raise ValueError(f"asks for {', '.join(unknown)}; known: {', '.join(KNOWN)}")
+
+
+def try_out(metric: Metric, vocab_size: int) -> None:
+    """Let a metric of torchmetrics' names measure two tokens, rather than fail at the first validation.
+
+    Raises:
+        ValueError: it does not go together with the vocabulary, wants other shapes, or gives no scalar.
+    """
+    if not {"preds", "target"}.issuperset(names_of(metric)):
+        return
+    given = {"preds": torch.zeros(2, vocab_size), "target": torch.tensor([0, vocab_size - 1])}
+    metric.update(**{name: given[name] for name in names_of(metric)})
+    result = metric.compute()
+    metric.reset()
+    if not isinstance(result, Tensor) or result.numel() != 1:
+        raise ValueError(f"{type(metric).__name__} gives no single number")
+
+
 def names_of(metric: Metric) -> list[str]:
     """What a metric asks for at each batch, by the names of its parameters."""
     return (

@@ -6,10 +6,10 @@ Shape letters: B sequences, T tokens a sequence, V vocabulary, N targets that co
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from lightning import LightningModule
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
-from thunderhead.core.config import Config, build, factory
+from thunderhead.core.config import Config, build, factory, placing
 from thunderhead.core.metrics import Mean, names_of
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.loss import IGNORED_TARGET
@@ -61,7 +61,7 @@ def decoder_factory(config: Config) -> Callable[[int, int | None], Decoder]:
     """Of the groups `model`, COMPONENTS and `parametrization`; see `ModelSpec`."""
 
     def assembled(config: Config) -> Callable[[int, int | None], Decoder]:
-        made = partial(factory(config["model"]), **{name: factory(config[name]) for name in COMPONENTS})
+        made = partial(factory(config["model"]), **{name: placing(name, factory(config[name])) for name in COMPONENTS})
         return lambda vocab_size, eos_id: made(tokenizer_vocab_size=vocab_size, eos_id=eos_id)
 
     parametrization, make = build(config["parametrization"]), assembled(config)
@@ -163,14 +163,20 @@ class LanguageModel(LightningModule):
         self.spec, self.precision = spec, precision
         self.compile_decoder, self.on_resume = compile_decoder, on_resume
         self.decoder: Decoder
-        self.step_terms = cast(
-            MutableMapping[str, Mean], nn.ModuleDict()
-        )  # the means of the loss terms over one step's micro-batches, and over ranks
-        self.val_loss = cast(Sequence[Mean], nn.ModuleList(Mean() for _ in sources))
-        by_source = nn.ModuleList(nn.ModuleDict(metrics()) for _ in sources)
-        self.val_metrics = cast(Sequence[Mapping[str, Metric]], by_source)
+        # The means of the loss terms over one step's micro-batches, and over ranks. No ModuleDict: names are free.
+        self.step_terms: dict[str, Mean] = {}
+        self._new_metrics, self._measured = metrics, nn.ModuleList()  # the latter moves to the device with the module
+        self.val_loss: list[Mean] = []
+        self.val_metrics: list[Mapping[str, Metric]] = []
+        self._measure(sources)
         self.grad_norm: Tensor | None = None
         self.measure_step = True  # set by the metrics callback: whether the step under way will be logged
+
+    def _measure(self, sources: Sequence[str]) -> None:
+        """Make what each source is measured by."""
+        self.hparams["sources"] = list(sources)
+        self.val_loss, self.val_metrics = [Mean() for _ in sources], [self._new_metrics() for _ in sources]
+        self._measured = nn.ModuleList([*self.val_loss, *(m for own in self.val_metrics for m in own.values())])
 
     @classmethod
     def load_from_checkpoint(cls, path: Any, map_location: Any = "cpu", **kwargs: Any) -> Self:  # type: ignore[override]
@@ -239,6 +245,26 @@ class LanguageModel(LightningModule):
                     self.step_terms[name] = Mean().to(value.device)
                 self.step_terms[name].update(value)
         return terms.loss  # type: ignore[no-any-return]
+
+    def on_train_start(self) -> None:
+        self._tell_sources_apart()
+
+    def on_validation_start(self) -> None:
+        self._tell_sources_apart()
+
+    def _tell_sources_apart(self) -> None:
+        """Number several validation loaders of data that does not name them.
+
+        Raises:
+            ValueError: it names others than there are.
+        """
+        named, n_loaders = self.hparams["sources"], len(self.trainer.num_val_batches)
+        if n_loaders in (0, len(named)):
+            return
+        if len(named) > 1:
+            raise ValueError(f"data: validation_sources() names {len(named)}, and there are {n_loaders} loaders")
+        self._measure([str(number) for number in range(n_loaders)])
+        self._measured.to(self.device)
 
     def validation_step(self, batch_BT1: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Sum up the loss over all targets of a batch of source `dataloader_idx`, and what metrics ask for."""

@@ -26,10 +26,11 @@ from thunderhead.core.config import (
     call,
     factory,
     first_line,
+    placed,
     setting,
 )
 from thunderhead.core.data.datamodule import asked
-from thunderhead.core.metrics import as_metric
+from thunderhead.core.metrics import as_metric, refuse_unknown, try_out
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import ModelSpec
 
@@ -113,14 +114,14 @@ class Problems(list[Problem]):
     """What is wrong with a configuration, found by trying: users are told everything at once."""
 
     @contextlib.contextmanager
-    def collect(self) -> Iterator[None]:
-        """Note what the inside refuses, and go on. Other errors are bugs, and stay tracebacks."""
+    def collect(self, path: str = "") -> Iterator[None]:
+        """Note what the inside, of this config path, refuses, and go on. Other errors are bugs, and stay tracebacks."""
         try:
             yield
         except ConfigError as error:
             self.note(*error.problems)
         except (ValueError, *REFUSALS) as error:
-            self.note(Problem("", first_line(error)))
+            self.note(Problem("", placed(path, first_line(error))))
 
     def note(self, *problems: Problem) -> None:
         """Add problems, each once: a missing path may be met twice."""
@@ -140,13 +141,13 @@ def build_run(config: Config, folder: Path, **machine: Any) -> Run:
     """
     problems, built = Problems(), dict[str, Any](machine)
 
-    def collect(name: str, make: Callable[[], Any]) -> None:
-        with problems.collect():
+    def collect(name: str, make: Callable[[], Any], group: str | None = None) -> None:
+        with problems.collect(group or name):
             built[name] = make()
 
     for group in ("precision", "compile", "batch", "budget", "validation"):
         collect(group, lambda group=group: build(config[group]))  # type: ignore[misc]
-    collect("hardware_plan", lambda: build(config["plan"]))
+    collect("hardware_plan", lambda: build(config["plan"]), "plan")
     collect("strategy", lambda: factory(config["strategy"])(machine["world_size"]))
     collect("model", lambda: ModelSpec.of(config))
     collect("trainer", lambda: factory(config["trainer"]))
@@ -154,7 +155,7 @@ def build_run(config: Config, folder: Path, **machine: Any) -> Run:
     collect("metrics", lambda: build_metrics(config.get("metrics", {})))
     collect("callbacks", lambda: build_all(config["callbacks"], "callbacks", Callback, REFUSALS))
     save_dir = str(folder)
-    collect("loggers", partial(build_all, config["logger"], "logger", Logger, REFUSALS, save_dir=save_dir))  # type: ignore[type-abstract]
+    collect("loggers", partial(build_all, config["logger"], "logger", Logger, REFUSALS, save_dir=save_dir), "logger")  # type: ignore[type-abstract]
     if "batch" in built:
         context_length, batch = _context_length(config), built["batch"]
         sizes = {"context_length": context_length, "sequences_per_step": batch.global_tokens // context_length}
@@ -217,12 +218,16 @@ def build_metrics(nodes: Config) -> Callable[[], Mapping[str, Metric]]:
     """Makes the metrics of the group `metrics`: torchmetrics' classes, or functions; see `thunderhead.core.metrics`."""
     factories: dict[str, Any] = {name: factory(node, f"metrics.{name}") for name, node in nodes.items()}
 
-    def make() -> dict[str, Metric]:
-        made = {name: (each() if inspect.isclass(each.func) else each) for name, each in factories.items()}
-        return {name: as_metric(metric) for name, metric in made.items()}
+    def made(each: Any) -> Metric:
+        return as_metric(each() if inspect.isclass(each.func) else each)
 
-    make()  # refused now rather than later
-    return make
+    problems = Problems()
+    for name, each in factories.items():  # refused now rather than later
+        with problems.collect(f"metrics.{name}"):
+            refuse_unknown(name, made(each))
+    if problems:
+        raise ConfigError(problems)
+    return lambda: {name: made(each) for name, each in factories.items()}
 
 
 def _context_length(config: Config) -> int:
@@ -238,4 +243,7 @@ def problems_of(run: Run) -> Problems:
             if callable(ask):
                 with problems.collect():
                     problems.note(*ask(run))
+        for name, metric in run.metrics().items():
+            with problems.collect(f"metrics.{name}"):
+                try_out(metric, run.decoder_meta.vocab_size)
     return problems

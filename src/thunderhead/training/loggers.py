@@ -14,7 +14,7 @@ def log_text(loggers: Iterable[Logger], name: str, text: str, step: int) -> None
         if callable(log := getattr(logger, "log_text", None)):
             if "columns" in inspect.signature(log).parameters:
                 log(key=name, columns=["text"], data=[[text]], step=step)
-            else:
+            elif _takes(log, name, text, step):
                 log(name, text, step)
         elif callable(add := getattr(getattr(logger, "experiment", None), "add_text", None)):
             add(name, f"```\n{text}\n```", step)
@@ -24,7 +24,8 @@ def log_figure(loggers: Iterable[Logger], name: str, figure: Figure, step: int) 
     """Show a figure: by `log_figure(name, figure, step)`, W&B's `log_image`, or a TensorBoard-like `add_figure`."""
     for logger in loggers:
         if callable(log := getattr(logger, "log_figure", None)):
-            log(name, figure, step)
+            if _takes(log, name, figure, step):
+                log(name, figure, step)
         elif callable(log := getattr(logger, "log_image", None)):
             log(key=name, images=[figure], step=step)
         elif callable(add := getattr(getattr(logger, "experiment", None), "add_figure", None)):
@@ -35,3 +36,12 @@ def log_by_tokens(logger: Logger, log: Callable[..., None], row: Mapping[str, An
     """Give a TensorBoard-like logger, whose only axis is the step, the row once more with the tokens as its axis."""
     if callable(getattr(getattr(logger, "experiment", None), "add_scalar", None)):
         log({f"by_tokens/{name}": value for name, value in row.items()}, step=tokens)
+
+
+def _takes(log: Callable[..., None], *values: Any) -> bool:
+    """Whether a method can be called so; one of the same name may be of another kind, and is left alone."""
+    try:
+        inspect.signature(log).bind(*values)
+    except TypeError:
+        return False
+    return True

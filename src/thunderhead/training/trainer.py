@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import (
 from thunderhead.core.config import Problem, first_line
 from thunderhead.core.processes import is_rank
 from thunderhead.core.run import Run
+from thunderhead.training.callbacks.batches import CheckBatches
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.profile import ProfileSteps
 from thunderhead.training.callbacks.schedule_picture import SchedulePicture
@@ -70,6 +71,7 @@ def make_trainer(run: Run, plan: Plan, log_metrics: LogMetrics, callbacks: Seque
     """Lightning's Trainer with everything that follows from the plan."""
     loggers = list(run.loggers.values())
     all_callbacks = [
+        CheckBatches(plan),
         log_metrics,
         SchedulePicture(run.model.schedule, run.config["optimizer"]["lr"], plan.tokens_per_step),
         *run.callbacks.values(),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from thunderhead.core.model import loss as loss_module
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.model.loss import IGNORED_TARGET, NextTokenLoss
+from thunderhead.core.model.loss import IGNORED_TARGET, LossTerms, NextTokenLoss
 
 VOCAB, PADDED = 37, 40
 
@@ -108,3 +108,10 @@ def test_the_decoders_loss_is_that_of_its_logits(build: Callable[..., Decoder]) 
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
     torch.testing.assert_close(terms.cross_entropy, expected)
     torch.testing.assert_close(terms.auxiliary["z_loss"], 0.01 * logits.logsumexp(-1).square().mean())
+
+
+def test_no_term_has_the_name_of_the_cross_entropy() -> None:
+    terms = LossTerms(torch.tensor(1.0), torch.tensor(1.0), {})
+    assert terms.plus({"a.b": torch.tensor(0.5)}).loss == 1.5
+    with pytest.raises(ValueError, match="a term of it is called `loss`"):
+        terms.plus({"loss": torch.tensor(0.5)})

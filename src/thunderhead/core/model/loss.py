@@ -37,7 +37,12 @@ class LossTerms(NamedTuple):
     auxiliary: Auxiliary
 
     def plus(self, more: Auxiliary) -> "LossTerms":
-        """With further terms in the loss."""
+        """With further terms in the loss.
+
+        Raises ValueError for one that is called `loss`, as the cross-entropy is in the logs.
+        """
+        if "loss" in more:
+            raise ValueError("loss: a term of it is called `loss`, as the cross-entropy is in the logs: rename it")
         return LossTerms(sum(more.values(), self.loss), self.cross_entropy, summed(self.auxiliary, more))
 
 

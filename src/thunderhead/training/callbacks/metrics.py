@@ -91,6 +91,8 @@ class LogMetrics(Callback):
 
     def write(self, trainer: Trainer) -> None:
         """Hand the open row to the loggers."""
+        if self._step == 0:  # what is logged before the first step joins its row
+            return
         row, self._row = self._row, {}
         if not row or not trainer.is_global_zero:
             return
@@ -119,6 +121,8 @@ class LogMetrics(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the results into the step's row, and let the clock run again."""
+        if trainer.sanity_checking:  # a few batches of the untrained model, and of no step
+            return
         self._join({k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")})
         self.validated_at = trainer.global_step
         if trainer.state.fn == "fit":

@@ -1,0 +1,75 @@
+"""Loaders of others: what a run can count on is checked, several for validation are told apart."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from outside.own_data import ProgressionData
+from thunderhead.core.config import ConfigError
+from thunderhead.training.record import read_json, read_rows
+
+
+class Several(ProgressionData):
+    """Several loaders for validation, and batches that may be of another size."""
+
+    def __init__(
+        self, context_length: int, micro_batch_size: int,
+        *, n_val: int = 1, names: tuple[str, ...] = (), size: int | None = None, sequences: int = 200,
+    ) -> None:  # fmt: skip
+        super().__init__(context_length, micro_batch_size, sequences=sequences)
+        self.n_val, self.size = n_val, size
+        if names:
+            self.validation_sources = lambda: list(names)
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        self.micro_batch_size = self.size or self.micro_batch_size
+        return super().train_dataloader()
+
+    def val_dataloader(self) -> Any:
+        return [self._loader(8 * n, 8) for n in range(self.n_val)]
+
+
+@pytest.fixture
+def trained(run: Callable[..., Path], with_nodes: Callable[[dict[str, Any]], None]) -> Callable[..., Path]:
+    def train(*overrides: str, **settings: Any) -> Path:
+        with_nodes({"data": {"_target_": f"{__name__}.Several", **settings}, "tokenizer": None})
+        return run(*overrides)
+
+    return train
+
+
+def test_loaders_without_names_are_numbered(trained: Callable[..., Path]) -> None:
+    folder = trained("callbacks=default", n_val=3)
+    _, last = read_rows(folder / "metrics.csv")[1]
+    losses = [float(last[f"val/loss/{number}"]) for number in range(3)]
+    assert len(set(losses)) == 3
+    assert read_json(folder / "summary.json")["val_loss"] == pytest.approx(sum(losses) / 3)
+
+
+def test_as_many_loaders_as_names(trained: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"^data: validation_sources\(\) names 2, and there are 3 loaders$"):
+        trained(n_val=3, names=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 4}, r"^data: a batch has the shape \(4, 33\), and should have \(2, 33\)"),
+        ({"sequences": 7}, r"^data: 7 training sequences are no multiple of a batch of 2"),
+        ({"sequences": 6}, r"^data: an epoch has 3 batches and a step 2, .*: give a multiple of 2"),
+    ],
+)
+def test_steps_that_would_be_smaller_are_refused(
+    settings: dict[str, Any], message: str, trained: Callable[..., Path]
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        trained(**settings)
+
+
+def test_epochs_of_whole_steps_are_not(trained: Callable[..., Path]) -> None:
+    folder = trained("budget.steps=3", sequences=8)
+    assert len(read_rows(folder / "metrics.csv")[1]) == 3
