@@ -8,6 +8,7 @@ from unittest.mock import patch
 import pytest
 import requests
 import torch
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 from object_store import SECRETS, Store
@@ -15,6 +16,9 @@ from thunderhead.corpus import object_storage as storage
 from tiny import tiny, train_here
 
 pytest_plugins = ("model_fixtures", "shard_fixtures")
+
+settings.register_profile("busy", deadline=None)  # a machine that is busy fails no test
+settings.load_profile("busy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from naive_curation import curate
 
@@ -86,7 +86,6 @@ BY_OPTION = {option: composed(f"curation={option}") for option in OPTIONS}
 
 @pytest.mark.parametrize("option", OPTIONS)
 @given(text=st.text(max_size=400))
-@settings(deadline=None)
 def test_every_option_decides_on_any_text(option: str, text: str) -> None:
     """No text makes a filter fail, and what travels between processes gives the same answer."""
     for rule in BY_OPTION[option].values():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiktoken
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext import openai_public
@@ -83,7 +83,6 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]
 
 @pytest.mark.parametrize("name", ["byte_level", "sentencepiece", "tiktoken"])
 @given(text=st.lists(unicode_text | st.sampled_from([EOS, "</s>", "<s>", "<0x41>", "▁", " ", "\n", "ab"])).map("".join))
-@settings(deadline=None)
 def test_round_trip_of_any_text_even_one_that_spells_eos(
     name: str, text: str, pretrained: dict[str, Tokenizer]
 ) -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from thunderhead.core.tokenizer import EOS, Tokenizer, load_tokenizer
@@ -18,7 +18,6 @@ text_with_eos = st.lists(unicode_text | st.sampled_from([EOS, "<|", "|>", " ", "
 
 @pytest.mark.parametrize("name", TRAINED)
 @given(text=text_with_eos)
-@settings(deadline=None)
 def test_round_trip_of_any_text_even_one_that_spells_eos(name: str, text: str) -> None:
     tokenizer = TRAINED[name]
     ids = tokenizer.encode(text)

@@ -31,7 +31,7 @@ def there_and_back(step: int, total_steps: int, *, top: int, height: float = 0.5
 
 
 @given(total=st.integers(1, 100_000), data=st.data())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_warm_up_is_found_by_asking_the_schedule(total: int, data: st.DataObject) -> None:
     w = data.draw(st.integers(0, total - 1))
     for schedule in (constant, cosine, wsd, inverse_sqrt):

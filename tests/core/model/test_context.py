@@ -9,7 +9,7 @@ from thunderhead.core.model.context import dense_mask, document_layout, sparse_m
 CPU = torch.device("cpu")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=7, max_size=7), min_size=1, max_size=3))
 def test_documents_and_positions_equal_walking_through_the_tokens(rows: list[list[int]]) -> None:
     tokens = torch.tensor(rows)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -69,7 +69,6 @@ totals = st.integers(1, 3000)
 fractions = st.floats(0, 1, exclude_max=True)
 
 
-@settings(deadline=None)  # up to 3,000 calls, on a machine that may be busy
 @given(total=totals, warmup=fractions, schedule=st.sampled_from(ALL), final=st.floats(0, 1), data=st.data())
 def test_bounds_and_shape(total, warmup, schedule, final, data):
     options = {"final_ratio": final} if schedule in DECAYING else {}
