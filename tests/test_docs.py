@@ -70,7 +70,10 @@ def test_a_shown_run_can_be_planned(page: str, command: str, monkeypatch: pytest
     if any(a.startswith(("data.path=", "resume=")) for a in arguments):
         pytest.skip("the reader's own files")
     for overrides in combinations(arguments):
-        assert plan_of(config.plain(config.compose(overrides))).steps
+        composed = config.plain(config.compose(overrides))
+        for acts_on_arms in ("match", "tune"):
+            composed.pop(acts_on_arms)
+        assert plan_of(composed).steps
 
 
 def test_pages_that_are_linked_are_there() -> None:
