@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from thunderhead.options.metrics import top_k_accuracy
-from thunderhead.options.synthetic_tasks import is_most_probable
+from thunderhead.options.task_data import is_most_probable
 
 
 def test_the_k_most_probable_are_hits() -> None:

@@ -20,8 +20,8 @@ from thunderhead.options.synthetic_tasks import (
     ModularAddition,
     SymbolTokenizer,
     Task,
-    TaskSequences,
 )
+from thunderhead.options.task_data import TaskSequences
 
 TASKS: dict[str, Task] = {
     "induction": Induction(vocabulary=20),

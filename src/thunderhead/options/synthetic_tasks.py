@@ -4,25 +4,19 @@ A sequence of T+1 tokens holds answers, tokens that follow from those before; on
 Sequence n is a pure function of the seed and n, as the order of text is (`thunderhead.core.data.order`).
 """
 
-import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
-from functools import cached_property, lru_cache, partial
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from annotated_types import Ge, Gt, Lt
-from torch import Tensor
-from torch.utils.data import Dataset
 from typing_extensions import override
 
-from thunderhead.core.config import Problem
-from thunderhead.core.data.datamodule import ENDLESS, Draw, TokenDataModule
 from thunderhead.core.data.manifest import SplitName
 from thunderhead.core.data.order import permutation
 from thunderhead.core.tokenizer import EOS, Tokenizer, Tokens
@@ -266,9 +260,6 @@ def _draw(size: int, *key: int) -> npt.NDArray[np.uint64]:
     return np.random.PCG64(np.random.SeedSequence(key)).random_raw(size)
 
 
-# --- as data of a run -------------------------------------------------------------------------------------------------
-
-
 class SymbolTokenizer(Tokenizer):
     """A token is a symbol, and symbols stand apart by spaces: "k3 v7 k1". Text that is no symbol cannot be encoded."""
 
@@ -320,130 +311,3 @@ class SymbolTokenizer(Tokenizer):
         if content.get("type") != cls.name:
             raise ValueError("not the symbols of a synthetic task")
         return cls(content["symbols"])
-
-
-class TaskSequences(Dataset[Tensor]):
-    """Sequences of a task by number; a list of numbers gives a batch (B, T+1) of int64.
-
-    A token that is no answer is written as ~id = -1 - id: to be read, not to be predicted (`core.module`).
-    """
-
-    def __init__(self, task: Task, split: SplitName, seed: int, context_length: int):
-        self._make = partial(task.sequence, split, seed, context_length=context_length)
-
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def __getitem__(self, n: int) -> Tensor:
-        tokens, is_answer = self._make(n)
-        return torch.from_numpy(np.where(is_answer, tokens, ~tokens))
-
-    def __getitems__(self, samples: list[int]) -> Tensor:
-        return torch.stack([self[n] for n in samples])
-
-
-@dataclass(eq=False, repr=False)
-class TaskData(TokenDataModule):
-    """Sequences of a task: there is nothing to prepare, and no end.
-
-    Args:
-        filters: none: there are no documents.
-        task: makes the sequences.
-    """
-
-    filters: Mapping[str, object]
-    _: KW_ONLY
-    task: Task
-
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.tokenizer = self.task.load_tokenizer()
-        self.vocab_size, self.eos_id = self.task.vocab_size, self.task.eos_id
-        self.unigram_entropy = self.task.unigram_entropy
-
-    @override
-    def problems(self, run: Any) -> list[Problem]:
-        found = []
-        try:
-            self.task.check(self.context_length)
-        except ValueError as error:
-            found.append(Problem("", str(error)))
-        if self.filters:
-            found.append(Problem("curation", "a synthetic task has no documents to filter: use curation=none"))
-        if getattr(run.budget, "needs_epochs", False):
-            message = "a synthetic task has no epochs: use budget=steps or budget=tokens"
-            found.append(Problem("budget.epochs", message))
-        return found
-
-    @override
-    def draw(self, steps: int) -> Draw:
-        return Draw(steps, epochs={})
-
-    @override
-    def notes(self) -> list[str]:
-        return ["tokens are the task's own symbols, the tokenizer is not used"]
-
-    @override
-    def summary(self) -> dict[str, Any]:
-        return self.task.summary()
-
-    @override
-    def validation_metrics(self) -> dict[str, Any]:
-        return {"accuracy": is_most_probable}
-
-    @override
-    def validation_data(self) -> str:
-        content = json.dumps([self.task.summary(), self.max_validation_tokens], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
-
-    validation_text = validation_data
-
-    @override
-    def sample(self, decoder: Any, device: torch.device) -> str:
-        return sample_answers(decoder, self.task, device)
-
-    @override
-    def setup(self, stage: str) -> None:
-        self.task.check(self.context_length)
-
-    @override
-    def train_dataset(self, steps: int) -> TaskSequences:
-        return TaskSequences(self.task, "train", self.seed, self.context_length)
-
-    @override
-    def validation_blocks(self) -> dict[str, int]:
-        return {"task": ENDLESS}
-
-    @override
-    def val_dataset(self, source: str, samples: int) -> TaskSequences:
-        return TaskSequences(self.task, "val", self.seed, self.context_length)
-
-
-def is_most_probable(logits: Tensor, targets: Tensor) -> Tensor:
-    """Say whether the most probable token is the target, (B, T) of 0 and 1; NaN where a score is."""
-    return (logits.argmax(dim=-1) == targets).float().masked_fill(logits.isnan().any(dim=-1), math.nan)
-
-
-@torch.inference_mode()
-def sample_answers(decoder: Any, task: Task, device: torch.device, sequences: int = 3) -> str:
-    """Write the first validation sequences of a task, a line each, with the model's most probable answers.
-
-    A right answer is marked as v7✓, a wrong one shows what the model said instead: v7✗v2.
-    """
-    symbols, lines = [*task.symbols, "|"], []
-    was_training = decoder.training
-    decoder.eval()
-    try:
-        for n in range(sequences):
-            tokens, is_answer = task.sequence("val", 0, n, decoder.context_length)
-            logits_TV = decoder.logits(torch.from_numpy(tokens[None, :-1]).to(device))[0]
-            said = [int(tokens[0]), *logits_TV.argmax(dim=-1).tolist()]
-            written = []
-            for token, answer, asked in zip(tokens.tolist(), said, is_answer.tolist(), strict=True):
-                told = symbols[answer] if answer < len(symbols) else "?"  # a row of a larger vocabulary
-                written.append(symbols[token] + ("" if not asked else "✓" if answer == token else f"✗{told}"))
-            lines.append(" ".join(written))
-    finally:
-        decoder.train(was_training)
-    return "\n".join(lines)

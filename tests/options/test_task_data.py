@@ -17,7 +17,8 @@ from thunderhead.core.metrics import as_metric
 from thunderhead.core.model.loss import IGNORED_TARGET
 from thunderhead.core.module import LanguageModel, ModelSpec, inputs_and_targets
 from thunderhead.corpus.command import prepare_corpus
-from thunderhead.options.synthetic_tasks import Induction, TaskSequences, is_most_probable, sample_answers
+from thunderhead.options.synthetic_tasks import Induction
+from thunderhead.options.task_data import TaskSequences, is_most_probable, sample_answers
 from thunderhead.release.generation import NextTokenModel
 from thunderhead.training.record import read_rows, read_summary
 from tiny import tiny
