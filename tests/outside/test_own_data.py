@@ -34,6 +34,11 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "own_data", raising=False)
 
 
+def test_filters_that_nothing_would_read_are_refused() -> None:
+    with pytest.raises(config.ConfigError, match=r"^curation: .*takes no filters"):
+        built("data=progressions", "curation=gopher")
+
+
 class Recorder(lightning.LightningModule):
     """A model of one parameter that keeps the batches it is given."""
 

@@ -267,10 +267,13 @@ def supplied_names(target: Callable[..., Any]) -> list[str]:
 
 def call(target: Callable[..., Any], **supplied: Any) -> Any:
     """Call a factory with those of the supplied values that its signature names."""
-    parameters = inspect.signature(target).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return target(**supplied)
-    return target(**{p.name: supplied[p.name] for p in parameters if p.name in supplied})
+    return target(**{name: value for name, value in supplied.items() if takes(target, name)})
+
+
+def takes(target: Callable[..., Any], name: str) -> bool:
+    """Whether a factory's signature names an argument, or takes any."""
+    parameters = inspect.signature(target).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def setting(made: Any, name: str) -> Any:

@@ -28,6 +28,7 @@ from thunderhead.core.config import (
     first_line,
     placed,
     setting,
+    takes,
 )
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.metrics import as_metric, refuse_unknown, try_out
@@ -187,8 +188,12 @@ def build_data(
                 build_all(parts, f"data.{name}", kind)
     if problems:
         raise ConfigError(problems)
+    target = factory(config["data"], "data")
+    if filters and not takes(target, "filters"):
+        message = f"{config['data']['_target_']} takes no filters, which would change nothing: use curation=none"
+        raise ConfigError([Problem("curation", message)])
     data = call(
-        factory(config["data"], "data"),
+        target,
         tokenizer=tokenizer,
         filters=filters,
         context_length=context_length,
