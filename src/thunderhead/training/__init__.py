@@ -1,1 +1,1 @@
-"""The LightningModule, the plan of a run, its callbacks and its record."""
+"""A run from its checked configuration to its record: plan, trainer, callbacks, loggers, exact resume."""
