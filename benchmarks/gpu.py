@@ -151,7 +151,7 @@ def bare(case: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     decoder.initialize(1)
     optimizer = build_optimizer(config, decoder)
     found = loop(case, decoder.parameters(), optimizer, lambda x, y: decoder(x, y).loss, device)
-    kernel = decoder.attention.kernel_on(device, torch.bfloat16)
+    kernel = decoder.attention_kernel(device, torch.bfloat16)
     return found | {"flops_per_token": 3 * decoder.forward_flops_per_token(), "attention_kernel": kernel}
 
 

@@ -115,15 +115,16 @@ NESTED = {
     "data.sources.text.suffixes=[.doc]": "data.sources.text.suffixes=['.doc'] cannot be read",
     "data.sources.text.text_field=5": "data.sources.text.text_field: 5 is not accepted",
     "+data.sources.three=5": "data.sources.three: is no source: its _target_ must be a",
-    "+data.sources.four={_target_: torch.optim.AdamW}": "data.sources.four: AdamW.__init__() missing",
+    "+data.sources.four={_target_: torch.optim.AdamW}": "data.sources.four.params: is required",
     "curation.filters.length.max_bytes=5": "curation.filters.length.max_bytes=5 is less than min_bytes=100",
-    "+curation.filters.mine={_target_: torch.nn.Linear}": "curation.filters.mine: Linear.__init__() missing",
+    "+curation.filters.mine={_target_: torch.nn.Linear}": "curation.filters.mine.in_features: is required",
 }
 
 
 def test_nested_settings_are_refused_with_their_whole_path(refused: Callable[..., str]) -> None:
     """All of them at once, by train.py and by prepare.py."""
-    by_signature = {"data.sources.text.text_field=5": NESTED["data.sources.text.text_field=5"]}
+    words = ("text_field", "required")
+    by_signature = {k: v for k, v in NESTED.items() if any(word in v for word in words)}
     for messages in (by_signature, {k: v for k, v in NESTED.items() if k not in by_signature}):
         told = refused("curation=basic", *messages)
         with pytest.raises(ConfigError) as caught:

@@ -72,7 +72,7 @@ def test_the_program_draws_tells_and_ends_with_the_verdict(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("optimizer=sgd",), "^parametrization=mup has learning-rate rules for AdamW, Lion and Muon; .* of SGD"),
+        (("optimizer=sgd",), r"^parametrization=mup: SGD .* width"),
         (("widths=[64]",), "^widths: needs two widths or more"),
         (("widths=[64,100]",), r"^d_model=100 is no whole number of heads .*: use a multiple of 16, or say values="),
         (

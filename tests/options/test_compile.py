@@ -14,7 +14,7 @@ from thunderhead.core import config
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import ModelSpec
 from thunderhead.options.compile import CPU_FLOPS_PER_THREAD, Compile
-from thunderhead.parallel.strategies import fsdp, fsdp_tp, single
+from thunderhead.parallel.strategies import fsdp, single
 from thunderhead.training.record import read_json
 from tiny import tiny
 
@@ -89,9 +89,9 @@ DROPS, REPEATS = "dropout=gpt2", "activation_checkpointing=block"
         (Compile(scope="none", backend="eager"), None, (DROPS, REPEATS), None),
         (Compile(scope="model"), fsdp(2), (), "compile.scope"),
         (Compile(scope="block"), fsdp(2), (), None),
-        (Compile(scope="block"), fsdp_tp(4), (REPEATS,), "compile.scope"),
-        (Compile(scope="auto"), fsdp_tp(4), (REPEATS,), None),
-        (Compile(scope="block"), fsdp_tp(4), ("activation_checkpointing=selective",), None),
+        (Compile(scope="block"), fsdp(4, tensor_parallel_size=2), (REPEATS,), "compile.scope"),
+        (Compile(scope="auto"), fsdp(4, tensor_parallel_size=2), (REPEATS,), None),
+        (Compile(scope="block"), fsdp(4, tensor_parallel_size=2), ("activation_checkpointing=selective",), None),
     ],
 )
 def test_what_does_not_go_together(
@@ -102,7 +102,7 @@ def test_what_does_not_go_together(
 
 
 def test_auto_leaves_alone_what_cannot_be_compiled() -> None:
-    scope, why = resolve(AUTO, 1e30, strategy=fsdp_tp(4), choices=(REPEATS,))
+    scope, why = resolve(AUTO, 1e30, strategy=fsdp(4, tensor_parallel_size=2), choices=(REPEATS,))
     assert (scope, why) == ("none", "auto: torch cannot compile whole checkpointed blocks under tensor parallelism")
 
 

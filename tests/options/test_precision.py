@@ -223,7 +223,6 @@ def test_fp16_on_a_cpu_is_not_exchanged_for_bf16() -> None:
     assert plugin.precision == "16-mixed"
     assert plugin.scaler is not None
     assert Precision(kind="bf16-mixed").lightning_arguments("cpu") == {"precision": "bf16-mixed"}
-    assert Precision(kind="fp16-mixed").lightning_arguments("cuda") == {"precision": "16-mixed"}
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ class ShardData(ShardDataModule):
 
     @override
     def draw(self, steps: int) -> Draw:
-        if not self.is_prepared:
+        if not self.is_prepared or refusals(self._check_found):  # which `problems` tells
             return Draw(steps)
         return draw(
             self.shares(),
