@@ -84,7 +84,7 @@ def through_train_path(config: Config, extra: list[Callback]) -> tuple[list[floa
         stamps = Stamps(plan.accumulation, plan.steps - 1)
         trainer.callbacks += [stamps, *extra]
         trainer.fit(model, datamodule=run.data)
-    return stamps.seconds(), log_metrics.last_loss
+    return stamps.seconds(), log_metrics.last_terms.get("loss")
 
 
 def bare_loop(run: Run, plan: Plan, batches: list[torch.Tensor]) -> tuple[list[float], float]:

@@ -85,7 +85,7 @@ def lightning_turns() -> Any:
             from thunderhead.training.callbacks.metrics import LogMetrics
 
             metrics = next(c for c in trainer.callbacks if isinstance(c, LogMetrics))
-            self.turns.loss = lambda: metrics.last_loss
+            self.turns.loss = lambda: metrics.last_terms.get("loss")
 
         def on_train_batch_start(self, *_: Any) -> None:
             self.turns.begin()

@@ -44,13 +44,14 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     if run.config["keep_freed_memory"]:
         hardware.keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
-    model, trainer, log_metrics, stop = assemble(run, plan)
+    assembled = assemble(run, plan)
+    model, trainer, log_metrics, _ = assembled
     attention_kernel: str | None = None
     if trainer.is_global_zero:  # others would ask rank 0's GPU
         attention_kernel = _attention_kernel(run, plan)
         display.say(f"Attention kernel: {attention_kernel}")
     with quiet_lightning():
-        _fit_or_stop(run, trainer, model, log_metrics, stop, checkpoint)
+        _fit_or_stop(run, assembled, checkpoint)
 
     summary = _summary(run, plan, trainer, log_metrics) | {"attention_kernel": attention_kernel}
     if trainer.is_global_zero:
@@ -94,28 +95,20 @@ def assemble(run: Run, plan: Plan) -> Assembled:
         compile_decoder=run.compile.of_scope(plan.compile).apply,
         on_resume=resuming.take_new_settings,
     )
-    peak, settings = (
-        hardware.peak_flops(run.accelerator, precision.compute_dtype),
-        {**run.config, "planned": plan.to_dict()},
-    )
+    peak = hardware.peak_flops(run.accelerator, precision.compute_dtype)
+    settings = {**run.config, "planned": plan.to_dict()}
     log_metrics = LogMetrics(plan, peak * plan.devices if peak else None, asked(data, "ledger")(plan.steps), settings)
     stop = StopOnSignal(run.folder / resuming.CHECKPOINTS / "last.ckpt")
     trainer = make_trainer(run, plan, log_metrics, [BeginRecord(run.folder), ExactResume(run.seed), stop])
     return Assembled(model, trainer, log_metrics, stop)
 
 
-def _fit_or_stop(  # noqa: PLR0917
-    run: Run,
-    trainer: Trainer,
-    model: LanguageModel,
-    log_metrics: LogMetrics,
-    stop: StopOnSignal,
-    checkpoint: Path | None,
-) -> None:
+def _fit_or_stop(run: Run, assembled: Assembled, checkpoint: Path | None) -> None:
     """Train to the last step, or until a callback has enough, validate and save.
 
     A run that ends otherwise says where, and how to go on.
     """
+    model, trainer, log_metrics, stop = assembled
     steps, has_ended = trainer.max_steps, False
     try:
         try:

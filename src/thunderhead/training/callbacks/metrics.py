@@ -38,7 +38,6 @@ class LogMetrics(Callback):
     ):
         self.plan, self.peak_flops, self.ledger, self.settings = plan, peak_flops, ledger, settings
         self.throughput: float | None = None  # tokens/s between the last two log points
-        self.last_loss: float | None = None
         self.validated_at: int | None = None  # the step of the last validation
         self.training_seconds = 0.0  # without validation, writing checkpoints and compiling
         self.compile_seconds = 0.0  # of the first step, where something is compiled
@@ -54,10 +53,6 @@ class LogMetrics(Callback):
         self._checkpoint_io: Any = None
         self._saving_before = self._seconds = 0.0
         self._steps_timed = self._step_before = 0
-
-    def tokens(self, trainer: Trainer) -> int:
-        """Tokens that the optimizer steps so far were made from."""
-        return trainer.global_step * self.plan.tokens_per_step
 
     def state_dict(self) -> dict[str, Any]:
         """The time until a checkpoint and the open row, so that a resumed run goes on with both."""
@@ -101,7 +96,7 @@ class LogMetrics(Callback):
         for source, share in self.ledger(self._step * self.plan.sequences_per_step).items():
             counters |= {f"{column}/{source}": value for column, value in share._asdict().items()}
         for logger, log in self._sinks:
-            log(counters | row | counters, step=self._step)
+            log(counters | row | counters, step=self._step)  # they come first, and nobody else sets them
             log_by_tokens(logger, log, row, tokens)
 
     def _begin(self, trainer: Trainer) -> None:
@@ -176,7 +171,7 @@ class LogMetrics(Callback):
         for mean in pl_module.step_terms.values():
             mean.reset()
         self._stop(trainer)
-        self.last_loss, self.last_terms = terms["loss"], terms
+        self.last_terms = terms
         row = {f"train/{name}": value for name, value in terms.items()}
         if pl_module.grad_norm is not None:
             row["grad_norm"] = pl_module.grad_norm.item()

@@ -92,8 +92,8 @@ class StepProgress(ProgressBar):
     def _metrics(self, trainer: Trainer) -> str:
         found = next((c for c in trainer.callbacks if isinstance(c, LogMetrics)), None)  # type: ignore[attr-defined]
         parts = []
-        if found is not None and found.last_loss is not None:
-            parts.append(f"loss {found.last_loss:.3f}")
+        if found is not None and "loss" in found.last_terms:
+            parts.append(f"loss {found.last_terms['loss']:.3f}")
         if "val/loss" in trainer.callback_metrics:
             parts.append(f"val {trainer.callback_metrics['val/loss'].item():.3f}")
         if found is not None and found.throughput is not None:
