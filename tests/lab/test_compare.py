@@ -14,8 +14,7 @@ from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.compare import commas_to_list, compare_runs
-from thunderhead.lab.law import Law
-from thunderhead.options.scaling_law import read_law
+from thunderhead.scaling_law import Law, read_law
 
 ROOT = Path(__file__).parents[2]
 

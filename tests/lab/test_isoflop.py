@@ -14,7 +14,7 @@ from thunderhead.core.config import ConfigError
 from thunderhead.lab.execution import Running
 from thunderhead.lab.isoflop import HeldOut, read_settings, run_isoflop
 from thunderhead.lab.jobs import Job
-from thunderhead.options.scaling_law import read_law
+from thunderhead.scaling_law import read_law
 from thunderhead.training.record import write_json, write_text
 from tiny import tiny
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from thunderhead.lab.law import POLISHED, STARTS, Law, fit_parametric
+from thunderhead.lab.law import POLISHED, STARTS, fit_parametric
 from thunderhead.lab.parabolas import Point, by_budget, fit_isoflop
 from thunderhead.lab.scaling import fit
+from thunderhead.scaling_law import Law
 
 Array = NDArray[np.float64]
 # What Hoffmann et al. published, as corrected by Besiroglu et al. (2404.10102).

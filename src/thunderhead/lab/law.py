@@ -1,20 +1,13 @@
-"""The law L(N, D) = E + A / N^α + B / D^β and its fit to runs, approach 3 of Hoffmann et al. (2203.15556, section 3.3).
-
-`thunderhead.options.scaling_law` reads a fitted one back from law.json, for budgets.
-"""
+"""The fit of L(N, D) = E + A / N^α + B / D^β to runs, approach 3 of Hoffmann et al. (2203.15556, section 3.3)."""
 
 import itertools
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import huber
 
-from thunderhead.core.types import Count
 from thunderhead.lab.runs import Array
 
-Number = TypeVar("Number", float, Array)
 PARAMETERS = 5
 """Of the law: E, A, B, α, β."""
 STARTS = tuple(
@@ -29,60 +22,6 @@ STARTS = tuple(
 """Where Hoffmann et al. start L-BFGS (section D.2)."""
 POLISHED = 40
 """Of the starts, those with the lowest objective are followed."""
-
-
-class Optimum(NamedTuple):
-    """The lowest loss that a law allows for a compute budget."""
-
-    parameters: float
-    tokens: float
-    loss: float
-
-
-@dataclass(frozen=True)
-class Law:
-    """The law of one kind of model on one data set, in nats a token: what law.json holds under `law`.
-
-    Args:
-        count: which parameters N counts.
-        E, A, B, alpha, beta: of the formula.
-        flops_coefficient, flops_exponent: training FLOPs a token = flops_coefficient · N^flops_exponent. 6 and 1 are
-            the usual approximation, which leaves attention out; small models are far from it.
-        parameters, tokens, flops: the smallest and the largest N, D and training compute that it was fitted on.
-    """
-
-    count: Count
-    E: float
-    A: float
-    B: float
-    alpha: float
-    beta: float
-    flops_coefficient: float
-    flops_exponent: float
-    parameters: tuple[float, float]
-    tokens: tuple[float, float]
-    flops: tuple[float, float]
-
-    def loss(self, parameters: Number, tokens: Number) -> Number:
-        loss: Number = self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta
-        return loss
-
-    def flops_of(self, parameters: float, tokens: float) -> float:
-        return float(self.flops_coefficient * parameters**self.flops_exponent * tokens)
-
-    @property
-    def exponents(self) -> tuple[float, float]:
-        """Of the optimum at a budget C, a and b: N ∝ C^a, D ∝ C^b."""
-        total = self.alpha + self.flops_exponent * self.beta
-        return self.beta / total, self.alpha / total
-
-    def optimum(self, flops: float) -> Optimum:
-        """The N and D with the lowest loss that a training budget allows."""
-        # With D = C / (k N^p), dL/dN = 0 where α A N^-α = p β B D^-β.
-        ratio = self.alpha * self.A / (self.flops_exponent * self.beta * self.B)
-        parameters = (ratio * (flops / self.flops_coefficient) ** self.beta) ** (self.exponents[0] / self.beta)
-        tokens = flops / (self.flops_coefficient * parameters**self.flops_exponent)
-        return Optimum(parameters, tokens, self.loss(parameters, tokens))
 
 
 def fit_parametric(

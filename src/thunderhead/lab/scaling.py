@@ -12,10 +12,10 @@ import numpy as np
 from thunderhead.core.types import Count
 from thunderhead.lab import law as parametric
 from thunderhead.lab import parabolas
-from thunderhead.lab.law import Law
 from thunderhead.lab.parabolas import SAME_BUDGET, IsoFlop, Point
 from thunderhead.lab.runs import Array
 from thunderhead.lab.statistics import Interval, percentiles
+from thunderhead.scaling_law import Law
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from thunderhead.core.types import Count, PositiveFloat, PositiveInt, WholeNumber, counted
-from thunderhead.options.scaling_law import Law, read_law
+from thunderhead.scaling_law import Law, read_law
 
 CHINCHILLA = 20.0
 """Tokens a parameter that are about compute-optimal (Hoffmann et al. 2203.15556)."""
@@ -114,9 +114,9 @@ class FlopsBudget:
         if self.law is None:
             return []
         law = _read(self.law)
-        n, d = law.optimum(self.flops)
+        n, d, loss = law.optimum(self.flops)
         best = f"law: {self.flops:.3g} FLOPs are best spent on N = {n:.3g}, D = {d:.3g} tokens"
-        return [f"{best}: predicted loss {law.loss(n, d):.3f}", _predict(law, sizes, tokens)]
+        return [f"{best}: predicted loss {loss:.3f}", _predict(law, sizes, tokens)]
 
 
 def _read(path: str) -> Law:

@@ -1,21 +1,38 @@
-"""A fitted scaling law, as budgets read it from a law.json; reports of `experiment=scaling_law` write one."""
+"""A fitted scaling law: `thunderhead.lab.law` fits it, reports write it to a law.json, and budgets read it from there.
+
+It lies beside the rings, because options and the lab both know it and neither knows the other.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pydantic
 
 from thunderhead.core.types import Count, NonNegativeFloat, PositiveFloat
 
+Number = TypeVar("Number", float, npt.NDArray[np.float64])
 
-@dataclass(frozen=True, kw_only=True)
+
+class Optimum(NamedTuple):
+    """The lowest loss that a law allows for a compute budget."""
+
+    parameters: float
+    tokens: float
+    loss: float
+
+
+@dataclass(frozen=True)
 class Law:
     """L(N, D) = E + A / N^alpha + B / D^beta in nats a token (Hoffmann et al. 2203.15556, section 3.3).
 
     Args:
         count: which parameters N counts.
         E, A, B, alpha, beta: of the formula.
-        flops_coefficient, flops_exponent: training FLOPs a token = flops_coefficient · N^flops_exponent.
+        flops_coefficient, flops_exponent: training FLOPs a token = flops_coefficient · N^flops_exponent. 6 and 1 are
+            the usual approximation, which leaves attention out; small models are far from it.
         parameters, tokens, flops: the smallest and the largest N, D and training compute that it was fitted on.
     """
 
@@ -31,17 +48,27 @@ class Law:
     tokens: tuple[float, float]
     flops: tuple[float, float]
 
-    def loss(self, parameters: float, tokens: float) -> float:
-        return float(self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta)
+    def loss(self, parameters: Number, tokens: Number) -> Number:
+        loss: Number = self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta
+        return loss
+
+    def flops_of(self, parameters: float, tokens: float) -> float:
+        return float(self.flops_coefficient * parameters**self.flops_exponent * tokens)
+
+    @property
+    def exponents(self) -> tuple[float, float]:
+        """Of the optimum at a budget C, a and b: N ∝ C^a, D ∝ C^b."""
+        total = self.alpha + self.flops_exponent * self.beta
+        return self.beta / total, self.alpha / total
 
     # With D = C / (k N^p), dL/dN = 0 where α A N^-α = p β B D^-β.
 
-    def optimum(self, flops: float) -> tuple[float, float]:
-        """Return the N and D with the lowest loss that a training budget allows."""
+    def optimum(self, flops: float) -> Optimum:
+        """The N and D with the lowest loss that a training budget allows."""
         ratio = self.alpha * self.A / (self.flops_exponent * self.beta * self.B)
-        exponent = 1 / (self.alpha + self.flops_exponent * self.beta)
-        parameters = (ratio * (flops / self.flops_coefficient) ** self.beta) ** exponent
-        return parameters, flops / (self.flops_coefficient * parameters**self.flops_exponent)
+        parameters = (ratio * (flops / self.flops_coefficient) ** self.beta) ** (self.exponents[0] / self.beta)
+        tokens = flops / (self.flops_coefficient * parameters**self.flops_exponent)
+        return Optimum(parameters, tokens, self.loss(parameters, tokens))
 
     def optimal_tokens(self, parameters: float) -> float:
         """Return the D for which a model of N parameters is the best use of its training compute."""
