@@ -1,6 +1,6 @@
 """What is measured in training and validation: sums in float64 that keep NaN, over micro-batches and ranks.
 
-torchmetrics' MeanMetric leaves NaN out, and so would hide that a model has diverged (FINDINGS N1).
+torchmetrics' MeanMetric leaves NaN out, and so would hide that a model has diverged.
 """
 
 import inspect

@@ -87,11 +87,8 @@ def decoder_factory(config: Config) -> Callable[[int, int | None], Decoder]:
 
 def optimizer_factory(config: Config) -> Callable[[Decoder], Optimizer]:
     """Of the groups `parameter_groups`, `optimizer` and `parametrization`; see `ModelSpec`."""
-    make_groups, make, parametrization = (
-        factory(config["parameter_groups"]),
-        factory(config["optimizer"]),
-        build(config["parametrization"]),
-    )
+    make_groups, make = factory(config["parameter_groups"]), factory(config["optimizer"])
+    parametrization = build(config["parametrization"])
 
     def optimizer(decoder: Decoder) -> Optimizer:
         groups = make_groups(decoder)
