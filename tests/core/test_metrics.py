@@ -40,7 +40,7 @@ def test_reset_forgets() -> None:
 
 
 def test_a_value_that_is_not_finite_is_not_left_out() -> None:
-    """torchmetrics' MeanMetric removes NaN together with its weight (FINDINGS N1)."""
+    """torchmetrics' MeanMetric removes NaN together with its weight."""
     for bad in (math.nan, math.inf):
         mean = Mean()
         for value in (4.0, bad, 5.0):

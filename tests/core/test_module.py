@@ -163,7 +163,7 @@ def test_a_checkpoint_has_the_loss_of_the_summary(run: Callable[..., Path]) -> N
 
 
 def test_a_batch_that_is_not_finite_makes_the_validation_loss_not_finite() -> None:
-    """One of four: torchmetrics' mean would leave it out (FINDINGS N1)."""
+    """One of four: torchmetrics' mean would leave it out."""
     model = language_model()
     model.configure_model()
     forward = model.decoder.forward
@@ -181,7 +181,7 @@ def test_a_batch_that_is_not_finite_makes_the_validation_loss_not_finite() -> No
 
 
 def test_the_validation_loss_does_not_depend_on_the_micro_batch() -> None:
-    """Sums in float64: what is left is the rounding of the batch's own float32 losses (FINDINGS N4)."""
+    """Sums in float64: what is left is the rounding of the batch's own float32 losses."""
     model = language_model()
     model.configure_model()
     data, found = batches(4, 8), []

@@ -58,7 +58,7 @@ def test_bytes_have_as_many_bits_as_their_loss(run: Callable[..., Path]) -> None
 def test_fp16s_scale_and_the_steps_that_it_leaves_out_are_logged(
     run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a scale at which gradients overflow, each step left out halves it (FINDINGS N6)."""
+    """From a scale at which gradients overflow, each step left out halves it."""
     make = precision.AgreeingGradScaler
     monkeypatch.setattr(precision, "AgreeingGradScaler", lambda device: make(device, init_scale=2.0**40))
     folder = run("precision=fp16-mixed", "budget.steps=30", "trainer=cpu", "trainer.log_every_n_steps=1")

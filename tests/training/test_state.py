@@ -128,7 +128,7 @@ def test_a_run_that_cannot_write_says_so(
 
 
 def test_ranks_of_one_seed_draw_unlike_those_of_another() -> None:
-    """Rank 1 of seed 1 must not be rank 0 of seed 2: statistics take seeds as independent (FINDINGS N5)."""
+    """Rank 1 of seed 1 must not be rank 0 of seed 2: statistics take seeds as independent."""
     seeds = [state.seed_of_rank(seed, rank) for seed in range(50) for rank in range(64)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -81,7 +81,7 @@ class NextTokenLoss:
         if chunk >= len(targets_N):
             sums = self._sums(hidden_ND, weight_VD, targets_N, vocab_size)
         else:
-            # torch's F.linear_cross_entropy would round a bf16 loss to bf16 and knows no z-loss (FACTS.md).
+            # torch's F.linear_cross_entropy would round a bf16 loss to bf16 and knows no z-loss.
             parts = [
                 checkpoint(self._sums, hidden, weight_VD, targets, vocab_size, use_reentrant=False)
                 for hidden, targets in zip(torch.split(hidden_ND, chunk), torch.split(targets_N, chunk), strict=True)
