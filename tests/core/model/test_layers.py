@@ -18,6 +18,7 @@ from thunderhead.core.model.feedforward import FeedForward
 from thunderhead.core.model.loss import NextTokenLoss
 from thunderhead.core.model.mixer import SequenceMixer
 from thunderhead.core.model.position import NoPosition, RotaryPosition
+from thunderhead.core.types import Problem
 from thunderhead.options.activation_checkpointing import ActivationCheckpointing
 from thunderhead.options.positions import AlibiPosition
 
@@ -133,10 +134,15 @@ def test_cached_as_uncached() -> None:
 
 def test_one_layer_is_enough_to_be_refused() -> None:
     decoder = build(by_layer({}, {"logit_softcap": 5.0}, {"backend": "flex"}))
-    problems = decoder.problems(SimpleNamespace(accelerator="cpu"))
+
+    def asked(accelerator: str) -> list[Problem]:
+        run = SimpleNamespace(accelerator=accelerator)
+        return [problem for mixer in decoder.mixers for problem in mixer.problems(run)]
+
+    problems = asked("cpu")
     assert [problem.path for problem in problems] == ["attention.logit_softcap", "attention.backend=flex"]
     assert "this run is on cpu" in problems[0].message
-    assert decoder.problems(SimpleNamespace(accelerator="cuda")) == []
+    assert asked("cuda") == []
     with pytest.raises(ValueError, match=r"document_mask=true needs an end-of-document token"):
         Decoder(
             61, None, by_layer({}, {"document_mask": True}), NoPosition, partial(FeedForward, activation="gelu"),

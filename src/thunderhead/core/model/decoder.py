@@ -18,7 +18,7 @@ from thunderhead.core.model.context import Cache, SequenceContext, document_layo
 from thunderhead.core.model.loss import Auxiliary, LossTerms, summed, with_terms
 from thunderhead.core.model.mixer import SequenceMixer, flops_per_token
 from thunderhead.core.model.position import Position
-from thunderhead.core.types import PositiveFloat, PositiveInt, Problem
+from thunderhead.core.types import PositiveFloat, PositiveInt
 
 
 class Decoder(nn.Module):
@@ -246,11 +246,6 @@ class Decoder(nn.Module):
         """What computes attention there, for the record: of layers that differ, all that occur."""
         with_slopes = self.position.slopes(torch.device("cpu")) is not None
         return ", ".join(dict.fromkeys(mixer.kernel_on(device, dtype, with_slopes) for mixer in self.mixers))
-
-    def problems(self, run: Any) -> list[Problem]:
-        """What its parts say does not go together with the rest of the run."""
-        parts = [module for module in self.modules() if module is not self and hasattr(module, "problems")]
-        return list(dict.fromkeys(problem for part in parts for problem in part.problems(run)))  # type: ignore[operator]
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters by part, which sum to `total`: padding rows count, a tied head is 0, `norm` those of blocks."""
