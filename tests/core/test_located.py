@@ -2,7 +2,7 @@
 
 import pytest
 
-from thunderhead.core.config import located, placed
+from thunderhead.core.config import placed
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from thunderhead.core.config import located, placed
     ],
 )
 def test_a_path_is_completed(message: str, told: str) -> None:
-    assert located("a.b", message) == told
+    assert placed("a.b", message) == told
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from naive_curation import curate
 
 from thunderhead.core import config
-from thunderhead.core.config import CONF_DIR, build_all
+from thunderhead.core.config import CONF_DIR
 from thunderhead.core.data.manifest import Manifest
+from thunderhead.core.run import build_all
 from thunderhead.corpus.curation import CharacterRatios, Filter, Language, Length
 from thunderhead.corpus.deduplication import ExactDuplicates
 from thunderhead.corpus.prepare import find_manifest, prepare

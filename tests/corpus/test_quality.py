@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thunderhead.core import config
-from thunderhead.core.config import build_all
+from thunderhead.core.run import build_all
 from thunderhead.corpus.curation import Filter
 from thunderhead.corpus.quality import (
     C4,

@@ -4,8 +4,8 @@ The signature is the schema: a node with `_target_` is compared with the signatu
 default that stand before `*` are supplied by the code (`d_model`, an optimizer's `params`); all others are settings.
 """
 
+import contextlib
 import difflib
-import functools
 import inspect
 import re
 import typing
@@ -27,7 +27,6 @@ CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 # Hydra's own keys of a node; `_partial_` is the builder's business and never stands in YAML.
 HYDRA_KEYS = {"_target_", "_convert_", "_recursive_"}
 Config = dict[str, Any]
-Result = typing.TypeVar("Result")
 
 
 class ConfigError(Exception):
@@ -65,8 +64,7 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictCo
 def plain(config: DictConfig) -> Config:
     """Resolve every interpolation and return plain dicts and lists.
 
-    Raises:
-        ConfigError: a mandatory value (`???`) is missing, or an interpolation fails.
+    Raises ConfigError if a mandatory value (`???`) is missing, or an interpolation fails.
     """
     unresolved = OmegaConf.to_container(config, resolve=False)
     if missing := sorted(path for path, value in leaves(unresolved) if value == "???"):
@@ -137,15 +135,11 @@ def values_of(group: str, option: str) -> Config:
 
 
 def check(config: Config, settings: Callable[..., Any] | None = None) -> list[Problem]:
-    """Compare every node that has a `_target_` with its target's signature.
+    """Compare every node of a resolved configuration that has a `_target_` with its target's signature.
 
-    Args:
-        config: resolved, plain containers.
-        settings: a callable whose signature describes the top-level scalars (seed, name, …).
-
-    Returns:
-        All problems, in the order of the configuration: targets that cannot be imported, unknown and missing keys,
-        keys that the code supplies itself, and values that do not fit the annotation.
+    The top-level scalars (seed, name, …) are compared with the signature of `settings`. Returns all problems, in the
+    order of the configuration: targets that cannot be imported, unknown and missing keys, keys that the code supplies
+    itself, and values that do not fit the annotation.
     """
     problems: list[Problem] = []
     if settings is not None:
@@ -182,22 +176,23 @@ def _nodes(value: Any, path: str = "") -> Iterator[tuple[str, Config]]:
 
 def _check_arguments(path: str, target: Callable[..., Any], arguments: Config, supplied: set[str]) -> Iterator[Problem]:
     parameters = inspect.signature(target).parameters
-    settable = [p.name for p in parameters.values() if p.name not in supplied and p.kind is not p.VAR_KEYWORD]
+    settable = {p.name: p for p in parameters.values() if p.name not in supplied and p.kind is not p.VAR_KEYWORD}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = annotations(target)
+    hints, inside = annotations(target), f"{path}." if path else ""
     for key, value in arguments.items():
-        where = f"{path}.{key}" if path else key
         if key in supplied:
-            yield Problem(where, "is worked out by Thunderhead and cannot be set")
+            yield Problem(inside + key, "is worked out by Thunderhead and cannot be set")
         elif key not in settable and not takes_any:
-            yield Problem(where, unknown(key, settable, owner=getattr(target, "__name__", str(target))))
+            yield Problem(inside + key, unknown(key, list(settable), owner=getattr(target, "__name__", str(target))))
         elif key in hints and not any(True for _ in _nodes(value)):
-            yield from _check_value(where, value, hints[key])
-    for name in settable:
-        required = parameters[name].default is inspect.Parameter.empty
-        if required and parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL and name not in arguments:
-            where = f"{path}.{name}" if path else name
-            yield Problem(where, f"is required: {where}=…")
+            yield from _check_value(inside + key, value, hints[key])
+    for name, parameter in settable.items():
+        if (
+            parameter.default is parameter.empty
+            and parameter.kind is not parameter.VAR_POSITIONAL
+            and name not in arguments
+        ):
+            yield Problem(inside + name, f"is required: {inside}{name}=…")
 
 
 def annotations(target: Callable[..., Any]) -> dict[str, Any]:
@@ -242,10 +237,9 @@ def first_line(error: BaseException) -> str:
 
 
 def factory(node: Config, path: str = "") -> Callable[..., Any]:
-    """The node's target with its settings bound, still to be called with what the code supplies.
+    """The target of the node at a config path with its settings bound, still to be called with what the code supplies.
 
-    Raises:
-        ConfigError: a node inside of this one refuses its settings; `path` is the config path of this one.
+    Raises ConfigError if a node inside of this one refuses its settings.
     """
     try:
         return typing.cast(Callable[..., Any], hydra.utils.instantiate(node, _partial_=True, _convert_="all"))
@@ -254,15 +248,14 @@ def factory(node: Config, path: str = "") -> Callable[..., Any]:
             raise (error.__cause__ or error) from None
         inside = re.search(r"full_key: (\S+)", str(error))
         where = ".".join(part for part in (path, inside.group(1) if inside else "") if part)
-        raise ConfigError([Problem("", located(where, first_line(error.__cause__)))]) from error
+        raise ConfigError([Problem("", placed(where, first_line(error.__cause__)))]) from error
 
 
 def supplied_names(target: Callable[..., Any]) -> list[str]:
     """Names that the code supplies to a target: its parameters without a default that stand before the `*`."""
     parameters = inspect.signature(target).parameters.values()
-    return [
-        p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
+    positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [p.name for p in parameters if p.default is p.empty and p.kind in positional]
 
 
 def call(target: Callable[..., Any], **supplied: Any) -> Any:
@@ -287,66 +280,22 @@ def build(node: Config, **supplied: Any) -> Any:
     return factory(node)(**supplied)
 
 
-def build_all(
-    nodes: Config, path: str, kind: type[Result], refusals: tuple[type[Exception], ...] = (), **supplied: Any
-) -> dict[str, Result]:
-    """Build each node of a mapping, which must give objects of a class.
-
-    Args:
-        nodes: by name; what is no node stays as it is.
-        path: of the mapping in the configuration.
-        kind: the class.
-        refusals: what these say no with, beside ValueError and AssertionError.
-        supplied: what the code hands to each that names it.
-
-    Raises:
-        ConfigError: some are refused; names all, each with its path.
-    """
-    built, problems = {}, []
-    expected: tuple[type[Exception], ...] = (ValueError, AssertionError, *refusals)
-    wrong_kind = f"is no {kind.__name__.lower()}: its _target_ must be a {kind.__module__}.{kind.__name__}"
-    for name, node in nodes.items():
-        where, made = f"{path}.{name}", node
-        if isinstance(node, dict) and "_target_" in node:
-            target = hydra.utils.get_object(node["_target_"])
-            if inspect.isclass(target) and not issubclass(target, kind):  # before it is called
-                problems.append(Problem(where, wrong_kind))
-                continue
-            try:
-                made = call(factory(node), **supplied)
-            except expected as error:
-                problems.append(Problem("", located(where, first_line(error))))
-                continue
-        if isinstance(made, kind):
-            built[name] = made
-        else:
-            problems.append(Problem(where, wrong_kind))
-    if problems:
-        raise ConfigError(problems)
-    return built
-
-
-def located(path: str, message: str) -> str:
-    """Complete a message about what lies at a config path: `max_bytes=5 is …` names a setting of it, others do not."""
-    if re.match(rf"{re.escape(path)}[.:= ]", message):
-        return message
-    return f"{path}.{message}" if re.match(r"[A-Za-z_]\w*=", message) else f"{path}: {message}"
-
-
 def placed(path: str, message: str) -> str:
-    """Complete a message about what lies at a config path, unless it begins with a path of its own or none is known."""
-    first = re.match(r"\w+(?=[.:=])", message)
-    return message if not path or (first and (CONF_DIR / first[0]).is_dir()) else located(path, message)
+    """Complete a message about what lies at a config path: `max_bytes=5 is …` names a setting of it, others do not.
+
+    One that begins with a config path of its own, or of this one, stays as it is.
+    """
+    first = re.match(r"(\w+)[.:=]", message)
+    is_path = first and (CONF_DIR / first[1]).is_dir()
+    if not path or is_path or message.startswith((f"{path}.", f"{path}:", f"{path}=")):
+        return message
+    return f"{path}.{message}" if first and message[first.end() - 1] == "=" else f"{path}: {message}"
 
 
-def placing(path: str, made: Callable[..., Any]) -> Callable[..., Any]:
-    """A factory whose refusals say at which config path its settings are."""
-
-    @functools.wraps(made)
-    def call(*args: Any, **supplied: Any) -> Any:
-        try:
-            return made(*args, **supplied)
-        except ValueError as error:
-            raise ValueError(placed(path, first_line(error))) from error
-
-    return call
+@contextlib.contextmanager
+def at(path: str) -> Iterator[None]:
+    """Let refusals of the inside say at which config path their settings are; decorates factories, too."""
+    try:
+        yield
+    except (ValueError, AssertionError) as error:
+        raise ValueError(placed(path, first_line(error))) from error

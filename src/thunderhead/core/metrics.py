@@ -37,8 +37,7 @@ class Mean(Metric):
 class BitsPerByte(Mean):
     """Bits that the model needs for a byte of text: comparable between tokenizers (Gao et al. 2101.00027, section 3.1).
 
-    Args:
-        token_bytes: bytes of text behind each token id; special tokens have none.
+    `token_bytes` are the bytes of text behind each token id, (vocab_size,); special tokens have none.
     """
 
     token_bytes: Tensor
@@ -57,9 +56,8 @@ class BitsPerByte(Mean):
 class MeanOf(Mean):
     """The mean of a function over the targets that count.
 
-    Args:
-        function: gives a value for each target (B, T), or the mean of a batch; it is called with those of `inputs`,
-            `targets`, `logits`, `losses` … that it names (see `LanguageModel.validation_step`).
+    The function gives a value for each target (B, T), or the mean of a batch; it is called with those of `inputs`,
+    `targets`, `logits`, `losses` … that it names (see `LanguageModel.validation_step`).
     """
 
     def __init__(self, function: Callable[..., Tensor]):
@@ -87,11 +85,7 @@ TAKEN = ("loss", "perplexity")
 
 
 def refuse_unknown(name: str, metric: Metric) -> None:
-    """Refuse what would overwrite another result, or could not be called.
-
-    Raises:
-        ValueError: the name is taken or holds a slash, or the metric asks for what is not known.
-    """
+    """Raise ValueError if a metric would overwrite another result, or asks for what is not known."""
     if name in TAKEN or "/" in name:
         raise ValueError(f"val/{name} is the name of another result: rename it, without a slash")
     function = metric.function if isinstance(metric, MeanOf) else metric.update
@@ -104,8 +98,7 @@ def refuse_unknown(name: str, metric: Metric) -> None:
 def try_out(metric: Metric, vocab_size: int) -> None:
     """Let a metric of torchmetrics' names measure two tokens, rather than fail at the first validation.
 
-    Raises:
-        ValueError: it does not go together with the vocabulary, wants other shapes, or gives no scalar.
+    Raises ValueError if it does not go together with the vocabulary, wants other shapes, or gives no scalar.
     """
     if not {"preds", "target"}.issuperset(names_of(metric)):
         return

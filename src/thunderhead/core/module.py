@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
-from thunderhead.core.config import Config, build, factory, placing
+from thunderhead.core.config import Config, at, build, factory
 from thunderhead.core.metrics import Mean, names_of
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.loss import IGNORED_TARGET
@@ -32,27 +32,16 @@ GROUPS = ("model", *COMPONENTS, "optimizer", "scheduler", "parameter_groups", "p
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a LanguageModel is made of: factories with their settings.
+    """What a LanguageModel is made of: factories with their settings."""
 
-    Args:
-        config: the groups in GROUPS as plain containers, for checkpoints.
-        decoder: (vocabulary, EOS token or None) to a decoder whose weights are not yet drawn.
-        optimizer: a decoder to the optimizer over its parameter groups.
-        schedule: (step from 0, total steps) to the factor of the peak learning rate.
-    """
-
-    config: Config
-    decoder: Callable[[int, int | None], Decoder]
-    optimizer: Callable[[Decoder], Optimizer]
-    schedule: Callable[[int, int], float]
+    config: Config  # the groups in GROUPS as plain containers, for checkpoints
+    decoder: Callable[[int, int | None], Decoder]  # of (vocabulary, EOS token or None); weights are not yet drawn
+    optimizer: Callable[[Decoder], Optimizer]  # over the decoder's parameter groups
+    schedule: Callable[[int, int], float]  # (step from 0, total steps) to the factor of the peak learning rate
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """Build the factories of a resolved configuration.
-
-        Raises:
-            ValueError: settings contradict each other; the message names their config paths.
-        """
+        """Build the factories of a resolved configuration. Raises ValueError, which names the config paths."""
         config = {group: config[group] for group in GROUPS}
         return cls(config, decoder_factory(config), optimizer_factory(config), factory(config["scheduler"]))
 
@@ -61,28 +50,28 @@ def decoder_factory(config: Config) -> Callable[[int, int | None], Decoder]:
     """Of the groups `model`, COMPONENTS and `parametrization`; see `ModelSpec`."""
 
     def assembled(config: Config) -> Callable[[int, int | None], Decoder]:
-        made = partial(factory(config["model"]), **{name: placing(name, factory(config[name])) for name in COMPONENTS})
+        made = partial(factory(config["model"]), **{name: at(name)(factory(config[name])) for name in COMPONENTS})
         return lambda vocab_size, eos_id: made(tokenizer_vocab_size=vocab_size, eos_id=eos_id)
 
     parametrization, make = build(config["parametrization"]), assembled(config)
     base_config = parametrization.base({name: config[name] for name in ("model", *COMPONENTS)})
-    make_base = None if base_config is None else assembled(base_config)
+    if base_config is None:
+        return make
+    make_base = assembled(base_config)
 
-    def decoder(vocab_size: int, eos_id: int | None) -> Decoder:
-        made = make(vocab_size, eos_id)
-        if make_base is not None and base_config is not None:
-            try:
-                with torch.device("meta"):
-                    parametrization.scale(made, make_base(vocab_size, eos_id))
-            except ValueError as error:
-                d_model = base_config["model"]["d_model"]
-                raise ValueError(
-                    f"parametrization: the base model (model.d_model={d_model}) cannot be made: {error} (change "
-                    "parametrization.base_d_model, or set its values in parametrization.base_values)"
-                ) from error
-        return made
+    def scaled(vocab_size: int, eos_id: int | None) -> Decoder:
+        decoder = make(vocab_size, eos_id)
+        try:
+            with torch.device("meta"):
+                parametrization.scale(decoder, make_base(vocab_size, eos_id))
+        except ValueError as error:
+            raise ValueError(
+                f"parametrization: the base model (model.d_model={base_config['model']['d_model']}) cannot be made: "
+                f"{error} (change parametrization.base_d_model, or set its values in parametrization.base_values)"
+            ) from error
+        return decoder
 
-    return decoder
+    return scaled
 
 
 def optimizer_factory(config: Config) -> Callable[[Decoder], Optimizer]:
@@ -92,12 +81,8 @@ def optimizer_factory(config: Config) -> Callable[[Decoder], Optimizer]:
 
     def optimizer(decoder: Decoder) -> Optimizer:
         groups = make_groups(decoder)
-        try:
+        with at("optimizer"):  # torch's and others' own words do not say where
             made: Optimizer = make(groups)
-        except (ValueError, AssertionError) as error:  # torch's and others' own words do not say where
-            raise ValueError(
-                f"optimizer: {str(error).removeprefix('optimizer.').removeprefix('optimizer: ')}"
-            ) from error
         parametrization.scale_learning_rates(made, decoder)
         return made
 
@@ -127,17 +112,12 @@ def inputs_and_targets(batch_BT1: Tensor) -> tuple[Tensor, Tensor]:
 class LanguageModel(LightningModule):
     """Next-token prediction on batches of `(B, T+1)` token ids; see `inputs_and_targets` for negative ones.
 
-    Args:
-        spec: what it is made of.
-        seed: of the initial weights.
-        vocab_size: tokens of the tokenizer.
-        eos_id: end-of-document token, or None.
-        total_steps: optimizer steps of the schedule.
-        metrics: makes the further metrics of validation, by name, once for each source.
-        sources: names of the validation loaders; losses of several are told apart.
-        precision: how weights become what is computed with (`options.precision`); None: as they are.
-        compile_decoder: marks modules for compilation, or does nothing.
-        on_resume: is called with a checkpoint before its optimizer state is taken.
+    - seed: of the initial weights; total_steps: optimizer steps of the schedule.
+    - metrics: makes the further metrics of validation, by name, once for each source.
+    - sources: names of the validation loaders; losses of several are told apart.
+    - precision: how weights become what is computed with (`options.precision`); None: as they are.
+    - compile_decoder: marks modules for compilation, or does nothing.
+    - on_resume: is called with a checkpoint before its optimizer state is taken.
     """
 
     def __init__(
@@ -275,10 +255,8 @@ class LanguageModel(LightningModule):
             known["logits"] = logits_BTV = self.decoder.logits(inputs_BT).float()
             known["losses"] = F.cross_entropy(logits_BTV.mT, targets_BT, ignore_index=IGNORED_TARGET, reduction="none")
             counted_BT = targets_BT != IGNORED_TARGET
-            known |= {
-                "preds": logits_BTV[counted_BT],
-                "target": targets_BT[counted_BT],
-            }  # torchmetrics' names: (N, V), (N)
+            # torchmetrics' names: (N, V), (N)
+            known |= {"preds": logits_BTV[counted_BT], "target": targets_BT[counted_BT]}
         for metric in metrics:
             metric.update(**{name: known[name] for name in names_of(metric) if name in known})
 

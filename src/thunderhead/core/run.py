@@ -21,8 +21,8 @@ from thunderhead.core.config import (
     ConfigError,
     Problem,
     annotations,
+    at,
     build,
-    build_all,
     call,
     factory,
     first_line,
@@ -37,49 +37,36 @@ from thunderhead.core.module import ModelSpec
 
 REFUSALS = (MisconfigurationException, ModuleNotFoundError)
 """What components of other packages say no with, beside ValueError."""
+Result = typing.TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run. Each attribute is the built option of the group of its name, or a factory of what must wait.
+    """One run. Each attribute is the built option of the group of its name, or a factory of what must wait."""
 
-    Args:
-        config: as resolved, plain containers: for the record and for checkpoints, not to be asked.
-        folder: where the record goes.
-        accelerator: cpu, cuda or mps; is_here: whether this machine has it, or the run is only planned.
-        n_processes: on this machine; world_size: on all.
-        strategy: what is divided among how many devices.
-        model: factories of decoder, optimizer and schedule.
-        data: any LightningDataModule; see CONTRIBUTING.md for what it may say about itself.
-        metrics: makes the further metrics of validation.
-        trainer: makes Lightning's Trainer from what is worked out.
-        generation: (decoder, tokenizer, device) to a sample of text.
-        hardware_plan: what the plan assumes about GPUs (group `plan`).
-    """
-
-    config: Config
-    folder: Path
+    config: Config  # as resolved, plain containers: for the record and for checkpoints, not to be asked
+    folder: Path  # where the record goes
     name: str
     seed: int
     is_dry: bool
-    accelerator: str
-    is_here: bool
-    n_processes: int
-    world_size: int
-    strategy: Any
+    accelerator: str  # cpu, cuda or mps
+    is_here: bool  # whether this machine has it, or the run is only planned
+    n_processes: int  # on this machine
+    world_size: int  # on all machines
+    strategy: Any  # what is divided among how many devices
     precision: Any
     compile: Any
-    model: ModelSpec
+    model: ModelSpec  # factories of decoder, optimizer and schedule
     batch: Any
     budget: Any
     validation: Any
-    data: Any  # a LightningDataModule
-    metrics: Callable[[], Mapping[str, Metric]]
+    data: Any  # any LightningDataModule; CONTRIBUTING.md tells what it may say about itself
+    metrics: Callable[[], Mapping[str, Metric]]  # makes the further metrics of validation
     trainer: Callable[..., Trainer]
     callbacks: Mapping[str, Callback]
     loggers: Mapping[str, Logger]
-    generation: Callable[..., str]
-    hardware_plan: Any
+    generation: Callable[..., str]  # (decoder, tokenizer, device) to a sample of text
+    hardware_plan: Any  # group `plan`: what is assumed about GPUs
     _meta: dict[tuple[int, int | None], Decoder] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -94,8 +81,7 @@ class Run:
     def decoder_meta(self) -> Decoder:
         """The decoder on the "meta" device, for questions; built once, and again if preparing changes the vocabulary.
 
-        Raises:
-            ValueError: components contradict each other.
+        Raises ValueError if components contradict each other.
         """
         sizes = self.data.vocab_size, asked(self.data, "eos_id")
         if sizes not in self._meta:
@@ -128,79 +114,80 @@ class Problems(list[Problem]):
         """Add problems, each once: a missing path may be met twice."""
         self.extend(problem for problem in problems if problem not in self)
 
+    def refuse(self) -> None:
+        """Raise ConfigError with all problems, if there are any."""
+        if self:
+            raise ConfigError(self)
+
 
 def build_run(config: Config, folder: Path, **machine: Any) -> Run:
-    """Build the components of a run, each once.
+    """Build the components of a run, each once, of a resolved and checked configuration; nothing is written yet.
 
-    Args:
-        config: resolved and checked, plain containers.
-        folder: where the record will go; nothing is written yet.
-        machine: `accelerator`, `is_here`, `n_processes` and `world_size`.
-
-    Raises:
-        ConfigError: components refuse their settings; names all.
+    `machine` gives accelerator, is_here, n_processes and world_size. Raises ConfigError, which names all refusals.
     """
     problems, built = Problems(), dict[str, Any](machine)
-
-    def collect(name: str, make: Callable[[], Any], group: str | None = None) -> None:
-        with problems.collect(group or name):
-            built[name] = make()
-
-    for group in ("precision", "compile", "batch", "budget", "validation"):
-        collect(group, lambda group=group: build(config[group]))  # type: ignore[misc]
-    collect("hardware_plan", lambda: build(config["plan"]), "plan")
-    collect("strategy", lambda: factory(config["strategy"])(machine["world_size"]))
-    collect("model", lambda: ModelSpec.of(config))
-    collect("trainer", lambda: factory(config["trainer"]))
-    collect("generation", lambda: factory(config["generation"]))
-    collect("metrics", lambda: build_metrics(config.get("metrics", {})))
-    collect("callbacks", lambda: build_all(config["callbacks"], "callbacks", Callback, REFUSALS))
-    save_dir = str(folder)
-    collect("loggers", partial(build_all, config["logger"], "logger", Logger, REFUSALS, save_dir=save_dir), "logger")  # type: ignore[type-abstract]
-    if "batch" in built:
-        context_length, batch = _context_length(config), built["batch"]
-        sizes = {"context_length": context_length, "sequences_per_step": batch.global_tokens // context_length}
-        collect("data", lambda: build_data(config, **sizes))
-    if problems:
-        raise ConfigError(problems)
+    make: dict[str, Callable[[], Any]] = {
+        name: partial(build, config[name]) for name in ("precision", "compile", "batch", "budget", "validation", "plan")
+    }
+    make["strategy"] = lambda: factory(config["strategy"])(machine["world_size"])
+    make["model"] = lambda: ModelSpec.of(config)
+    make |= {name: partial(factory, config[name]) for name in ("trainer", "generation")}
+    make["metrics"] = lambda: build_metrics(config.get("metrics", {}))
+    make["callbacks"] = lambda: build_all(config["callbacks"], "callbacks", Callback)
+    make["loggers"] = lambda: build_all(config["logger"], "logger", Logger, save_dir=str(folder))
+    make["data"] = lambda: build_data(config, **_sizes(config, built["batch"]))
+    for name, each in make.items():
+        if name != "data" or "batch" in built:
+            with problems.collect(name):
+                built[name] = each()
+    problems.refuse()
     scalars = {"name": config["name"], "seed": config["seed"], "is_dry": config["dry_run"]}
-    return Run(config=config, folder=folder, **scalars, **built)
+    return Run(config=config, folder=folder, hardware_plan=built.pop("plan"), **scalars, **built)
 
 
-def build_data(
-    config: Config, *, context_length: int, sequences_per_step: int, micro_batch_size: int = 1
-) -> LightningDataModule:
-    """The data module, with those of these values that its signature names; the plan sets micro_batch_size again.
+def build_all(nodes: Config, path: str, kind: type[Result], **supplied: Any) -> dict[str, Result]:
+    """Build each node of the mapping at a config path, with those of `supplied` that it names; a built one stays.
 
-    Raises:
-        ConfigError: it, its parts, the tokenizer or the filters refuse their settings; names all.
+    Raises ConfigError, which names all that refuse their settings or are no `kind`.
     """
-    problems, kinds, tokenizer = Problems(), _kinds_of_parts(config["data"]), None
-    filters: Config = {}
-    with problems.collect():
+    built, problems = {}, Problems()
+    for name, node in nodes.items():
+        where, is_node = f"{path}.{name}", isinstance(node, dict) and "_target_" in node
+        target = hydra.utils.get_object(node["_target_"]) if is_node else None
+        is_wrong = inspect.isclass(target) and not issubclass(target, kind)  # and so is not even called
+        with problems.collect(where), at(where):
+            made = call(factory(node), **supplied) if is_node and not is_wrong else node
+            if isinstance(made, kind):
+                built[name] = made
+            else:
+                wanted = f"{kind.__module__}.{kind.__name__}"
+                problems.note(Problem(where, f"is no {kind.__name__.lower()}: its _target_ must be a {wanted}"))
+    problems.refuse()
+    return built
+
+
+def build_data(config: Config, *, micro_batch_size: int = 1, **sizes: int) -> LightningDataModule:
+    """The data module, with those of the sizes that its signature names; the plan sets micro_batch_size again.
+
+    Raises ConfigError, which names all that it, its parts, the tokenizer and the filters refuse.
+    """
+    problems, kinds = Problems(), _kinds_of_parts(config["data"])
+    tokenizer, filters = None, dict[str, Any]()
+    with problems.collect("curation"):
         filters = build_all(config["curation"]["filters"], "curation.filters", kinds.get("filters", object))
-    if config.get("tokenizer") is not None:
-        with problems.collect():
-            tokenizer = build(config["tokenizer"])
+    with problems.collect("tokenizer"):
+        tokenizer = build(config["tokenizer"]) if config.get("tokenizer") is not None else None
     for name, kind in kinds.items():  # tried by themselves first, so that all that is wrong with them is told
         if isinstance(parts := config["data"].get(name), dict):
-            with problems.collect():
+            with problems.collect("data"):
                 build_all(parts, f"data.{name}", kind)
-    if problems:
-        raise ConfigError(problems)
+    problems.refuse()
     target = factory(config["data"], "data")
     if filters and not takes(target, "filters"):
         message = f"{config['data']['_target_']} takes no filters, which would change nothing: use curation=none"
         raise ConfigError([Problem("curation", message)])
-    data = call(
-        target,
-        tokenizer=tokenizer,
-        filters=filters,
-        context_length=context_length,
-        micro_batch_size=micro_batch_size,
-        sequences_per_step=sequences_per_step,
-        seed=config["seed"],
-    )
+    parts = {"tokenizer": tokenizer, "filters": filters, "seed": config["seed"]}
+    data = call(target, micro_batch_size=micro_batch_size, **sizes, **parts)
     if not isinstance(data, LightningDataModule):
         raise ConfigError([Problem("data", "its _target_ must be a lightning.LightningDataModule")])
     if not hasattr(data, "vocab_size"):
@@ -230,13 +217,17 @@ def build_metrics(nodes: Config) -> Callable[[], Mapping[str, Metric]]:
     for name, each in factories.items():  # refused now rather than later
         with problems.collect(f"metrics.{name}"):
             refuse_unknown(name, made(each))
-    if problems:
-        raise ConfigError(problems)
+    problems.refuse()
     return lambda: {name: made(each) for name, each in factories.items()}
 
 
 def _context_length(config: Config) -> int:
     return int(setting(factory(config["model"]), "context_length"))
+
+
+def _sizes(config: Config, batch: Any) -> dict[str, int]:
+    context_length = _context_length(config)
+    return {"context_length": context_length, "sequences_per_step": batch.global_tokens // context_length}
 
 
 def problems_of(run: Run) -> Problems:

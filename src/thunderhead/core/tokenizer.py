@@ -97,14 +97,9 @@ class Tokenizer(ABC):
 
 @functools.lru_cache(maxsize=2)  # a run asks several times, and 128,000 tokens take a second or two to read
 def load_tokenizer(name: str, text: str) -> Tokenizer:
-    """Read a trained tokenizer.
+    """Read what a trained tokenizer's `to_json` wrote; `name` is one of KINDS, or where its class is imported from.
 
-    Args:
-        name: of its kind, one of KINDS or where somebody else's class is imported from.
-        text: what its `to_json` wrote.
-
-    Raises:
-        ValueError: the kind is unknown, or the text is not of this kind.
+    Raises ValueError if the kind is unknown, or the text is not of this kind.
     """
     try:
         kind = pkgutil.resolve_name(KINDS.get(name, name)) if name in KINDS or "." in name else None

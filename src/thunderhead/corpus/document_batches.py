@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from thunderhead.core.config import located
+from thunderhead.core.config import placed
 from thunderhead.corpus.batch_processing import Batch
 from thunderhead.corpus.sources import Document, Source
 
@@ -80,4 +80,4 @@ def named(name: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(located(f"data.sources.{name}", str(error))) from None
+        raise ValueError(placed(f"data.sources.{name}", str(error))) from None

@@ -105,16 +105,15 @@ class MicroBatches(Sampler[list[int]]):
     """
 
     def __init__(self, first: int, count: int, micro_batch_size: int, rank: int, world_size: int):
-        self._first, self._count, self._size = first, count, micro_batch_size
-        self._rank, self._world_size = rank, world_size
+        stride = world_size * micro_batch_size
+        self._starts = range(first + rank * micro_batch_size, first + count * stride, stride)
+        self._size = micro_batch_size
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._starts)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for m in range(self._count):
-            start = self._first + (m * self._world_size + self._rank) * self._size
-            yield list(range(start, start + self._size))
+        return (list(range(start, start + self._size)) for start in self._starts)
 
 
 class ResumableLoader(DataLoader[Tensor]):
@@ -134,19 +133,14 @@ class TokenDataModule(RunData):
     Subclasses are dataclasses, too, so that the settings of all stand in their signature. They say what the samples
     are: `train_dataset(steps)`, `validation_blocks()` and `val_dataset(source, samples)`.
 
-    Args:
-        context_length: T; a sample is T+1 tokens.
-        micro_batch_size: B, sequences of one forward pass on one device.
-        sequences_per_step: sequences of one optimizer step over all devices and accumulated micro-batches.
-        seed: of the order.
-        max_validation_tokens: validate on at most so many tokens: a fixed selection, the same for all seeds.
-        num_workers: processes that load; 0 is fastest (one process reads 100 M tokens/s, sending them costs more).
+    - max_validation_tokens: validate on at most so many tokens: a fixed selection, the same for all seeds.
+    - num_workers: processes that load; 0 is fastest (one process reads 100 M tokens/s, sending them costs more).
     """
 
-    context_length: int
-    micro_batch_size: int
-    sequences_per_step: int
-    seed: int
+    context_length: int  # T; a sample is T+1 tokens
+    micro_batch_size: int  # B, sequences of one forward pass on one device
+    sequences_per_step: int  # of one optimizer step over all devices and accumulated micro-batches
+    seed: int  # of the order
     _: KW_ONLY
     max_validation_tokens: PositiveInt = 65_536
     num_workers: NonNegativeInt = 0
@@ -207,9 +201,8 @@ class TokenDataModule(RunData):
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Load from the first sample that no step has used.
 
-        Raises:
-            ValueError: the ranks cannot divide a step; or the samples before would not come in the order in which they
-                came before the run was resumed, so that some would be repeated and others left out.
+        Raises ValueError if the ranks cannot divide a step, or if the samples before would not come in the order in
+        which they came before the run was resumed, so that some would be repeated and others left out.
         """
         rank, world_size = self.data_parallel()
         if self.sequences_per_step % (world_size * self.micro_batch_size) != 0:

@@ -103,9 +103,7 @@ class Manifest:
     def load(cls, folder: Path | str) -> Self:
         """Read `folder`/manifest.json.
 
-        Raises:
-            MissingFileError: there is none.
-            ShardError: it is not a manifest of this version, or contradicts itself.
+        Raises MissingFileError if there is none, and ShardError if it is of another version or contradicts itself.
         """
         folder = Path(folder)
         file = folder / "manifest.json"
@@ -150,11 +148,7 @@ class Manifest:
                 yield split, source, shard
 
     def load_tokenizer(self) -> Tokenizer:
-        """Load the trained tokenizer that made these shards.
-
-        Raises:
-            ShardError: tokenizer.json is missing or is not the one of the manifest.
-        """
+        """Load the trained tokenizer that made these shards; ShardError if the file is missing or another one."""
         file = self.folder / "tokenizer.json"
         if not file.exists():
             raise MissingFileError(f"{file} is missing: {REMEDY}")

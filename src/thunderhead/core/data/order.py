@@ -26,13 +26,8 @@ class Order:
     Each epoch goes through each block once, in a new order of two levels: the chunks are permuted and laid end to end,
     then the blocks within each window of this row are. So reading stays nearly sequential, a window of `window` blocks
     at a time, and a corpus smaller than the window is shuffled entirely. Only the current chunk order and window are
-    held in memory, whatever k.
-
-    Args:
-        source: its name; another name, another order.
-        blocks: number of blocks in each chunk.
-        seed: another seed, another order.
-        window: blocks that are shuffled together.
+    held in memory, whatever k. `blocks` counts those in each chunk, `window` those that are shuffled together; another
+    name of the source or another seed gives another order.
     """
 
     def __init__(self, source: str, blocks: Sequence[int], *, seed: int, window: int):

@@ -17,13 +17,8 @@ class ShardReader:
     """Read blocks of tokens by their number, in the order in which they lie in the shard.
 
     A chunk is mapped into memory when its first block is read: litdata's StreamingDataset reads the same files, at
-    half the speed (docs/decisions/0020).
-
-    Args:
-        file: says where a chunk lies, by its number; it may be gone again when it is opened.
-        shard: what the manifest says about the chunks.
-        context_length: a block is one token longer.
-        dtype: of the tokens, as the manifest says.
+    half the speed (docs/decisions/0020). `file` says where a chunk lies, by its number; it may be gone again when it is
+    opened. A block is one token longer than context_length.
     """
 
     _KEEP = 16  # chunks that stay open; a window of the order spans three of the usual size at a context of 1024
