@@ -52,7 +52,7 @@ def test_there_are_many() -> None:
 
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_a_shown_command_is_accepted(page: str, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It passes the check; a run can be planned, too, but for one of a reader's own files, or that prepares data first."""
+    """It passes the check, and a run can be planned, but for one of the reader's files or that prepares data first."""
     monkeypatch.chdir(tmp_path)  # nothing is prepared
     monkeypatch.setattr(memory, "estimate", lambda *_, **__: {"parameters": 1, "activations": 1})  # takes seconds
     program, *arguments = shlex.split(command.replace("~", "/home/me"))  # as a shell has it
