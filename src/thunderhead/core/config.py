@@ -75,6 +75,29 @@ def plain(config: DictConfig) -> Config:
         raise ConfigError([Problem(str(error.full_key or ""), str(error).splitlines()[0])]) from error
 
 
+def escaped(value: Any) -> Any:
+    """A resolved configuration in which `${` is text to whoever resolves it once more: Hydra, as it instantiates."""
+    if isinstance(value, dict):
+        return {key: escaped(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [escaped(child) for child in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def quoted(value: str) -> str:
+    """A text as a value in Hydra's override language, which reads it as exactly this text."""
+    if re.fullmatch(r"[A-Za-z_/][A-Za-z0-9_./-]*", value) and value.lower() not in (
+        "true",
+        "false",
+        "null",
+        "nan",
+        "inf",
+    ):
+        return value
+    text = re.sub(r"(\\*)'", r"\1\1\\'", escaped(value))
+    return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
+
+
 def to_yaml(config: Config) -> str:
     """A resolved configuration as YAML, keys in the order of composition."""
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
@@ -145,7 +168,7 @@ def check(config: Config, settings: Callable[..., Any] | None = None) -> list[Pr
     if settings is not None:
         scalars = {key: value for key, value in config.items() if not isinstance(value, dict) and value is not None}
         problems += _check_arguments("", settings, scalars, set())
-    for path, node in _nodes(config):
+    for path, node in nodes(config):
         try:
             target = hydra.utils.get_object(node["_target_"])
         except Exception as error:  # whatever the import of a user's module raises is the answer
@@ -163,15 +186,16 @@ def _supplied_to(path: str, target: Callable[..., Any]) -> set[str]:
     return set() if "." in path and inspect.isclass(target) else set(supplied_names(target))
 
 
-def _nodes(value: Any, path: str = "") -> Iterator[tuple[str, Config]]:
+def nodes(value: Any, path: str = "") -> Iterator[tuple[str, Config]]:
+    """Yield (config path, node) of everything that has a `_target_`, at any depth."""
     if isinstance(value, dict):
         if "_target_" in value:
             yield path, value
         for key, child in value.items():
-            yield from _nodes(child, f"{path}.{key}" if path else str(key))
+            yield from nodes(child, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list):
         for index, child in enumerate(value):
-            yield from _nodes(child, f"{path}[{index}]")
+            yield from nodes(child, f"{path}[{index}]")
 
 
 def _check_arguments(path: str, target: Callable[..., Any], arguments: Config, supplied: set[str]) -> Iterator[Problem]:
@@ -184,7 +208,7 @@ def _check_arguments(path: str, target: Callable[..., Any], arguments: Config, s
             yield Problem(inside + key, "is worked out by Thunderhead and cannot be set")
         elif key not in settable and not takes_any:
             yield Problem(inside + key, unknown(key, list(settable), owner=getattr(target, "__name__", str(target))))
-        elif key in hints and not any(True for _ in _nodes(value)):
+        elif key in hints and not any(True for _ in nodes(value)):
             yield from _check_value(inside + key, value, hints[key])
     for name, parameter in settable.items():
         if (
@@ -242,7 +266,8 @@ def factory(node: Config, path: str = "") -> Callable[..., Any]:
     Raises ConfigError if a node inside of this one refuses its settings.
     """
     try:
-        return typing.cast(Callable[..., Any], hydra.utils.instantiate(node, _partial_=True, _convert_="all"))
+        made = hydra.utils.instantiate(escaped(node), _partial_=True, _convert_="all")
+        return typing.cast(Callable[..., Any], made)
     except InstantiationException as error:
         if not isinstance(error.__cause__, ValueError | AssertionError):
             raise (error.__cause__ or error) from None

@@ -1,0 +1,73 @@
+"""A record is data: which targets of a configuration that comes from elsewhere may be called.
+
+Whoever opens a run folder or a checkpoint of somebody else must not run that person's code. What may be called is what
+conf/ of this installation names, and further components of Thunderhead, torch and Lightning, told by their kind and not
+by how they are spelled: `torch.nn.modules.module.torch.load` lies in torch.nn, and is no module.
+"""
+
+import functools
+import inspect
+from typing import Any
+
+import hydra
+import yaml
+from torch import nn
+from torch.optim import Optimizer
+
+from thunderhead.core.config import CONF_DIR, Config, ConfigError, Problem, nodes
+
+
+@functools.cache
+def _shipped() -> frozenset[str]:
+    """The targets that conf/ names."""
+    files = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in CONF_DIR.rglob("*.yaml"))
+    return frozenset(node["_target_"] for file in files for _, node in nodes(file))
+
+
+_trusted: set[str] = set()
+
+
+def trust(*names: str) -> None:
+    """Let this process call what records name of these packages or modules, or these very targets."""
+    _trusted.update(names)
+
+
+def targets(config: Config) -> set[str]:
+    """The targets that a configuration names, at any depth: of one that the user composed, what is trusted with it."""
+    return {str(node["_target_"]) for _, node in nodes(config)}
+
+
+def is_trusted(target: Any) -> bool:
+    """Whether a target may be called: this installation says so, or the user (see `trust`)."""
+    if not isinstance(target, str):
+        return False
+    if target in _shipped() or any(target == name or target.startswith(f"{name}.") for name in _trusted):
+        return True
+    if target.split(".")[0] not in ("thunderhead", "torch", "lightning"):
+        return False  # and is not even imported, which would run it
+    try:
+        found = hydra.utils.get_object(target)
+    except Exception:  # then it cannot be called either
+        return False
+    if not inspect.isclass(found):
+        return False
+    if found.__module__.startswith("thunderhead."):
+        return True
+    if found.__module__.startswith(("torch.nn.", "torch.optim.")):
+        return issubclass(found, nn.Module | Optimizer)
+    from lightning import Callback
+    from lightning.pytorch.loggers import Logger
+
+    return found.__module__.startswith("lightning.") and issubclass(found, Callback | Logger)
+
+
+def refuse_untrusted(config: Config) -> None:
+    """Raise ConfigError if a recorded configuration would have something called that is not trusted, at any depth."""
+    message = "is not called, as a record names it, and this installation does not; if you know it: trust=[{}]"
+    problems = [
+        Problem(f"{path}._target_", f"{target} {message.format(str(target).rpartition('.')[0] or target)}")
+        for path, node in nodes(config)
+        if not is_trusted(target := node["_target_"])
+    ]
+    if problems:
+        raise ConfigError(problems)
