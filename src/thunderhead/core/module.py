@@ -148,6 +148,8 @@ class LanguageModel(LightningModule):
         self._measure(sources)
         self.grad_norm: Tensor | None = None
         self.measure_step = True  # set by the metrics callback: whether the step under way will be logged
+        self.measure_norm = False  # whether the norm of every step is wanted, and who wants it
+        self.on_grad_norm: Callable[[LanguageModel, Tensor], None] | None = None
 
     def _measure(self, sources: Sequence[str]) -> None:
         """Make what each source is measured by."""
@@ -287,8 +289,12 @@ class LanguageModel(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip by the global norm (Pascanu et al. 1211.5063), and keep it for the logs; also if nothing is clipped."""
-        if gradient_clip_algorithm == "value":
+        by_value = gradient_clip_algorithm == "value"
+        if by_value:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val or self.measure_step:
-            norm = nn.utils.clip_grad_norm_(self.decoder.parameters(), gradient_clip_val or math.inf)
+        if self.measure_norm or (not by_value and (gradient_clip_val or self.measure_step)):
+            largest = math.inf if by_value else gradient_clip_val or math.inf
+            norm = nn.utils.clip_grad_norm_(self.decoder.parameters(), largest)
             self.grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            if self.on_grad_norm is not None:
+                self.on_grad_norm(self, self.grad_norm)
