@@ -1,6 +1,7 @@
 """How much memory a run will need on each device: counted on fake tensors, before anything is allocated."""
 
 import copy
+import functools
 import logging
 import weakref
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ QUIET_STEPS = 2
 """Steps in a row that leave an optimizer's state as large as it was, after which it is taken for complete."""
 
 
+@functools.lru_cache(maxsize=8)  # a run is planned again when its data is prepared
 def estimate(
     decoder: Decoder,
     make_optimizer: Callable[[Decoder], torch.optim.Optimizer],

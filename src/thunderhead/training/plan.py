@@ -1,6 +1,5 @@
 """Plan before you build: what a run will do, worked out once from its components, and refused if it cannot be."""
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
@@ -134,7 +133,6 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
 
     sequences = run.sequences_per_step // ranks
 
-    @functools.cache
     def estimate(size: int) -> dict[str, int]:
         return memory.estimate(
             decoder,
