@@ -48,7 +48,8 @@ def measure(overrides: list[str], micro_size: int, vocab: int, steps: int) -> di
     """Steps of one variant, in a process of its own."""
     config = configuration.plain(configuration.compose(overrides))
     accelerator = hardware.resolve_accelerator(config["trainer"].get("accelerator", "auto"))
-    precision, _ = configuration.build(config["precision"]).resolve(accelerator)
+    precision = configuration.build(config["precision"])
+    precision = precision.of_kind(precision.resolve(accelerator)[0])
     decoder = build_decoder(config, vocab, None).to(accelerator)
     decoder.initialize(config["seed"])
     optimizer = build_optimizer(config, decoder.train())
@@ -64,7 +65,7 @@ def measure(overrides: list[str], micro_size: int, vocab: int, steps: int) -> di
         return time.perf_counter()
 
     def step(batch_BT1: torch.Tensor) -> None:
-        with hardware.autocast(accelerator, precision):
+        with precision.autocast(accelerator):
             loss = decoder(batch_BT1[:, :-1], batch_BT1[:, 1:]).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
@@ -87,7 +88,7 @@ def measure(overrides: list[str], micro_size: int, vocab: int, steps: int) -> di
         step(batch)
         times.append(clock() - start)
     estimated = memory.estimate(
-        lambda: build_decoder(config, vocab, None),
+        build_decoder(config, vocab, None),
         lambda built: build_optimizer(config, built),
         micro_batch_size=micro_size,
         precision=precision,

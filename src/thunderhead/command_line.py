@@ -22,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from thunderhead.core.config import CONF_DIR, Config, ConfigError, Problem, compose, leaves, options, plain, unknown
+from thunderhead.core import config as configuration
+from thunderhead.core.config import Config, ConfigError, Problem, options, unknown
 
 Result = typing.TypeVar("Result")
 
@@ -52,29 +53,22 @@ def with_overrides(
 ) -> Config:
     """A recorded configuration with `key=value` overrides applied; most groups cannot be switched any more.
 
-    Args:
-        config: the recorded configuration.
-        overrides: to apply.
-        recorded: overrides that it was composed with: the choices of groups among them hold already.
-        switched: groups that take the place of the recorded ones, as `overrides` compose them.
+    Of the overrides that it was composed with (`recorded`) the choices of groups hold already. `switched` groups take
+    the place of the recorded ones, as `overrides` compose them.
 
-    Raises:
-        ConfigError: an override names a key that the recorded configuration does not have, or a whole group.
-
+    Raises ConfigError for a key that the recorded configuration does not have, or a whole group.
     """
-    switched = switched or {}
-    config = {**config, **switched}
+    config = {**config, **(switched or {})}
     known = _paths(config)
     merged, problems = OmegaConf.create(config), []
     OmegaConf.set_struct(merged, True)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
-        if key in switched:
+        is_group = isinstance(OmegaConf.select(merged, key), DictConfig)
+        holds_already = override.input_line in recorded and (is_group or key not in known)
+        if key in (switched or {}) or holds_already:
             continue
-        is_value = key in known and not isinstance(OmegaConf.select(merged, key), DictConfig)
-        if override.input_line in recorded and not is_value:
-            continue
-        if isinstance(OmegaConf.select(merged, key), DictConfig):
+        if is_group:
             problems.append(Problem(key, f"a resumed run keeps its recorded {key}; single values may change"))
         elif override.is_add() or key in known:
             OmegaConf.update(merged, key, override.value(), force_add=True)
@@ -82,11 +76,7 @@ def with_overrides(
             problems.append(Problem(key, unknown(key, sorted(known))))
     if problems:
         raise ConfigError(problems)
-    return plain(merged)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Check
+    return configuration.plain(merged)
 
 
 def job(function: Callable[[DictConfig], Result], config: DictConfig) -> Result:
@@ -116,9 +106,9 @@ def run(main: Callable[[], Any], config_name: str = "train") -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(_composition_problems(error, config_name))
     except ValueError as error:
-        if not (str(error).startswith("Config group override must be") and (emptied := _emptied_groups())):
+        if not (str(error).startswith("Config group override must be") and (emptied := _unknown_options())):
             raise
-        _refuse(emptied)
+        _refuse(emptied)  # to null
     except BrokenPipeError:  # the reader has seen enough, as in `train.py --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -144,45 +134,40 @@ def _refuse(problems: Sequence[Problem]) -> typing.NoReturn:
     count = "the configuration is refused" if len(problems) == 1 else f"{len(problems)} problems, nothing was started"
     console.print(f"[bold red]error:[/] {count}")
     for path, message in problems:
+        where = f"[bold]{escape(path)}[/] " if path else ""
         # soft_wrap keeps one problem on one line when the output is read by a program
-        console.print(
-            f"  [bold]{escape(path)}[/] {escape(message)}" if path else f"  {escape(message)}", soft_wrap=True
-        )
+        console.print(f"  {where}{escape(message)}", soft_wrap=True)
     console.file.flush()
     sys.exit(2)
 
 
 def _composition_problems(error: Exception, config_name: str) -> list[Problem]:
     """Hydra stops at the first override that it cannot apply; look at the others too, and suggest."""
-    if isinstance(error, MissingConfigException) and (unknown := _unknown_options()):
-        return unknown
+    if isinstance(error, MissingConfigException) and (missing := _unknown_options()):
+        return missing
     lines = str(error).partition("Config search path")[0].strip().splitlines()
     message = "\n    ".join(line for line in lines if line.strip())
     if isinstance(error.__cause__, OmegaConfBaseException) and str(error.__cause__) not in message:
-        message += "\n    " + str(error.__cause__).splitlines()[0]
+        message += "\n    " + configuration.first_line(error.__cause__)
+    hydras = [Problem("", message)]
     if not isinstance(error, ConfigCompositionException) or "Could not override" not in message:
-        return [Problem("", message)]
-    groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
+        return hydras
+    groups = {path.name for path in configuration.CONF_DIR.iterdir() if path.is_dir()}
     try:
         parsed = _typed_overrides()
-        chosen = [o.input_line for o in parsed if o.key_or_group in groups and not o.is_sweep_override()]
-        composed = OmegaConf.to_container(compose([str(c) for c in chosen], config_name), resolve=False)
+        chosen = [str(o.input_line) for o in parsed if o.key_or_group in groups and not o.is_sweep_override()]
+        composed = OmegaConf.to_container(configuration.compose(chosen, config_name), resolve=False)
     except Exception:  # the groups themselves do not compose: Hydra's message is the best there is
-        return [Problem("", message)]
-    known = _paths(composed) | groups
-    problems = []
+        return hydras
+    known, problems = _paths(composed) | groups, []
     for override in parsed:
         key = override.key_or_group
         if not (override.is_add() or override.is_force_add() or key in known or key.startswith("hydra")):
-            parent = key.rpartition(".")[0]
-            siblings = [k for k in known if k.rpartition(".")[0] == parent] or sorted(known)
+            siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]] or sorted(known)
             near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5)
             near = near or difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
-            hint = (
-                f"did you mean {near[0]}?" if near else f"{parent or 'the top level'} has {', '.join(sorted(siblings))}"
-            )
-            problems.append(Problem(key, f"is unknown; {hint}"))
-    return problems or [Problem("", message)]
+            problems.append(Problem(key, unknown(key, near or siblings)))
+    return problems or hydras
 
 
 def _typed_overrides() -> list[Override]:
@@ -191,31 +176,23 @@ def _typed_overrides() -> list[Override]:
 
 
 def _unknown_options() -> list[Problem]:
-    """Choices on the command line that no group of conf/ has; empty where options may also come from elsewhere."""
-    if any(argument.startswith(("--config-dir", "-cd")) for argument in sys.argv):
-        return []
+    """Choices on the command line that no group of conf/ has; but for null, options may also come from elsewhere."""
+    elsewhere = any(argument.startswith(("--config-dir", "-cd")) for argument in sys.argv)
     problems = []
     for override in _typed_overrides():
-        known = options(override.key_or_group)
+        group, known = override.key_or_group, options(override.key_or_group)
         chosen = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
-        for choice in chosen:
-            if known and isinstance(choice, str) and choice not in known:
-                near = difflib.get_close_matches(choice, known, n=1, cutoff=0.5)
+        for choice in chosen if known else ():
+            if choice is None or (isinstance(choice, str) and choice not in known and not elsewhere):
+                near = difflib.get_close_matches(str(choice), known, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]}? " if near else ""
-                message = f"has no option {choice}; {hint}Options: {', '.join(known)}"
-                problems.append(Problem(override.key_or_group, message))
+                problems.append(
+                    Problem(group, f"has no option {configuration.show(choice)}; {hint}Options: {', '.join(known)}")
+                )
     return problems
-
-
-def _emptied_groups() -> list[Problem]:
-    """Groups that the command line sets to null, for which Hydra names none."""
-    groups = [o.key_or_group for o in _typed_overrides() if not o.is_sweep_override() and o.value() is None]
-    return [
-        Problem(group, f"null is no option; options: {', '.join(options(group))}") for group in groups if options(group)
-    ]
 
 
 def _paths(config: Any) -> set[str]:
     """Every config path, also of what is above a value."""
-    found = {path for path, _ in leaves(config)}
+    found = {path for path, _ in configuration.leaves(config)}
     return found | {".".join(path.split(".")[:n]) for path in found for n in range(1, path.count(".") + 1)}

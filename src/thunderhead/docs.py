@@ -1,24 +1,24 @@
 """`python -m thunderhead.docs`: the README's table of groups and options, written from conf/.
 
-The table holds nothing of its own: sections come from the comments in conf/train.yaml, options from the file names, and
-what an option is from the comment at the head of its file.
+Sections come from the comments in conf/train.yaml, and what an option is from the comment at the head of its file.
 """
 
+import itertools
 import re
 from pathlib import Path
 
 import yaml
 
-from thunderhead.core.config import CONF_DIR
+from thunderhead.core.config import CONF_DIR, options
 
 README = CONF_DIR.parent / "README.md"
 BEGIN, END = "<!-- options: written by `python -m thunderhead.docs` -->", "<!-- end of options -->"
 
 
-def sections(conf_dir: Path = CONF_DIR) -> dict[str, dict[str, str | None]]:
+def sections() -> dict[str, dict[str, str | None]]:
     """The comments in the defaults list of train.yaml, each with its groups and their default options."""
     found: dict[str, dict[str, str | None]] = {}
-    for line in (conf_dir / "train.yaml").read_text().partition("defaults:\n")[2].splitlines():
+    for line in (CONF_DIR / "train.yaml").read_text().partition("defaults:\n")[2].splitlines():
         if line.startswith("  # "):
             section = found.setdefault(line.removeprefix("  # "), {})
         elif (entry := yaml.safe_load(line)) and isinstance(entry, list) and isinstance(entry[0], dict):
@@ -30,31 +30,26 @@ def sections(conf_dir: Path = CONF_DIR) -> dict[str, dict[str, str | None]]:
 
 def description(file: Path) -> str:
     """What an option is: whole sentences of the comment at the head of its file, the first line's if it ends there."""
-    comment: list[str] = []
-    for line in file.read_text().splitlines():
-        if not line.startswith("#"):
-            break
-        if not line.startswith("# @package"):
-            comment.append(line.removeprefix("#").strip())
+    head = itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
+    comment = [line.removeprefix("#").strip() for line in head if not line.startswith("# @package")]
     if not comment:
         raise ValueError(f"{file} does not begin with a comment that says what the option is")
     first = comment[0]
-    if first.endswith((".", ">")) or len(comment) == 1:
+    if first.endswith((".", ">")):
         return first
-    return first[: first.rindex(". ") + 1] if ". " in first else " ".join(comment)
+    return first[: first.rindex(". ") + 1] if ". " in first and len(comment) > 1 else " ".join(comment)
 
 
-def table(conf_dir: Path = CONF_DIR) -> str:
+def table() -> str:
     """All sections as Markdown, default options in bold."""
     lines = []
-    for section, groups in sections(conf_dir).items():
+    for section, groups in sections().items():
         lines += [f"<details><summary><b>{section}</b>: {', '.join(groups)}</summary>", ""]
         lines += ["| group | option | |", "|---|---|---|"]
         for group, default in groups.items():
-            options = sorted(file.stem for file in (conf_dir / group).glob("*.yaml"))
-            for row, option in enumerate(sorted(options, key=lambda name: (name != default, name))):
+            for row, option in enumerate(sorted(options(group), key=lambda name: name != default)):
                 shown = f"**{option}**" if option == default else option
-                what = _markdown(description(conf_dir / group / f"{option}.yaml"))
+                what = _markdown(description(CONF_DIR / group / f"{option}.yaml"))
                 lines.append(f"| {f'`{group}`' if row == 0 else ''} | {shown} | {what} |")
         lines += ["", "</details>", ""]
     return "\n".join(lines)

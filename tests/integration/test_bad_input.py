@@ -241,7 +241,7 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
                 "optimizer has no option adam; did you mean adamw?",
             ),
         ),
-        (("callbacks=null",), ("callbacks null is no option; options: default, none",)),
+        (("callbacks=null",), ("callbacks has no option null; did you mean none? Options: default, none",)),
     ],
     ids=["values", "unknown key", "unknown options", "no option"],
 )

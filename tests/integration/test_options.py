@@ -46,7 +46,7 @@ REFUSED_VALUES = {
     "optimizer.lr=-1.0": "^optimizer: Invalid learning rate: -1.0$",
     "parameter_groups.no_decay=[nothing.*]": "^parameter_groups.no_decay",
     "+trainer.max_steps=3": "^trainer.max_steps: follows from other settings: set budget instead$",
-    "validation.every=1.5": "^validation.every=1.5: write steps as an integer, or a fraction below 1$",
+    "validation.every=1.5": "^validation.every: 1.5 is not accepted: .* should be less than 1$",
 }
 
 

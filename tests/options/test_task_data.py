@@ -19,7 +19,7 @@ from thunderhead.core.module import LanguageModel, ModelSpec, inputs_and_targets
 from thunderhead.corpus.command import prepare_corpus
 from thunderhead.options.synthetic_tasks import Induction
 from thunderhead.options.task_data import TaskSequences, is_most_probable, sample_answers
-from thunderhead.release.generation import NextTokenModel
+from thunderhead.release.sample import NextTokenModel
 from thunderhead.training.record import read_rows, read_summary
 from tiny import tiny
 

@@ -5,7 +5,7 @@ import torch
 from gated_delta_rule import delta_rule_chunk
 from torch.nn import functional as F
 
-from thunderhead.release.generation import generate
+from thunderhead.release.sample import generate
 
 TOKENS = torch.randint(61, (2, 16), generator=torch.Generator().manual_seed(0))
 

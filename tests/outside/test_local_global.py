@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from thunderhead.release.generation import generate
+from thunderhead.release.sample import generate
 
 OPTIONS = ("attention=local_global", "attention.window=4", "attention.global_every=2")
 TOKENS = torch.randint(61, (2, 16), generator=torch.Generator().manual_seed(0))

@@ -95,7 +95,7 @@ def test_embeddings_have_their_own_rate() -> None:
 def test_the_plan_counts_all_of_its_state(overrides: tuple[str, ...]) -> None:
     spec = ModelSpec.of(resolved(*overrides))
     planned = memory.estimate(
-        lambda: spec.decoder(VOCAB, 0),
+        spec.decoder(VOCAB, 0),
         spec.optimizer,
         micro_batch_size=2,
         precision=Precision(kind="fp32"),

@@ -88,7 +88,7 @@ def test_sizes_that_do_not_multiply_are_refused_with_the_nearest(make: Any, mess
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("strategy=fsdp", "strategy.cpu_offload=true"), "strategy.cpu_offload=true needs CUDA devices"),
+        (("strategy=fsdp", "strategy.cpu_offload=true"), "strategy.cpu_offload: needs CUDA"),
         (("strategy=fsdp", "compile=model"), "compile.scope: compile=model cannot trace through strategy=fsdp"),
         (("strategy=tensor_parallel", "attention=mqa"), "attention.n_kv_heads=1 cannot be divided among 2"),
         (("strategy=tensor_parallel", "model.d_ff=33"), "model.d_ff=33 cannot be divided among 2"),

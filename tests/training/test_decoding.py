@@ -14,10 +14,9 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from thunderhead.core import config
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import build_decoder
-from thunderhead.parallel.strategies import MeshStrategy
-from thunderhead.training import decoding
+from thunderhead.parallel.strategies import fsdp
 from thunderhead.training import fit as fit_module
-from thunderhead.training.decoding import decode_tokens_per_second
+from thunderhead.training.fit import decode_tokens_per_second
 
 CPU = torch.device("cpu")
 TINY = ("model.n_layers=2", "model.d_model=32", "model.n_heads=4", "model.context_length=16")
@@ -37,7 +36,7 @@ def test_it_is_in_the_summary(run: Callable[..., Path]) -> None:
 def test_it_is_measured_where_the_model_trained(capsys: pytest.CaptureFixture[str]) -> None:
     """Lightning moves whole models to the host when it is done: they go back, and what is spread over ranks stays."""
     model, run = torch.nn.Linear(2, 2), SimpleNamespace(data=None)  # nothing to sample with: it says so and goes on
-    for strategy, device in ((MeshStrategy(shards=True), "cpu"), (SingleDeviceStrategy(torch.device("meta")), "meta")):
+    for strategy, device in ((fsdp(1).strategy(), "cpu"), (SingleDeviceStrategy(torch.device("meta")), "meta")):
         fit_module._ornaments(run, None, SimpleNamespace(strategy=strategy), model, {})  # type: ignore[arg-type]
         assert model.weight.device.type == device
         assert "no sample of text" in "".join(capsys.readouterr())
@@ -45,7 +44,7 @@ def test_it_is_measured_where_the_model_trained(capsys: pytest.CaptureFixture[st
 
 def test_the_median_of_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10**6))
-    monkeypatch.setattr(decoding, "_now", lambda device: (n := next(clock)) // 2 + (n % 2) * 0.25)
+    monkeypatch.setattr(fit_module, "_now", lambda device: (n := next(clock)) // 2 + (n % 2) * 0.25)
     decoder = decoder_of("compile=none").train()
     assert decode_tokens_per_second(decoder, CPU) == 4.0
     assert decoder.training
@@ -63,7 +62,7 @@ def test_a_slow_model_takes_no_longer_than_it_must(monkeypatch: pytest.MonkeyPat
     speed = decode_tokens_per_second(decoder, CPU, max_seconds=0.05)
     assert speed is not None
     assert speed < 50
-    assert len(calls) <= 1 + decoding.WARM_UP + 2
+    assert len(calls) <= 1 + fit_module.WARM_UP + 2
 
 
 def test_where_it_would_not_be_the_models(monkeypatch: pytest.MonkeyPatch) -> None:

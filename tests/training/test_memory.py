@@ -35,7 +35,7 @@ def estimate(
     settings: dict[str, Any], precision: str = "fp32", parallelism: Parallelism | None = None, accumulation: int = 1
 ) -> dict[str, int]:
     return memory.estimate(
-        lambda: build_decoder(settings),
+        build_decoder(settings),
         ModelSpec.of(settings).optimizer,
         micro_batch_size=SEQUENCES,
         precision=Precision(kind=precision),

@@ -48,11 +48,6 @@ def test_validation(every: float, total: int, steps: int) -> None:
     assert Validation(every=every).steps(total) == steps
 
 
-def test_validation_refuses_fractions_above_1() -> None:
-    with pytest.raises(ValueError, match=r"validation.every=2.0: write steps as an integer, or a fraction below 1"):
-        Validation(every=2.0).steps(10)
-
-
 # --- the plan of a run
 
 

@@ -48,7 +48,7 @@ def test_a_truncated_file_is_damaged(kept: float, tmp_path: Path) -> None:
 
 def run_folder(folder: Path, *steps: int) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.yaml").touch()
+    (folder / "config.yaml").write_text("seed: 1")
     for step in steps:
         save(folder / "checkpoints" / f"step-{step}.ckpt", step)
     return folder
@@ -56,24 +56,19 @@ def run_folder(folder: Path, *steps: int) -> Path:
 
 def test_the_newest_is_taken_by_its_steps(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", 1000, 30, 200)  # neither in the order of names nor of times
-    found = find(str(folder), tmp_path / "new")
-    assert found == (folder / "checkpoints" / "step-1000.ckpt", [])
+    assert find(str(folder), tmp_path / "new") == (folder / "checkpoints" / "step-1000.ckpt", [])
 
 
 def test_auto_looks_beside_the_new_run(tmp_path: Path) -> None:
-    assert find("auto", tmp_path / "runs" / "03") is None
+    assert find("auto", tmp_path / "runs" / "03").checkpoint is None
     old, begun = run_folder(tmp_path / "runs" / "01", 5), run_folder(tmp_path / "runs" / "02")
-    found = find("auto", tmp_path / "runs" / "03")
-    assert found is not None
-    assert found.checkpoint == old / "checkpoints" / "step-5.ckpt"
+    assert find("auto", tmp_path / "runs" / "03").checkpoint == old / "checkpoints" / "step-5.ckpt"
     save(begun / "checkpoints" / "last.ckpt", 2)
-    found = find("auto", tmp_path / "runs" / "03")
-    assert found is not None
-    assert found.checkpoint == begun / "checkpoints" / "last.ckpt"
+    assert find("auto", tmp_path / "runs" / "03").checkpoint == begun / "checkpoints" / "last.ckpt"
     for folder in (old, begun):
         (folder / "summary.json").write_text('{"steps": 7}')
         (folder / "plan.json").write_text('{"steps": 7}')
-    assert find("auto", tmp_path / "runs" / "03") is None
+    assert find("auto", tmp_path / "runs" / "03").checkpoint is None
 
 
 def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:

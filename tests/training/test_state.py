@@ -64,7 +64,7 @@ def test_a_failed_write_is_told_and_leaves_the_file_before(tmp_path: Path, monke
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(state.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     io.save_checkpoint({"step": 2}, file)
     with pytest.raises(CheckpointError, match=r"last\.ckpt could not be written: .*No space left"):
         io.teardown()

@@ -32,16 +32,13 @@ def is_launched() -> bool:
 def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str, Any]:
     """Train `config` in `n_processes` processes of this machine, and return the run's summary.
 
-    Raises:
-        SystemExit: with the status of the process that failed first, or 128 + the signal that stopped them all.
+    Raises SystemExit with the status of the process that failed first, or 128 + the signal that stopped them all.
     """
     folder = run_dir / "launch"
     folder.mkdir(exist_ok=True)
     (folder / "job.yaml").write_text(to_yaml(config))
-    arguments = [
-        *(sys.argv[0], "--config-path", str(folder.resolve()), "--config-name", "job"),
-        *(f"hydra.run.dir={run_dir}", "hydra.output_subdir=null", "hydra/job_logging=stdout"),
-    ]
+    arguments = [sys.argv[0], "--config-path", str(folder.resolve()), "--config-name", "job"]
+    arguments += [f"hydra.run.dir={run_dir}", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
     threads = max(1, allowed_cores() // n_processes)
     environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     environment |= {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}

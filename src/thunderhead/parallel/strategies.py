@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,49 +28,38 @@ from torch.optim import Optimizer
 
 from thunderhead.core.config import Problem
 from thunderhead.core.model.decoder import Decoder
+from thunderhead.core.run import Problems
 from thunderhead.core.types import PositiveInt
-from thunderhead.parallel.tensor_parallel import problems_of
+from thunderhead.parallel.tensor_parallel import branches, plan_of
 from thunderhead.parallel.tensor_parallel import tensor_parallel as divide
-from thunderhead.parallel.zero1 import Zero1Strategy
+from thunderhead.parallel.zero1 import Zero1Strategy, parameters_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parallelism:
-    """What an option of the group `strategy` makes of a number of devices.
+    """What an option of the group `strategy` makes of a number of devices."""
 
-    Args:
-        name: of the option, for messages.
-        data_parallel_size: ranks that see different data.
-        tensor_parallel_size: ranks that compute each block together, on the same data.
-        parameter_shards: data-parallel ranks among which a parameter is divided; 1 = each has a copy.
-        gradient_shards: the same for gradients while they accumulate.
-        state_shards: the same for the optimizer's state.
-        whole_parameters: that state is divided by whole parameters, so that ranks have parts of different sizes.
-        gathers: a block's parameters are gathered when it computes.
-        gathers_all: they stay gathered until the backward pass.
-        on_cpu: which of parameters, gradients, optimizer_state are in the host's memory; needs CUDA.
-        strategy: makes Lightning's strategy.
-    """
+    name: str  # of the option, for messages
+    data_parallel_size: int  # ranks that see different data
+    tensor_parallel_size: int = 1  # ranks that compute each block together, on the same data
+    parameter_shards: int = 1  # data-parallel ranks among which a parameter is divided; 1: each has a copy
+    gradient_shards: int = 1  # the same for gradients while they accumulate
+    state_shards: int = 1  # the same for the optimizer's state
+    whole_parameters: bool = False  # that state is divided by these, so that ranks have parts of different sizes
+    gathers: bool = False  # a block's parameters are gathered when it computes
+    gathers_all: bool = False  # they stay gathered until the backward pass
+    on_cpu: tuple[str, ...] = ()  # of parameters, gradients, optimizer_state what the host's memory holds; needs CUDA
+    strategy: Callable[[], Strategy | str] = lambda: "auto"  # makes Lightning's
 
-    name: str
-    data_parallel_size: int
-    tensor_parallel_size: int = 1
-    parameter_shards: int = 1
-    gradient_shards: int = 1
-    state_shards: int = 1
-    whole_parameters: bool = False
-    gathers: bool = False
-    gathers_all: bool = False
-    on_cpu: tuple[str, ...] = ()
-    strategy: Callable[[], Strategy | str] = lambda: "auto"
-
-    def problems(self, run: Any) -> Iterator[Problem]:
-        """Yield what the machine or the model cannot do."""
+    def problems(self, run: Any) -> Problems:
+        """Say what the machine or the model cannot do."""
+        found = Problems()
         if self.on_cpu and run.accelerator != "cuda":
-            message = f"needs CUDA devices, and this run is on {run.accelerator}: set it to false"
-            yield Problem("", f"strategy.cpu_offload=true {message}")
-        for message in problems_of(run.decoder_meta, self.tensor_parallel_size):
-            yield Problem("", f"{message} (strategy={self.name})")
+            found.note(Problem("strategy.cpu_offload", f"needs CUDA, and this run is on {run.accelerator}"))
+        for branch in branches(run.decoder_meta) if self.tensor_parallel_size > 1 else ():
+            with found.collect():  # each message once: layers are mostly alike
+                plan_of(branch, self.tensor_parallel_size)
+        return found
 
 
 def auto(world_size: int) -> Parallelism:
@@ -81,10 +70,8 @@ def auto(world_size: int) -> Parallelism:
 def single(world_size: int) -> Parallelism:
     """One device; raises ValueError if more were asked for."""
     if world_size > 1:
-        raise ValueError(
-            f"strategy=single runs on one device, but trainer.devices × trainer.num_nodes = {world_size}: "
-            "use strategy=ddp or strategy=fsdp, or trainer.devices=1"
-        )
+        asked = f"strategy=single runs on one device, but trainer.devices × trainer.num_nodes = {world_size}"
+        raise ValueError(f"{asked}: use strategy=ddp or strategy=fsdp, or trainer.devices=1")
     return Parallelism(name="single", data_parallel_size=1)
 
 
@@ -97,31 +84,23 @@ def ddp(
 ) -> Parallelism:
     """A replica of the model on every device; gradients are averaged in the backward pass (Li et al. 2006.15704).
 
-    Args:
-        world_size: devices.
-        gradient_as_bucket_view: of torch's DistributedDataParallel.
-        bucket_cap_mb: of the same.
-        shards_state: divide the optimizer's state among the devices by whole parameters (`zero1`).
+    Settings are torch's DistributedDataParallel's, but for `shards_state`: divide the optimizer's state among the
+    devices by whole parameters (`zero1`).
     """
-    kind: Any = Zero1Strategy if shards_state else DDPStrategy
-    settings = {"gradient_as_bucket_view": gradient_as_bucket_view, "bucket_cap_mb": bucket_cap_mb}
+    kind = Zero1Strategy if shards_state else DDPStrategy
     return Parallelism(
         name="zero1" if shards_state else "ddp",
         data_parallel_size=world_size,
         state_shards=world_size if shards_state else 1,
         whole_parameters=shards_state,
-        strategy=lambda: kind(**settings),
+        strategy=lambda: kind(gradient_as_bucket_view=gradient_as_bucket_view, bucket_cap_mb=bucket_cap_mb),
     )
 
 
 def tensor_parallel(world_size: int) -> Parallelism:
     """Every block's heads and hidden dimensions divided among all devices, which see the same data (1909.08053)."""
-    return Parallelism(
-        name="tensor_parallel",
-        data_parallel_size=1,
-        tensor_parallel_size=world_size,
-        strategy=lambda: MeshStrategy(tensor_parallel_size=world_size),
-    )
+    layout = Parallelism(name="tensor_parallel", data_parallel_size=1, tensor_parallel_size=world_size)
+    return replace(layout, strategy=lambda: MeshStrategy(layout))
 
 
 def fsdp(
@@ -136,19 +115,13 @@ def fsdp(
 ) -> Parallelism:
     """Fully sharded data parallelism (FSDP2): parameters, gradients and optimizer state in as many shards as ranks.
 
-    Args:
-        world_size: devices; replicate_size × shard_size × tensor_parallel_size.
-        replicate_size: groups, each of which holds the whole model in shards (`hsdp`: Zhao et al. 2304.11277).
-        shard_size: data-parallel ranks that divide it; None = what the others leave.
-        tensor_parallel_size: devices that compute each block together (`fsdp_tp`).
-        reshard_after_forward: free the gathered parameters after the forward pass (ZeRO-3); false keeps them for the
-            backward pass and saves one gather (ZeRO-2).
-        sync_every_micro_batch: of an accumulated step, sum the gradients over ranks after each micro-batch and keep a
-            shard of them, instead of once at the end: more communication, less memory.
-        cpu_offload: keep parameters, gradients and optimizer state in the host's memory; the optimizer computes there.
-
-    Raises:
-        ValueError: the sizes do not multiply to world_size.
+    Devices are `replicate_size` groups, each of which holds the whole model in shards (`hsdp`: Zhao et al. 2304.11277),
+    times `shard_size` ranks that divide it (None: what the others leave), times `tensor_parallel_size` that compute
+    each block together (`fsdp_tp`), or ValueError. `reshard_after_forward` frees gathered parameters after the forward
+    pass (ZeRO-3); false keeps them for the backward pass and saves one gather (ZeRO-2). `sync_every_micro_batch` sums
+    the gradients of an accumulated step over ranks after each micro-batch and keeps a shard of them, instead of once at
+    the end: more communication, less memory. With `cpu_offload`, parameters, gradients and optimizer state lie in the
+    host's memory, and the optimizer computes there.
     """
     name = "fsdp_tp" if tensor_parallel_size > 1 else "hsdp" if replicate_size > 1 else "fsdp"
     groups = replicate_size * tensor_parallel_size
@@ -159,7 +132,7 @@ def fsdp(
             f"strategy={name}: {replicate_size=} × shard_size={shards} × {tensor_parallel_size=} is not trainer.devices"
             f" × trainer.num_nodes = {world_size}: use sizes of {divisors}, and shard_size=null"
         )
-    return Parallelism(
+    layout = Parallelism(
         name=name,
         data_parallel_size=replicate_size * shards,
         tensor_parallel_size=tensor_parallel_size,
@@ -169,79 +142,48 @@ def fsdp(
         gathers=True,
         gathers_all=not reshard_after_forward,
         on_cpu=("parameters", "gradients", "optimizer_state") if cpu_offload else (),
-        strategy=lambda: MeshStrategy(
-            replicate_size=replicate_size,
-            shard_size=shards,
-            tensor_parallel_size=tensor_parallel_size,
-            shards=True,
-            reshard_after_forward=reshard_after_forward,
-            sync_every_micro_batch=sync_every_micro_batch,
-            cpu_offload=cpu_offload,
-        ),
     )
+    return replace(layout, strategy=lambda: MeshStrategy(layout, sync_every_micro_batch))
 
 
 class MeshStrategy(ModelParallelStrategy):
-    """FSDP2, tensor parallelism or both, on a mesh of devices: replicate × shard × tensor.
+    """FSDP2 (where the layout gathers), tensor parallelism or both, on a mesh of devices: replicate × shard × tensor.
 
     Its checkpoints are those of a single process: whole tensors, the optimizer's state numbered in the order of its
     groups. So a run may go on under any other strategy, and any other run under this.
-
-    Args:
-        replicate_size: groups of devices that each hold the whole model.
-        shard_size: data-parallel ranks that parameters are divided among.
-        tensor_parallel_size: ranks that compute each block together.
-        shards: use FSDP2.
-        reshard_after_forward, sync_every_micro_batch, cpu_offload: see `fsdp`.
     """
 
-    def __init__(
-        self,
-        *,
-        replicate_size: int = 1,
-        shard_size: int = 1,
-        tensor_parallel_size: int = 1,
-        shards: bool = False,
-        reshard_after_forward: bool = True,
-        sync_every_micro_batch: bool = False,
-        cpu_offload: bool = False,
-    ):
+    def __init__(self, layout: Parallelism, sync_every_micro_batch: bool = False):
         super().__init__(
-            data_parallel_size=replicate_size * shard_size,
-            tensor_parallel_size=tensor_parallel_size,
+            data_parallel_size=layout.data_parallel_size,
+            tensor_parallel_size=layout.tensor_parallel_size,
             save_distributed_checkpoint=False,
-            process_group_backend="cpu:gloo,cuda:nccl" if cpu_offload else None,
+            process_group_backend="cpu:gloo,cuda:nccl" if layout.on_cpu else None,
         )
-        self.replicate_size, self.shard_size = replicate_size, shard_size
-        self.tensor_parallel_size = tensor_parallel_size
-        self.shards = shards
-        self.reshard_after_forward = reshard_after_forward
-        self.sync_every_micro_batch = sync_every_micro_batch
-        self.cpu_offload = cpu_offload
+        self.layout, self.sync_every_micro_batch = layout, sync_every_micro_batch
+        self.tensor_parallel_size, self.shards = layout.tensor_parallel_size, layout.gathers
         self._data_mesh: DeviceMesh | None = None
 
     def setup_environment(self) -> None:
-        """Start the process group and lay out the mesh."""
         super().setup_environment()
         self._data_mesh = self.device_mesh["data_parallel"]
-        if self.replicate_size > 1:
-            shape = (self.replicate_size, self.shard_size)
+        shards = self.layout.parameter_shards
+        if shards != self.layout.data_parallel_size:
+            shape = (self.layout.data_parallel_size // shards, shards)
             self._data_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicate", "shard"))
 
     @property
     def storage_device(self) -> torch.device:
         """Where parameters lie between uses."""
-        return torch.device("cpu") if self.cpu_offload else self.root_device
+        return torch.device("cpu") if self.layout.on_cpu else self.root_device
 
     def parallelize(
         self, decoder: Decoder, compute_dtype: torch.dtype | None, compile_: Callable[[Decoder], None]
     ) -> None:
         """Divide a decoder on the meta device; its weights are then to be drawn, on `storage_device`.
 
-        Args:
-            decoder: just built.
-            compute_dtype: the dtype that FSDP2 gathers parameters in; None = their own.
-            compile_: marks modules for compilation, which has its place between the two ways of dividing.
+        FSDP2 gathers parameters in `compute_dtype` (None: their own). `compile_` marks modules for compilation, which
+        has its place between the two ways of dividing.
         """
         if self.tensor_parallel_size > 1:
             divide(decoder, self.device_mesh["tensor_parallel"])
@@ -256,8 +198,8 @@ class MeshStrategy(ModelParallelStrategy):
             "mp_policy": MixedPrecisionPolicy(
                 param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
             ),
-            "offload_policy": CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy(),
-            "reshard_after_forward": self.reshard_after_forward,
+            "offload_policy": CPUOffloadPolicy() if self.layout.on_cpu else OffloadPolicy(),
+            "reshard_after_forward": not self.layout.gathers_all,
         }
         for block in decoder.blocks:
             fully_shard(block, mesh=self._data_mesh, **policies)
@@ -280,7 +222,7 @@ class MeshStrategy(ModelParallelStrategy):
 
     def model_to_device(self) -> None:
         """Move the module; under CPU offloading only what is not the decoder's."""
-        if not self.cpu_offload:
+        if not self.layout.on_cpu:
             super().model_to_device()
             return
         assert self.lightning_module is not None
@@ -296,22 +238,16 @@ class MeshStrategy(ModelParallelStrategy):
         by_name = get_optimizer_state_dict(self.model, optimizer, options=options)
         if self.global_rank != 0:
             return {}
-        names, groups = self._names_of(optimizer)
         states: dict[str, Any] = by_name["state"]  # type: ignore[assignment]
-        state = {index: states[name] for index, name in enumerate(names) if name in states}
-        return {"state": state, "param_groups": groups}
+        names = self._names_of(optimizer)
+        state = {number: states[name] for number, name in enumerate(names) if name in states}
+        return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
-    def _names_of(self, optimizer: Optimizer) -> tuple[list[str], list[dict[str, Any]]]:
-        """Names of an optimizer's parameters in the order of its groups, and these groups with their numbers."""
+    def _names_of(self, optimizer: Optimizer) -> list[str]:
+        """Names of an optimizer's parameters in the order of their numbers."""
         assert self.model is not None
         name_of = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        names = [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-        groups, first = [], 0
-        for group in optimizer.param_groups:
-            numbers = list(range(first, first + len(group["params"])))
-            groups.append({**{key: value for key, value in group.items() if key != "params"}, "params": numbers})
-            first += len(numbers)
-        return names, groups
+        return [name_of[id(parameter)] for parameter in parameters_of(optimizer)]
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Load a checkpoint of any strategy: every rank takes its parts of the whole tensors."""
@@ -323,15 +259,9 @@ class MeshStrategy(ModelParallelStrategy):
         options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
-            names, _ = self._names_of(optimizer)
-            numbers = [number for group in saved["param_groups"] for number in group["params"]]
-            name_of = dict(zip(numbers, names, strict=True))
-            by_name: dict[str, Any] = {
-                "state": {name_of[number]: values for number, values in saved["state"].items()},
-                "param_groups": [
-                    {**group, "params": [name_of[number] for number in group["params"]]}
-                    for group in saved["param_groups"]
-                ],
-            }
+            names = self._names_of(optimizer)
+            groups = [{**group, "params": [names[n] for n in group["params"]]} for group in saved["param_groups"]]
+            state = {names[n]: values for n, values in saved["state"].items()}
+            by_name: dict[str, Any] = {"state": state, "param_groups": groups}
             set_optimizer_state_dict(self.model, optimizer, by_name, options=options)
         return checkpoint

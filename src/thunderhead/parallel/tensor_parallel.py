@@ -1,11 +1,10 @@
 """Tensor parallelism: every block's heads and hidden dimensions divided among ranks (Shoeybi et al. 1909.08053).
 
-Branches say how their layers are divided (thunderhead.core.model.division); everything between the branches is computed
-alike on all ranks.
+Branches say how their layers are divided (core.model.division); what is between them is computed alike on all ranks.
 """
 
-from collections.abc import Iterator
-from typing import Any, get_args
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -19,12 +18,10 @@ from thunderhead.options.precision import view_parameters
 
 
 class Stored(ParallelStyle):
-    """Parameters stored in one layout; the module computes with them whole, as plain tensors.
+    """Parameters stored in one layout, `placement`; the module computes with them whole, as plain tensors.
 
-    Args:
-        placement: the layout.
-        on_shards: the module computes on this rank's heads or dimensions only, so that its gradients are summed over
-            ranks; else on what all ranks have alike.
+    `on_shards`: it does so on this rank's heads or dimensions only, so that its gradients are summed over ranks; else
+    on what all ranks have alike.
     """
 
     def __init__(self, placement: Placement, *, on_shards: bool = False) -> None:
@@ -60,22 +57,19 @@ class IntoShards(ParallelStyle):
         return module
 
 
-def _style(division: Division) -> ParallelStyle:
-    match division:
-        case "columns":
-            return ColwiseParallel()
-        case "rows":
-            return RowwiseParallel()
-        case "into_shards":
-            return IntoShards()
-    return Stored(Replicate(), on_shards=division == "replicated_on_shards")
+STYLES: dict[Division, Callable[[], ParallelStyle]] = {
+    "columns": ColwiseParallel,
+    "rows": RowwiseParallel,
+    "into_shards": IntoShards,
+    "replicated": lambda: Stored(Replicate()),
+    "replicated_on_shards": lambda: Stored(Replicate(), on_shards=True),
+}
 
 
 def tensor_parallel(decoder: Decoder, mesh: DeviceMesh) -> None:
     """Divide a decoder on the meta device, with every parameter as a DTensor, over a mesh of one dimension.
 
-    Raises:
-        ValueError: it cannot be divided; see `plan_of`.
+    Raises ValueError if it cannot be divided; see `plan_of`.
     """
 
     def prepare(_branch: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -83,7 +77,7 @@ def tensor_parallel(decoder: Decoder, mesh: DeviceMesh) -> None:
 
     for branch in branches(decoder):
         plan = plan_of(branch, mesh.size())
-        parallelize_module(branch, mesh, {name: _style(d) for name, d in plan.items()}, src_data_rank=None)
+        parallelize_module(branch, mesh, {name: STYLES[d]() for name, d in plan.items()}, src_data_rank=None)
         if "columns" in plan.values() and "replicated" not in plan.values():
             branch.register_forward_pre_hook(prepare)  # one sum of gradients for all uses of the input
     for module in list(decoder.modules()):
@@ -103,15 +97,12 @@ def branches(decoder: Decoder) -> Iterator[nn.Module]:
 def plan_of(branch: nn.Module, n_ranks: int) -> dict[str, Division]:
     """How a branch's layers are divided.
 
-    Raises:
-        ValueError: it has no plan, its sizes cannot be divided, its plan leaves parameters out or knows other words, or
-            its dropout would differ.
+    Raises ValueError if it has no plan, its sizes cannot be divided, its plan leaves parameters out or knows other
+    words, or its dropout would differ.
     """
     name = f"{type(branch).__module__}.{type(branch).__qualname__}"
     if not callable(plan := getattr(branch, "tensor_parallel_plan", None)):
-        raise ValueError(
-            f"{name} defines no tensor_parallel_plan(n_ranks), so that tensor parallelism cannot divide it"
-        )
+        raise ValueError(f"{name} has no tensor_parallel_plan(n_ranks), so that tensor parallelism cannot divide it")
     if dropout := getattr(branch, "dropout", 0.0):
         raise ValueError(
             f"attention.dropout={dropout:g}: tensor parallelism divides the heads among ranks, which would drop the"
@@ -121,30 +112,13 @@ def plan_of(branch: nn.Module, n_ranks: int) -> dict[str, Division]:
     for module_name, module in branch.named_modules():
         if next(module.parameters(recurse=False), None) is not None and module_name not in divisions:
             raise ValueError(f"the tensor_parallel_plan of {name} leaves out {module_name or 'its own parameters'}")
-    if unknown := sorted({*divisions.values()} - {*get_args(Division)}):
-        raise ValueError(
-            f"the tensor_parallel_plan of {name} says {unknown[0]}: known are {', '.join(get_args(Division))}"
-        )
+    if unknown := sorted({*divisions.values()} - STYLES.keys()):
+        raise ValueError(f"the tensor_parallel_plan of {name} says {unknown[0]}: known are {', '.join(STYLES)}")
     return divisions
 
 
-def problems_of(decoder: Decoder, n_ranks: int) -> list[str]:
-    """Why a decoder cannot be divided among n_ranks, in sentences."""
-    problems = []
-    for branch in branches(decoder) if n_ranks > 1 else ():
-        try:
-            plan_of(branch, n_ranks)
-        except ValueError as error:
-            problems.append(str(error))
-    return list(dict.fromkeys(problems))  # layers are mostly alike
-
-
 def share_of_parameters(decoder: Decoder, n_ranks: int) -> float:
-    """The part of the parameters that each of n_ranks ranks stores.
-
-    Raises:
-        ValueError: the decoder cannot be divided.
-    """
+    """The part of the parameters that each of n_ranks ranks stores; raises ValueError as `plan_of`."""
     if n_ranks == 1:
         return 1.0
     divided: set[int] = set()

@@ -44,7 +44,6 @@ class Zero1Strategy(DDPStrategy):
     """DDP in which each rank keeps the optimizer's state of some parameters; checkpoints are a single process'."""
 
     def setup_optimizers(self, trainer: Trainer) -> None:
-        """Make the optimizers, and divide their work."""
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
             self._divide(optimizer)
@@ -105,8 +104,7 @@ class Zero1Strategy(DDPStrategy):
         """Each rank takes its parts of a whole state."""
         parts = []
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            numbers = [number for group in saved["param_groups"] for number in group["params"]]
-            rank_of = dict(zip(numbers, self._owners(optimizer), strict=True))
+            rank_of = self._owners(optimizer)
             own = {n: state for n, state in saved["state"].items() if rank_of[n] == self.global_rank}
             parts.append({**saved, "state": own})
         super().load_optimizer_state_dict({**checkpoint, "optimizer_states": parts})

@@ -1,18 +1,18 @@
 """`python generate.py`: a run's model and tokenizer, read back from its record."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
 from omegaconf import DictConfig
 
 from thunderhead.core import config as configuration
-from thunderhead.core.config import ConfigError, Problem, build, factory, first_line
+from thunderhead.core.config import Config, ConfigError, Problem, build, factory, first_line
 from thunderhead.core.module import GROUPS, LanguageModel
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.tokenizer import load_tokenizer as load_kind
 from thunderhead.training import hardware
 from thunderhead.training.record import read_json
+from thunderhead.training.resume import recorded_config
 
 
 def settings(*, run: str, checkpoint: Literal["last", "best"] = "last", accelerator: str = "auto") -> None:
@@ -22,8 +22,7 @@ def settings(*, run: str, checkpoint: Literal["last", "best"] = "last", accelera
 def generate_text(config: DictConfig) -> str:
     """The prompt of `generation` and its continuation by the model of the run.
 
-    Raises:
-        ConfigError: the configuration is refused, or the folder holds no run that text can be made from.
+    Raises ConfigError if the configuration is refused, or the folder holds no run that text can be made from.
     """
     resolved = configuration.plain(config)
     if problems := configuration.check(resolved, settings):
@@ -31,9 +30,8 @@ def generate_text(config: DictConfig) -> str:
     try:
         accelerator = hardware.resolve_accelerator(resolved["accelerator"])
     except ValueError as error:
-        raise ConfigError(
-            [Problem("", str(error).replace("trainer=auto", "accelerator=auto").removeprefix("trainer."))]
-        ) from error
+        message = str(error).removeprefix("trainer.").replace("trainer=auto", "accelerator=auto")
+        raise ConfigError([Problem("", message)]) from error
     recorded, weights = read_record(Path(resolved["run"]), resolved["checkpoint"])
     tokenizer = load_tokenizer(Path(resolved["run"]))
     try:
@@ -48,19 +46,11 @@ def generate_text(config: DictConfig) -> str:
     return text
 
 
-def read_record(folder: Path, checkpoint: str) -> tuple[dict[str, Any], Path]:
-    """The configuration of a run, and the file of one of its checkpoints.
-
-    Raises:
-        ConfigError: the folder is no run's, or the run has no such checkpoint.
-    """
-    file, weights = folder / "config.yaml", folder / "checkpoints" / f"{checkpoint}.ckpt"
-    if not file.is_file():
-        message = f"{folder} is no run folder (it has no config.yaml): give one of logs/runs/<name>/<time>"
-        raise ConfigError([Problem("run", message)])
-    recorded = yaml.safe_load(file.read_text())
-    if not isinstance(recorded, dict) or not set(GROUPS) <= {*recorded}:
-        raise ConfigError([Problem("run", f"{file} is not the configuration of a training run")])
+def read_record(folder: Path, checkpoint: str) -> tuple[Config, Path]:
+    """The configuration of a run, and the file of one of its checkpoints; raises ConfigError if there is none."""
+    recorded, weights = recorded_config(folder, "run"), folder / "checkpoints" / f"{checkpoint}.ckpt"
+    if not recorded.keys() >= {*GROUPS}:
+        raise ConfigError([Problem("run", f"{folder / 'config.yaml'} is not the configuration of a training run")])
     if not weights.is_file():
         there = sorted(path.stem for path in weights.parent.glob("*.ckpt"))
         has = f"it has {', '.join(there)}" if there else "it has none: it did not get that far, or had callbacks=none"
@@ -69,11 +59,7 @@ def read_record(folder: Path, checkpoint: str) -> tuple[dict[str, Any], Path]:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a run, of the kind that data.json names.
-
-    Raises:
-        ConfigError: tokenizer.json is not in the run's folder, or is of another kind.
-    """
+    """The tokenizer of a run, of the kind that data.json names; raises ConfigError if it cannot be read."""
     file = folder / "tokenizer.json"
     try:
         return load_kind(read_json(folder / "data.json")["tokenizer"]["name"], file.read_text(encoding="utf-8"))

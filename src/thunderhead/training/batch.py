@@ -1,8 +1,9 @@
 """The group `batch`: tokens of an optimizer step, and how many sequences a device takes at once."""
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 
@@ -21,11 +22,9 @@ system kills a process that takes too much."""
 class Batch:
     """How many tokens an optimizer step sees, and how many sequences a device takes at once.
 
-    Args:
-        global_tokens: tokens of one optimizer step, over all devices and accumulated micro-batches.
-        micro_size: sequences of one forward pass on one device; None = 4, or the most below that divide what a rank
-            takes in a step; `auto` = the largest power of two that fits into its memory by the plan's estimate and
-            divides the sequences of a step.
+    `global_tokens` are those of all devices and accumulated micro-batches. `micro_size` of None is 4, or the most below
+    that divide what a rank takes in a step; `auto` is the largest power of two that fits into a device's memory by the
+    plan's estimate and divides the sequences of a step.
     """
 
     global_tokens: PositiveInt
@@ -41,18 +40,18 @@ class Batch:
     def accumulation(self, context_length: int, data_parallel_size: int) -> int:
         """Micro-batches a step on each rank, exact; with `auto`, the sequences a step on each rank.
 
-        Raises:
-            ValueError: the global batch is no whole number of micro-batches over all ranks; names the nearest sizes.
+        Raises ValueError, with the nearest sizes, if the global batch is no whole number of micro-batches over all
+        ranks.
         """
         chosen = self.micro_batch(context_length, data_parallel_size)
         size = 1 if chosen == AUTO else int(chosen)
         row = context_length * data_parallel_size  # tokens when every rank takes one sequence
-        if self.global_tokens % (row * size) == 0:
-            return self.global_tokens // (row * size)
-        below = self.global_tokens // (row * size) * row * size
-        choices = [f"batch.global_tokens={n}" for n in (below, below + row * size) if n]
-        if self.global_tokens % row == 0:
-            rows = self.global_tokens // row
+        n, rest = divmod(self.global_tokens, row * size)
+        if not rest:
+            return n
+        choices = [f"batch.global_tokens={k * row * size}" for k in (n, n + 1) if k]
+        rows, rest = divmod(self.global_tokens, row)
+        if not rest:
             nearest = min((n for n in range(1, rows + 1) if rows % n == 0), key=lambda n: abs(n - size))
             choices.append(f"batch.micro_size={nearest}")
         raise ValueError(
@@ -62,63 +61,43 @@ class Batch:
         )
 
 
-class Choice(NamedTuple):
-    """A micro-batch, and why."""
+def largest_that_fits(
+    sequences: int, estimate: Callable[[int], dict[str, int]], memory: int, of_what: str
+) -> tuple[int, str]:
+    """The largest power of two that divides `sequences` and whose estimate is at most `memory`, and why.
 
-    size: int
-    why: str
+    `sequences` are those of a rank in a step; `estimate` gives bytes of a device by part, see `memory.estimate`;
+    `memory` are bytes that may be used there, and `of_what` says of what these are a part.
 
-
-def largest_that_fits(sequences: int, estimate: Callable[[int], dict[str, int]], memory: int, of_what: str) -> Choice:
-    """The largest power of two that divides `sequences` and whose estimate is not above `memory`.
-
-    Args:
-        sequences: that a rank takes in a step.
-        estimate: bytes of a device by part, of a size; see `memory.estimate`.
-        memory: bytes that may be used on a device.
-        of_what: what these are, for the sentence.
-
-    Raises:
-        ValueError: not even one sequence fits, or activations cannot be estimated.
+    Raises ValueError if not even one sequence fits, or activations cannot be estimated.
     """
-    needed: dict[int, int] = {}
 
-    def fits(size: int) -> bool:
+    def needed(size: int) -> int:
         parts = estimate(size)
         if "activations" not in parts:
             raise ValueError(
                 "batch.micro_size=auto: this model's activations cannot be estimated, as its code looks at values:"
                 " write a number"
             )
-        needed[size] = sum(parts.values())
-        return needed[size] <= memory
+        return sum(parts.values())
 
-    possible = [2**n for n in range(sequences.bit_length()) if sequences % 2**n == 0]
-    size = possible[-1] if fits(possible[-1]) else None
-    for smaller in possible[:-1] if size is None else ():
-        if not fits(smaller):
-            break
-        size = smaller
+    sizes = [2**n for n in range(sequences.bit_length()) if sequences % 2**n == 0]
+    n_fitting = bisect.bisect_right(sizes, memory, key=needed)
     available = f"{memory / 2**30:.2f} GiB, {of_what}"
-    if size is None:
+    if n_fitting == 0:
         raise ValueError(
-            f"batch.micro_size=auto: even one sequence needs about {needed[1] / 2**30:.2f} GiB of {available}: use a"
+            f"batch.micro_size=auto: even one sequence needs about {needed(1) / 2**30:.2f} GiB of {available}: use a"
             " smaller model or model.context_length, or activation_checkpointing=block; a number is taken unasked"
         )
-    why = f"by the estimate it needs {needed[size] / 2**30:.2f} GiB of {available}"
-    if size == possible[-1]:
-        return Choice(size, f"{why}; more do not divide the {sequences} sequences of a step")
-    return Choice(size, f"{why}; {size * 2} would need {needed[size * 2] / 2**30:.2f} GiB")
+    size = sizes[n_fitting - 1]
+    more = f"more do not divide the {sequences} sequences of a step"
+    if n_fitting < len(sizes):
+        more = f"{size * 2} would need {needed(size * 2) / 2**30:.2f} GiB"
+    return size, f"by the estimate it needs {needed(size) / 2**30:.2f} GiB of {available}; {more}"
 
 
 def usable_memory(accelerator: str, n_processes: int, assumed: int) -> tuple[int, str]:
-    """Bytes that a run may plan with on each device, and what they are.
-
-    Args:
-        accelerator: cpu, cuda or mps.
-        n_processes: that share this host.
-        assumed: bytes of a GPU, if there is none here.
-    """
+    """Bytes that each of a host's processes may plan with, and of what; `assumed` is a GPU's that is not here."""
     if accelerator == "cuda":
         here = torch.cuda.is_available()
         total = torch.cuda.get_device_properties(0).total_memory if here else assumed

@@ -33,34 +33,27 @@ def show_plan(plan: Plan) -> None:
     ranks = f" × {plan.data_parallel_size} ranks" if plan.data_parallel_size > 1 else ""
     if plan.tensor_parallel_size > 1:
         ranks += f" (of {plan.tensor_parallel_size} devices each)"
-    table.add_row(
-        "per step",
-        f"{plan.tokens_per_step:,} tokens = {plan.context_length} tokens × {plan.micro_batch_size} sequences{ranks}"
-        f" × {plan.accumulation} accumulated",
-    )
-    table.add_row(
-        "steps", f"{plan.steps:,} ({plan.warmup_steps:,} of warm-up), validation every {plan.validation_every:,}"
-    )
-    per_parameter = plan.tokens / plan.parameters["total"]
-    table.add_row("tokens", f"{plan.tokens:,} ({per_parameter:.2g} per parameter)")
-    if plan.epochs is None:
-        table.add_row("epochs", "known once the data is prepared")
-    elif not plan.epochs:
-        table.add_row("epochs", "none: sequences are made by rule")
-    else:
-        table.add_row("epochs", ", ".join(f"{source} {epochs:.2f}" for source, epochs in plan.epochs.items()))
+    at_once = f"{plan.context_length} tokens × {plan.micro_batch_size} sequences{ranks}"
+    table.add_row("per step", f"{plan.tokens_per_step:,} tokens = {at_once} × {plan.accumulation} accumulated")
+    steps = f"{plan.steps:,} ({plan.warmup_steps:,} of warm-up), validation every {plan.validation_every:,}"
+    table.add_row("steps", steps)
+    table.add_row("tokens", f"{plan.tokens:,} ({plan.tokens / plan.parameters['total']:.2g} per parameter)")
+    epochs = "known once the data is prepared"
+    if plan.epochs is not None:
+        by_source = ", ".join(f"{source} {epochs:.2f}" for source, epochs in plan.epochs.items())
+        epochs = by_source or "none: sequences are made by rule"
+    table.add_row("epochs", epochs)
     if plan.shares is not None and len(plan.shares) > 1:
         table.add_row("mixture", ", ".join(f"{source} {share:.2%}" for source, share in plan.shares.items()))
     devices = f"{plan.devices:,} × " if plan.devices > 1 else ""
     table.add_row("device", f"{devices}{plan.accelerator}; precision {plan.precision} ({plan.why_precision})")
     table.add_row("compile", f"{plan.compile} ({plan.why_compile})")
-    if plan.why_micro_batch is not None:
-        table.add_row("note", f"batch.micro_size=auto: {plan.micro_batch_size}: {plan.why_micro_batch}")
-    for note in plan.notes:
+    why = plan.why_micro_batch
+    auto = [] if why is None else [f"batch.micro_size=auto: {plan.micro_batch_size}: {why}"]
+    for note in [*auto, *plan.notes]:
         table.add_row("note", note)
-    total = sum(plan.memory.values())
     parts = ", ".join(f"{part.replace('_', ' ')} {size(n)}" for part, n in plan.memory.items())
-    table.add_row("memory", f"about {size(total)} per device ({parts})")
+    table.add_row("memory", f"about {size(sum(plan.memory.values()))} per device ({parts})")
     if plan.tokens_per_day is not None:
         low, high = plan.tokens_per_day
         days = f"{plan.tokens / high:,.3g} to {plan.tokens / low:,.3g} days"

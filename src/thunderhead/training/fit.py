@@ -1,57 +1,54 @@
 """Train what was planned; then the summary, and after it what may fail without loss: a text, the speed of decoding."""
 
 import os
+import statistics
+import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
 from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.data.manifest import ShardError
 from thunderhead.core.metrics import as_metric
+from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import LanguageModel
 from thunderhead.core.run import REFUSALS, Run
 from thunderhead.training import display, hardware, record
 from thunderhead.training import resume as resuming
 from thunderhead.training.callbacks.metrics import LogMetrics
-from thunderhead.training.callbacks.state import BeginRecord, CheckpointError, ExactResume
+from thunderhead.training.callbacks.profile import ProfileSteps
+from thunderhead.training.callbacks.state import CheckpointError, ExactResume
 from thunderhead.training.callbacks.stop import StopOnSignal
-from thunderhead.training.decoding import decode_tokens_per_second
 from thunderhead.training.loggers import log_text
 from thunderhead.training.plan import Plan
-from thunderhead.training.trainer import make_trainer, quiet_lightning, reason
+from thunderhead.training.trainer import CheckBatches, make_trainer, quiet_lightning, reason
+
+WARM_UP = 3  # tokens of the measured decoding that do not count
+ENOUGH = 256  # tokens
 
 
 def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
-    """Train, and write what there is to say afterwards.
+    """Train a run whose data is prepared, from a checkpoint on if there is one; returns what summary.json says.
 
-    Args:
-        run: with its data prepared.
-        plan: of the run.
-        checkpoint: to go on from.
-
-    Returns:
-        The summary, as in summary.json.
-
-    Raises:
-        ConfigError: something was refused before the first step.
-        SystemExit: the run was stopped or could not go on; it has said so.
+    Raises ConfigError if something was refused before the first step, and SystemExit if the run was stopped or could
+    not go on; it has said so.
     """
     if run.config["keep_freed_memory"]:
         hardware.keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
-    assembled = assemble(run, plan)
-    model, trainer, log_metrics, _ = assembled
+    model, trainer, log_metrics, stop = assemble(run, plan)
     attention_kernel: str | None = None
     if trainer.is_global_zero:  # others would ask rank 0's GPU
         attention_kernel = _attention_kernel(run, plan)
         display.say(f"Attention kernel: {attention_kernel}")
     with quiet_lightning():
-        _fit_or_stop(run, assembled, checkpoint)
+        _fit_or_stop(model, trainer, log_metrics, stop, checkpoint)
 
     summary = _summary(run, plan, trainer, log_metrics) | {"attention_kernel": attention_kernel}
     if trainer.is_global_zero:
@@ -65,16 +62,7 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     return summary
 
 
-class Assembled(NamedTuple):
-    """What trains a run."""
-
-    model: LanguageModel
-    trainer: Trainer
-    log_metrics: LogMetrics
-    stop: StopOnSignal
-
-
-def assemble(run: Run, plan: Plan) -> Assembled:
+def assemble(run: Run, plan: Plan) -> tuple[LanguageModel, Trainer, LogMetrics, StopOnSignal]:
     """Put the components of a run together as its plan has it."""
     data, precision = run.data, run.precision.of_kind(plan.precision)
     data.micro_batch_size = plan.micro_batch_size
@@ -96,23 +84,25 @@ def assemble(run: Run, plan: Plan) -> Assembled:
         on_resume=resuming.take_new_settings,
     )
     peak = hardware.peak_flops(run.accelerator, precision.compute_dtype)
-    settings = {**run.config, "planned": plan.to_dict()}
-    log_metrics = LogMetrics(plan, peak * plan.devices if peak else None, asked(data, "ledger")(plan.steps), settings)
+    log_metrics = LogMetrics(run, plan, peak * plan.devices if peak else None)
     stop = StopOnSignal(run.folder / resuming.CHECKPOINTS / "last.ckpt")
-    trainer = make_trainer(run, plan, log_metrics, [BeginRecord(run.folder), ExactResume(run.seed), stop])
-    return Assembled(model, trainer, log_metrics, stop)
+    callbacks = [CheckBatches(plan), log_metrics, *run.callbacks.values(), ExactResume(run.seed), stop]
+    if run.config["profile"]:
+        callbacks.append(ProfileSteps(run.folder / "profile"))
+    return model, make_trainer(run, plan, callbacks), log_metrics, stop
 
 
-def _fit_or_stop(run: Run, assembled: Assembled, checkpoint: Path | None) -> None:
+def _fit_or_stop(
+    model: LanguageModel, trainer: Trainer, log_metrics: LogMetrics, stop: StopOnSignal, start: Path | None
+) -> None:
     """Train to the last step, or until a callback has enough, validate and save.
 
     A run that ends otherwise says where, and how to go on.
     """
-    model, trainer, log_metrics, stop = assembled
-    steps, has_ended = trainer.max_steps, False
+    run, steps, has_ended = log_metrics.run, trainer.max_steps, False
     try:
         try:
-            trainer.fit(model, datamodule=run.data, ckpt_path=checkpoint)
+            trainer.fit(model, datamodule=run.data, ckpt_path=start)
             has_ended = trainer.global_step >= steps or (trainer.should_stop and stop.received is None)
             if has_ended and log_metrics.validated_at != trainer.global_step:
                 trainer.validate(model, datamodule=run.data, verbose=False)
@@ -125,36 +115,42 @@ def _fit_or_stop(run: Run, assembled: Assembled, checkpoint: Path | None) -> Non
         finally:
             trainer.strategy.barrier()  # a rank that ended before would have launchers end the one that writes
     except (ValueError, CheckpointError, *REFUSALS) as error:
-        if isinstance(error, (ValueError, *REFUSALS)) and not log_metrics.started:
+        if not isinstance(error, CheckpointError) and not log_metrics.started:
             # damaged shards, a refused combination: found before the first step
             raise ConfigError([Problem("", reason(error))]) from error
         if not isinstance(error, ShardError | CheckpointError):
             raise
         # each rank reads for itself: whoever cannot go on says so
-        display.complain(f"{reason(error)}; {_stopped(trainer, steps, run.folder)}")
+        display.complain(f"{reason(error)}; {_stopped(trainer, run.folder)}")
         raise SystemExit(1) from None
-    if has_ended and trainer.global_step < steps and trainer.is_global_zero:
-        display.say(f"ended early, at step {trainer.global_step:,} of {steps:,}: a callback stopped the run")
     if not has_ended:
         if trainer.is_global_zero:
-            display.say(_stopped(trainer, steps, run.folder))
+            display.say(_stopped(trainer, run.folder))
         raise SystemExit(128 + stop.received if stop.received else 1)
+    if trainer.global_step < steps and trainer.is_global_zero:
+        display.say(f"ended early, at step {trainer.global_step:,} of {steps:,}: a callback stopped the run")
+
+
+def _stopped(trainer: Trainer, run_dir: Path) -> str:
+    """Say where a run ended before its time, and how to go on with it."""
+    kept = any((run_dir / resuming.CHECKPOINTS).glob("*.ckpt"))
+    go_on = f"go on with: python train.py resume={run_dir}" if kept else "no checkpoint was kept"
+    return f"stopped at step {trainer.global_step:,} of {trainer.max_steps:,}; {go_on}"
 
 
 def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) -> dict[str, Any]:
     """The results, as in summary.json."""
-    data = run.data
-    results = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    steps, seconds = trainer.global_step, log_metrics.training_seconds
-    names = [name.removeprefix("val/") for name in results if name.startswith("val/") and name.count("/") == 1]
-    metrics = {name: results[f"val/{name}"] for name in names if name not in ("loss", "perplexity")}
+    data, steps, seconds = run.data, trainer.global_step, log_metrics.training_seconds
+    logged = trainer.callback_metrics.items()
+    results = {name.removeprefix("val/"): float(value) for name, value in logged if name.startswith("val/")}
+    metrics = {name: value for name, value in results.items() if "/" not in name and name not in ("loss", "perplexity")}
     ledger = {
-        source: {**share._asdict(), "val_loss": results.get(f"val/loss/{source}", results["val/loss"])}
+        source: {**share._asdict(), "val_loss": results.get(f"loss/{source}", results["loss"])}
         for source, share in log_metrics.ledger(steps * plan.sequences_per_step).items()
     }
     return {
-        "val_loss": results["val/loss"],
-        "perplexity": results["val/perplexity"],
+        "val_loss": results["loss"],
+        "perplexity": results["perplexity"],
         **metrics,
         "metrics": metrics,
         "loss_terms": log_metrics.last_terms,
@@ -206,6 +202,44 @@ def _ornaments(run: Run, plan: Plan, trainer: Trainer, model: LanguageModel, sum
         display.show_sample(text)
 
 
+@torch.inference_mode()
+def decode_tokens_per_second(decoder: Decoder, device: torch.device, max_seconds: float = 0.5) -> float | None:
+    """Tokens a second of one sequence, each from those before it by a key/value cache.
+
+    From a prompt of half the context to its end, and again, until `max_seconds` or ENOUGH tokens: one over the median
+    time of a token. None where it would not be that of the model: its parameters are spread over devices, a layer has
+    no cache, or there is no room for a second token.
+    """
+    context = decoder.context_length
+    if context == 1 or any(isinstance(parameter, DTensor) for parameter in decoder.parameters()):
+        return None
+    tokens_1T = torch.randint(decoder.vocab_size, (1, context), generator=torch.Generator().manual_seed(0)).to(device)
+    was_training, seconds, begin = decoder.training, list[float](), time.perf_counter()
+    decoder.eval()
+    try:
+        while len(seconds) < ENOUGH and (time.perf_counter() - begin < max_seconds or len(seconds) <= WARM_UP):
+            cache = decoder.new_cache(device=device)
+            if cache is None:
+                return None
+            decoder.logits(tokens_1T[:, : context // 2], cache)
+            for place in range(context // 2, context):
+                start = _now(device)
+                decoder.logits(tokens_1T[:, place : place + 1], cache).argmax(dim=-1)
+                seconds.append(_now(device) - start)
+                if len(seconds) > WARM_UP and seconds[-1] + time.perf_counter() - begin > max_seconds:
+                    break
+    finally:
+        decoder.train(was_training)
+    return 1 / statistics.median(seconds[WARM_UP:])
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, after all that the device was told to do."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
 def _attention_kernel(run: Run, plan: Plan) -> str:
     """Which implementation of attention will run on this machine's device."""
     try:
@@ -213,10 +247,3 @@ def _attention_kernel(run: Run, plan: Plan) -> str:
         return run.decoder_meta.attention_kernel(torch.device(run.accelerator), dtype)
     except Exception as error:  # a user's own attention, which may be laid out otherwise
         return f"unknown ({type(error).__name__})"
-
-
-def _stopped(trainer: Trainer, steps: int, run_dir: Path) -> str:
-    """Say where a run ended before its time, and how to go on with it."""
-    kept = any((run_dir / resuming.CHECKPOINTS).glob("*.ckpt"))
-    go_on = f"go on with: python train.py resume={run_dir}" if kept else "no checkpoint was kept"
-    return f"stopped at step {trainer.global_step:,} of {steps:,}; {go_on}"

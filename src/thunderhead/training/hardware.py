@@ -1,13 +1,14 @@
 """What the machine can do: accelerators, memory, peak speed, allocator."""
 
 import ctypes
+import math
 import os
 import platform
 import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
@@ -17,9 +18,7 @@ def keep_freed_memory() -> bool:
     """Let glibc keep the big blocks of a training step instead of handing them to the system and back.
 
     Each return costs page faults at the next step: 1.3-1.4 times the time of a step on CPUs (docs/decisions/0003).
-
-    Returns:
-        Whether the platform's allocator took the setting.
+    Returns whether the platform's allocator took the setting.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -28,76 +27,52 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
 
 
+def accelerators() -> dict[str, bool]:
+    """What this machine can compute on, best first."""
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+
+
 def resolve_accelerator(accelerator: str, must_be_here: bool = True) -> str:
-    """`auto`, `gpu` and the like to cpu, cuda or mps.
+    """`trainer.accelerator` (`auto`, `gpu` and the like) to cpu, cuda or mps; a plan alone may be for another machine.
 
-    Args:
-        accelerator: as in `trainer.accelerator`.
-        must_be_here: of this machine; a plan alone may be for another.
-
-    Raises:
-        ValueError: the machine has no such device.
+    Raises ValueError if the machine has no such device.
     """
     available = accelerators()
     if accelerator == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+        return next(name for name, is_here in available.items() if is_here)
     wanted = ("cuda" if available["cuda"] or not available["mps"] else "mps") if accelerator == "gpu" else accelerator
     if wanted not in available:
         raise ValueError(f"trainer.accelerator={accelerator} is unknown: use auto, cpu, gpu, cuda or mps")
     if not available[wanted] and must_be_here:
-        here = ", ".join(name for name, present in available.items() if present)
+        here = ", ".join(name for name, is_here in available.items() if is_here)
         raise ValueError(
             f"trainer.accelerator={accelerator}: PyTorch finds no {wanted} device here, only {here}: use trainer=auto"
         )
     return wanted
 
 
-def accelerators() -> dict[str, bool]:
-    """What this machine can compute on."""
-    return {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-
-
 def device_count(devices: Any, accelerator: str, must_be_here: bool = True) -> int:
     """Devices on this node that `trainer.devices` asks for: a number, `auto` or -1 (all), or a list of indices.
 
-    Raises:
-        ValueError: nothing of the kind, or more GPUs than there are.
+    Raises ValueError for anything else, and for more GPUs than there are.
     """
     present = torch.cuda.device_count() if accelerator == "cuda" else 1
-    if devices in ("auto", -1, "-1"):
-        if present == 0:
-            raise ValueError(
-                f"trainer.devices={devices} counts the devices of this machine, which has none: write how many"
-            )
-        return present
-    if isinstance(devices, list):
-        devices = len(devices)
-    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
-        raise ValueError(f"trainer.devices={devices}: write a number of devices, a list of indices, or auto")
-    if accelerator == "cuda" and must_be_here and devices > present:
+    count = present if devices in ("auto", -1, "-1") else len(devices) if isinstance(devices, list) else devices
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        choices = f"a number of devices, a list of indices, or auto ({present} on this machine)"
+        raise ValueError(f"trainer.devices={devices}: write {choices}")
+    if accelerator == "cuda" and must_be_here and count > present:
         raise ValueError(f"trainer.devices={devices}: this machine has {present} GPU(s): use at most so many")
-    return devices
+    return count
 
 
-class Machine(NamedTuple):
-    """What a run computes on: the accelerator, whether this machine has it, processes on this machine and on all."""
-
-    accelerator: str
-    is_here: bool
-    n_processes: int
-    world_size: int
-
-
-def machine_of(trainer: dict[str, Any], must_be_here: bool) -> Machine:
-    """What the group `trainer` asks for.
-
-    Raises:
-        ValueError: this machine does not have it, or it is no number of devices.
-    """
+def machine_of(trainer: dict[str, Any], must_be_here: bool) -> dict[str, Any]:
+    """What the group `trainer` asks for, as `Run` has it; raises ValueError as the two above."""
     accelerator = resolve_accelerator(trainer.get("accelerator", "auto"), must_be_here)
     n_devices = device_count(trainer.get("devices", 1), accelerator, must_be_here)
     is_here = accelerators()[accelerator] and (accelerator != "cuda" or n_devices <= torch.cuda.device_count())
-    return Machine(accelerator, is_here, n_devices, n_devices * int(trainer.get("num_nodes", 1)))
+    world_size = n_devices * int(trainer.get("num_nodes", 1))
+    return {"accelerator": accelerator, "is_here": is_here, "n_processes": n_devices, "world_size": world_size}
 
 
 def device_name(accelerator: str) -> str:
@@ -161,10 +136,9 @@ def peak_flops(accelerator: str, dtype: torch.dtype) -> float | None:
 def measured_matmul_flops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
     """FLOP/s of the best of several square matmuls on the CPU."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    best, end = float("inf"), time.perf_counter() + seconds
-    while True:
+    best, end = math.inf, time.perf_counter() + seconds
+    while best == math.inf or time.perf_counter() < end:
         start = time.perf_counter()
         a @ b
         best = min(best, time.perf_counter() - start)
-        if time.perf_counter() > end:
-            return 2 * size**3 / best
+    return 2 * size**3 / best

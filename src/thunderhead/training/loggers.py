@@ -16,7 +16,7 @@ def log_text(loggers: Iterable[Logger], name: str, text: str, step: int) -> None
                 log(key=name, columns=["text"], data=[[text]], step=step)
             elif _takes(log, name, text, step):
                 log(name, text, step)
-        elif callable(add := getattr(getattr(logger, "experiment", None), "add_text", None)):
+        elif callable(add := _tensorboard(logger, "add_text")):
             add(name, f"```\n{text}\n```", step)
 
 
@@ -28,14 +28,18 @@ def log_figure(loggers: Iterable[Logger], name: str, figure: Figure, step: int) 
                 log(name, figure, step)
         elif callable(log := getattr(logger, "log_image", None)):
             log(key=name, images=[figure], step=step)
-        elif callable(add := getattr(getattr(logger, "experiment", None), "add_figure", None)):
+        elif callable(add := _tensorboard(logger, "add_figure")):
             add(name, figure, step)
 
 
 def log_by_tokens(logger: Logger, log: Callable[..., None], row: Mapping[str, Any], tokens: int) -> None:
     """Give a TensorBoard-like logger, whose only axis is the step, the row once more with the tokens as its axis."""
-    if callable(getattr(getattr(logger, "experiment", None), "add_scalar", None)):
+    if callable(_tensorboard(logger, "add_scalar")):
         log({f"by_tokens/{name}": value for name, value in row.items()}, step=tokens)
+
+
+def _tensorboard(logger: Logger, name: str) -> Any:
+    return getattr(getattr(logger, "experiment", None), name, None)
 
 
 def _takes(log: Callable[..., None], *values: Any) -> bool:
@@ -45,3 +49,16 @@ def _takes(log: Callable[..., None], *values: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def draw_schedule(schedule: Callable[[int, int], float], peak: float, total_steps: int, tokens_per_step: int) -> Figure:
+    """The planned learning rate over the run, with the tokens as a second axis."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    steps = range(total_steps)
+    axes.plot(steps, [peak * schedule(step, total_steps) for step in steps], color="#0072B2")
+    axes.set(xlabel="step", ylabel="learning rate", title="Planned learning rate", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    there_and_back = (lambda step: step * tokens_per_step, lambda tokens: tokens / tokens_per_step)
+    axes.secondary_xaxis("top", functions=there_and_back).set_xlabel("tokens")
+    return figure

@@ -1,12 +1,14 @@
 """How much memory a run will need on each device: counted on fake tensors, before anything is allocated."""
 
+import copy
+import functools
 import logging
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,9 +25,10 @@ QUIET_STEPS = 2
 """Steps in a row that leave an optimizer's state as large as it was, after which it is taken for complete."""
 
 
+@functools.lru_cache(maxsize=8)  # a run is planned again when its data is prepared
 def estimate(
-    build: Callable[[], Decoder],
-    optimizer: Callable[[Decoder], torch.optim.Optimizer],
+    decoder: Decoder,
+    make_optimizer: Callable[[Decoder], torch.optim.Optimizer],
     *,
     micro_batch_size: int,
     precision: Precision,
@@ -36,48 +39,40 @@ def estimate(
     """Bytes on one device of parameters, gradients, optimizer state, and activations at the moment when most are held.
 
     Where parameters are sharded, also of those gathered for computing: two blocks (one computes, the next is fetched),
-    embeddings and head; or all. Under tensor parallelism activations are counted undivided, which is too many.
+    embeddings and head; or all. Under tensor parallelism activations are counted undivided, which is too many. With
+    several micro-batches a step (`accumulation`), gradients may wait unsharded for the last. What attention keeps
+    depends on the accelerator. A part that could not be counted is left out.
 
     One step runs on fake tensors, which have shapes and types but no storage. Activations are all that the forward and
     backward pass of a micro-batch hold beside parameters and gradients, at their peak: what is kept for the backward
     pass, what a checkpointed block computes again, logits, temporary results. Without compilation, which needs less.
     Left out: the optimizer's temporary results, the allocator's losses, and what libraries and the process itself take.
-
-    Args:
-        build: makes the decoder.
-        optimizer: makes the optimizer of a decoder.
-        micro_batch_size: sequences of a forward pass.
-        precision: of a resolved kind.
-        parallelism: what is divided among how many devices.
-        accumulation: micro-batches of a step; with several, gradients may wait unsharded for the last.
-        accelerator: cpu, cuda or mps; what attention keeps depends on it.
-
-    Returns:
-        Bytes by part; a part that could not be counted is left out.
     """
-    with FakeTensorMode():
-        decoder = build()
+    fakes, copies = FakeTensorMode(), dict[int, Tensor]()
+    with fakes:
+        for tensor in (*decoder.parameters(), *decoder.buffers()):
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            copies[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+    decoder = copy.deepcopy(decoder, copies)  # with these in the places of its own
+    with fakes:
         parameters = list(decoder.parameters())
-        bytes_of = {"parameters": _bytes(parameters), "gradients": _bytes(parameters)}
-        ranks: list[list[Tensor]] = [[*parameters]]
+        parts: list[list[Tensor]] = [[*parameters]]
         if parallelism.whole_parameters:
-            ranks = parts_of(parameters_of(optimizer(decoder)), parallelism.state_shards)
-        states = [_optimizer_state(lambda: optimizer(decoder), decoder, own) for own in ranks]
-        if None not in states:
-            bytes_of["optimizer_state"] = max(state for state in states if state is not None)
+            parts = parts_of(parameters_of(make_optimizer(decoder)), parallelism.state_shards)
+        states = [_optimizer_state(lambda: make_optimizer(decoder), decoder, own) for own in parts]
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
-        share = share_of_parameters(decoder, parallelism.tensor_parallel_size)
-        whole = bytes_of["parameters"]
+        share, whole = share_of_parameters(decoder, parallelism.tensor_parallel_size), _bytes(parameters)
         waits = accumulation > 1 or not parallelism.gathers
-        shards = {
-            "parameters": parallelism.parameter_shards,
-            "gradients": parallelism.gradient_shards if waits else parallelism.state_shards,
-            "optimizer_state": 1 if parallelism.whole_parameters else parallelism.state_shards,
+        divided = {
+            "parameters": (whole, parallelism.parameter_shards),
+            "gradients": (whole, parallelism.gradient_shards if waits else parallelism.state_shards),
         }
-        bytes_of = {
-            part: int(n * share / shards[part]) for part, n in bytes_of.items() if part not in parallelism.on_cpu
-        }
+        if None not in states:
+            shards = 1 if parallelism.whole_parameters else parallelism.state_shards
+            divided["optimizer_state"] = (max(state for state in states if state is not None), shards)
+        bytes_of = {part: int(n * share / k) for part, (n, k) in divided.items() if part not in parallelism.on_cpu}
         if parallelism.gathers:
             blocks = [_bytes(block.parameters()) for block in decoder.blocks]
             at_once = whole if parallelism.gathers_all else whole - sum(blocks) + sum(sorted(blocks)[-2:])
@@ -116,8 +111,7 @@ def _optimizer_state(make: Callable[[], torch.optim.Optimizer], decoder: Decoder
         parameter.grad = torch.empty_like(parameter)
     gradients = [parameter.grad for parameter in own if parameter.grad is not None]
     with LiveBytes([*decoder.parameters(), *decoder.buffers(), *gradients], invent_values=True) as live:
-        optimizer = make()
-        quiet = 0
+        optimizer, quiet = make(), 0
         while quiet < QUIET_STEPS:
             before = live.now
             try:
@@ -150,11 +144,9 @@ def _activations_at_peak(decoder: Decoder, micro_batch_size: int, precision: Pre
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages that operations within it make, until they are freed; works on fake tensors too.
 
-    What checkpointing by operation keeps is seen by no hook on saved tensors, but it is a storage.
-
-    Args:
-        others: tensors whose storages are there already and do not count.
-        invent_values: code that asks a fake tensor for its value gets 0.5, or 1 from integers; else an error.
+    What checkpointing by operation keeps is seen by no hook on saved tensors, but it is a storage. Those of `others`
+    are there already and do not count. Code that asks a fake tensor for its value is an error, or with `invent_values`
+    gets 0.5, or 1 from integers.
     """
 
     def __init__(self, others: Iterable[Tensor] = (), invent_values: bool = False):

@@ -1,16 +1,15 @@
 """Plan before you build: what a run will do, worked out once from its components, and refused if it cannot be."""
 
-import copy
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
 
-import torch
+from annotated_types import Gt, Lt
 
 from thunderhead.core.config import ConfigError
 from thunderhead.core.data.datamodule import Draw, asked
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.run import Problems, Run, problems_of
+from thunderhead.core.run import Run, problems_of
 from thunderhead.core.types import PositiveFloat, PositiveInt, Probability
 from thunderhead.options.budgets import Sizes
 from thunderhead.training import memory
@@ -23,40 +22,23 @@ UNKNOWN_EPOCH = 2**40
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """When to validate, beside the end of the run.
+    """When to validate, beside the end of the run."""
 
-    Args:
-        every: optimizer steps (an integer) or a fraction of the run (below 1).
-    """
-
-    every: PositiveInt | PositiveFloat
+    every: PositiveInt | Annotated[float, Gt(0), Lt(1)]  # optimizer steps, or a fraction of the run
 
     def steps(self, total_steps: int) -> int:
-        """Steps between two validations.
-
-        Raises:
-            ValueError: a fraction of 1 or more.
-        """
-        if isinstance(self.every, int):
-            return min(self.every, total_steps)
-        if self.every >= 1:
-            raise ValueError(f"validation.every={self.every}: write steps as an integer, or a fraction below 1")
-        return max(1, round(self.every * total_steps))
+        """Steps between two validations."""
+        is_number = isinstance(self.every, int)
+        return min(int(self.every), total_steps) if is_number else max(1, round(self.every * total_steps))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """What the plan of a run on GPUs assumes about them: nothing that a run depends on.
+    """What the plan of a run on GPUs assumes about them: nothing that a run depends on."""
 
-    Args:
-        peak_flops: FLOP/s of a GPU that MFU is told against.
-        memory_gib: memory of a GPU.
-        mfu: from … to: the part of that peak that training reaches.
-    """
-
-    peak_flops: PositiveFloat
-    memory_gib: PositiveFloat
-    mfu: tuple[Probability, Probability]
+    peak_flops: PositiveFloat  # FLOP/s of a GPU that MFU is told against
+    memory_gib: PositiveFloat  # of a GPU
+    mfu: tuple[Probability, Probability]  # from … to: the part of that peak that training reaches
 
     def tokens_per_day(self, flops_per_token: int, devices: int) -> tuple[float, float]:
         """Tokens that the devices train on in a day at each end of the range."""
@@ -65,11 +47,10 @@ class Assumptions:
 
     def remarks(self, memory: dict[str, int], micro_size: int) -> list[str]:
         """Whether a device's memory holds what a run needs there (bytes by part), and the largest micro-batch."""
-        available, needed = int(self.memory_gib * 2**30 * USABLE_MEMORY), sum(memory.values())
         if "activations" not in memory:
             return []
-        a_sequence = memory["activations"] / micro_size
-        fits = int((available - needed + memory["activations"]) / a_sequence)
+        available, needed = int(self.memory_gib * 2**30 * USABLE_MEMORY), sum(memory.values())
+        fits = int((available - needed + memory["activations"]) / (memory["activations"] / micro_size))
         usable = f"the {USABLE_MEMORY:.0%} of {self.memory_gib:g} GiB that can be planned with"
         if needed > available:
             more = f": use batch.micro_size={fits} or less" if fits >= 1 else f" with batch.micro_size={micro_size}"
@@ -115,65 +96,67 @@ class Plan:
 
 
 def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
-    """Work out a run before anything of it is made.
+    """Work out a run before anything of it is made, its data prepared or not.
 
-    Args:
-        run: built, its data prepared or not.
-        micro_batch_size: what `batch.micro_size=auto` stood for before; taken if it still divides a rank's sequences.
+    `micro_batch_size` is what `batch.micro_size=auto` stood for before; taken if it still divides a rank's sequences.
 
-    Raises:
-        ConfigError: all contradictions that can be seen without the data.
+    Raises ConfigError: all contradictions that can be seen without the data.
     """
     problems, decoder = problems_of(run), None
     with problems.collect():
         decoder = run.decoder_meta
     if decoder is None:
         raise ConfigError(problems)
-    data = run.data
-    kind = why_precision = "fp32"
+    kind, why_precision, warmup, drawn = "fp32", "", 0, Draw(0)
     with problems.collect():
         kind, why_precision = run.precision.resolve(run.accelerator, run.is_here)
     precision = run.precision.of_kind(kind)
     context_length, ranks = decoder.context_length, run.strategy.data_parallel_size
-    tokens_per_step = run.batch.global_tokens
+    tokens_per_step, parameters = run.batch.global_tokens, decoder.parameter_counts()
     flops_per_token = BACKWARD_FLOPS * decoder.forward_flops_per_token()
-    sizes = Sizes(decoder.parameter_counts(), flops_per_token, tokens_per_step, _epoch_tokens(run))
-    course = _Course(0, 0, 0, None, None, [])
+    epoch_tokens = asked(run.data, "epoch_tokens")
+    if epoch_tokens is None and not run.is_dry:
+        epoch_tokens = UNKNOWN_EPOCH
+    sizes = Sizes(parameters, flops_per_token, tokens_per_step, epoch_tokens)
     with problems.collect():
         run.batch.accumulation(context_length, ranks)
     with problems.collect():
-        course = _course(run, sizes, problems)
+        steps = whole_steps(run.budget.total_tokens(sizes), tokens_per_step)
+        drawn = asked(run.data, "draw")(steps) if run.sequences_per_step else Draw(steps)
+        if not run.is_dry:
+            problems.note(*drawn.problems)
+        warmup = warmup_steps(run.model.schedule, drawn.steps)
     if problems:
         with problems.collect():
             run.model.optimizer(decoder)
         raise ConfigError(problems)
 
-    size = run.batch.micro_batch(context_length, ranks)
     sequences = run.sequences_per_step // ranks
-    if micro_batch_size is not None and size == AUTO and sequences % micro_batch_size == 0:
-        size = micro_batch_size
-    estimates: dict[int, dict[str, int]] = {}
 
     def estimate(size: int) -> dict[str, int]:
-        if size not in estimates:
-            estimates[size] = _memory(run, decoder, precision, size, sequences // size)
-        return estimates[size]
+        return memory.estimate(
+            decoder,
+            run.model.optimizer,
+            micro_batch_size=size,
+            precision=precision,
+            parallelism=run.strategy,
+            accumulation=sequences // size,
+            accelerator=run.accelerator,
+        )
 
-    why_micro_batch = None
-    with problems.collect():
-        if size == AUTO:
-            assumed = int(run.hardware_plan.memory_gib * 2**30)
-            usable, of_what = usable_memory(run.accelerator, run.n_processes, assumed)
-            size, why_micro_batch = largest_that_fits(sequences, estimate, usable, of_what)
-        estimate(int(size))
-    if problems:
-        raise ConfigError(problems)
-    size, tokens = int(size), course.steps * tokens_per_step
+    size, why_micro_batch = run.batch.micro_batch(context_length, ranks), None
+    if size == AUTO and micro_batch_size is not None and sequences % micro_batch_size == 0:
+        size = micro_batch_size
+    elif size == AUTO:
+        assumed = int(run.hardware_plan.memory_gib * 2**30)
+        usable, of_what = usable_memory(run.accelerator, run.n_processes, assumed)
+        size, why_micro_batch = largest_that_fits(sequences, estimate, usable, of_what)
+    tokens = drawn.steps * tokens_per_step
     flops = tokens * flops_per_token
     scope, why_scope = run.compile.resolve(run, flops, precision.compute_dtype)
-    assumptions = run.hardware_plan if run.accelerator == "cuda" else None
-    return Plan(
-        parameters=sizes.parameters,
+    is_cuda = run.accelerator == "cuda"
+    plan = Plan(
+        parameters=parameters,
         flops_per_token=flops_per_token,
         context_length=context_length,
         vocab_size=decoder.vocab_size,
@@ -185,93 +168,44 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
         accumulation=sequences // size,
         sequences_per_step=run.sequences_per_step,
         tokens_per_step=tokens_per_step,
-        steps=course.steps,
+        steps=drawn.steps,
         tokens=tokens,
         flops=flops,
-        warmup_steps=course.warmup,
-        validation_every=course.validation_every,
-        epochs=course.epochs,
-        shares=course.shares,
+        warmup_steps=warmup,
+        validation_every=run.validation.steps(drawn.steps),
+        epochs=drawn.epochs,
+        shares=drawn.shares,
         accelerator=run.accelerator,
         precision=kind,
         why_precision=why_precision,
         compile=scope,
         why_compile=why_scope,
         memory=estimate(size),
-        tokens_per_day=assumptions.tokens_per_day(flops_per_token, run.world_size) if assumptions else None,
-        notes=[
-            *_width_notes(decoder),
-            *_batch_notes(tokens_per_step, sizes.parameters["total"]),
-            *_hardware_notes(run),
-            *(assumptions.remarks(estimate(size), size) if assumptions and why_micro_batch is None else []),
-            *memory.remarks(estimate(size), run.strategy),
-            *asked(data, "notes")(),
-            *course.notes,
-            *(run.budget.notes(sizes, tokens) if hasattr(run.budget, "notes") else []),
-        ],
+        tokens_per_day=run.hardware_plan.tokens_per_day(flops_per_token, run.world_size) if is_cuda else None,
+        notes=[],
     )
+    refused = [f"a run would be refused: {problem.message}" for problem in drawn.problems]
+    of_budget = run.budget.notes(sizes, tokens) if hasattr(run.budget, "notes") else []
+    return replace(plan, notes=[*_notes(run, decoder, plan), *refused, *drawn.notes, *of_budget])
 
 
-class _Course(NamedTuple):
-    """How long a run is, and what it draws from its data."""
-
-    steps: int
-    warmup: int
-    validation_every: int
-    epochs: dict[str, float] | None
-    shares: dict[str, float] | None
-    notes: list[str]
-
-
-def _course(run: Run, sizes: Sizes, problems: Problems) -> _Course:
-    """Work out the steps of a run; what the data refuses is added to `problems`."""
-    steps = whole_steps(run.budget.total_tokens(sizes), sizes.tokens_per_step)
-    notes: list[str] = []
-    drawn = asked(run.data, "draw")(steps) if run.sequences_per_step else Draw(steps)
-    if run.is_dry:
-        notes = [f"a run would be refused: {problem.message}" for problem in drawn.problems]
-    else:
-        problems.note(*drawn.problems)
-    every = 0
-    with problems.collect():
-        every = run.validation.steps(drawn.steps)
-    warmup = warmup_steps(run.model.schedule, drawn.steps)
-    return _Course(drawn.steps, warmup, every, drawn.epochs, drawn.shares, [*notes, *drawn.notes])
-
-
-def _epoch_tokens(run: Run) -> int | None:
-    known: int | None = asked(run.data, "epoch_tokens")
-    return known if known is not None or run.is_dry else UNKNOWN_EPOCH
-
-
-def _hardware_notes(run: Run) -> list[str]:
-    return [] if run.is_here else [f"planned for hardware that is not here: {run.world_size:,} × {run.accelerator}"]
-
-
-def _memory(run: Run, decoder: Decoder, precision: Any, size: int, accumulation: int) -> dict[str, int]:
-    """Bytes on a device by part, from a copy of the decoder whose tensors have no storage."""
-    made, known = copy.deepcopy(decoder), dict[int, torch.nn.Parameter]()
-
-    def fake() -> Decoder:
-        for module in made.modules():
-            for name, meta in module._parameters.items():
-                if meta is not None:
-                    tensor = known.setdefault(id(meta), torch.nn.Parameter(torch.empty(meta.shape, dtype=meta.dtype)))
-                    tensor.requires_grad_(meta.requires_grad)
-                    module._parameters[name] = tensor
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
-        return made
-
-    return memory.estimate(
-        fake,
-        run.model.optimizer,
-        micro_batch_size=size,
-        precision=precision,
-        parallelism=run.strategy,
-        accumulation=accumulation,
-        accelerator=run.accelerator,
-    )
+def _notes(run: Run, decoder: Decoder, plan: Plan) -> Iterator[str]:
+    """What is worth knowing of a plan, beside what data and budget have to say on so many steps."""
+    if (scale := decoder.output_scale) != 1:
+        yield f"muP: {1 / scale:.3g} × the base width {decoder.embedding.embedding_dim * scale:.0f}"
+    n_parameters = plan.parameters["total"]
+    usual = 327_680 * (n_parameters / 108e6) ** (2 / 3)  # OLMo-core
+    if n_parameters >= 5e7 and plan.tokens_per_step <= usual / 16:  # the default is for runs of minutes
+        yield (
+            f"batch.global_tokens={plan.tokens_per_step:,} is little for {n_parameters / 1e6:,.0f} M parameters: about"
+            f" {usual / 1e6:.1g} M are usual (OLMo-core: 327,680·(N/108M)^(2/3))"
+        )
+    if not run.is_here:
+        yield f"planned for hardware that is not here: {run.world_size:,} × {run.accelerator}"
+    if run.accelerator == "cuda" and plan.why_micro_batch is None:
+        yield from run.hardware_plan.remarks(plan.memory, plan.micro_batch_size)
+    yield from memory.remarks(plan.memory, run.strategy)
+    yield from asked(run.data, "notes")()
 
 
 def warmup_steps(schedule: Callable[[int, int], float], total_steps: int) -> int:
@@ -287,33 +221,10 @@ def warmup_steps(schedule: Callable[[int, int], float], total_steps: int) -> int
 
 
 def whole_steps(tokens: int, tokens_per_step: int) -> int:
-    """Optimizer steps that fit into a token budget.
-
-    Raises:
-        ValueError: not even one does.
-    """
+    """Optimizer steps that fit into a token budget; raises ValueError if not even one does."""
     if tokens < tokens_per_step:
         raise ValueError(
             f"budget: {tokens} tokens are less than one step of batch.global_tokens={tokens_per_step}: "
             "raise the budget or lower batch.global_tokens"
         )
     return tokens // tokens_per_step
-
-
-def _batch_notes(global_tokens: int, n_parameters: int) -> list[str]:
-    """Whether a step of a model of some size is far smaller than usual: the default is for runs of minutes."""
-    usual = 327_680 * (n_parameters / 108e6) ** (2 / 3)  # OLMo-core
-    if n_parameters < 5e7 or global_tokens > usual / 16:
-        return []
-    return [
-        f"batch.global_tokens={global_tokens:,} is little for {n_parameters / 1e6:,.0f} M parameters: about"
-        f" {usual / 1e6:.1g} M are usual (OLMo-core: 327,680·(N/108M)^(2/3))"
-    ]
-
-
-def _width_notes(decoder: Decoder) -> list[str]:
-    """How much wider the model is than the one that its settings are for."""
-    if decoder.output_scale == 1:
-        return []
-    d_model = decoder.embedding.embedding_dim
-    return [f"muP: {1 / decoder.output_scale:.3g} × the base width {d_model * decoder.output_scale:.0f}"]

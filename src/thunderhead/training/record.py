@@ -1,6 +1,8 @@
 """A run leaves a record: its configuration, plan, surroundings, metrics and results, as files in its folder."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import platform
@@ -9,12 +11,11 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -22,13 +23,14 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 STAGED = ".resuming"  # in a run's folder
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old one or the new one, never half of it."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` when all is on the disk: readers find the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock colleagues out
@@ -36,6 +38,12 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old one or the new one, never half of it."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -86,9 +94,8 @@ def git_state() -> dict[str, Any] | None:
     """Commit and uncommitted changes of the checkout; None outside of one."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        command = ["git", "-C", str(REPOSITORY), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "changed_files": git("status", "--porcelain").splitlines()}
@@ -97,42 +104,17 @@ def git_state() -> dict[str, Any] | None:
 
 
 class MetricsCsv(Logger):
-    """metrics.csv: a row a logged step. Lightning's CSVLogger deletes what it finds on resuming; this one goes on.
+    """metrics.csv in `save_dir`, the run's folder: a row a logged step.
 
-    Args:
-        save_dir: the run's folder.
+    Lightning's CSVLogger deletes what it finds on resuming; this one goes on.
     """
+
+    name = version = save_dir = ""  # Lightning would make folders of the former two
 
     def __init__(self, save_dir: str):
         super().__init__()
-        self._save_dir = save_dir
+        self.save_dir, self.path = save_dir, Path(save_dir) / "metrics.csv"
         self._columns: list[str] = []
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return Path(self._save_dir) / "metrics.csv"
-
-    @property
-    def name(self) -> str:
-        """Nothing: the file lies in the run's folder itself."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Nothing: the file lies in the run's folder itself."""
-        return ""
-
-    @property
-    def save_dir(self) -> str:
-        """The run's folder."""
-        return self._save_dir
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> "MetricsCsv":
-        """Lightning's handle on a logger's inside."""
-        return self
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -142,12 +124,9 @@ class MetricsCsv(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append a row; a new column rewrites the file."""
         row = {"step": step, **metrics}
-        if not self._columns and self.path.exists():
-            self._columns = list(read_rows(self.path)[0])
-        new = [name for name in row if name not in self._columns]
-        if new:
-            rows = read_rows(self.path)[1] if self.path.exists() else []
-            self._columns += new
+        if not row.keys() <= {*self._columns}:
+            columns, rows = read_rows(self.path) if self.path.exists() else ([], [])
+            self._columns = list(dict.fromkeys([*columns, *row]))
             write_rows(self.path, self._columns, rows)
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
@@ -166,18 +145,17 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and rows of a metrics.csv; a last row that was cut off by a crash is left out."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        rows = list(reader)
-    columns = list(reader.fieldnames or [])
-    return columns, [row for row in rows if None not in row.values()]
+        rows = [row for row in reader if None not in row.values()]
+    return list(reader.fieldnames or []), rows
 
 
 def write_rows(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
     """Write a metrics.csv atomically."""
-    lines = [columns] + [[row.get(column, "") for column in columns] for row in rows]
-    with tempfile.SpooledTemporaryFile(mode="w+", newline="", encoding="utf-8") as buffer:
-        csv.writer(buffer, lineterminator="\n").writerows(lines)
-        buffer.seek(0)
-        write_text(path, buffer.read())
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, lines.getvalue())
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:

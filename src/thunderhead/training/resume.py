@@ -1,9 +1,11 @@
 """Which run to go on with, and from which of its checkpoints."""
 
 import contextlib
+import json
+import math
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from thunderhead import command_line
-from thunderhead.core.config import Config, ConfigError, Problem, differences, plain, show
+from thunderhead.core.config import Config, ConfigError, Problem, differences, first_line, plain, show
 from thunderhead.core.module import COMPONENTS, LanguageModel, ModelSpec
 from thunderhead.core.run import Run
 from thunderhead.training import record
@@ -25,47 +27,37 @@ SWITCHABLE = ("strategy", "compile", "activation_checkpointing")
 
 
 class Found(NamedTuple):
-    """A checkpoint to go on from, and what was passed over on the way to it, in sentences."""
+    """A checkpoint to go on from, if there is one, and what is to be said about the way to it."""
 
-    checkpoint: Path
+    checkpoint: Path | None
     remarks: list[str]
 
 
-def find(resume: str, run_dir: Path) -> Found | None:
-    """Find what `resume=…` means.
+def find(resume: str, run_dir: Path) -> Found:
+    """Find the newest intact checkpoint that `resume=…` means.
 
-    Args:
-        resume: a run's folder; one of its checkpoints; or `auto`, the last unfinished run beside `run_dir`.
-        run_dir: the folder of a new run, among those of the same name.
+    It is a run's folder; one of its checkpoints; or `auto`, the last unfinished run beside `run_dir`, a new run's
+    folder among those of the same name, which may find none.
 
-    Returns:
-        The newest intact checkpoint; None if auto finds no unfinished run that has one.
-
-    Raises:
-        ConfigError: the folder is no run's, or has no checkpoint that is intact.
+    Raises ConfigError if the folder is no run's, or has no checkpoint that is intact.
     """
-    path = Path(resume).absolute()  # the record holds no path that depends on where a run was resumed
     if resume == "auto":
         return _last_unfinished(run_dir)
+    path = Path(resume).absolute()  # the record holds no path that depends on where a run was resumed
+    recorded_config(path.parents[1] if path.is_file() else path)
     if path.is_file():
         if problem := damage(path):
             raise ConfigError([Problem("resume", f"{path} is damaged ({problem}): give another, or the run's folder")])
-        if not (path.parents[1] / "config.yaml").is_file():
-            raise ConfigError([Problem("resume", f"{path} does not lie in the checkpoints of a run's folder")])
         return Found(path, [])
-    if not (path / "config.yaml").is_file():
-        message = f"{path} is no run folder (it has no config.yaml): give one of logs/runs/<name>/<time>"
-        raise ConfigError([Problem("resume", message)])
-    found, remarks = _newest(path)
-    if found is None:
-        why = "; ".join(remarks) or f"{path} has no checkpoints/*.ckpt to go on from"
-        raise ConfigError(
-            [Problem("resume", f"{why}: start a new run, or copy a checkpoint of this one from a backup")]
-        )
-    return Found(found, remarks)
+    found = _newest(path)
+    if found.checkpoint is None:
+        why = "; ".join(found.remarks) or f"{path} has no checkpoints/*.ckpt to go on from"
+        more = "start a new run, or copy a checkpoint of this one from a backup"
+        raise ConfigError([Problem("resume", f"{why}: {more}")])
+    return found
 
 
-def _last_unfinished(run_dir: Path) -> Found | None:
+def _last_unfinished(run_dir: Path) -> Found:
     """Runs of a name are folders named by the time of their start."""
     remarks: list[str] = []
     for folder in sorted(run_dir.parent.iterdir(), reverse=True) if run_dir.parent.exists() else []:
@@ -75,7 +67,7 @@ def _last_unfinished(run_dir: Path) -> Found | None:
         remarks += more
         if checkpoint is not None:
             return Found(checkpoint, remarks)
-    return None
+    return Found(None, [*remarks, f"resume=auto: no unfinished run in {run_dir.parent}: starting anew"])
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -86,20 +78,22 @@ def is_finished(run_dir: Path) -> bool:
     return "stopped_early" in summary or summary["steps"] >= record.read_json(plan)["steps"]
 
 
-def _newest(run_dir: Path) -> tuple[Path | None, list[str]]:
+def _newest(run_dir: Path) -> Found:
     """The intact checkpoint with the most steps, and what is wrong with those that come before it."""
-    steps, remarks = {}, []
-    for file in sorted((run_dir / CHECKPOINTS).glob("*.ckpt")):
+
+    def steps(file: Path) -> float:
         try:
-            steps[file] = _steps(file)
-        except Exception:  # whatever reading a damaged file raises
-            remarks.append(f"{file} is damaged and passed over ({damage(file)})")
-    for file in sorted(steps, key=lambda file: (steps[file], file.name == "last.ckpt"), reverse=True):
-        if problem := damage(file):
-            remarks.append(f"{file} is damaged and passed over ({problem})")
-        else:
-            return file, remarks
-    return None, remarks
+            return _steps(file)
+        except Exception:  # whatever reading a damaged file raises; `damage` says it below
+            return math.inf
+
+    remarks: list[str] = []
+    files = (run_dir / CHECKPOINTS).glob("*.ckpt")
+    for file in sorted(files, key=lambda file: (steps(file), file.name == "last.ckpt", file.name), reverse=True):
+        if (problem := damage(file)) is None:
+            return Found(file, remarks)
+        remarks.append(f"{file} is damaged and passed over ({problem})")
+    return Found(None, remarks)
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -113,11 +107,12 @@ def damage(checkpoint: Path) -> str | None:
             return "its end is missing: it was cut off, or is no checkpoint"
         with zipfile.ZipFile(checkpoint) as archive:
             part = archive.testzip()
-        if part is None:
-            _steps(checkpoint)
+        if part is not None:
+            return f"the checksum of {part} is wrong"
+        _steps(checkpoint)
     except Exception as error:  # torch, zipfile, zlib and struct have many names for nonsense
-        return (str(error).splitlines() or [type(error).__name__])[0]
-    return f"the checksum of {part} is wrong" if part is not None else None
+        return first_line(error)
+    return None
 
 
 def _steps(checkpoint: Path) -> int:
@@ -125,70 +120,50 @@ def _steps(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
 
 
-class Change(NamedTuple):
-    """A setting that is not what it was when a checkpoint was written."""
+def check(checkpoint: Path, run: Run, plan: Plan) -> list[str]:
+    """Tell which settings of the model and of its training have changed since an intact checkpoint, and may.
 
-    path: str
-    then: Any
-    now: Any
-
-    def __str__(self) -> str:
-        return f"{self.path}={show(self.now)} (was {show(self.then)})"
-
-
-def check(checkpoint: Path, run: Run, plan: Plan) -> list[Change]:
-    """Compare a checkpoint with the run that goes on from it.
-
-    Args:
-        checkpoint: intact.
-        run: that goes on, its data prepared.
-        plan: of that run.
-
-    Returns:
-        Settings of the model and of its training that have changed, and may.
-
-    Raises:
-        ConfigError: others have changed, weights do not fit, or the steps are made already; names all.
+    Raises ConfigError if others have changed, weights do not fit, or the steps are made already; names all.
     """
     content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-    then = content["hyper_parameters"]
-    changes = [Change(*difference) for difference in differences(then["config"], run.model.config)]
-    problems = [
-        Problem(change.path, f"changed since the checkpoint ({show(change.then)} → {show(change.now)}): {why}")
-        for change in changes
-        if (why := _why_not(change)) is not None
-    ]
-    if content["global_step"] > plan.steps:
+    then, problems = content["hyper_parameters"], []
+    changes = differences(then["config"], run.model.config)
+    told = {path: f"{path}={show(now)} (was {show(before)})" for path, before, now in changes}
+    for path, before, now in changes:
+        if why := _why_not(path, now):
+            change = f"{show(before)} → {show(now)}"
+            problems.append(Problem(path, f"changed since the checkpoint ({change}): {why}: set it back"))
+    finished = record.read_summary(checkpoint.parents[1])
+    if finished is not None and finished["steps"] >= plan.steps:
+        message = f"the run has made all its {finished['steps']:,} steps: raise the budget, as budget.steps=…"
+        problems.append(Problem("resume", message))
+    elif content["global_step"] > plan.steps:
         made = f"the plan is for {plan.steps:,} steps, and the checkpoint has made {content['global_step']:,}"
         problems.append(Problem("budget", f"{made}: raise it, or go on from an earlier checkpoint"))
     shapes = {f"decoder.{name}": list(weight.shape) for name, weight in run.decoder_meta.state_dict().items()}
     saved = {name: list(weight.shape) for name, weight in content["state_dict"].items() if name.startswith("decoder.")}
-    if differing := [name for name in saved | shapes if saved.get(name) != shapes.get(name)]:
-        guilty = [str(change) for change in changes if change.path.partition(".")[0] in ("model", *COMPONENTS)]
+    if name := next((name for name in saved | shapes if saved.get(name) != shapes.get(name)), None):
+        guilty = [text for path, text in told.items() if path.partition(".")[0] in ("model", *COMPONENTS)]
         if then["vocab_size"] != plan.vocab_size and then["config"]["model"] == run.model.config["model"]:
             guilty.append(f"the tokenizer's vocabulary, {plan.vocab_size:,} (was {then['vocab_size']:,})")
-        name = differing[0]
-        message = (
-            f"the weights do not fit the model ({name.removeprefix('decoder.')} has the shape {saved.get(name)} in the"
-            f" checkpoint, and now {shapes.get(name)}): "
+        why = "the settings are the same, so the code has changed: go back to that of environment.json"
+        if guilty:
+            why = f"changed since the checkpoint: {', '.join(guilty)}: set it back"
+        shape = f"has the shape {saved.get(name)} in the checkpoint, and now {shapes.get(name)}"
+        problems.append(
+            Problem("resume", f"the weights do not fit the model ({name.removeprefix('decoder.')} {shape}): {why}")
         )
-        message += (
-            f"changed since the checkpoint: {', '.join(guilty)}: set it back"
-            if guilty
-            else "the settings are the same, so the code has changed: go back to that of environment.json"
-        )
-        problems.append(Problem("resume", message))
     if problems:
         raise ConfigError(problems)
-    return changes
+    return [*told.values()]
 
 
-def _why_not(change: Change) -> str | None:
+def _why_not(path: str, now: Any) -> str | None:
     """Why a run cannot go on with a changed setting; None: it can."""
-    if change.path.startswith(("parameter_groups.", "parametrization.")):
-        return "the optimizer's state is kept in the groups that follow from it: set it back"
-    if change.path == "optimizer._target_" or (change.path == "optimizer.amsgrad" and change.now):
-        return "the checkpoint does not have the state that this needs: set it back"
+    if path.startswith(("parameter_groups.", "parametrization.")):
+        return "the optimizer's state is kept in the groups that follow from it"
+    if path == "optimizer._target_" or (path == "optimizer.amsgrad" and now):
+        return "the checkpoint does not have the state that this needs"
     return None
 
 
@@ -214,8 +189,7 @@ def take_new_settings(model: LanguageModel, checkpoint: dict[str, Any]) -> None:
 def resumed_config(checkpoint: Path, typed: DictConfig) -> Config:
     """The recorded configuration of a run, with what was typed to change; see SWITCHABLE.
 
-    Raises:
-        ConfigError: something was typed that cannot change, or the record is damaged.
+    Raises ConfigError if something was typed that cannot change, or the record is damaged.
     """
     folder = checkpoint.parents[1]
     overrides = [o for o in command_line.invocation_overrides() if not o.startswith(("resume=", "hydra"))]
@@ -223,39 +197,34 @@ def resumed_config(checkpoint: Path, typed: DictConfig) -> Config:
     return command_line.with_overrides(recorded_config(folder), overrides, recorded_overrides(folder), switched)
 
 
-def recorded_config(run_dir: Path) -> dict[str, Any]:
-    """The configuration that a run has.
+def recorded_config(run_dir: Path, where: str = "resume") -> Config:
+    """The configuration of a run.
 
-    Raises:
-        ConfigError: config.yaml is damaged.
+    Raises ConfigError for the setting `where` if the folder is no run's, or config.yaml is damaged.
     """
     file = run_dir / "config.yaml"
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem("resume", _damaged(file, error))]) from None
-    if not isinstance(config, dict):
-        raise ConfigError([Problem("resume", _damaged(file, "it holds no mapping"))])
-    return config
+    if not file.is_file():
+        message = f"{run_dir} is no run folder (it has no config.yaml): give one of logs/runs/<name>/<time>"
+        raise ConfigError([Problem(where, message)])
+    return _read(file, yaml.safe_load, where)
 
 
 def recorded_overrides(run_dir: Path) -> list[str]:
-    """Overrides that a run was started and resumed with.
-
-    Raises:
-        ConfigError: environment.json is damaged.
-    """
+    """Overrides that a run was started and resumed with; raises ConfigError if environment.json is damaged."""
     file = run_dir / "environment.json"
+    return list(_read(file, json.loads, "resume").get("overrides", [])) if file.is_file() else []
+
+
+def _read(file: Path, parse: Callable[[str], Any], where: str) -> dict[str, Any]:
     try:
-        return list(record.read_json(file).get("overrides", []))
-    except FileNotFoundError:
-        return []
-    except (ValueError, AttributeError) as error:
-        raise ConfigError([Problem("resume", _damaged(file, error))]) from None
-
-
-def _damaged(file: Path, why: object) -> str:
-    return f"{file} is damaged ({' '.join(str(why).split())}): copy it from a backup, or start a new run"
+        content = parse(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no mapping")
+    except (yaml.YAMLError, ValueError) as error:  # which bytes that are no UTF-8 or JSON are, too
+        why = " ".join(str(error).split())
+        message = f"{file} is damaged ({why}): copy it from a backup, or start a new run"
+        raise ConfigError([Problem(where, message)]) from None
+    return content
 
 
 @contextlib.contextmanager
@@ -263,9 +232,7 @@ def held(run_dir: Path) -> Iterator[None]:
     """Hold a run's folder for this process, until it ends, however it ends; and remove half-written checkpoints.
 
     The folder of a new run is removed again if the run is refused, or ends before its configuration is recorded.
-
-    Raises:
-        ConfigError: another process trains this run.
+    Raises ConfigError if another process trains this run.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     is_new = not any(run_dir.iterdir())  # so that all in it is this run's

@@ -1,7 +1,6 @@
 """The way of one run: check → build → plan → record → prepare → fit → summary."""
 
 import contextlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -43,55 +42,44 @@ def settings(
 
 
 def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
-    """Train what a composed configuration describes.
+    """Train what a composed configuration describes, with its record in `run_dir` (None: Hydra's folder).
 
-    Args:
-        config: as Hydra composed it.
-        run_dir: where the record goes; None = the folder that Hydra gave this run.
-
-    Returns:
-        The final validation loss (nats a token), for sweepers; None after a dry run.
-
-    Raises:
-        ConfigError: the configuration is refused; nothing was written.
+    Returns the final validation loss (nats a token), for sweepers; None after a dry run.
+    Raises ConfigError if the configuration is refused; nothing was written.
     """
     run_dir = run_dir or command_line.output_dir()
     try:
         resolved, checkpoint = _resolve(config, run_dir)
         folder = run_dir if checkpoint is None or launch.is_launched() else checkpoint.parents[1]
-        recorded = _recorded_micro_size(resolved, checkpoint)
+        is_auto, recorded = resolved.get("batch", {}).get("micro_size") == AUTO, None
+        if is_auto and checkpoint is not None:  # what it stood for before; the plan takes it if it can
+            recorded = int(record.read_json(folder / "plan.json")["micro_batch_size"])
         run, plan = plan_config(resolved, folder, recorded)
-        if recorded not in (None, plan.micro_batch_size) and is_rank():
+        if is_auto and is_rank() and plan.micro_batch_size != recorded:
             raise ConfigError([Problem("batch.micro_size", NOT_AGREED)])
     except BaseException:
         _remove_if_empty(run_dir)
         raise
     if launch.is_launched():
         return float(fit(run, plan, checkpoint)["val_loss"])
-    if checkpoint is not None:
-        _remove_if_empty(run_dir)
-        finished = record.read_summary(folder)
-        if finished is not None and finished["steps"] >= plan.steps:
-            message = f"{folder} has made all its {finished['steps']:,} steps: raise the budget, as budget.steps=…"
-            raise ConfigError([Problem("resume", message)])
     is_first = global_rank() == 0
     if is_first:
         display.show_plan(plan)
-    if run.is_dry:
+    if run.is_dry or checkpoint is not None:
         _remove_if_empty(run_dir)
+    if run.is_dry:
         return None
 
     if checkpoint is None and is_first:
         _refuse_to_overwrite(folder)
     with resuming.held(folder) if is_first else contextlib.nullcontext():
         plan = _prepare(run, plan)
-        if checkpoint is not None:
-            changes = resuming.check(checkpoint, run, plan)
-            if changes and is_first:
-                display.say(f"Changed since the checkpoint: {', '.join(map(str, changes))}")
+        changes = [] if checkpoint is None else resuming.check(checkpoint, run, plan)
         if is_first:
+            if changes:
+                display.say(f"Changed since the checkpoint: {', '.join(changes)}")
             record.stage(folder, _record_of(run, plan))
-            if checkpoint is None:  # what a run was resumed with is recorded once it is accepted, by BeginRecord
+            if checkpoint is None:  # what a run was resumed with is recorded once it is accepted, by LogMetrics
                 record.take_over(folder)
         if run.n_processes > 1 and not is_rank():
             job = configuration.set_value(resolved, "batch.micro_size", plan.micro_batch_size)
@@ -106,15 +94,14 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
 def plan_config(config: Config, folder: Path, micro_batch_size: int | None = None) -> tuple[Run, Plan]:
     """Check a resolved configuration, build its components and plan the run; nothing is written.
 
-    Raises:
-        ConfigError: it is refused; names all problems that can be seen without the data.
+    Raises ConfigError: names all problems that can be seen without the data.
     """
     check_config(config)
-    found, machine = Problems(), hardware.Machine("cpu", True, 1, 1)
+    found, machine = Problems(), {"accelerator": "cpu", "is_here": True, "n_processes": 1, "world_size": 1}
     with found.collect():
         machine = hardware.machine_of(config["trainer"], must_be_here=not config["dry_run"])
     with found.collect():
-        run = build_run(config, folder, **machine._asdict())
+        run = build_run(config, folder, **machine)
         found.note(*decided_elsewhere(run))
         plan = plan_run(run, micro_batch_size)
     if found:
@@ -123,11 +110,7 @@ def plan_config(config: Config, folder: Path, micro_batch_size: int | None = Non
 
 
 def check_config(config: Config) -> None:
-    """Refuse what is wrong with a single run's configuration, before anything of it is built.
-
-    Raises:
-        ConfigError: names all problems.
-    """
+    """Refuse what is wrong with a single run's configuration, by a ConfigError before anything of it is built."""
     if problems := find_problems(config):
         raise ConfigError(problems)
 
@@ -170,40 +153,19 @@ def default_groups() -> list[str]:
 def _resolve(config: DictConfig, run_dir: Path) -> tuple[Config, Path | None]:
     """The configuration as plain containers; where a run is resumed, its recorded one, and the checkpoint."""
     resume = config.get("resume")
-    if resume is None or launch.is_launched():
-        resolved = configuration.plain(config)
-        checkpoint = None if resume is None else Path(str(resume))
-    else:
-        checkpoint = _find_checkpoint(str(resume), run_dir)
-        resolved = configuration.plain(config) if checkpoint is None else resuming.resumed_config(checkpoint, config)
-    resolved = resolved | {"resume": None if checkpoint is None else str(checkpoint)}
-    agreed = checkpoint is not None or not is_rank() or launch.is_launched()
-    if resolved.get("batch", {}).get("micro_size") == AUTO and not agreed:
-        raise ConfigError([*find_problems(resolved), Problem("batch.micro_size", NOT_AGREED)])
-    return resolved, checkpoint
-
-
-def _find_checkpoint(resume: str, run_dir: Path) -> Path | None:
-    """What `resume` means, said on the terminal."""
+    if resume is None or launch.is_launched():  # whoever launched has found the checkpoint
+        return configuration.plain(config) | {"resume": resume}, None if resume is None else Path(resume)
     if resume == "auto" and command_line.is_multirun():
         message = "auto looks for the last run of a name, and a sweep has many: give the folder of one run"
         raise ConfigError([Problem("resume", message)])
-    found = resuming.find(resume, run_dir)
-    anew = [f"resume=auto: no unfinished run in {run_dir.parent}: starting anew"]
-    remarks: Sequence[str] = anew if found is None else found.remarks
-    if global_rank() == 0:
-        for remark in remarks:
-            display.say(remark)
-        if found is not None and (remarks or resume == "auto"):
-            display.say(f"Going on from {found.checkpoint}")
-    return None if found is None else found.checkpoint
-
-
-def _recorded_micro_size(config: Config, checkpoint: Path | None) -> int | None:
-    """The number that `batch.micro_size=auto` stood for before a run was resumed; the plan takes it if it can."""
-    if checkpoint is None or launch.is_launched() or config["batch"]["micro_size"] != AUTO:
-        return None
-    return int(record.read_json(checkpoint.parents[1] / "plan.json")["micro_batch_size"])
+    checkpoint, remarks = resuming.find(str(resume), run_dir)
+    if checkpoint is not None and (remarks or resume == "auto"):
+        remarks = [*remarks, f"Going on from {checkpoint}"]
+    for remark in remarks if global_rank() == 0 else ():
+        display.say(remark)
+    if checkpoint is None:
+        return configuration.plain(config) | {"resume": None}, None
+    return resuming.resumed_config(checkpoint, config) | {"resume": str(checkpoint)}, checkpoint
 
 
 def _prepare(run: Run, plan: Plan) -> Plan:
@@ -212,9 +174,9 @@ def _prepare(run: Run, plan: Plan) -> Plan:
         return plan
     try:
         run.data.prepare_data()
+        plan = plan_run(run, plan.micro_batch_size if run.batch.micro_size == AUTO else None)
     except (ValueError, ConnectionError, *REFUSALS) as error:
         raise ConfigError([Problem("", reason(error))]) from error
-    plan = plan_run(run, plan.micro_batch_size if run.batch.micro_size == AUTO else None)
     if global_rank() == 0 and plan.epochs:
         epochs = (f"{epochs:.2f} epochs of {source}" for source, epochs in plan.epochs.items())
         display.say(f"  this run sees {', '.join(epochs)}")
@@ -223,8 +185,7 @@ def _prepare(run: Run, plan: Plan) -> Plan:
 
 def _record_of(run: Run, plan: Plan) -> dict[str, str]:
     """The files of a run's record that are known before the first step."""
-    overrides = resuming.recorded_overrides(run.folder)
-    overrides += [override for override in command_line.invocation_overrides() if override not in overrides]
+    overrides = list(dict.fromkeys(resuming.recorded_overrides(run.folder) + command_line.invocation_overrides()))
     to_json = getattr(getattr(run.data, "tokenizer", None), "to_json", None)
     return {
         **({"tokenizer.json": to_json()} if to_json is not None else {}),
@@ -236,11 +197,7 @@ def _record_of(run: Run, plan: Plan) -> dict[str, str]:
 
 
 def _refuse_to_overwrite(run_dir: Path) -> None:
-    """A new run has a folder of its own; an arm of a sweep starts anew where it left nothing to go on from.
-
-    Raises:
-        ConfigError: the folder has the results of another run.
-    """
+    """A new run has a folder of its own; an arm of a sweep starts anew where it left nothing to go on from."""
     kept = [*(run_dir / resuming.CHECKPOINTS).glob("*.ckpt")] if not command_line.is_multirun() else []
     if kept or (run_dir / "summary.json").exists():
         message = f"{run_dir} holds a run already: give another folder, or go on with it by resume={run_dir}"

@@ -1,59 +1,45 @@
-"""Lightning's Trainer for a run: what follows from other groups, callbacks, loggers, plugins."""
+"""Lightning's Trainer for a run: what follows from other groups, and what its callbacks and data must not be."""
 
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    ModelCheckpoint,
-    ProgressBar,
-)
+from lightning.pytorch import callbacks as lightning_callbacks
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from thunderhead.core.config import Problem, first_line
 from thunderhead.core.processes import is_rank
 from thunderhead.core.run import Run
-from thunderhead.training.callbacks.batches import CheckBatches
-from thunderhead.training.callbacks.metrics import LogMetrics
-from thunderhead.training.callbacks.profile import ProfileSteps
-from thunderhead.training.callbacks.schedule_picture import SchedulePicture
 from thunderhead.training.callbacks.state import AtomicCheckpointIO, BackgroundCheckpointIO
 from thunderhead.training.plan import Plan
 
 # Arguments of Lightning's Trainer that follow from other groups.
 DERIVED = {
-    "max_steps": "budget",
-    "min_steps": "budget",
-    "max_epochs": "budget",
-    "min_epochs": "budget",
+    **dict.fromkeys(("max_steps", "min_steps", "max_epochs", "min_epochs"), "budget"),
+    **dict.fromkeys(("val_check_interval", "check_val_every_n_epoch"), "validation.every"),
+    **dict.fromkeys(("callbacks", "enable_progress_bar", "enable_checkpointing"), "callbacks"),
     "accumulate_grad_batches": "batch",
-    "val_check_interval": "validation.every",
-    "check_val_every_n_epoch": "validation.every",
     "precision": "precision",
     "strategy": "strategy",
     "plugins": "precision and strategy",
-    "callbacks": "callbacks",
     "logger": "logger",
     "default_root_dir": "hydra.run.dir",
     "use_distributed_sampler": "data",
-    "enable_progress_bar": "callbacks",
-    "enable_checkpointing": "callbacks",
     # They would begin the data anew after so many batches, or validate on other tokens than the record says.
-    "limit_train_batches": "data.max_training_tokens",
-    "overfit_batches": "data.max_training_tokens",
+    **dict.fromkeys(("limit_train_batches", "overfit_batches"), "data.max_training_tokens"),
     "limit_val_batches": "data.max_validation_tokens",
 }
 
 # Callbacks of Lightning that would change what other groups decide.
 DECIDED = {
-    GradientAccumulationScheduler: "accumulation follows from batch.global_tokens and batch.micro_size",
-    BatchSizeFinder: "the largest micro-batch that fits is found by batch.micro_size=auto",
-    LearningRateFinder: "learning rates are tried by tune=lr, in a sweep",
+    lightning_callbacks.GradientAccumulationScheduler: "accumulation follows from the group batch",
+    lightning_callbacks.BatchSizeFinder: "the largest micro-batch that fits is found by batch.micro_size=auto",
+    lightning_callbacks.LearningRateFinder: "learning rates are tried by tune=lr, in a sweep",
 }
 
 
@@ -67,17 +53,49 @@ def decided_elsewhere(run: Run) -> list[Problem]:
     ]
 
 
-def make_trainer(run: Run, plan: Plan, log_metrics: LogMetrics, callbacks: Sequence[Callback] = ()) -> Trainer:
+class CheckBatches(Callback):
+    """Check the training batches of any LightningDataModule; raises ValueError.
+
+    At the end of an epoch Lightning takes a step with the micro-batches that are left, each still weighted as one of
+    a whole step, and a DataLoader gives the sequences that are left.
+    """
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse epochs that end within a step."""
+        n_batches, accumulated = trainer.num_training_batches, self.plan.accumulation
+        if n_batches > self.plan.steps * accumulated:  # the run ends before
+            return
+        loader: Any = trainer.train_dataloader
+        size = loader.batch_size if isinstance(loader, DataLoader) and not loader.drop_last else None
+        if size and hasattr(loader.sampler, "__len__") and len(loader.sampler) % size:
+            raise ValueError(
+                f"data: {len(loader.sampler):,} training sequences are no multiple of a batch of {size}, and the last"
+                " batch of an epoch would be smaller: make the DataLoader with drop_last=True"
+            )
+        if n_batches % accumulated:
+            raise ValueError(
+                f"data: an epoch has {n_batches:,} batches and a step {accumulated}, so that the last step of an epoch"
+                f" would be smaller: give a multiple of {accumulated}, or set batch.micro_size higher"
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Compare a batch with the plan."""
+        expected = (self.plan.micro_batch_size, self.plan.context_length + 1)
+        if not isinstance(batch, Tensor) or batch.shape != expected:
+            found = (
+                f"the shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else f"the type {type(batch).__name__}"
+            )
+            raise ValueError(
+                f"data: a batch has {found}, and should have {expected}, token ids (B, T+1): make its loader with"
+                " self.micro_batch_size, which the plan sets, and model.context_length + 1 tokens"
+            )
+
+
+def make_trainer(run: Run, plan: Plan, callbacks: list[Callback]) -> Trainer:
     """Lightning's Trainer with everything that follows from the plan."""
-    loggers = list(run.loggers.values())
-    all_callbacks = [
-        CheckBatches(plan),
-        log_metrics,
-        SchedulePicture(run.model.schedule, run.config["optimizer"]["lr"], plan.tokens_per_step),
-        *run.callbacks.values(),
-        *callbacks,
-        *([ProfileSteps(run.folder / "profile")] if run.config["profile"] else []),
-    ]
     precision = run.precision.of_kind(plan.precision).lightning_arguments(run.accelerator)
     checkpoint_io = BackgroundCheckpointIO() if run.config["background_checkpoints"] else AtomicCheckpointIO()
     plugins = [*precision.pop("plugins", []), checkpoint_io]
@@ -85,13 +103,13 @@ def make_trainer(run: Run, plan: Plan, log_metrics: LogMetrics, callbacks: Seque
         plugins.append(LightningEnvironment())
     given = {"num_sanity_val_steps": 0, "enable_model_summary": False} | run.trainer.keywords  # type: ignore[attr-defined]
     with quiet_lightning():
-        trainer: Trainer = run.trainer.func(  # type: ignore[attr-defined]
+        return run.trainer.func(  # type: ignore[attr-defined,no-any-return]
             **given,
             **precision,
             plugins=plugins,
             strategy=run.strategy.strategy(),
-            callbacks=all_callbacks,
-            logger=loggers or False,
+            callbacks=callbacks,
+            logger=[*run.loggers.values()] or False,
             default_root_dir=str(run.folder),
             max_steps=plan.steps,
             max_epochs=-1,
@@ -100,11 +118,11 @@ def make_trainer(run: Run, plan: Plan, log_metrics: LogMetrics, callbacks: Seque
             check_val_every_n_epoch=None,
             use_distributed_sampler=False,
             # without these, Lightning adds a bar and a checkpoint of its own
-            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in all_callbacks),
-            enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in all_callbacks),
+            enable_progress_bar=any(isinstance(callback, lightning_callbacks.ProgressBar) for callback in callbacks),
+            enable_checkpointing=any(
+                isinstance(callback, lightning_callbacks.ModelCheckpoint) for callback in callbacks
+            ),
         )
-    log_metrics.attach(loggers)
-    return trainer
 
 
 def reason(error: BaseException) -> str:
@@ -120,17 +138,14 @@ def reason(error: BaseException) -> str:
 def quiet_lightning() -> Iterator[None]:
     """Remarks of Lightning and litdata on what is decided here (devices, loader workers) are noise to a user."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "litdata")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # other settings, see ExactResume
         warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # torchmetrics has summed over the ranks
         for logger in loggers:
+            stack.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield

@@ -8,7 +8,7 @@ import torch
 
 from oracles import options, randomize
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.release.generation import generate
+from thunderhead.release.sample import generate
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 # of prompts and what follows, in pieces of any size and token by token

@@ -8,8 +8,11 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 
+from thunderhead.core.data.datamodule import asked
 from thunderhead.core.module import LanguageModel
-from thunderhead.training.loggers import log_by_tokens
+from thunderhead.core.run import Run
+from thunderhead.training import record
+from thunderhead.training.loggers import draw_schedule, log_by_tokens, log_figure
 from thunderhead.training.plan import Plan
 
 
@@ -22,43 +25,38 @@ class LogMetrics(Callback):
     that is still open. TensorBoard gets each value a second time under `by_tokens/…` against the tokens seen, so that
     runs with different batch sizes can be laid over each other.
 
-    Args:
-        plan: of the run.
-        peak_flops: FLOP/s of all devices together for `mfu`; None leaves it out.
-        ledger: what each source gave to the first n sequences, as NamedTuples whose fields become columns.
-        settings: what loggers are told about the run (`log_hyperparams`).
+    The record changes when a run is sure to go on, with its first batch: until then a resume may be refused. `mfu` is
+    told against `peak_flops`, FLOP/s of all devices together; None leaves it out.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        peak_flops: float | None,
-        ledger: Callable[[int], Mapping[str, Any]],
-        settings: Mapping[str, Any],
-    ):
-        self.plan, self.peak_flops, self.ledger, self.settings = plan, peak_flops, ledger, settings
+    def __init__(self, run: Run, plan: Plan, peak_flops: float | None):
+        self.run, self.plan, self.peak_flops = run, plan, peak_flops
+        self.ledger = asked(run.data, "ledger")(plan.steps)  # what each source gave to the first n sequences
         self.throughput: float | None = None  # tokens/s between the last two log points
         self.validated_at: int | None = None  # the step of the last validation
         self.training_seconds = 0.0  # without validation, writing checkpoints and compiling
         self.compile_seconds = 0.0  # of the first step, where something is compiled
-        self._saved_before = 0.0  # seconds of writing checkpoints in processes before this one
         self.tokens_timed = 0  # tokens trained on in training_seconds
-        self.last_terms: dict[str, float] = {}
         self.steps_taken = 0  # by the optimizer: fp16 leaves out steps whose gradients overflow
+        self.last_terms: dict[str, float] = {}
         self.started = False
         self._step, self._row, self._begun = 0, dict[str, float](), False
         self._compiles = plan.compile != "none"  # in the first step of this process
-        self._sinks: list[tuple[Logger, Callable[..., None]]] = []
-        self._since: float | None = None
+        # It stands between Lightning and the loggers: what others log comes here, and whole rows go there.
+        self._sinks: list[tuple[Logger, Callable[..., None]]] = [
+            (each, each.log_metrics) for each in run.loggers.values()
+        ]
+        for logger in run.loggers.values():
+            logger.log_metrics = self._join  # type: ignore[method-assign]
         self._checkpoint_io: Any = None
-        self._saving_before = self._seconds = 0.0
-        self._steps_timed = self._step_before = 0
+        self._saved_before = 0.0  # seconds of writing checkpoints in processes before this one
+        self._since: float | None = None  # what the clock said when it was started
+        self._seconds, self._steps_timed, self._step_before = 0.0, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """The time until a checkpoint and the open row, so that a resumed run goes on with both."""
-        running = self._elapsed() if self._since is not None else 0.0
         return {
-            "training_seconds": self.training_seconds + running,
+            "training_seconds": self.training_seconds + (self._elapsed() if self._since is not None else 0.0),
             "compile_seconds": self.compile_seconds,
             "checkpoint_seconds": self.checkpoint_seconds,
             "tokens_timed": self.tokens_timed,
@@ -73,12 +71,6 @@ class LogMetrics(Callback):
         self._row = dict(state_dict["row"])
 
     # --- rows ---------------------------------------------------------------------------------------------------------
-
-    def attach(self, loggers: list[Logger]) -> None:
-        """Stand between Lightning and the loggers: what others log comes here, and whole rows go there."""
-        self._sinks = [(logger, logger.log_metrics) for logger in loggers]
-        for logger in loggers:
-            logger.log_metrics = self._join  # type: ignore[method-assign]
 
     def _join(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Put values into the open row; Lightning's own count of steps is one behind, and its epoch never ends."""
@@ -100,19 +92,22 @@ class LogMetrics(Callback):
             log_by_tokens(logger, log, row, tokens)
 
     def _begin(self, trainer: Trainer) -> None:
-        """When a run is sure to go on: loggers learn what it is, and forget what will be written again."""
+        """When a run is sure to go on: what was staged is recorded; loggers forget what will be written again."""
         if self._begun:
             return
         self._begun, self._step = True, trainer.global_step
-        for logger, _ in self._sinks if trainer.is_global_zero else ():
-            logger.log_hyperparams(dict(self.settings))
+        if not trainer.is_global_zero:
+            return
+        record.take_over(self.run.folder)
+        for logger, _ in self._sinks:
+            logger.log_hyperparams({**self.run.config, "planned": self.plan.to_dict()})
             if callable(forget := getattr(logger, "forget_from", None)):
                 self._row = forget(trainer.global_step) | self._row
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock: validation is no training time."""
+        """Stop the clock: validation is no training time. One that is made up for comes before the first batch."""
         self._begin(trainer)
-        self._stop(trainer)
+        self._stop()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the results into the step's row, and let the clock run again."""
@@ -121,7 +116,7 @@ class LogMetrics(Callback):
         self._join({k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")})
         self.validated_at = trainer.global_step
         if trainer.state.fn == "fit":
-            self._start(trainer)
+            self._start()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Write the row of the step before; tell the module whether the step under way will be logged."""
@@ -142,11 +137,10 @@ class LogMetrics(Callback):
             return
         rates: dict[str, float] = {}
         for number, group in enumerate(optimizer.param_groups):
-            rate = float(group["lr"])
-            plain = rate / group.get("lr_multiplier", 1.0)
-            rates.setdefault("lr", plain)
-            if plain != rates["lr"]:
-                rates[f"lr/{group.get('name', number)}"] = plain
+            rate = float(group["lr"]) / group.get("lr_multiplier", 1.0)
+            rates.setdefault("lr", rate)
+            if rate != rates["lr"]:
+                rates[f"lr/{group.get('name', number)}"] = rate
         self._join(rates)
 
     def on_train_batch_end(
@@ -161,30 +155,28 @@ class LogMetrics(Callback):
         if self._compiles:
             self._compiles = False
             self.compile_seconds += self._elapsed()
-            self._start(trainer)
+            self._start()
         else:
             self._steps_timed += 1
             self.tokens_timed += self.plan.tokens_per_step
         if not self._is_logged(trainer, step):
             return
-        terms = {name: mean.compute().item() for name, mean in pl_module.step_terms.items()}  # waits for the device
+        self.last_terms = {name: mean.compute().item() for name, mean in pl_module.step_terms.items()}
         for mean in pl_module.step_terms.values():
             mean.reset()
-        self._stop(trainer)
-        self.last_terms = terms
-        row = {f"train/{name}": value for name, value in terms.items()}
+        self._stop()  # after `item` has waited for the device
+        row = {f"train/{name}": value for name, value in self.last_terms.items()}
         if pl_module.grad_norm is not None:
             row["grad_norm"] = pl_module.grad_norm.item()
         if self._steps_timed:
-            self.throughput = self._steps_timed * self.plan.tokens_per_step / self._seconds
-            row["tokens_per_second"] = self.throughput
+            row["tokens_per_second"] = self.throughput = self._steps_timed * self.plan.tokens_per_step / self._seconds
             if self.peak_flops:
                 row["mfu"] = self.throughput * self.plan.flops_per_token / self.peak_flops
         if (scaler := getattr(trainer.precision_plugin, "scaler", None)) is not None:
             row |= {"grad_scale": scaler.get_scale(), "skipped_steps": step - self.steps_taken}
         self._seconds, self._steps_timed = 0.0, 0
         self._join(row)
-        self._start(trainer)
+        self._start()
 
     def _is_logged(self, trainer: Trainer, step: int) -> bool:
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -194,24 +186,24 @@ class LogMetrics(Callback):
         """All steps may have been made before a resume: then this is the first that is heard of it."""
         self._begin(trainer)
 
-    # --- the clock runs while training does ---------------------------------------------------------------------------
+    # --- the clock runs while training does, and stands still while training waits for a checkpoint -------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and count the optimizer's steps."""
+        """Show the schedule, start the clock, and count the optimizer's steps."""
 
         def count(optimizer: Optimizer, *_: Any) -> None:
             self.steps_taken += 1
 
+        if trainer.is_global_zero and self._sinks:
+            peak_lr, tokens = self.run.config["optimizer"]["lr"], self.plan.tokens_per_step
+            figure = draw_schedule(self.run.model.schedule, peak_lr, trainer.max_steps, tokens)
+            log_figure(self.run.loggers.values(), "schedule/lr", figure, trainer.global_step)
         trainer.optimizers[0].register_step_post_hook(count)
-        self._step_before = trainer.global_step
-        self._start(trainer)
+        self._checkpoint_io, self._step_before = trainer.strategy.checkpoint_io, trainer.global_step
+        self._start()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop(trainer)
-
-    def _start(self, trainer: Trainer) -> None:
-        self._checkpoint_io = trainer.strategy.checkpoint_io
-        self._since, self._saving_before = time.perf_counter(), self._saving()
+        self._stop()
 
     def _saving(self) -> float:
         """Seconds that this process has waited for checkpoints."""
@@ -222,11 +214,14 @@ class LogMetrics(Callback):
         """Seconds that training has waited for checkpoints, also before it was resumed."""
         return self._saved_before + self._saving()
 
+    def _start(self) -> None:
+        self._since = time.perf_counter() - self._saving()
+
     def _elapsed(self) -> float:
         assert self._since is not None
-        return time.perf_counter() - self._since - (self._saving() - self._saving_before)
+        return time.perf_counter() - self._saving() - self._since
 
-    def _stop(self, trainer: Trainer) -> None:
+    def _stop(self) -> None:
         if self._since is not None:
             elapsed = self._elapsed()
             self._seconds += elapsed

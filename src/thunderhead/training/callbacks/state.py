@@ -1,12 +1,9 @@
 """What a checkpoint must hold beside Lightning's own, and how it reaches the disk."""
 
 import hashlib
-import os
 import random
-import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 
+from thunderhead.core.config import first_line
 from thunderhead.training import record
 
 
@@ -32,44 +30,39 @@ class ExactResume(Callback):
     whose gradients are lost then: the states saved are those before the step's first micro-batch, as the step will
     begin again. It saves before the validation of the same step, which a resumed run would leave out: it is made then.
     And it forgets what it has saved when the run's folder was moved: it is told where that is now.
-
-    Args:
-        seed: of the run.
     """
 
     def __init__(self, seed: int):
         self.seed = seed
-        self._restored: list[dict[str, Any]] | None = None
-        self._restored_ranks: list[int] = []  # the data-parallel rank of each rank when these were saved
-        self._before_step: tuple[int, dict[str, Any]] | None = None  # (step under way, state before it)
+        self._restored: tuple[list[int], list[dict[str, Any]]] = [], []  # data-parallel rank and state of each rank
+        self._before_step: tuple[int | None, dict[str, Any]] = None, {}  # (step under way, state before it)
         self._validated_at: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed this rank, or restore what it had."""
-        if self._restored is not None and self._restored_ranks == _data_parallel_ranks(trainer):
-            _set_state(self._restored[trainer.global_rank])
+        (saved_ranks, states), ranks = self._restored, _data_parallel_ranks(trainer)
+        if saved_ranks == ranks:
+            _set_state(states[trainer.global_rank])
         else:
-            seed = seed_of_rank(self.seed, _data_parallel_ranks(trainer)[trainer.global_rank])
+            seed = seed_of_rank(self.seed, ranks[trainer.global_rank])
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.manual_seed(seed)
-        self._restored = None
+        self._restored = [], []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep this rank's state before the first micro-batch of a step."""
-        first = self._before_step is None or self._before_step[0] != trainer.global_step
-        if first and trainer.accumulate_grad_batches > 1:  # 0.15 ms
-            self._before_step = (trainer.global_step, _state())
+        if self._before_step[0] != trainer.global_step and trainer.accumulate_grad_batches > 1:  # 0.15 ms
+            self._before_step = trainer.global_step, _state()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember that this step was validated."""
         self._validated_at = trainer.global_step
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the states of all ranks into the checkpoint, and which step was validated last."""
         checkpoint["validated_at"] = self._validated_at
-        step, before = self._before_step or (None, {})
-        state = _plain(before if step == trainer.global_step else _state())
+        step, before = self._before_step
+        state = before if step == trainer.global_step else _state()
         states: list[Any] = [state]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             states = [None] * trainer.world_size
@@ -79,8 +72,7 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember the states until training starts, count micro-batches anew, and have a validation made up for."""
-        self._restored = checkpoint["random_state"]
-        self._restored_ranks = checkpoint["data_parallel_ranks"]
+        self._restored = checkpoint["data_parallel_ranks"], checkpoint["random_state"]
         loops = checkpoint["loops"]["fit_loop"]
         micro_batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
         progress = loops["epoch_loop.batch_progress"]
@@ -134,60 +126,19 @@ def _data_parallel_ranks(trainer: Trainer) -> list[int]:
 
 
 def _state() -> dict[str, Any]:
-    """All random state of this process."""
-    state = {"python": random.getstate(), "numpy": np.random.get_state(legacy=False), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """The same in types that a weights-only load accepts."""
-    inner = state["numpy"]["state"]
-    return {**state, "numpy": {**state["numpy"], "state": {"key": inner["key"].tolist(), "pos": int(inner["pos"])}}}
+    """All random state of this process, in types that a weights-only load accepts."""
+    numpy_state: dict[str, Any] = np.random.get_state(legacy=False)
+    numpy_state["state"] = {"key": numpy_state["state"]["key"].tolist(), "pos": int(numpy_state["state"]["pos"])}
+    state = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
 def _set_state(state: dict[str, Any]) -> None:
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    inner = state["numpy"]["state"]
-    np.random.set_state({**state["numpy"], "state": {**inner, "key": np.array(inner["key"], dtype=np.uint32)}})
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-class BeginRecord(Callback):
-    """Change a run's record when it is sure to go on: until its first batch is there, a resume may be refused.
-
-    What was staged is recorded (`record.stage`).
-
-    Args:
-        run_dir: the run's folder.
-    """
-
-    def __init__(self, run_dir: Path):
-        self.run_dir = run_dir
-        self._begun = False
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A validation that is made up for comes before the first batch."""
-        self._begin(trainer)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """The first batch is there."""
-        self._begin(trainer)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """All steps had been made."""
-        self._begin(trainer)
-
-    def _begin(self, trainer: Trainer) -> None:
-        if self._begun:
-            return
-        self._begun = True
-        if trainer.is_global_zero:
-            record.take_over(self.run_dir)
 
 
 class CheckpointError(RuntimeError):
@@ -202,7 +153,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.seconds = 0.0  # that training has waited for it
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save to `path`; see `write`."""
         start = time.perf_counter()
         self.write(checkpoint, path, storage_options)
         self.seconds += time.perf_counter() - start
@@ -210,29 +160,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def write(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write to `path`, a file; remote paths are left to Lightning.
 
-        Raises:
-            CheckpointError: it could not be written; what was at `path` before is still there.
+        Raises CheckpointError if it could not be written; what was at `path` before is still there.
         """
-        if not _is_local(path):
+        if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        path, temporary = Path(path), None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            with os.fdopen(handle, "wb") as file:
+            with record.replacing(Path(path)) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException as error:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
-            if isinstance(error, OSError | RuntimeError):  # torch's writer turns the former into the latter
-                reason = str(error).partition("\n")[0]
-                raise CheckpointError(f"the checkpoint {path} could not be written: {reason}") from error
-            raise
+        except (OSError, RuntimeError) as error:  # torch's writer turns the former into the latter
+            raise CheckpointError(f"the checkpoint {path} could not be written: {first_line(error)}") from error
 
 
 class BackgroundCheckpointIO(AtomicCheckpointIO):
@@ -240,29 +177,25 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
 
     A step's own file and last.ckpt come together; if three writes and removals are waiting already, training waits, so
     that copies do not pile up. Old files are removed in turn, after the new ones are written. A failed write is raised
-    by the next save, or at the end. Lightning's AsyncCheckpointIO does none of these three.
+    (CheckpointError) by the next save, or at the end. Lightning's AsyncCheckpointIO does none of these three.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._writer: ThreadPoolExecutor | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._pending: deque[Future[None]] = deque()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Copy the checkpoint and have it written.
-
-        Raises:
-            CheckpointError: one before could not be written.
-        """
+        """Copy the checkpoint and have it written."""
         start = time.perf_counter()
         self._wait(at_most=2)
-        copy = apply_to_collection(checkpoint, torch.Tensor, _copy)
-        self._later(self.write, copy, path, storage_options)
+        copy = apply_to_collection(checkpoint, torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
+        self._pending.append(self._writer.submit(self.write, copy, path, storage_options))
         self.seconds += time.perf_counter() - start
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a file when all writes asked for before are done."""
-        self._later(super().remove_checkpoint, path)
+        self._pending.append(self._writer.submit(super().remove_checkpoint, path))
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load what may have been saved just before."""
@@ -270,29 +203,9 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
         return super().load_checkpoint(*args, **kwargs)
 
     def teardown(self) -> None:
-        """Wait until all is written; may be called several times.
-
-        Raises:
-            CheckpointError: something could not be written.
-        """
+        """Wait until all is written; may be called several times, and is before the last save of a run."""
         self._wait()
-        if self._writer is not None:
-            self._writer.shutdown()
-            self._writer = None
-
-    def _later(self, act: Callable[..., None], *args: Any) -> None:
-        if self._writer is None:
-            self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._pending.append(self._writer.submit(act, *args))
 
     def _wait(self, at_most: int = 0) -> None:
         while self._pending and (len(self._pending) > at_most or self._pending[0].done()):
             self._pending.popleft().result()
-
-
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True)
-
-
-def _is_local(path: Any) -> bool:
-    return "://" not in str(path)

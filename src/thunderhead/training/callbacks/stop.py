@@ -18,21 +18,16 @@ class StopOnSignal(Callback):
     Lightning's own handling ends a run on SIGTERM with exit status 0 and nothing saved, and waits for ever if one rank
     of several got the signal. Here ranks agree at the end of a step. Several ranks, which asking costs a wait, ask at
     logged steps, and where steps are slow about every PATIENCE seconds. A second signal ends the process at once.
-
-    Args:
-        checkpoint: where to save.
     """
 
     def __init__(self, checkpoint: Path):
         self.checkpoint = checkpoint
-        self.received: int | None = None
-        """The signal that ended the run."""
+        self.received: int | None = None  # the signal that ended the run
         self._before: dict[int, Any] = {}
         self._asked: tuple[int, float] = (0, 0.0)  # (step, this rank's time then)
         self._next = 0  # the step after which ranks ask again at the latest; the same on all
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
         self._asked, self._next = (trainer.global_step, time.monotonic()), trainer.global_step + 1
         try:
             self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -67,11 +62,9 @@ class StopOnSignal(Callback):
         return int(number) > 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen no more."""
         self._stop_listening()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Listen no more."""
         self._stop_listening()
 
     def _stop_listening(self) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from thunderhead.release.generation import generate
+from thunderhead.release.sample import generate
 
 V = 11
 
