@@ -80,7 +80,7 @@ def through_train_path(config: Config, extra: list[Callback]) -> tuple[list[floa
     """One round of `train.py`'s own path: the seconds of its steps, and the last loss that it logged."""
     with tempfile.TemporaryDirectory() as folder:
         run, plan = planned(config, Path(folder))
-        model, trainer, log_metrics, _ = assemble(run, plan)
+        model, trainer, log_metrics, *_ = assemble(run, plan)
         stamps = Stamps(plan.accumulation, plan.steps - 1)
         trainer.callbacks += [stamps, *extra]
         trainer.fit(model, datamodule=run.data)

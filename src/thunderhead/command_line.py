@@ -6,6 +6,7 @@ Exit status: 0 done, 2 refused (one clear message, no traceback, nothing begun),
 import difflib
 import json
 import os
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -77,6 +78,11 @@ def with_overrides(
     if problems:
         raise ConfigError(problems)
     return configuration.plain(merged)
+
+
+def shown(program: str, *overrides: str) -> str:
+    """A command as a shell takes it, for hints: `python train.py …`; quote texts for Hydra first (`quoted`)."""
+    return shlex.join(["python", program, *overrides])
 
 
 def job(function: Callable[[DictConfig], Result], config: DictConfig) -> Result:

@@ -4,6 +4,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thunderhead.core import trust
 from thunderhead.core.tokenizer import EOS, Tokenizer, load_tokenizer
 from thunderhead.corpus.trained_tokenizers import BpeTokenizer, ByteTokenizer, sample
 
@@ -114,8 +115,12 @@ class Upper(ByteTokenizer):
     """One of somebody else's."""
 
 
-def test_a_tokenizer_of_another_package_is_found_where_it_is_imported_from() -> None:
+def test_a_trusted_tokenizer_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Upper.name == f"{__name__}.Upper"
+    monkeypatch.setattr(trust, "_trusted", set())
+    with pytest.raises(ValueError, match=r"trust=\["):
+        load_tokenizer(Upper.name, Upper().to_json())
+    trust.trust(__name__)
     assert type(load_tokenizer(Upper.name, Upper().to_json())) is Upper
     for name in (f"{__name__}.load_tokenizer", f"{__name__}.Lower", "no.such.module"):
         with pytest.raises(ValueError, match="unknown kind"):

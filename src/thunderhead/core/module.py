@@ -23,6 +23,7 @@ from thunderhead.core.config import Config, at, build, factory
 from thunderhead.core.metrics import Mean, names_of
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.loss import IGNORED_TARGET
+from thunderhead.core.trust import refuse_untrusted
 
 COMPONENTS = ("attention", "position", "activation", "norm", "dropout", "block", "loss", "activation_checkpointing")
 """Groups whose nodes are factories that the decoder itself calls."""
@@ -159,9 +160,13 @@ class LanguageModel(LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, path: Any, map_location: Any = "cpu", **kwargs: Any) -> Self:  # type: ignore[override]
-        """The model of a checkpoint, which holds all that is needed; ready to use, not compiled."""
+        """The model of a checkpoint, which holds all that is needed; ready to use, not compiled.
+
+        Raises ConfigError if it is of components that this installation does not have: `trust` them first.
+        """
         content = torch.load(path, map_location=map_location, weights_only=True)
         settings = content["hyper_parameters"]
+        refuse_untrusted(settings["config"])
         model = cls(ModelSpec.of(settings.pop("config")), **settings, **kwargs)
         model.configure_model()
         model.load_state_dict(content["state_dict"], strict=False)  # validation's own metrics are not part of it

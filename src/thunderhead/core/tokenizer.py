@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from thunderhead.core.trust import is_trusted
+
 EOS = "<|endoftext|>"
 MAX_VOCAB_SIZE = 2**32  # what uint32 can tell apart
 # By which manifests name the kinds that come with Thunderhead.
@@ -97,15 +99,16 @@ class Tokenizer(ABC):
 
 @functools.lru_cache(maxsize=2)  # a run asks several times, and 128,000 tokens take a second or two to read
 def load_tokenizer(name: str, text: str) -> Tokenizer:
-    """Read what a trained tokenizer's `to_json` wrote; `name` is one of KINDS, or where its class is imported from.
+    """Read what a trained tokenizer's `to_json` wrote; `name` is one of KINDS, or where a trusted class lies.
 
-    Raises ValueError if the kind is unknown, or the text is not of this kind.
+    Raises ValueError if the kind is unknown or not trusted, or the text is not of this kind.
     """
     try:
-        kind = pkgutil.resolve_name(KINDS.get(name, name)) if name in KINDS or "." in name else None
+        kind = pkgutil.resolve_name(KINDS.get(name, name)) if name in KINDS or is_trusted(name) else None
     except (ImportError, AttributeError, ValueError):
         kind = None
     if not (isinstance(kind, type) and issubclass(kind, Tokenizer)):
         known = ", ".join(KINDS)
-        raise ValueError(f"unknown kind of tokenizer {name}: known are {known}, and classes that can be imported")
+        other = f"if you know this class and it can be imported: trust=[{name.rpartition('.')[0] or name}]"
+        raise ValueError(f"unknown kind of tokenizer {name}: known are {known}; {other}")
     return kind.from_json(text)

@@ -32,9 +32,9 @@ def trust(*names: str) -> None:
     _trusted.update(names)
 
 
-def targets(config: Config) -> set[str]:
-    """The targets that a configuration names, at any depth: of one that the user composed, what is trusted with it."""
-    return {str(node["_target_"]) for _, node in nodes(config)}
+def trust_typed(config: Config) -> None:
+    """Trust what the user composed himself: the targets in it, at any depth, and what `trust` names."""
+    trust(*(str(node["_target_"]) for _, node in nodes(config)), *(config.get("trust") or ()))
 
 
 def is_trusted(target: Any) -> bool:

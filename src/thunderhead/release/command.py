@@ -1,5 +1,6 @@
 """`python generate.py`: a run's model and tokenizer, read back from its record."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,13 +11,16 @@ from thunderhead.core.config import Config, ConfigError, Problem, build, factory
 from thunderhead.core.module import GROUPS, LanguageModel
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.tokenizer import load_tokenizer as load_kind
+from thunderhead.core.trust import trust_typed
 from thunderhead.training import hardware
 from thunderhead.training.record import read_json
-from thunderhead.training.resume import recorded_config
+from thunderhead.training.resume import damage, recorded_config
 
 
-def settings(*, run: str, checkpoint: Literal["last", "best"] = "last", accelerator: str = "auto") -> None:
-    """The top-level settings, for the check: the run's folder, which of its checkpoints, and on what to compute."""
+def settings(
+    *, run: str, checkpoint: Literal["last", "best"] = "last", accelerator: str = "auto", trust: Sequence[str] = ()
+) -> None:
+    """The top-level settings, for the check; conf/generate.yaml says what each does."""
 
 
 def generate_text(config: DictConfig) -> str:
@@ -32,6 +36,7 @@ def generate_text(config: DictConfig) -> str:
     except ValueError as error:
         message = str(error).removeprefix("trainer.").replace("trainer=auto", "accelerator=auto")
         raise ConfigError([Problem("", message)]) from error
+    trust_typed(resolved)
     recorded, weights = read_record(Path(resolved["run"]), resolved["checkpoint"])
     tokenizer = load_tokenizer(Path(resolved["run"]))
     try:
@@ -47,7 +52,7 @@ def generate_text(config: DictConfig) -> str:
 
 
 def read_record(folder: Path, checkpoint: str) -> tuple[Config, Path]:
-    """The configuration of a run, and the file of one of its checkpoints; raises ConfigError if there is none."""
+    """The configuration of a run, and the file of one of its checkpoints; ConfigError if one is missing or damaged."""
     recorded, weights = recorded_config(folder, "run"), folder / "checkpoints" / f"{checkpoint}.ckpt"
     if not recorded.keys() >= {*GROUPS}:
         raise ConfigError([Problem("run", f"{folder / 'config.yaml'} is not the configuration of a training run")])
@@ -55,6 +60,8 @@ def read_record(folder: Path, checkpoint: str) -> tuple[Config, Path]:
         there = sorted(path.stem for path in weights.parent.glob("*.ckpt"))
         has = f"it has {', '.join(there)}" if there else "it has none: it did not get that far, or had callbacks=none"
         raise ConfigError([Problem("run", f"{folder} has no checkpoint {checkpoint!r}; {has}")])
+    if problem := damage(weights):
+        raise ConfigError([Problem("checkpoint", f"{weights} is damaged ({problem}): give another, or copy it again")])
     return recorded, weights
 
 

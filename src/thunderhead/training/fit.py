@@ -1,5 +1,6 @@
 """Train what was planned; then the summary, and after it what may fail without loss: a text, the speed of decoding."""
 
+import math
 import os
 import statistics
 import time
@@ -12,7 +13,8 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
-from thunderhead.core.config import ConfigError, Problem
+from thunderhead import command_line
+from thunderhead.core.config import ConfigError, Problem, quoted
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.data.manifest import ShardError
 from thunderhead.core.metrics import as_metric
@@ -21,6 +23,7 @@ from thunderhead.core.module import LanguageModel
 from thunderhead.core.run import REFUSALS, Run
 from thunderhead.training import display, hardware, record
 from thunderhead.training import resume as resuming
+from thunderhead.training.callbacks.divergence import DivergenceError, WatchDivergence
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.profile import ProfileSteps
 from thunderhead.training.callbacks.state import CheckpointError, ExactResume
@@ -36,24 +39,35 @@ ENOUGH = 256  # tokens
 def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     """Train a run whose data is prepared, from a checkpoint on if there is one; returns what summary.json says.
 
-    Raises ConfigError if something was refused before the first step, and SystemExit if the run was stopped or could
-    not go on; it has said so.
+    Raises ConfigError if something was refused before the first step, and SystemExit if the run was stopped, diverged
+    or could not go on; it has said so.
     """
     if run.config["keep_freed_memory"]:
         hardware.keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
-    model, trainer, log_metrics, stop = assemble(run, plan)
+    model, trainer, log_metrics, stop, watch = assemble(run, plan)
     attention_kernel: str | None = None
     if trainer.is_global_zero:  # others would ask rank 0's GPU
         attention_kernel = _attention_kernel(run, plan)
         display.say(f"Attention kernel: {attention_kernel}")
     with quiet_lightning():
-        _fit_or_stop(model, trainer, log_metrics, stop, checkpoint)
+        diverged = _fit_or_stop(model, trainer, log_metrics, stop, checkpoint)
 
     summary = _summary(run, plan, trainer, log_metrics) | {"attention_kernel": attention_kernel}
+    if watch.skipped:
+        summary |= {"skipped_steps": len(watch.skipped), "skipped": watch.skipped}
+    if diverged is not None:
+        what = {"step": diverged.step, "what": diverged.what}
+        summary |= {"val_loss": math.nan, "perplexity": math.nan, "diverged": what}
     if trainer.is_global_zero:
         record.write_json(run.folder / "summary.json", summary)
         display.show_summary(summary)
+    if diverged is not None:
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.finalize("failed")
+            display.complain(f"{diverged}; {_go_on(run.folder, 'optimizer.lr=<lower>')}")
+        raise SystemExit(1)
     _ornaments(run, plan, trainer, model, summary)
     if trainer.is_global_zero:
         for logger in trainer.loggers:
@@ -62,7 +76,7 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     return summary
 
 
-def assemble(run: Run, plan: Plan) -> tuple[LanguageModel, Trainer, LogMetrics, StopOnSignal]:
+def assemble(run: Run, plan: Plan) -> tuple[LanguageModel, Trainer, LogMetrics, StopOnSignal, WatchDivergence]:
     """Put the components of a run together as its plan has it."""
     data, precision = run.data, run.precision.of_kind(plan.precision)
     data.micro_batch_size = plan.micro_batch_size
@@ -86,20 +100,22 @@ def assemble(run: Run, plan: Plan) -> tuple[LanguageModel, Trainer, LogMetrics, 
     peak = hardware.peak_flops(run.accelerator, precision.compute_dtype)
     log_metrics = LogMetrics(run, plan, peak * plan.devices if peak else None)
     stop = StopOnSignal(run.folder / resuming.CHECKPOINTS / "last.ckpt")
-    callbacks = [CheckBatches(plan), log_metrics, *run.callbacks.values(), ExactResume(run.seed), stop]
+    watch = WatchDivergence(run.config["on_divergence"])
+    callbacks = [CheckBatches(plan), log_metrics, watch, *run.callbacks.values(), ExactResume(run.seed), stop]
     if run.config["profile"]:
         callbacks.append(ProfileSteps(run.folder / "profile"))
-    return model, make_trainer(run, plan, callbacks), log_metrics, stop
+    return model, make_trainer(run, plan, callbacks), log_metrics, stop, watch
 
 
 def _fit_or_stop(
     model: LanguageModel, trainer: Trainer, log_metrics: LogMetrics, stop: StopOnSignal, start: Path | None
-) -> None:
-    """Train to the last step, or until a callback has enough, validate and save.
+) -> DivergenceError | None:
+    """Train to the last step, or until a callback has enough, validate and save; or until the run diverges.
 
     A run that ends otherwise says where, and how to go on.
     """
     run, steps, has_ended = log_metrics.run, trainer.max_steps, False
+    diverged: DivergenceError | None = None
     try:
         try:
             trainer.fit(model, datamodule=run.data, ckpt_path=start)
@@ -108,6 +124,8 @@ def _fit_or_stop(
                 trainer.validate(model, datamodule=run.data, verbose=False)
             if has_ended and trainer.checkpoint_callbacks:
                 trainer.save_checkpoint(stop.checkpoint)
+        except DivergenceError as error:
+            diverged = error
         finally:
             log_metrics.write(trainer)
         try:
@@ -123,19 +141,24 @@ def _fit_or_stop(
         # each rank reads for itself: whoever cannot go on says so
         display.complain(f"{reason(error)}; {_stopped(trainer, run.folder)}")
         raise SystemExit(1) from None
-    if not has_ended:
+    if diverged is None and not has_ended:
         if trainer.is_global_zero:
             display.say(_stopped(trainer, run.folder))
         raise SystemExit(128 + stop.received if stop.received else 1)
-    if trainer.global_step < steps and trainer.is_global_zero:
+    if diverged is None and trainer.global_step < steps and trainer.is_global_zero:
         display.say(f"ended early, at step {trainer.global_step:,} of {steps:,}: a callback stopped the run")
+    return diverged
 
 
 def _stopped(trainer: Trainer, run_dir: Path) -> str:
     """Say where a run ended before its time, and how to go on with it."""
-    kept = any((run_dir / resuming.CHECKPOINTS).glob("*.ckpt"))
-    go_on = f"go on with: python train.py resume={run_dir}" if kept else "no checkpoint was kept"
-    return f"stopped at step {trainer.global_step:,} of {trainer.max_steps:,}; {go_on}"
+    return f"stopped at step {trainer.global_step:,} of {trainer.max_steps:,}; {_go_on(run_dir)}"
+
+
+def _go_on(run_dir: Path, *changes: str) -> str:
+    if not any((run_dir / resuming.CHECKPOINTS).glob("*.ckpt")):
+        return "no checkpoint was kept"
+    return f"go on with: {command_line.shown('train.py', f'resume={quoted(str(run_dir))}', *changes)}"
 
 
 def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) -> dict[str, Any]:
@@ -145,12 +168,12 @@ def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) ->
     results = {name.removeprefix("val/"): float(value) for name, value in logged if name.startswith("val/")}
     metrics = {name: value for name, value in results.items() if "/" not in name and name not in ("loss", "perplexity")}
     ledger = {
-        source: {**share._asdict(), "val_loss": results.get(f"loss/{source}", results["loss"])}
+        source: {**share._asdict(), "val_loss": results.get(f"loss/{source}", results.get("loss", math.nan))}
         for source, share in log_metrics.ledger(steps * plan.sequences_per_step).items()
     }
     return {
-        "val_loss": results["loss"],
-        "perplexity": results["perplexity"],
+        "val_loss": results.get("loss", math.nan),
+        "perplexity": results.get("perplexity", math.nan),
         **metrics,
         "metrics": metrics,
         "loss_terms": log_metrics.last_terms,

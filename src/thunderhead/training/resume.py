@@ -18,6 +18,7 @@ from thunderhead import command_line
 from thunderhead.core.config import Config, ConfigError, Problem, differences, first_line, plain, show
 from thunderhead.core.module import COMPONENTS, LanguageModel, ModelSpec
 from thunderhead.core.run import Run
+from thunderhead.core.trust import refuse_untrusted
 from thunderhead.training import record
 from thunderhead.training.plan import Plan
 
@@ -127,6 +128,7 @@ def check(checkpoint: Path, run: Run, plan: Plan) -> list[str]:
     """
     content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
     then, problems = content["hyper_parameters"], []
+    refuse_untrusted(then["config"])
     changes = differences(then["config"], run.model.config)
     told = {path: f"{path}={show(now)} (was {show(before)})" for path, before, now in changes}
     for path, before, now in changes:
@@ -192,21 +194,25 @@ def resumed_config(checkpoint: Path, typed: DictConfig) -> Config:
     Raises ConfigError if something was typed that cannot change, or the record is damaged.
     """
     folder = checkpoint.parents[1]
-    overrides = [o for o in command_line.invocation_overrides() if not o.startswith(("resume=", "hydra"))]
+    not_recorded = ("resume=", "trust=", "hydra")
+    overrides = [o for o in command_line.invocation_overrides() if not o.startswith(not_recorded)]
     switched = {group: plain(typed[group]) for group in sorted(command_line.chosen(overrides).intersection(SWITCHABLE))}
     return command_line.with_overrides(recorded_config(folder), overrides, recorded_overrides(folder), switched)
 
 
 def recorded_config(run_dir: Path, where: str = "resume") -> Config:
-    """The configuration of a run.
+    """The configuration of a run, without what its user trusted.
 
-    Raises ConfigError for the setting `where` if the folder is no run's, or config.yaml is damaged.
+    Raises ConfigError for the setting `where` if the folder is no run's, config.yaml is damaged, or it names components
+    that are not trusted here.
     """
     file = run_dir / "config.yaml"
     if not file.is_file():
         message = f"{run_dir} is no run folder (it has no config.yaml): give one of logs/runs/<name>/<time>"
         raise ConfigError([Problem(where, message)])
-    return _read(file, yaml.safe_load, where)
+    config = _read(file, yaml.safe_load, where)
+    refuse_untrusted(config)
+    return {**config, "trust": []}
 
 
 def recorded_overrides(run_dir: Path) -> list[str]:

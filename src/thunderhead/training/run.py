@@ -1,9 +1,11 @@
 """The way of one run: check → build → plan → record → prepare → fit → summary."""
 
 import contextlib
+import typing
+from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from thunderhead import command_line
 from thunderhead.core import config as configuration
@@ -11,11 +13,13 @@ from thunderhead.core.config import Config, ConfigError, Problem, build
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.processes import global_rank, is_rank
 from thunderhead.core.run import REFUSALS, Problems, Run, build_run
+from thunderhead.core.trust import trust_typed
 from thunderhead.core.types import NonNegativeInt
 from thunderhead.parallel import launch
 from thunderhead.training import display, hardware, record
 from thunderhead.training import resume as resuming
 from thunderhead.training.batch import AUTO
+from thunderhead.training.callbacks.divergence import Action
 from thunderhead.training.fit import fit
 from thunderhead.training.plan import Plan, plan_run
 from thunderhead.training.trainer import DERIVED, decided_elsewhere, reason
@@ -36,6 +40,8 @@ def settings(
     keep_freed_memory: bool,
     profile: bool,
     background_checkpoints: bool,
+    on_divergence: Action,
+    trust: Sequence[str] = (),
     resume: str | None = None,
 ) -> None:
     """The top-level settings, for the check; conf/train.yaml says what each does."""
@@ -153,6 +159,7 @@ def default_groups() -> list[str]:
 def _resolve(config: DictConfig, run_dir: Path) -> tuple[Config, Path | None]:
     """The configuration as plain containers; where a run is resumed, its recorded one, and the checkpoint."""
     resume = config.get("resume")
+    trust_typed(typing.cast(Config, OmegaConf.to_container(config, resolve=False)))
     if resume is None or launch.is_launched():  # whoever launched has found the checkpoint
         return configuration.plain(config) | {"resume": resume}, None if resume is None else Path(resume)
     if resume == "auto" and command_line.is_multirun():

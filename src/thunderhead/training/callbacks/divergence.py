@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thunderhead.core.module import LanguageModel
 
-Action = Literal["stop", "skip", "rollback"]
+Action = Literal["stop", "skip"]
 NEVER = 2**62  # later than any step
 PATIENCE = 20  # steps in a row that are left out until that is called divergence, too
 

@@ -1,0 +1,77 @@
+"""Runs that diverge: noticed in time, nothing of them saved, and said so."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from thunderhead.training.record import read_json, read_rows
+
+STEPS = ("budget.steps=12", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=2", "validation.every=4")
+
+
+def poison(steps: list[int], into: str = "gradient", value: str = "nan") -> str:
+    return f"+callbacks.poison={{_target_: poison.Poison, steps: {steps}, into: {into}, value: {value}}}"
+
+
+def weights_are_finite(checkpoint: Path) -> bool:
+    content = torch.load(checkpoint, weights_only=True)
+    return all(weight.isfinite().all() for weight in content["state_dict"].values())
+
+
+@pytest.mark.parametrize(
+    ("into", "value", "every", "noticed"),
+    [("gradient", "nan", 1, 7), ("gradient", "inf", 5, 7), ("weight", "nan", 5, 8), ("weight", "nan", 1000, 8)],
+)
+def test_a_run_that_diverges_stops_and_keeps_its_last_finite_state(
+    into: str, value: str, every: int, noticed: int, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(*STEPS, poison([7], into, value), f"trainer.log_every_n_steps={every}")
+    assert ended.value.code == 1
+    told = capsys.readouterr()
+    folder = Path(told.err.split("resume=")[1].split()[0])
+    assert f"diverged at step {noticed}: " in told.err
+    summary = read_json(folder / "summary.json")
+    assert summary["diverged"]["step"] == noticed
+    assert math.isnan(summary["val_loss"])
+    assert summary["steps"] <= 10  # the next logged step, validation or checkpoint
+    checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"))
+    assert {file.name for file in checkpoints} >= {"best.ckpt", "last.ckpt"}
+    assert all(weights_are_finite(file) for file in checkpoints)
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def test_skip_leaves_out_the_steps_and_counts_them(run: Callable[..., Path]) -> None:
+    folder = run(*STEPS, poison([3, 7]), "on_divergence=skip", "trainer.gradient_clip_val=null")
+    summary = read_json(folder / "summary.json")
+    assert (summary["steps"], summary["skipped_steps"], summary["skipped"]) == (12, 2, [3, 7])
+    assert math.isfinite(summary["val_loss"])
+    losses = [float(row["train/loss"]) for row in read_rows(folder / "metrics.csv")[1]]
+    assert all(map(math.isfinite, losses))
+
+
+def test_skip_changes_no_weight_nor_any_state_of_the_optimizer(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step that was left out is as if it had not been, but for the schedule, which is constant here."""
+    states: list[dict[str, Any]] = []
+    for steps in ([3], []):
+        more = () if steps else ("budget.steps=2",)
+        folder = run(*STEPS[1:], "budget.steps=3", *more, poison(steps), "on_divergence=skip", "scheduler=constant",
+                     "scheduler.warmup=0")  # fmt: skip
+        content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        states.append({**content["state_dict"], **content["optimizer_states"][0]["state"][0]})
+    assert states[0].keys() == states[1].keys()
+    assert all(
+        torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(*map(dict.values, states), strict=True)
+    )
+
+
+def test_skipping_for_ever_is_divergence(run: Callable[..., Path]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("budget.steps=40", "callbacks=default", poison(list(range(5, 41))), "on_divergence=skip")
+    assert ended.value.code == 1
