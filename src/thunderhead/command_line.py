@@ -6,10 +6,11 @@ Exit status: 0 done, 2 refused (one clear message, no traceback, nothing begun),
 import difflib
 import json
 import os
+import re
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from thunderhead.core import config as configuration
-from thunderhead.core.config import Config, ConfigError, Problem, options, unknown
+from thunderhead.core.config import Config, ConfigError, Problem, escaped, options, quoted, unknown
 
 Result = typing.TypeVar("Result")
 
@@ -61,7 +62,7 @@ def with_overrides(
     """
     config = {**config, **(switched or {})}
     known = _paths(config)
-    merged, problems = OmegaConf.create(config), []
+    merged, problems = OmegaConf.create(escaped(config)), []
     OmegaConf.set_struct(merged, True)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
@@ -128,11 +129,35 @@ def repeated_sweep(arguments: list[str]) -> list[str]:
     folder = Path(resumed.removeprefix("resume=")).absolute()
     if not resumed or not (folder / "sweep.json").is_file():
         return arguments
-    given = [a for a in arguments if a not in (resumed, "-m", "--multirun")]
+    given = _joined(a for a in arguments if a not in (resumed, "-m", "--multirun"))
     keys = {a.partition("=")[0] for a in given if "=" in a} | {"hydra.sweep.dir"}
-    recorded = json.loads((folder / "sweep.json").read_text())["arguments"]
-    kept = [a for a in recorded if a.partition("=")[0] not in keys]
-    return [*kept, *given, f"hydra.sweep.dir='{folder}'"]
+    try:
+        recorded = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["arguments"]
+        kept = [a for a in _joined(recorded) if a.partition("=")[0] not in keys]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _refuse([Problem("resume", f"{folder / 'sweep.json'} is damaged ({error}): copy it from a backup")])
+    if doubtful := [a for a in kept if "_target_" in a or (_OF_PROGRAMS.match(a) and not _HARMLESS.match(a))]:
+        message = "could run code of whoever wrote it; if you know it, type it again beside resume=…"
+        _refuse([Problem("resume", f"{folder / 'sweep.json'}: {a} {message}") for a in doubtful])
+    return [*kept, *given, f"hydra.sweep.dir={quoted(str(folder))}"]
+
+
+def _joined(arguments: Iterable[str]) -> list[str]:
+    """`--config-dir x` as one argument, `--config-dir=x`."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and re.fullmatch(r"--config-(dir|path|name)|-c[dpn]", joined[-1]):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+# What a recorded sweep may tell the program and Hydra themselves; what a launcher is told may end in a shell.
+_OF_PROGRAMS = re.compile(r"-|[+~]*(hydra|trust)")
+_HARMLESS = re.compile(
+    r"(-m|--multirun)$|hydra/(launcher|sweeper)=\w+$|hydra\.sweep\.|hydra\.(launcher|sweeper)\.\w+=[\w.:-]+$"
+)
 
 
 def _refuse(problems: Sequence[Problem]) -> typing.NoReturn:

@@ -61,7 +61,7 @@ def test_resume_repeats_a_sweeps_arguments(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "sweep"
     write_json(folder / "sweep.json", {"arguments": ["-m", "attention=mha,mqa", "seed=1,2", "hydra.sweep.dir='x'"]})
-    place = f"hydra.sweep.dir='{folder}'"
+    place = f"hydra.sweep.dir={folder}"
     assert repeated_sweep(["-m", "resume=sweep"]) == ["-m", "attention=mha,mqa", "seed=1,2", place]
     assert repeated_sweep(["resume=sweep", "seed=1,2,3"]) == ["-m", "attention=mha,mqa", "seed=1,2,3", place]
     assert repeated_sweep(["resume=a_run", "x=1"]) == ["resume=a_run", "x=1"]
