@@ -223,7 +223,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"go up to 4,294,967,296, and shards hold uint32: 4,294,967,295 is"):
         TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+", eos_id=2**32)
     own.write_text("".join(own.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(ValueError, match="1 of the 256 bytes have no token"):
+    with pytest.raises(ValueError, match="1 of 256 bytes"):
         TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+")
 
 

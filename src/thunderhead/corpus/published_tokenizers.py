@@ -4,6 +4,7 @@ import base64
 import functools
 import json
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,8 +15,8 @@ import tokenizers
 from tokenizers import pre_tokenizers
 from typing_extensions import override
 
+from thunderhead.core.config import first_line
 from thunderhead.core.tokenizer import EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens
-from thunderhead.corpus.trained_tokenizers import encode_batch
 
 # How published tokenizers spell the end of a document, the likeliest first: GPT-2, Llama 2, Llama 3, Gemma …
 _EOS_SPELLINGS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|endofdocument|>", "<|end▁of▁sentence|>")
@@ -41,51 +42,20 @@ _ENCODINGS = {
 }
 
 
-class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer.json of Hugging Face's `tokenizers`, used as it is.
+class LibraryTokenizer(Tokenizer):
+    """A tokenizer of Hugging Face's `tokenizers`. No text becomes a special token, not even its spelling."""
 
-    No text becomes a special token, not even its spelling, and none is added but EOS after each document. A tokenizer
-    that lowers case, normalises characters or has an unknown token loses text; its bits per byte count what it keeps.
-
-    Args:
-        path: the file, or the folder that holds it (and, where EOS is not named, tokenizer_config.json).
-        eos: spelling of the token that ends a document; null: as tokenizer_config.json says, or one of the usual.
-
-    Raises:
-        ValueError: there is no such file, it is no tokenizer, EOS is not found, or text can spell EOS.
-    """
-
-    name = "huggingface"
-
-    def __init__(self, *, path: str, eos: str | None = None):
-        file = Path(path).expanduser()
-        file = file / "tokenizer.json" if file.is_dir() else file
-        text = _read(file, "tokenizer.path", "a tokenizer.json, or the folder that holds one").decode(
-            "utf-8", "replace"
-        )
-        try:
-            tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"tokenizer.path={path} is no tokenizer.json ({str(error).splitlines()[0]})") from None
-        self._set(tokenizer, _find_eos(tokenizer, eos or _configured_eos(file.parent), path))
-
-    def _set(self, tokenizer: tokenizers.Tokenizer, eos: str) -> None:
-        added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
-        if eos not in added or not added[eos].special:
-            tokenizer.add_special_tokens([eos])  # already in the vocabulary: keeps its id, and is special from now on
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True  # the spelling of a special token in a text is text
-        self._tokenizer, self._eos = tokenizer, eos
-        if self.eos_id in self.encode(f"a{eos}b"):
-            raise ValueError(
-                f"tokenizer.eos={eos} can be spelled by text, which would end documents: name another token"
-            )
+    _loaded: tokenizers.Tokenizer | None = None
+    _eos = EOS
 
     @property
-    @override
-    def settings(self) -> dict[str, Any]:
-        return {"sha256": self.sha256}
+    def _tokenizer(self) -> tokenizers.Tokenizer:
+        assert self._loaded is not None, "train the tokenizer, or load a trained one from its shards"
+        return self._loaded
+
+    def _load(self, tokenizer: tokenizers.Tokenizer) -> None:
+        tokenizer.encode_special_tokens = True  # the spelling of EOS in a text is text (files do not keep this)
+        self._loaded = tokenizer
 
     @functools.cached_property
     def _vocabulary(self) -> dict[str, int]:
@@ -107,7 +77,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
-        return encode_batch(self._tokenizer, texts, self.dtype)
+        # np.array refuses an id that the type cannot hold, where astype would wrap around.
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
     @override
     def decode(self, ids: Iterable[int]) -> str:
@@ -141,70 +113,128 @@ class HuggingFaceTokenizer(Tokenizer):
                 counts[i] = len(_spelled(token, content["decoder"]).encode())
         return counts
 
+
+class PublishedTokenizer(Tokenizer):
+    """A tokenizer from a file, which the shards keep a copy of: what `_content` returns, and `_set` takes."""
+
+    @property
+    @override
+    def settings(self) -> dict[str, Any]:
+        return {"sha256": self.sha256}
+
+    @abstractmethod
+    def _content(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _set(self, **content: Any) -> None: ...
+
     @override
     def to_json(self) -> str:
-        return json.dumps({"type": self.name, "eos": self._eos, "tokenizer": json.loads(self._tokenizer.to_str())})
+        return json.dumps({"type": self.name, **self._content()})
 
     @classmethod
     @override
     def from_json(cls, text: str) -> Self:
         content = json.loads(text)
-        if content.get("type") != cls.name:
-            raise ValueError("not a Hugging Face tokenizer")
+        if content.pop("type", None) != cls.name:
+            raise ValueError(f"not a tokenizer of the kind {cls.name}")
         tokenizer = cls.__new__(cls)
-        tokenizer._set(tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"])), content["eos"])
+        tokenizer._set(**content)
         return tokenizer
 
 
-class TiktokenTokenizer(Tokenizer):
+class HuggingFaceTokenizer(PublishedTokenizer, LibraryTokenizer):
+    """A tokenizer.json of Hugging Face's `tokenizers`, used as it is; EOS after each document is all that is added.
+
+    A tokenizer that lower cases, normalises characters or has an unknown token loses text; its bits per byte count what
+    it keeps. Raises ValueError if there is no such file, it is no tokenizer, EOS is not found, or text can spell EOS.
+
+    Args:
+        path: the file, or the folder that holds it (and, where EOS is not named, tokenizer_config.json).
+        eos: spelling of the token that ends a document; null: as tokenizer_config.json says, or one of the usual.
+    """
+
+    name = "huggingface"
+
+    def __init__(self, *, path: str, eos: str | None = None):
+        file = Path(path).expanduser()
+        file = file / "tokenizer.json" if file.is_dir() else file
+        text = _read(file, "a tokenizer.json, or the folder that holds one").decode("utf-8", "replace")
+        try:
+            tokenizer = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"tokenizer.path={path} is no tokenizer.json ({first_line(error)})") from None
+        self._prepare(tokenizer, _find_eos(tokenizer, eos or _configured_eos(file.parent), path))
+
+    def _prepare(self, tokenizer: tokenizers.Tokenizer, eos: str) -> None:
+        added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+        if eos not in added or not added[eos].special:
+            tokenizer.add_special_tokens([eos])  # already in the vocabulary: keeps its id, and is special from now on
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._load(tokenizer)
+        self._eos = eos
+        if self.eos_id in self.encode(f"a{eos}b"):
+            raise ValueError(f"tokenizer.eos={eos} can be spelled by text, which would end documents: name another")
+
+    @override
+    def _content(self) -> dict[str, Any]:
+        return {"eos": self._eos, "tokenizer": json.loads(self._tokenizer.to_str())}
+
+    @override
+    def _set(self, *, eos: str, tokenizer: dict[str, Any]) -> None:
+        self._prepare(tokenizers.Tokenizer.from_str(json.dumps(tokenizer)), eos)
+
+
+class TiktokenTokenizer(PublishedTokenizer):
     """An encoding of tiktoken from its file of tokens: base64 and rank, a line each. Downloads nothing.
+
+    Raises ValueError if there is no such file, it is no encoding, the pattern is unknown or wrong, or token ids do not
+    fit the shards.
 
     Args:
         path: the file, named as the encoding is (r50k_base.tiktoken) where `pattern` is null.
         pattern: regular expression that splits text into words; null: the one published for the file's name.
         eos_id: id of <|endoftext|>; null: the one published for the file's name, or the first id after the ranks.
-
-    Raises:
-        ValueError: there is no such file, it is no encoding, the pattern is unknown or wrong, or token ids do not fit
-            the shards.
     """
 
     name = "tiktoken"
+    vocab_size = eos_id = 0  # until `_set` knows
 
     def __init__(self, *, path: str, pattern: str | None = None, eos_id: int | None = None):
         file = Path(path).expanduser()
-        content = _read(file, "tokenizer.path", "a file of tiktoken's, such as r50k_base.tiktoken")
+        content = _read(file, "a file of tiktoken's, such as r50k_base.tiktoken")
         try:
-            ranks = {
-                base64.b64decode(token, validate=True): int(rank)
-                for token, rank in map(bytes.split, content.splitlines())
-            }
+            ranks = {token.decode(): int(rank) for token, rank in map(bytes.split, content.splitlines())}
+            single = {token for token in ranks if len(base64.b64decode(token, validate=True)) == 1}
         except ValueError as error:
             raise ValueError(f"tokenizer.path={path} is no file of tiktoken's ({error})") from None
-        if missing := 256 - len({token for token in ranks if len(token) == 1}):
-            raise ValueError(
-                f"tokenizer.path={path} is no file of tiktoken's: {missing} of the 256 bytes have no token"
-            )
-        if pattern is None and file.stem not in _ENCODINGS:
-            known = ", ".join(_ENCODINGS)
-            raise ValueError(
-                f"tokenizer.path={path}: how {file.stem} splits words is not known here (known are {known}):"
-                " give tokenizer.pattern=… and tokenizer.eos_id=…"
-            )
-        published = _ENCODINGS.get(file.stem, (None, None)) if pattern is None else (None, None)
+        if missing := 256 - len(single):
+            raise ValueError(f"tokenizer.path={path} is no file of tiktoken's: {missing} of 256 bytes have no token")
         after = max(ranks.values()) + 1
-        eos_id = next(i for i in (eos_id, published[1], after) if i is not None)
-        if eos_id in ranks.values():
-            raise ValueError(f"tokenizer.eos_id={eos_id} is the id of a token of text: {after} is free")
-        self._set(ranks, pattern or published[0] or "", eos_id)
+        if pattern is None:
+            if file.stem not in _ENCODINGS:
+                raise ValueError(
+                    f"tokenizer.path={path}: how {file.stem} splits words is not known here (known are"
+                    f" {', '.join(_ENCODINGS)}): give tokenizer.pattern=… and tokenizer.eos_id=…"
+                )
+            pattern, after = _ENCODINGS[file.stem]
+        self._set(pattern=pattern, eos_id=after if eos_id is None else eos_id, ranks=ranks)
 
-    def _set(self, ranks: dict[bytes, int], pattern: str, eos_id: int) -> None:
+    @override
+    def _set(self, *, pattern: str, eos_id: int, ranks: dict[str, int]) -> None:
         try:
             import tiktoken
         except ImportError:
             raise ValueError("tokenizer=tiktoken needs tiktoken: uv pip install -e '.[tiktoken]'") from None
-        self._ranks, self._pattern, self._eos_id = ranks, pattern, eos_id
-        self._size = max(eos_id, *ranks.values()) + 1
+        self._pattern, self.eos_id = pattern, eos_id
+        self._ranks = {base64.b64decode(token): rank for token, rank in ranks.items()}
+        self._by_id = {rank: token for token, rank in self._ranks.items()}
+        if eos_id in self._by_id:
+            free = max(self._by_id) + 1
+            raise ValueError(f"tokenizer.eos_id={eos_id} is the id of a token of text: {free} is free")
+        self._by_id[eos_id] = EOS.encode()
+        self.vocab_size = max(self._by_id) + 1
         if self.vocab_size > MAX_VOCAB_SIZE:
             raise ValueError(
                 f"tokenizer.path: its ids, EOS among them, go up to {self.vocab_size - 1:,}, and shards hold uint32:"
@@ -212,25 +242,10 @@ class TiktokenTokenizer(Tokenizer):
             )
         try:
             self._encoding = tiktoken.Encoding(
-                self.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={EOS: eos_id}
+                self.name, pat_str=pattern, mergeable_ranks=self._ranks, special_tokens={EOS: eos_id}
             )
         except ValueError as error:
             raise ValueError(f"tokenizer.pattern={pattern} is no regular expression ({error})") from None
-
-    @property
-    @override
-    def settings(self) -> dict[str, Any]:
-        return {"sha256": self.sha256}
-
-    @property
-    @override
-    def vocab_size(self) -> int:
-        return self._size
-
-    @property
-    @override
-    def eos_id(self) -> int:
-        return self._eos_id
 
     @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
@@ -238,42 +253,25 @@ class TiktokenTokenizer(Tokenizer):
 
     @override
     def decode(self, ids: Iterable[int]) -> str:
-        known = self._by_id
-        return b"".join(known.get(int(i), b"") for i in ids).decode("utf-8", "replace")
-
-    @functools.cached_property
-    def _by_id(self) -> dict[int, bytes]:
-        return {self.eos_id: EOS.encode(), **{rank: token for token, rank in self._ranks.items()}}
+        return b"".join(self._by_id.get(int(i), b"") for i in ids).decode("utf-8", "replace")
 
     @override
     def token_bytes(self) -> npt.NDArray[np.int64]:
         counts = np.zeros(self.vocab_size, dtype=np.int64)
-        for token, rank in self._ranks.items():
-            counts[rank] = len(token)
+        counts[list(self._ranks.values())] = [len(token) for token in self._ranks]
         return counts
 
     @override
-    def to_json(self) -> str:
+    def _content(self) -> dict[str, Any]:
         ranks = {base64.b64encode(token).decode(): rank for token, rank in self._ranks.items()}
-        return json.dumps({"type": self.name, "pattern": self._pattern, "eos_id": self.eos_id, "ranks": ranks})
-
-    @classmethod
-    @override
-    def from_json(cls, text: str) -> Self:
-        content = json.loads(text)
-        if content.get("type") != cls.name:
-            raise ValueError("not a tiktoken encoding")
-        tokenizer = cls.__new__(cls)
-        ranks = {base64.b64decode(token): rank for token, rank in content["ranks"].items()}
-        tokenizer._set(ranks, content["pattern"], content["eos_id"])
-        return tokenizer
+        return {"pattern": self._pattern, "eos_id": self.eos_id, "ranks": ranks}
 
 
-def _read(file: Path, where: str, wanted: str) -> bytes:
+def _read(file: Path, wanted: str) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise ValueError(f"{where}={file} cannot be read ({error.strerror}): give {wanted}") from None
+        raise ValueError(f"tokenizer.path={file} cannot be read ({error.strerror}): give {wanted}") from None
 
 
 def _configured_eos(folder: Path) -> str | None:
@@ -291,13 +289,10 @@ def _find_eos(tokenizer: tokenizers.Tokenizer, eos: str | None, path: str) -> st
         if tokenizer.token_to_id(eos) is None:
             raise ValueError(f"tokenizer.eos={eos} is no token of {path}; its special tokens are {_named(special)}")
         return eos
-    found = [spelling for spelling in _EOS_SPELLINGS if spelling in special]
-    if not found:
-        raise ValueError(
-            f"tokenizer.path={path}: which token ends a document? Its special tokens are {_named(special)}:"
-            " give tokenizer.eos=…"
-        )
-    return found[0]
+    if found := [spelling for spelling in _EOS_SPELLINGS if spelling in special]:
+        return found[0]
+    question = f"which token ends a document? Its special tokens are {_named(special)}: give tokenizer.eos=…"
+    raise ValueError(f"tokenizer.path={path}: {question}")
 
 
 def _named(tokens: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from thunderhead.core.tokenizer import EOS, Tokenizer, Tokens
 from thunderhead.core.types import PositiveInt
+from thunderhead.corpus.published_tokenizers import LibraryTokenizer
 
 
 class ByteTokenizer(Tokenizer):
@@ -53,16 +54,7 @@ class ByteTokenizer(Tokenizer):
         return cls()
 
 
-def encode_batch(
-    tokenizer: tokenizers.Tokenizer, texts: Sequence[str], dtype: np.dtype[np.uint16 | np.uint32]
-) -> list[Tokens]:
-    """Encode texts with a tokenizer of Hugging Face's library, without special tokens."""
-    # np.array refuses an id that the type cannot hold, where astype would wrap around.
-    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.array(encoding.ids, dtype=dtype) for encoding in encodings]
-
-
-class BpeTokenizer(Tokenizer):
+class BpeTokenizer(LibraryTokenizer):
     """Byte-level BPE trained on the corpus, with GPT-2's way of splitting text into words (Radford et al. 2019, 2.2).
 
     All 256 bytes are tokens, so every text can be encoded. A small corpus may yield fewer merges than asked for: then
@@ -87,17 +79,11 @@ class BpeTokenizer(Tokenizer):
         if vocab_size < 257:
             raise ValueError(f"tokenizer.vocab_size={vocab_size} leaves out bytes: use 257 (256 bytes and EOS) or more")
         self._asked, self._sample_bytes = vocab_size, sample_bytes
-        self._trained: tokenizers.Tokenizer | None = None
 
     @property
     @override
     def settings(self) -> dict[str, Any]:
         return {"vocab_size": self._asked, "sample_bytes": self._sample_bytes}
-
-    @property
-    def _tokenizer(self) -> tokenizers.Tokenizer:
-        assert self._trained is not None, "train the tokenizer, or load a trained one from its shards"
-        return self._trained
 
     @override
     def train(self, texts: Iterable[str]) -> "BpeTokenizer":
@@ -112,41 +98,9 @@ class BpeTokenizer(Tokenizer):
             show_progress=False,
         )
         tokenizer.train_from_iterator(sample(texts, self._sample_bytes), trainer)
-        return self._wrap(tokenizer, vocab_size=self._asked, sample_bytes=self._sample_bytes)
-
-    @classmethod
-    def _wrap(cls, trained: tokenizers.Tokenizer, **settings: int) -> Self:
-        tokenizer = cls(**settings)
-        trained.encode_special_tokens = True  # the spelling of EOS in a text is text (the file does not keep this)
-        tokenizer._trained = trained
-        return tokenizer
-
-    @property
-    @override
-    def vocab_size(self) -> int:
-        return self._tokenizer.get_vocab_size()
-
-    @property
-    @override
-    def eos_id(self) -> int:
-        eos_id = self._tokenizer.token_to_id(EOS)
-        assert eos_id is not None
-        return eos_id
-
-    @override
-    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
-        return encode_batch(self._tokenizer, texts, self.dtype)
-
-    @override
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
-
-    @override
-    def token_bytes(self) -> npt.NDArray[np.int64]:
-        counts = np.zeros(self.vocab_size, dtype=np.int64)
-        for token, i in self._tokenizer.get_vocab().items():
-            counts[i] = 0 if i == self.eos_id else len(token)  # byte-level BPE spells each byte as one character
-        return counts
+        trained = type(self)(**self.settings)
+        trained._load(tokenizer)
+        return trained
 
     @override
     def to_json(self) -> str:
@@ -155,8 +109,10 @@ class BpeTokenizer(Tokenizer):
     @classmethod
     @override
     def from_json(cls, text: str) -> Self:
-        trained = tokenizers.Tokenizer.from_str(text)
-        return cls._wrap(trained, vocab_size=trained.get_vocab_size())
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+        loaded = cls(vocab_size=tokenizer.get_vocab_size())
+        loaded._load(tokenizer)
+        return loaded
 
 
 def sample(texts: Iterable[str], n_bytes: int) -> Iterator[str]:
