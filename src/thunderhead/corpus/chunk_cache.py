@@ -39,17 +39,16 @@ class ChunkCache:
         """Delete none of these chunks in this process, until told anew by the same user; others see them as used."""
         self._kept[user] = frozenset(hashes)
 
-    def get(self, remote: Remote, name: str, chunk: Chunk, check: Callable[[Path], None]) -> Path:
+    def get(self, remote: Remote, folder: str, shard: Shard, number: int) -> Path:
         """Return the file of a chunk, verified by this process, fetched if need be; of several processes one fetches.
 
-        It may be deleted again at any time: who finds it gone asks anew.
-
-        Raises:
-            ShardError: see `Remote.fetch`.
+        It may be deleted again at any time: who finds it gone asks anew. Raises as `Remote.fetch` does.
         """
+        chunk = shard.chunks[number]
         file = self._folder / f"{chunk.sha256}.bin"
         if chunk.sha256 in self._verified and _touch(file):
             return file
+        check = partial(verify_chunk, shard=shard, chunk=chunk)
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._lock(chunk.sha256)):
             if _touch(file):
@@ -59,15 +58,15 @@ class ChunkCache:
                     _log.warning("%s; it is fetched again", error)
                     file.unlink()
             if not file.exists():
-                self._make_room(chunk)
-                remote.fetch(name, file, check)
+                self._make_room(chunk.bytes)
+                remote.fetch(f"{folder}/{chunk.filename}", file, check)
             self._verified.add(chunk.sha256)
         return file
 
     def _lock(self, sha256: str) -> Path:
         return self._folder / f"{sha256}.lock"
 
-    def _make_room(self, chunk: Chunk) -> None:
+    def _make_room(self, n_bytes: int) -> None:
         with FileLock(self._folder / "room.lock"):
             kept = frozenset().union(*list(self._kept.values()))
             for sha256 in kept:
@@ -76,19 +75,15 @@ class ChunkCache:
             for file in self._folder.iterdir():
                 if re.fullmatch(r"[0-9a-f]{64}\.bin(\.part)?", file.name):
                     with contextlib.suppress(FileNotFoundError):
-                        status = file.stat()
-                        files.append((status.st_mtime_ns, status.st_size, file))
-            excess = sum(size for _, size, _ in files) + chunk.bytes - self._max_bytes
+                        files.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+            excess = sum(size for _, size, _ in files) + n_bytes - self._max_bytes
             for _, size, file in sorted(files):
-                if excess <= 0:
-                    break
-                if file.name[:64] not in kept and (file.suffix != ".part" or self._is_abandoned(file)):
+                if excess > 0 and file.name[:64] not in kept and (file.suffix == ".bin" or self._is_abandoned(file)):
                     file.unlink(missing_ok=True)
                     excess -= size
             if excess > 0:
-                _log.warning(
-                    "%s: data.cache_bytes is too small for the chunks in use, by %d bytes", self._folder, excess
-                )
+                where = f"{self._folder}: data.cache_bytes"
+                _log.warning("%s is too small for the chunks in use, by %d bytes", where, excess)
 
     def _is_abandoned(self, part: Path) -> bool:
         """Whether no process is writing a .part file any more."""
@@ -109,18 +104,6 @@ def _touch(file: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-class CachedChunks:
-    """Say where the chunks of a shard in object storage lie in the cache; fetched when asked for, and verified."""
-
-    def __init__(self, remote: Remote, cache: ChunkCache, folder: str, shard: Shard):
-        self._remote, self._cache, self._folder, self._shard = remote, cache, folder, shard
-
-    def __call__(self, number: int) -> Path:
-        chunk = self._shard.chunks[number]
-        name = f"{self._folder}/{chunk.filename}"
-        return self._cache.get(self._remote, name, chunk, partial(verify_chunk, shard=self._shard, chunk=chunk))
 
 
 class Prefetcher:
@@ -161,16 +144,16 @@ class Prefetcher:
         self._now = n
         self._moved.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._try_to_run, name="prefetch", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
             self._thread.start()
 
-    def _try_to_run(self) -> None:
+    def _run(self) -> None:
         try:
-            self._run()
+            self._fetch_ahead()
         except Exception as error:  # training can do without
             _log.warning("Fetching ahead has stopped, training waits for each chunk from now on: %s", error)
 
-    def _run(self) -> None:
+    def _fetch_ahead(self) -> None:
         start = cursor = self._now
         needed: dict[tuple[str, int], int] = {}  # chunk → the last sample up to the cursor that lies in it
         while True:
@@ -183,24 +166,21 @@ class Prefetcher:
                 chunk = source, self._readers[source].chunk_of(block)
                 if chunk not in needed:
                     needed = {known: last for known, last in needed.items() if last >= self._now}
-                    if needed and self._bytes(needed) + self._bytes([chunk]) > self._max_bytes:
+                    if needed and sum(self._chunk(*known).bytes for known in [*needed, chunk]) > self._max_bytes:
                         break
                     needed[chunk] = cursor
-                    self._keep(frozenset(self._shards[name].chunks[k].sha256 for name, k in needed))
-                    self._fetch(*chunk)
+                    self._keep(frozenset(self._chunk(*known).sha256 for known in needed))
+                    try:
+                        self._readers[source].file(chunk[1])
+                    except ShardError as error:  # who reads it will try again, and raise
+                        _log.warning("Could not fetch ahead: %s", error)
                 needed[chunk] = cursor
                 cursor += 1
             self._moved.wait()
             self._moved.clear()
 
-    def _bytes(self, chunks: Any) -> int:
-        return sum(self._shards[source].chunks[k].bytes for source, k in chunks)
-
-    def _fetch(self, source: str, chunk: int) -> None:
-        try:
-            self._readers[source].file(chunk)
-        except ShardError as error:  # who reads it will try again, and raise
-            _log.warning("Could not fetch ahead: %s", error)
+    def _chunk(self, source: str, number: int) -> Chunk:
+        return self._shards[source].chunks[number]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_thread": None, "_moved": None}

@@ -17,8 +17,8 @@ from thunderhead.core.data.manifest import Manifest, MissingFileError, ShardErro
 from thunderhead.core.data.order import Sample
 from thunderhead.core.data.shard_datamodule import Blocks
 from thunderhead.core.types import PositiveFloat, PositiveInt
-from thunderhead.corpus.chunk_cache import CachedChunks, ChunkCache, Prefetcher
-from thunderhead.corpus.object_storage import Remote, fetch_record, is_remote
+from thunderhead.corpus.chunk_cache import ChunkCache, Prefetcher
+from thunderhead.corpus.object_storage import Remote, fetch_record
 from thunderhead.corpus.shard_data import ShardData, refusals
 from thunderhead.corpus.shard_files import verify_index
 from thunderhead.corpus.sources import Share
@@ -61,17 +61,15 @@ class PreparedShards(ShardData):
 
     @override
     def find(self) -> Manifest:
-        if is_remote(self.path):
+        if "://" in self.path:
             self._remote = Remote(self.path, attempts=self.attempts, timeout=self.timeout)
             manifest = self._fetch(self._remote)
         elif Path(self.path, "manifest.json").is_file():
             manifest = Manifest.load(self.path)
         else:
             hint = nearest(Path(self.path)) if not Path(self.path).exists() else ""
-            raise MissingFileError(
-                f"data.path={self.path} has no manifest.json{hint}: give the folder that prepare.py made, or use"
-                " data=text"
-            )
+            remedy = "give the folder that prepare.py made, or use data=text"
+            raise MissingFileError(f"data.path={self.path} has no manifest.json{hint}: {remedy}")
         made_with, asked = manifest.tokenizer, self.tokenizer
         if asked is not None and (asked.name, asked.settings) != (made_with.name, made_with.settings):
             raise ShardError(
@@ -120,13 +118,11 @@ class PreparedShards(ShardData):
         return found
 
     def _check_cache(self) -> None:
-        """Refuse a cache that cannot hold what is shuffled together: chunks would be fetched again and again.
-
-        Half of the cache is for the current windows of all sources and the next ones, at most two chunks longer each.
-        The blocks of a window lie further apart where only a part of the data is trained on.
-        """
+        """Refuse a cache that cannot hold what is shuffled together: chunks would be fetched again and again."""
         if self._remote is None:
             return
+        # Half of the cache is for the current windows of all sources and the next ones, at most two chunks longer each.
+        # The blocks of a window lie further apart where only a part of the data is trained on.
         available, trained = sum(map(sum, self.blocks("train").values())), sum(self.trained_blocks().values())
         window = math.ceil(self.shuffle_window * available / max(trained, 1))
         window_bytes = window * self.context_length * np.dtype(self.manifest.dtype).itemsize
@@ -144,11 +140,8 @@ class PreparedShards(ShardData):
     def notes(self) -> list[str]:
         if self._remote is None:
             return super().notes()
-        size = f"{self.cache_bytes / 1e9:,.3g} GB"
-        return [
-            f"data is fetched from {self.path} into {self.cache_dir}: at most {size}, then the longest unused goes",
-            *super().notes(),
-        ]
+        bound = f"at most {self.cache_bytes / 1e9:,.3g} GB, then the longest unused goes"
+        return [f"data is fetched from {self.path} into {self.cache_dir}: {bound}", *super().notes()]
 
     @override
     def check_files(self) -> None:
@@ -166,7 +159,7 @@ class PreparedShards(ShardData):
     def chunk_file(self, split: SplitName, source: str) -> Callable[[int], Path]:
         if self._remote is None:
             return super().chunk_file(split, source)
-        return CachedChunks(self._remote, self._cache, f"{source}/{split}", self.manifest.splits[split][source])
+        return partial(self._cache.get, self._remote, f"{source}/{split}", self.manifest.splits[split][source])
 
     @override
     def dataset(self, split: SplitName, sources: list[str], place: Callable[[int], Sample], samples: int) -> Blocks:
@@ -179,7 +172,7 @@ class PreparedShards(ShardData):
                 place,
                 samples,
                 blocks.readers,
-                {source: self.manifest.splits[split][source] for source in sources},
+                self.manifest.splits[split],
                 ahead=self.shuffle_window,
                 max_bytes=self.cache_bytes // (2 if split == "train" else 4 * len(self.manifest.sources)),
                 keep=partial(self._cache.keep, f"{split} of {', '.join(sources)}"),
