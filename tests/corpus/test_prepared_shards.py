@@ -181,7 +181,7 @@ DAMAGE = {
     flip: "holds other bytes",
     rotate: "holds what chunk",
     truncate: "bytes, .* were written",
-    change_dtype: "says tokens are",
+    change_dtype: "was changed",
     change_index: "was changed",
     change_tokenizer: "is not the tokenizer",
 }
@@ -267,7 +267,7 @@ def test_a_place_without_shards_is_refused(
     assert re.search(message, problem.message)
     assert not module.is_prepared
     with pytest.raises(ValueError, match=message):
-        module.prepare_data()
+        module.setup("fit")
 
 
 def test_blocks_can_be_sent_to_a_worker_that_is_not_forked(make: Make, shards: Manifest) -> None:

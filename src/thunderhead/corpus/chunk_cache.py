@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,46 +107,36 @@ def _touch(file: Path) -> bool:
     return True
 
 
+@dataclass(eq=False)
 class Prefetcher:
     """Fetch the chunks of the next samples in a thread of the process that reads, one after the other as they come.
 
     Nothing is started before the first sample is read, so it can be sent to a worker or live through a fork before.
-
-    Args:
-        place: where sample n lies.
-        samples: n is less than this.
-        readers: of each source.
-        shards: what the manifest says about each source.
-        ahead: samples to look ahead.
-        max_bytes: of the chunks for the samples to come; the thread waits when it has so many.
-        keep: is told which chunks (by sha256) will be needed, whenever that changes.
     """
 
-    def __init__(
-        self,
-        place: Callable[[int], Sample],
-        samples: int,
-        readers: Mapping[str, ShardReader],
-        shards: Mapping[str, Shard],
-        *,
-        ahead: int,
-        max_bytes: int,
-        keep: Callable[[frozenset[str]], None],
-    ):
-        self._place, self._samples = copy.deepcopy(place), samples  # an own one: orders are not made for two threads
-        self._readers, self._shards = readers, shards
-        self._ahead, self._max_bytes, self._keep = ahead, max_bytes, keep
+    place: Callable[[int], Sample]  # where sample n lies
+    samples: int  # n is less than this
+    readers: Mapping[str, ShardReader]  # of each source
+    shards: Mapping[str, Shard]  # what the manifest says about each source
+    _: KW_ONLY
+    ahead: int  # samples to look ahead
+    max_bytes: int  # of the chunks for the samples to come; the thread waits when it has so many
+    keep: Callable[[frozenset[str]], None]  # is told which chunks (by sha256) will be needed, whenever that changes
+
+    def __post_init__(self) -> None:
+        self.place = copy.deepcopy(self.place)  # an own one: orders are not made for two threads
         self._now = 0
         self._thread: threading.Thread | None = None
-        self._moved = threading.Event()
+        self._moved: threading.Event
 
     def reached(self, n: int) -> None:
         """Say that the samples from n on are read next."""
         self._now = n
-        self._moved.set()
         if self._thread is None:
+            self._moved = threading.Event()
             self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
             self._thread.start()
+        self._moved.set()
 
     def _run(self) -> None:
         try:
@@ -161,17 +152,17 @@ class Prefetcher:
             if now < start:  # from the beginning again
                 needed, cursor = {}, now
             start, cursor = now, max(cursor, now)
-            while cursor < min(self._now + self._ahead, self._samples):
-                source, _, block = self._place(cursor)
-                chunk = source, self._readers[source].chunk_of(block)
+            while cursor < min(self._now + self.ahead, self.samples):
+                source, _, block = self.place(cursor)
+                chunk = source, self.readers[source].chunk_of(block)
                 if chunk not in needed:
                     needed = {known: last for known, last in needed.items() if last >= self._now}
-                    if needed and sum(self._chunk(*known).bytes for known in [*needed, chunk]) > self._max_bytes:
+                    if needed and sum(self._chunk(*known).bytes for known in [*needed, chunk]) > self.max_bytes:
                         break
                     needed[chunk] = cursor
-                    self._keep(frozenset(self._chunk(*known).sha256 for known in needed))
+                    self.keep(frozenset(self._chunk(*known).sha256 for known in needed))
                     try:
-                        self._readers[source].file(chunk[1])
+                        self.readers[source].file(chunk[1])
                     except ShardError as error:  # who reads it will try again, and raise
                         _log.warning("Could not fetch ahead: %s", error)
                 needed[chunk] = cursor
@@ -180,10 +171,7 @@ class Prefetcher:
             self._moved.clear()
 
     def _chunk(self, source: str, number: int) -> Chunk:
-        return self._shards[source].chunks[number]
+        return self.shards[source].chunks[number]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_thread": None, "_moved": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _moved=threading.Event())

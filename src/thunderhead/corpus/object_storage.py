@@ -16,13 +16,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-import botocore.config
-import botocore.exceptions
 import requests
+from botocore.config import Config
+from botocore.exceptions import ParamValidationError
 from litdata.streaming.downloader import GCPDownloader, S3Downloader
 from litdata.utilities.hf_fs import parse_hf_url
 
@@ -45,20 +46,20 @@ class StorageError(ShardError):
     """An object could not be read from where the shards lie."""
 
 
+@dataclass
 class Remote:
     """A folder of prepared shards in an object store. Can be sent to other processes; each has its own client.
 
     Raises ValueError if the URL is of another kind, or holds a password or a query, which would end up in records.
-
-    Args:
-        url: s3://bucket/prefix, gs://bucket/prefix, hf://datasets/owner/name/prefix, http(s)://host/prefix.
-        attempts: how often an object is asked for until it is given up.
-        timeout: seconds without an answer, or without more of it (10 kB a second), after which an attempt has failed
-            (for gs and hf their clients' own).
     """
 
-    def __init__(self, url: str, *, attempts: int, timeout: float):
-        parts = urlsplit(url)
+    url: str  # s3://bucket/prefix, gs://bucket/prefix, hf://datasets/owner/name/prefix, http(s)://host/prefix
+    _: KW_ONLY
+    attempts: int  # how often an object is asked for until it is given up
+    timeout: float  # seconds without 10 kB each, after which an attempt has failed (gs and hf: their clients' own)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
         if parts.scheme not in CREDENTIALS:
             known = ", ".join(CREDENTIALS)
             raise ValueError(f"data.path: {parts.scheme}:// is not supported; known are {known}, or a folder")
@@ -68,9 +69,8 @@ class Remote:
                 " credentials come from the environment (AWS_ACCESS_KEY_ID …, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN)"
             )
         if not parts.netloc:
-            raise ValueError(f"data.path={url} names no bucket or host")
-        self.url, self.scheme = url.rstrip("/"), parts.scheme
-        self._attempts, self._timeout = attempts, timeout
+            raise ValueError(f"data.path={self.url} names no bucket or host")
+        self.url, self.scheme = self.url.rstrip("/"), parts.scheme
 
     def fetch(self, name: str, file: Path, check: Callable[[Path], None] = lambda _: None) -> None:
         """Download an object into a file, which appears whole and checked or not at all.
@@ -81,10 +81,10 @@ class Remote:
         """
         url, part = f"{self.url}/{name}", file.with_name(f"{file.name}.part")
         refused = 0
-        for attempt in range(1, self._attempts + 1):
+        for attempt in range(1, self.attempts + 1):
             try:
                 with open(part, "wb") as stream:
-                    _download(self.scheme, url, stream, self._timeout)
+                    _download(self.scheme, url, stream, self.timeout)
                 check(part)
                 os.replace(part, file)
                 return
@@ -95,10 +95,10 @@ class Remote:
                 failure, is_final = self._failure(url, error, attempt), _is_final(error)
             finally:
                 part.unlink(missing_ok=True)
-            if is_final or attempt == self._attempts:
+            if is_final or attempt == self.attempts:
                 raise failure from None  # what the client raised may hold what must not be shown
             pause = min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE) * random.uniform(0.75, 1.25)
-            _log.warning("%s; trying again in %.1f s (attempt %d of %d)", failure, pause, attempt + 1, self._attempts)
+            _log.warning("%s; trying again in %.1f s (attempt %d of %d)", failure, pause, attempt + 1, self.attempts)
             time.sleep(pause)
 
     def _failure(self, url: str, error: Exception, attempt: int) -> ShardError:
@@ -125,15 +125,12 @@ def fetch_record(remote: Remote, folder: Path) -> None:
         remote.fetch("tokenizer.json", folder / "tokenizer.json")
 
 
-# --- one attempt ------------------------------------------------------------------------------------------------------
-
-
 @functools.lru_cache(maxsize=8)
 def client(scheme: str, timeout: float, process_id: int) -> Any:
     """Make the client of a store that has one; one a process, as they do not live through a fork."""
     if scheme == "gs":
         return GCPDownloader("", "", [])
-    once = botocore.config.Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1})
+    once = Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1})
     return S3Downloader("", "", [], {"config": once})
 
 
@@ -144,9 +141,9 @@ def _download(scheme: str, url: str, file: IO[bytes], timeout: float) -> None:
         s3 = client(scheme, timeout, os.getpid())._client.client
         answer = s3.get_object(Bucket=place.netloc, Key=place.path.lstrip("/"))
         with contextlib.closing(answer["Body"]) as body:
-            n_bytes = _copy(body._raw_stream.read1, file, timeout)
-        if n_bytes != answer["ContentLength"]:
-            raise OSError(f"{n_bytes:,} of {answer['ContentLength']:,} bytes came")
+            _copy(body._raw_stream.read1, file, timeout)
+        if file.tell() != answer["ContentLength"]:
+            raise OSError(f"{file.tell():,} of {answer['ContentLength']:,} bytes came")
     elif scheme == "gs":
         client(scheme, timeout, os.getpid()).download_fileobj(url, file)
     elif scheme == "hf":
@@ -163,8 +160,8 @@ def _download(scheme: str, url: str, file: IO[bytes], timeout: float) -> None:
             _copy(functools.partial(response.raw.read1, decode_content=True), file, timeout)
 
 
-def _copy(read1: Callable[[int], bytes], file: IO[bytes], timeout: float) -> int:
-    """Copy what a server sends, block by block as it comes; return how many bytes these were.
+def _copy(read1: Callable[[int], bytes], file: IO[bytes], timeout: float) -> None:
+    """Copy what a server sends, block by block as it comes.
 
     The clients' timeouts end a silence, not a trickle, as every byte begins them anew: here TimeoutError is raised
     if less than _LEAST_RATE came over `timeout` seconds.
@@ -176,10 +173,6 @@ def _copy(read1: Callable[[int], bytes], file: IO[bytes], timeout: float) -> int
             if n_bytes - before < _LEAST_RATE * seconds:
                 raise TimeoutError(f"only {n_bytes - before:,} bytes came in {seconds:.1f} s")
             began, before = time.monotonic(), n_bytes
-    return n_bytes
-
-
-# --- what a client raised ---------------------------------------------------------------------------------------------
 
 
 def _status(error: Exception) -> int | None:
@@ -196,9 +189,9 @@ def _is_final(error: Exception) -> bool:
     """Whether asking again cannot help."""
     if (status := _status(error)) is not None:
         return 400 <= status < 500 and status not in (408, 425, 429)
-    if isinstance(error, (ImportError, TypeError, botocore.exceptions.ParamValidationError)) or _of_credentials(error):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return True
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+    return isinstance(error, (ImportError, TypeError, ParamValidationError)) or _of_credentials(error)
 
 
 def _of_credentials(error: Exception) -> bool:

@@ -1,19 +1,18 @@
 """Tokenizers that somebody else trained, read from files: tokenizer.json of Hugging Face, and tiktoken's encodings."""
 
 import base64
-import functools
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
+from annotated_types import Ge, Lt
 from tokenizers import pre_tokenizers
-from typing_extensions import override
 
 from thunderhead.core.config import first_line
 from thunderhead.core.tokenizer import EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens
@@ -45,43 +44,19 @@ _ENCODINGS = {
 class LibraryTokenizer(Tokenizer):
     """A tokenizer of Hugging Face's `tokenizers`. No text becomes a special token, not even its spelling."""
 
-    _loaded: tokenizers.Tokenizer | None = None
-    _eos = EOS
+    vocab_size = eos_id = 0  # until `_load` knows
 
-    @property
-    def _tokenizer(self) -> tokenizers.Tokenizer:
-        assert self._loaded is not None, "train the tokenizer, or load a trained one from its shards"
-        return self._loaded
-
-    def _load(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def _load(self, tokenizer: tokenizers.Tokenizer, eos: str = EOS) -> None:
         tokenizer.encode_special_tokens = True  # the spelling of EOS in a text is text (files do not keep this)
-        self._loaded = tokenizer
+        self._tokenizer, self._eos = tokenizer, eos
+        self._vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size, self.eos_id = max(self._vocabulary.values()) + 1, self._vocabulary[eos]  # ids may have holes
 
-    @functools.cached_property
-    def _vocabulary(self) -> dict[str, int]:
-        return self._tokenizer.get_vocab(with_added_tokens=True)
-
-    @functools.cached_property
-    def _size(self) -> int:
-        return max(self._vocabulary.values()) + 1  # ids may have holes
-
-    @property
-    @override
-    def vocab_size(self) -> int:
-        return self._size
-
-    @property
-    @override
-    def eos_id(self) -> int:
-        return self._vocabulary[self._eos]
-
-    @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         # np.array refuses an id that the type cannot hold, where astype would wrap around.
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
-    @override
     def decode(self, ids: Iterable[int]) -> str:
         # EOS by hand: decoders that join words put spaces around it, or take it for text.
         documents: list[list[int]] = [[]]
@@ -92,25 +67,25 @@ class LibraryTokenizer(Tokenizer):
                 documents[-1].append(int(i))
         return self._eos.join(self._tokenizer.decode(one, skip_special_tokens=False) for one in documents)
 
-    @override
     def token_bytes(self) -> npt.NDArray[np.int64]:
         """Count the bytes of text that each id stands for, (vocab_size,).
 
         SentencePiece puts a space before the first word of a document: there it counts a byte too many.
         """
         content = json.loads(self._tokenizer.to_str())
-        parts = {part["type"] for part in _components(content["decoder"])}
-        is_added = {token["content"]: token["special"] for token in content["added_tokens"]}
+        parts = _components(content["decoder"])
+        kinds = {part["type"] for part in parts}
+        is_special = {token["content"]: token["special"] for token in content["added_tokens"]}
         counts = np.zeros(self.vocab_size, dtype=np.int64)
         for token, i in self._vocabulary.items():
-            if token in is_added:
-                counts[i] = 0 if is_added[token] else len(token.encode())
-            elif "ByteLevel" in parts and _BYTE_LEVEL_ALPHABET.issuperset(token):
+            if token in is_special:
+                counts[i] = 0 if is_special[token] else len(token.encode())
+            elif "ByteLevel" in kinds and _BYTE_LEVEL_ALPHABET.issuperset(token):
                 counts[i] = len(token)  # each byte is spelled as one character
-            elif "ByteFallback" in parts and _BYTE.fullmatch(token):
+            elif "ByteFallback" in kinds and _BYTE.fullmatch(token):
                 counts[i] = 1
             else:
-                counts[i] = len(_spelled(token, content["decoder"]).encode())
+                counts[i] = len(_spelled(token, parts).encode())
         return counts
 
 
@@ -118,22 +93,18 @@ class PublishedTokenizer(Tokenizer):
     """A tokenizer from a file, which the shards keep a copy of: what `_content` returns, and `_set` takes."""
 
     @property
-    @override
     def settings(self) -> dict[str, Any]:
         return {"sha256": self.sha256}
 
     @abstractmethod
     def _content(self) -> dict[str, Any]: ...
 
-    @abstractmethod
-    def _set(self, **content: Any) -> None: ...
+    _set: Callable[..., None]
 
-    @override
     def to_json(self) -> str:
         return json.dumps({"type": self.name, **self._content()})
 
     @classmethod
-    @override
     def from_json(cls, text: str) -> Self:
         content = json.loads(text)
         if content.pop("type", None) != cls.name:
@@ -172,25 +143,24 @@ class HuggingFaceTokenizer(PublishedTokenizer, LibraryTokenizer):
             tokenizer.add_special_tokens([eos])  # already in the vocabulary: keeps its id, and is special from now on
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self._load(tokenizer)
-        self._eos = eos
+        self._load(tokenizer, eos)
         if self.eos_id in self.encode(f"a{eos}b"):
             raise ValueError(f"tokenizer.eos={eos} can be spelled by text, which would end documents: name another")
 
-    @override
     def _content(self) -> dict[str, Any]:
         return {"eos": self._eos, "tokenizer": json.loads(self._tokenizer.to_str())}
 
-    @override
     def _set(self, *, eos: str, tokenizer: dict[str, Any]) -> None:
         self._prepare(tokenizers.Tokenizer.from_str(json.dumps(tokenizer)), eos)
+
+
+TokenId = Annotated[int, Ge(0), Lt(MAX_VOCAB_SIZE)]
 
 
 class TiktokenTokenizer(PublishedTokenizer):
     """An encoding of tiktoken from its file of tokens: base64 and rank, a line each. Downloads nothing.
 
-    Raises ValueError if there is no such file, it is no encoding, the pattern is unknown or wrong, or token ids do not
-    fit the shards.
+    Raises ValueError if there is no such file, it is no encoding, or the pattern is unknown or wrong.
 
     Args:
         path: the file, named as the encoding is (r50k_base.tiktoken) where `pattern` is null.
@@ -201,7 +171,7 @@ class TiktokenTokenizer(PublishedTokenizer):
     name = "tiktoken"
     vocab_size = eos_id = 0  # until `_set` knows
 
-    def __init__(self, *, path: str, pattern: str | None = None, eos_id: int | None = None):
+    def __init__(self, *, path: str, pattern: str | None = None, eos_id: TokenId | None = None):
         file = Path(path).expanduser()
         content = _read(file, "a file of tiktoken's, such as r50k_base.tiktoken")
         try:
@@ -221,7 +191,6 @@ class TiktokenTokenizer(PublishedTokenizer):
             pattern, after = _ENCODINGS[file.stem]
         self._set(pattern=pattern, eos_id=after if eos_id is None else eos_id, ranks=ranks)
 
-    @override
     def _set(self, *, pattern: str, eos_id: int, ranks: dict[str, int]) -> None:
         try:
             import tiktoken
@@ -235,11 +204,6 @@ class TiktokenTokenizer(PublishedTokenizer):
             raise ValueError(f"tokenizer.eos_id={eos_id} is the id of a token of text: {free} is free")
         self._by_id[eos_id] = EOS.encode()
         self.vocab_size = max(self._by_id) + 1
-        if self.vocab_size > MAX_VOCAB_SIZE:
-            raise ValueError(
-                f"tokenizer.path: its ids, EOS among them, go up to {self.vocab_size - 1:,}, and shards hold uint32:"
-                f" {MAX_VOCAB_SIZE - 1:,} is the largest"
-            )
         try:
             self._encoding = tiktoken.Encoding(
                 self.name, pat_str=pattern, mergeable_ranks=self._ranks, special_tokens={EOS: eos_id}
@@ -247,21 +211,17 @@ class TiktokenTokenizer(PublishedTokenizer):
         except ValueError as error:
             raise ValueError(f"tokenizer.pattern={pattern} is no regular expression ({error})") from None
 
-    @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         return [np.array(ids, dtype=self.dtype) for ids in map(self._encoding.encode_ordinary, texts)]
 
-    @override
     def decode(self, ids: Iterable[int]) -> str:
         return b"".join(self._by_id.get(int(i), b"") for i in ids).decode("utf-8", "replace")
 
-    @override
     def token_bytes(self) -> npt.NDArray[np.int64]:
         counts = np.zeros(self.vocab_size, dtype=np.int64)
         counts[list(self._ranks.values())] = [len(token) for token in self._ranks]
         return counts
 
-    @override
     def _content(self) -> dict[str, Any]:
         ranks = {base64.b64encode(token).decode(): rank for token, rank in self._ranks.items()}
         return {"pattern": self._pattern, "eos_id": self.eos_id, "ranks": ranks}
@@ -285,39 +245,32 @@ def _configured_eos(folder: Path) -> str | None:
 
 def _find_eos(tokenizer: tokenizers.Tokenizer, eos: str | None, path: str) -> str:
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    known = f"its special tokens are {', '.join(special[:10]) or 'none'}"
     if eos is not None:
         if tokenizer.token_to_id(eos) is None:
-            raise ValueError(f"tokenizer.eos={eos} is no token of {path}; its special tokens are {_named(special)}")
+            raise ValueError(f"tokenizer.eos={eos} is no token of {path}; {known}")
         return eos
     if found := [spelling for spelling in _EOS_SPELLINGS if spelling in special]:
         return found[0]
-    question = f"which token ends a document? Its special tokens are {_named(special)}: give tokenizer.eos=…"
-    raise ValueError(f"tokenizer.path={path}: {question}")
-
-
-def _named(tokens: Sequence[str]) -> str:
-    return (", ".join(tokens[:10]) + (" …" if len(tokens) > 10 else "")) or "none"
+    raise ValueError(f"tokenizer.path={path}: which token ends a document? ({known}): give tokenizer.eos=…")
 
 
 def _components(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
     """List the parts of a decoder, which may be a sequence of decoders."""
-    if decoder is None:
-        return []
-    if decoder["type"] == "Sequence":
-        return [part for child in decoder["decoders"] for part in _components(child)]
-    return [decoder]
+    if decoder is None or decoder["type"] != "Sequence":
+        return [decoder] if decoder else []
+    return [part for child in decoder["decoders"] for part in _components(child)]
 
 
-def _spelled(token: str, decoder: dict[str, Any] | None) -> str:
+def _spelled(token: str, parts: Iterable[dict[str, Any]]) -> str:
     """Spell a token as it stands in the middle of a text."""
-    for part in _components(decoder):
+    for part in parts:
         if part["type"] == "Metaspace":
             token = token.replace(part["replacement"], " ")
         elif part["type"] == "Replace" and "String" in part["pattern"]:
             token = token.replace(part["pattern"]["String"], part["content"])
         elif part["type"] == "WordPiece":
-            prefix = part["prefix"]
-            token = token.removeprefix(prefix) if token.startswith(prefix) else f" {token}"
+            token = token.removeprefix(part["prefix"]) if token.startswith(part["prefix"]) else f" {token}"
         elif part["type"] == "BPEDecoder":
             token = token.replace(part["suffix"], " ")
     return token
