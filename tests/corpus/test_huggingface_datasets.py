@@ -96,8 +96,8 @@ def test_what_is_wrong_is_named(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is no folder, and no name of a dataset"):
         HuggingFaceDataset(dataset="./nowhere").check()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="is an empty folder"):
-        HuggingFaceDataset(dataset=str(tmp_path / "empty")).fingerprint()
+    with pytest.raises(ValueError, match=r"empty .* cannot be read"):
+        HuggingFaceDataset(dataset=str(tmp_path / "empty")).connect()
     with pytest.raises(ValueError, match=r"begins=\( is no regular expression"):
         HuggingFaceDataset(dataset="owner/name", begins="(")
     (tmp_path / "damaged").mkdir()

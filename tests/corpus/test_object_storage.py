@@ -114,10 +114,10 @@ def test_a_prefix_without_a_manifest_is_refused(store: Store, shards: Manifest, 
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("ftp://host/shards", r"data\.path: ftp:// is not supported; known are s3, gs"),
+        ("ftp://host/shards", r"data\.path=ftp://host/shards is not supported: use s3://, gs://"),
         ("https://user:password@host/shards", "credentials come from the environment"),
         ("https://host/shards?X-Amz-Signature=1", "credentials come from the environment"),
-        ("s3:///shards", "names no bucket"),
+        ("s3:///shards", "and a bucket or host"),
     ],
 )
 def test_urls_that_cannot_be_are_refused(url: str, message: str) -> None:

@@ -254,7 +254,7 @@ def test_the_tokenizer_is_that_of_the_shards(new: Make, shards: Manifest) -> Non
         ("corpse", {}, r"corpse has no manifest\.json: did you mean .*/corpus\?"),
         ("file", {}, r"file has no manifest\.json: give the folder"),
         (URL, {"cache_dir": "file"}, r"data\.cache_dir=.*file cannot be written"),
-        ("ftp://host/prefix", {}, r"data\.path: ftp:// is not supported"),
+        ("ftp://host/prefix", {}, r"data\.path=ftp://host/prefix is not supported"),
     ],
 )
 def test_a_place_without_shards_is_refused(

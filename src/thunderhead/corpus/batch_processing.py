@@ -43,8 +43,7 @@ class Batch(NamedTuple):
     read: int
 
 
-Work = Callable[[list[str]], Result]
-"""What is done with the texts of a batch; the same texts give the same result in every process."""
+Work = Callable[[list[str]], Result]  # done with the texts of a batch, with the same result in every process
 
 
 class Encoded(NamedTuple):

@@ -17,9 +17,6 @@ from typing import Any
 from thunderhead.core.types import Fraction, NonNegativeInt, PositiveInt
 from thunderhead.corpus.sources import Document
 
-EXAMPLES = 5
-EXCERPT = 300  # characters
-
 
 class Filter(ABC):
     """One rule of a curation. Its work has two halves, so that the costly one can run in any process."""
@@ -135,7 +132,7 @@ class Language(Rules):
 
     def judge(self, text: str) -> str | None:
         letters = {character: count for character, count in Counter(text).items() if character.isalpha()}
-        written = sum(n for character, n in letters.items() if _name(character).startswith(self.script))
+        written = sum(n for character, n in letters.items() if unicodedata.name(character, "").startswith(self.script))
         if not letters or written / sum(letters.values()) < self.min_script:
             return f"letters of {self.script} < {self.min_script:g} of the letters"
         words = letter_words(text)
@@ -143,11 +140,6 @@ class Language(Rules):
         if sum(word in common for word in words) / len(words) < self.min_common_words:
             return f"common words < {self.min_common_words:g} of the words"
         return None
-
-
-@lru_cache(maxsize=1 << 16)
-def _name(character: str) -> str:
-    return unicodedata.name(character, "")
 
 
 def letter_words(text: str) -> list[str]:
@@ -178,8 +170,8 @@ class Curation:
                 removed = counts["removed"].setdefault(f"{name}: {reason}", nothing)
                 removed["documents"] += 1
                 removed["bytes"] += len(document.text.encode())
-                if len(removed["examples"]) < EXAMPLES:
-                    removed["examples"].append({"id": document.id, "excerpt": document.text[:EXCERPT]})
+                if len(removed["examples"]) < 5:
+                    removed["examples"].append({"id": document.id, "excerpt": document.text[:300]})
                 return False
         counts["kept"] += 1
         return True

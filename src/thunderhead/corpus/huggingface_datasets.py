@@ -14,7 +14,7 @@ from annotated_types import Ge
 
 from thunderhead.core.config import first_line
 from thunderhead.core.types import PositiveInt
-from thunderhead.corpus.sources import Document, Source, ignore
+from thunderhead.corpus.sources import Document, Source
 from thunderhead.corpus.text_files import cut, listing, text_of, walk
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -67,9 +67,7 @@ class HuggingFaceDataset(Source):
     def _files(self, folder: Path) -> list[tuple[str, Path]]:
         if not folder.is_dir():
             raise ValueError(f"dataset={self.dataset} is no folder, and no name of a dataset on huggingface.co")
-        if files := list(walk(folder, ("",))):
-            return files
-        raise ValueError(f"dataset={self.dataset} is an empty folder")
+        return list(walk(folder, ("",)))
 
     def disk_bytes(self) -> int | None:
         return self.max_bytes
@@ -125,7 +123,7 @@ class HuggingFaceDataset(Source):
             message = f"{self._what}: reading from huggingface.co failed ({first_line(error)}): start again to go on"
             raise ConnectionError(message) from error
 
-    def documents(self, on_read: Callable[[int], None] = ignore) -> Iterator[Document]:
+    def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
         read = 0
         for first_row, text in self._texts():
             size = len(text.encode())

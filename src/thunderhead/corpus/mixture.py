@@ -82,10 +82,8 @@ def weights_by_fraction(sources: Mapping[str, Share]) -> dict[float, dict[str, f
         stages = source.weight if isinstance(source.weight, Mapping) else {0.0: source.weight}
         if 0 not in stages or not all(0 <= begin < 1 for begin in stages):
             given = ", ".join(f"{begin:g}" for begin in stages) or "none"
-            problems.append(
-                f"data.sources.{name}.weight: stages begin at fractions of the run, from 0 to below 1 and one of them"
-                f" at 0, as {{0: 0.9, 0.8: 0.5}}; found {given}"
-            )
+            rule = "stages begin at fractions of the run below 1, one of them at 0, as {0: 0.9, 0.8: 0.5}"
+            problems.append(f"data.sources.{name}.weight: {rule}; found {given}")
         else:
             by_source[name] = stages
     fractions = sorted({float(begin) for stages in by_source.values() for begin in stages})
@@ -128,21 +126,18 @@ def trained_blocks(
     """
     if max_training_tokens is None:
         return dict(available)
+    asked = f"data.max_training_tokens={max_training_tokens}"
     total, wanted = sum(available.values()), max_training_tokens // context_length
     if wanted >= total:
-        raise ValueError(
-            f"data.max_training_tokens={max_training_tokens} leaves nothing out, there are {total * context_length}"
-            " tokens: lower it, or set it to null"
-        )
+        there = f"there are {total * context_length} tokens"
+        raise ValueError(f"{asked} leaves nothing out, {there}: lower it, or set it to null")
     some = {source: count for source, count in available.items() if count}  # `check_blocks` names the others
     found = counts(some, wanted)
     if not all(found.values()):
         enough = bisect.bisect_left(range(total), 1, key=lambda n: min(counts(some, n).values()))
-        raise ValueError(
-            f"data.max_training_tokens={max_training_tokens} leaves no block of model.context_length={context_length}"
-            f" tokens of {' and '.join(name for name, n in found.items() if not n)}: use at least"
-            f" {enough * context_length}, or null"
-        )
+        without = f"no block of model.context_length={context_length} tokens of "
+        without += " and ".join(name for name, n in found.items() if not n)
+        raise ValueError(f"{asked} leaves {without}: use at least {enough * context_length}, or null")
     return dict.fromkeys(available, 0) | found
 
 
@@ -240,10 +235,8 @@ def plan_turns(
     for name, source in sources.items():
         limits[name] = None if source.max_epochs is None else math.floor(source.max_epochs * blocks[name])
         if limits[name] == 0:
-            raise ValueError(
-                f"data.sources.{name}.max_epochs={source.max_epochs:g} of its {blocks[name]} blocks is less than one:"
-                f" raise it, or set data.sources.{name}.weight=0 to leave the source out"
-            )
+            asked = f"data.sources.{name}.max_epochs={source.max_epochs:g} of its {blocks[name]} blocks"
+            raise ValueError(f"{asked} is less than one: raise it, or set weight=0 to leave the source out")
     return Turns(stages(sources, temperature, steps, sequences_per_step), limits, at_max_epochs)
 
 

@@ -60,16 +60,12 @@ class Remote:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in CREDENTIALS:
-            known = ", ".join(CREDENTIALS)
-            raise ValueError(f"data.path: {parts.scheme}:// is not supported; known are {known}, or a folder")
         if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ValueError(
-                "data.path: leave user names, passwords and everything from '?' or '#' out of the URL: it is recorded;"
-                " credentials come from the environment (AWS_ACCESS_KEY_ID …, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN)"
-            )
-        if not parts.netloc:
-            raise ValueError(f"data.path={self.url} names no bucket or host")
+            there = "credentials come from the environment (AWS_ACCESS_KEY_ID …, HF_TOKEN …)"
+            raise ValueError(f"data.path: no user name, password, '?' or '#' in the URL, which is recorded: {there}")
+        if parts.scheme not in CREDENTIALS or not parts.netloc:
+            known = ", ".join(f"{scheme}://" for scheme in CREDENTIALS)
+            raise ValueError(f"data.path={self.url} is not supported: use {known} and a bucket or host, or a folder")
         self.url, self.scheme = self.url.rstrip("/"), parts.scheme
 
     def fetch(self, name: str, file: Path, check: Callable[[Path], None] = lambda _: None) -> None:
@@ -92,7 +88,7 @@ class Remote:
                 refused += 1
                 failure, is_final = type(error)(str(error).replace(str(part), url)), refused == 2
             except Exception as error:
-                failure, is_final = self._failure(url, error, attempt), _is_final(error)
+                failure, is_final = self._failure(url, error, attempt)
             finally:
                 part.unlink(missing_ok=True)
             if is_final or attempt == self.attempts:
@@ -101,17 +97,23 @@ class Remote:
             _log.warning("%s; trying again in %.1f s (attempt %d of %d)", failure, pause, attempt + 1, self.attempts)
             time.sleep(pause)
 
-    def _failure(self, url: str, error: Exception, attempt: int) -> ShardError:
+    def _failure(self, url: str, error: Exception, attempt: int) -> tuple[ShardError, bool]:
+        """Say what went wrong, and whether asking again cannot help."""
         status, said = _status(error), _say(error)
         if status == 404:
-            return MissingFileError(f"{url} is missing ({said})")
-        if status in (401, 403) or _of_credentials(error):
+            return MissingFileError(f"{url} is missing ({said})"), True
+        # NoCredentialsError and its like (botocore), DefaultCredentialsError (google)
+        if status in (401, 403) or "Credentials" in type(error).__name__:
             names = CREDENTIALS[self.scheme]
-            return StorageError(f"{url} may not be read ({said}): look at the credentials ({names})")
+            return StorageError(f"{url} may not be read ({said}): look at the credentials ({names})"), True
         if isinstance(error, ImportError):
-            return StorageError(f"{url} cannot be read: {said}; needs: uv pip install -e '.[{self.scheme}]'")
+            return StorageError(f"{url} cannot be read: {said}; needs: uv pip install -e '.[{self.scheme}]'"), True
         tried = f" after {attempt} attempts" if attempt > 1 else ""
-        return StorageError(f"{url} could not be read{tried}: {said}")
+        failure = StorageError(f"{url} could not be read{tried}: {said}")
+        if status is not None:
+            return failure, 400 <= status < 500 and status not in (408, 425, 429)
+        disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+        return failure, disk or isinstance(error, (TypeError, ParamValidationError))
 
 
 def fetch_record(remote: Remote, folder: Path) -> None:
@@ -183,20 +185,6 @@ def _status(error: Exception) -> int | None:
     else:
         found = getattr(response, "status_code", None) or getattr(error, "code", None)
     return found if isinstance(found, int) else None
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether asking again cannot help."""
-    if (status := _status(error)) is not None:
-        return 400 <= status < 500 and status not in (408, 425, 429)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-        return True
-    return isinstance(error, (ImportError, TypeError, ParamValidationError)) or _of_credentials(error)
-
-
-def _of_credentials(error: Exception) -> bool:
-    """Whether a client found none, or half of them: NoCredentialsError (botocore), DefaultCredentialsError (google)."""
-    return "Credentials" in type(error).__name__
 
 
 def _say(error: Exception) -> str:

@@ -74,11 +74,7 @@ class Preparation:
         return f"{'+'.join(fingerprints)[:40]}-{self.tokenizer.name}-{digest[:12]}"
 
     def find(self) -> Manifest | None:
-        """Look up the shards made from exactly this; None if there are none yet. Reads no text and writes nothing.
-
-        Raises ValueError if a source has nothing to read, ShardError if the place of the shards holds something else or
-        a damaged manifest.
-        """
+        """Look up the shards made from exactly this; None if there are none yet. Reads no text and writes nothing."""
         folder = Path(self.shards_dir) / self.key(self.fingerprints())
         return Manifest.load(folder) if folder.exists() and any(folder.iterdir()) else None
 
@@ -91,8 +87,7 @@ class Preparation:
         gives the same bytes, whatever the number of `processes` (None: one for each core; one works in this process)
         and however often it was killed.
 
-        Raises ValueError if a source is unreadable (see `check_sources`) or cannot be reached, changes while it is
-        read, or leaves one of the splits empty.
+        Raises ValueError if a source is unreadable, cannot be reached, changes meanwhile, or leaves a split empty.
         """
         check_sources(self.sources)
         fingerprints = self.fingerprints()

@@ -59,10 +59,8 @@ class PreparedShards(ShardData):
             raise MissingFileError(f"data.path={self.path} has no manifest.json{hint}: {remedy}")
         made_with, asked = manifest.tokenizer, self.tokenizer
         if asked is not None and (asked.name, asked.settings) != (made_with.name, made_with.settings):
-            raise ShardError(
-                f"tokenizer: {self.path} was made with {made_with.name} {made_with.settings}, not with {asked.name}"
-                f" {asked.settings}: leave tokenizer= out, the shards bring theirs"
-            )
+            other = f"was made with {made_with.name} {made_with.settings}, not with {asked.name} {asked.settings}"
+            raise ShardError(f"tokenizer: {self.path} {other}: leave tokenizer= out, the shards bring theirs")
         return manifest
 
     def _fetch(self, remote: Remote) -> Manifest:
@@ -85,10 +83,8 @@ class PreparedShards(ShardData):
     def shares(self) -> Mapping[str, Share]:
         known = list(self.manifest.sources) if self.is_prepared else []
         if self.sources and known and set(self.sources) != set(known):
-            raise ValueError(
-                f"data.sources has {', '.join(self.sources)}, the shards have {', '.join(known)}: give each of these a"
-                " weight (0 leaves it out), or data.sources=null"
-            )
+            both = f"data.sources has {', '.join(self.sources)}, the shards have {', '.join(known)}"
+            raise ValueError(f"{both}: give each of these a weight (0 leaves it out), or data.sources=null")
         return self.sources or {name: Share() for name in known}
 
     def problems(self, run: Any) -> list[Problem]:

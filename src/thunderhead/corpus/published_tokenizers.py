@@ -184,10 +184,8 @@ class TiktokenTokenizer(PublishedTokenizer):
         after = max(ranks.values()) + 1
         if pattern is None:
             if file.stem not in _ENCODINGS:
-                raise ValueError(
-                    f"tokenizer.path={path}: how {file.stem} splits words is not known here (known are"
-                    f" {', '.join(_ENCODINGS)}): give tokenizer.pattern=… and tokenizer.eos_id=…"
-                )
+                unknown = f"how {file.stem} splits words is not known here (known are {', '.join(_ENCODINGS)})"
+                raise ValueError(f"tokenizer.path={path}: {unknown}: give tokenizer.pattern=… and tokenizer.eos_id=…")
             pattern, after = _ENCODINGS[file.stem]
         self._set(pattern=pattern, eos_id=after if eos_id is None else eos_id, ranks=ranks)
 

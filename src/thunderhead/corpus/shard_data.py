@@ -135,10 +135,8 @@ class ShardData(ShardDataModule):
             while turns.end is not None and turns.end < steps * sequences:
                 steps = turns.end // sequences
                 if steps == 0:
-                    raise ValueError(
-                        f"data.sources: max_epochs leaves {turns.end} sequences, fewer than the {sequences} of one"
-                        " step: raise it, or lower batch.global_tokens"
-                    )
+                    few = f"max_epochs leaves {turns.end} sequences, fewer than the {sequences} of one step"
+                    raise ValueError(f"data.sources: {few}: raise it, or lower batch.global_tokens")
                 turns = self._turns(steps)  # stages are fractions of the run, which is shorter now
         except ValueError as error:
             return Draw(asked, problems=(Problem("", str(error)),))
@@ -146,11 +144,9 @@ class ShardData(ShardDataModule):
         if steps < asked:
             told = " and ".join(f"{s} (data.sources.{s}.max_epochs={limits[s]:g})" for s in turns.used_up)
             if not may_end:
-                message = (
-                    f"only lasts for {steps:,} of {asked:,} steps: all with a weight are used up: {told}; raise"
-                    f" max_epochs, or lower the budget, as budget=steps budget.steps={steps}"
-                )
-                problems.append(Problem("data.sources", message))
+                message = f"only lasts for {steps:,} of {asked:,} steps: all with a weight are used up: {told}"
+                remedy = f"raise max_epochs, or lower the budget, as budget=steps budget.steps={steps}"
+                problems.append(Problem("data.sources", f"{message}; {remedy}"))
             notes.append(f"stops after {steps:,} of {asked:,} steps, when {told} is used up")
         elif not may_end:
             notes += [
@@ -251,10 +247,8 @@ def repetition(
                 f" is learned from repeated data (Muennighoff et al. 2305.16264): {', or '.join(ways)}"
             )
         elif n > LITTLE_IS_LOST_UNTIL:
-            notes.append(
-                f"{name} is seen {n:.1f} times: up to {LITTLE_IS_LOST_UNTIL} epochs are about as good as new data,"
-                " more are not (2305.16264)"
-            )
+            known = f"up to {LITTLE_IS_LOST_UNTIL} epochs are about as good as new data, more are not (2305.16264)"
+            notes.append(f"{name} is seen {n:.1f} times: {known}")
     return notes, refused
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import pyarrow.parquet as pq
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 
 from thunderhead.core.config import located
+from thunderhead.core.types import NonNegativeFloat, PositiveFloat
 from thunderhead.corpus.text_files import PACKED, check_field, cut, listing, named_errors, nearest, read, text_of, walk
 
 Suffix = Literal[".txt", ".md", ".py", ".jsonl", ".parquet"]
@@ -29,21 +30,14 @@ class Document(NamedTuple):
     text: str
 
 
-def ignore(_: int) -> None:
-    """Take no notice of progress."""
-
-
-Weight = Annotated[float, Ge(0)]
-
-
 @dataclass(eq=False)
 class Share:
     """How much a mixture takes of something."""
 
-    weight: Weight | Mapping[float, Weight] = 1.0
+    weight: NonNegativeFloat | Mapping[float, NonNegativeFloat] = 1.0
     """Share of the tokens in a mixture, relative to the other sources'; or a share for each stage of the run, by the
     fraction of the run at which the stage begins: {0: 0.9, 0.8: 0.5}."""
-    max_epochs: Annotated[float, Gt(0)] | None = None  # how often a mixture may go through it; null: as weights ask
+    max_epochs: PositiveFloat | None = None  # how often a mixture may go through it; null: as weights ask
 
 
 class Source(Share, ABC):
@@ -57,7 +51,7 @@ class Source(Share, ABC):
         """Say what the documents depend on (settings, names, sizes and times of files), reading no text."""
 
     @abstractmethod
-    def documents(self, on_read: Callable[[int], None] = ignore) -> Iterator[Document]:
+    def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
         """Yield the documents in a fixed order, lazily; `on_read` is told the bytes read since before."""
 
     @abstractmethod
@@ -116,7 +110,7 @@ class StandardLibrary(Source):
     def check(self) -> None:
         self._files()
 
-    def documents(self, on_read: Callable[[int], None] = ignore) -> Iterator[Document]:
+    def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
         for name, file in self._files():
             if self.include_topics and name == self._TOPICS:
                 from pydoc_data.topics import topics
@@ -177,10 +171,10 @@ class LocalText(Source):
                 with named_errors(file):
                     check_field(pq.read_schema(file).names, self.text_field, file)
             else:
-                for _, pieces in itertools.islice(self._texts(file, ignore), 1):
+                for _, pieces in itertools.islice(self._texts(file, lambda _: None), 1):
                     list(itertools.islice(pieces, 2))  # two: the end of a short file is looked at, too
 
-    def documents(self, on_read: Callable[[int], None] = ignore) -> Iterator[Document]:
+    def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
         for name, file in self._files():
             for record, pieces in self._texts(file, on_read):
                 for part, text in enumerate(cut(pieces, self.max_document_bytes)):
