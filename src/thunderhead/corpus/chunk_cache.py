@@ -83,8 +83,7 @@ class ChunkCache:
                     file.unlink(missing_ok=True)
                     excess -= size
             if excess > 0:
-                where = f"{self._folder}: data.cache_bytes"
-                _log.warning("%s is too small for the chunks in use, by %d bytes", where, excess)
+                _log.warning("%s: data.cache_bytes is %d bytes less than the chunks in use", self._folder, excess)
 
     def _is_abandoned(self, part: Path) -> bool:
         """Whether no process is writing a .part file any more."""

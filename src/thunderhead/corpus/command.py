@@ -21,11 +21,7 @@ def _settings(*, processes: PositiveInt | None = None) -> None:
 
 
 def prepare_corpus(config: DictConfig) -> Manifest:
-    """Make the shards of `data` and `tokenizer`, or find and verify those that are there, and print what they hold.
-
-    Raises ConfigError if the configuration is refused, a source cannot be read or reached, or shards that were there
-    are damaged.
-    """
+    """Make or verify the shards of `data` and `tokenizer`, and print what they hold; raises ConfigError."""
     resolved = configuration.plain(config)
     if problems := configuration.check(resolved, _settings):
         raise ConfigError(problems)

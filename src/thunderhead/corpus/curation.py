@@ -22,10 +22,7 @@ class Filter(ABC):
     """One rule of a curation. Its work has two halves, so that the costly one can run in any process."""
 
     def settings(self) -> dict[str, Any]:
-        """Say as plain values all that decisions depend on, of which the shards' key is made.
-
-        Here the arguments, which a filter keeps under their names.
-        """
+        """Say as plain values what decisions depend on, for the shards' key: here all arguments, by their names."""
         names = signature(type(self)).parameters
         return {"filter": type(self).__name__, **{name: getattr(self, name) for name in names}}
 

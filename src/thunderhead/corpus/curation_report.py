@@ -100,7 +100,6 @@ def _source(name: str, source: Mapping[str, Any], colours: Mapping[str, str]) ->
 
 
 def _stacked(counts: Mapping[str, int], total: int, colours: Mapping[str, str]) -> str:
-    """One bar of all documents, and what its colours mean."""
     rectangles, legend, x = "", "", 0.0
     for name, count in counts.items():
         width = _WIDTH * count / total if total else 0.0

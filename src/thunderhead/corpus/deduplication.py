@@ -17,12 +17,9 @@ _SCHEME = "affine32"  # of datasketch ≥ 2: hash values are 4 bytes
 
 @dataclass(eq=False, kw_only=True)
 class ExactDuplicates(Filter):
-    """Keep the first of all documents with the same text: equal after Unicode NFC, in lower case, spaces run together.
+    """Keep the first of the documents with one text: equal after Unicode NFC, in lower case, spaces run together."""
 
-    `normalize=False` compares the texts byte by byte. Memory: a 16-byte digest a document, about 115 bytes of a set.
-    """
-
-    normalize: bool = True
+    normalize: bool = True  # false: equal byte by byte. Memory: about 115 bytes a document, of a set of digests
 
     def __post_init__(self) -> None:
         self._seen: set[bytes] = set()

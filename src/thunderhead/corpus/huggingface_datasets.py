@@ -17,7 +17,6 @@ from thunderhead.core.types import PositiveInt
 from thunderhead.corpus.sources import Document, Source
 from thunderhead.corpus.text_files import cut, listing, text_of, walk
 
-_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 _log = logging.getLogger(__name__)
 
 
@@ -87,7 +86,7 @@ class HuggingFaceDataset(Source):
         """Ask the hub for the dataset, before anything is downloaded."""
         needs = f"dataset={self.dataset} is read from huggingface.co, over the network"
         instead = "use data=text with files of your own, or name a folder"
-        for variable in _OFFLINE:
+        for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
             if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
                 raise ValueError(f"{needs}, and {variable} is set: unset it, {instead}")
         from huggingface_hub import HfApi
@@ -110,10 +109,7 @@ class HuggingFaceDataset(Source):
             raise ValueError(f"{self._what} cannot be read: {first_line(error)}") from None
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows; raises ValueError if there is no such subset or split or a local file is damaged.
-
-        ConnectionError: the network failed, beyond the retries of `datasets`: what was done is kept.
-        """
+        """Yield the rows, or raise: ValueError if they cannot be read, ConnectionError if only the network failed."""
         stream = self._stream
         try:
             yield from stream

@@ -72,11 +72,7 @@ def turns(weights: Mapping[str, int], taken: Mapping[str, int], n: int) -> list[
 
 
 def weights_by_fraction(sources: Mapping[str, Share]) -> dict[float, dict[str, float]]:
-    """Collect the sources' weights, by the fraction of the run from which on they hold.
-
-    Raises ValueError if a source's stages do not begin at 0 or lie outside of the run, or at some time no source has a
-    weight; names all such.
-    """
+    """Collect the weights by the fraction of the run from which on they hold; a ValueError names all that cannot be."""
     problems, by_source = [], {}
     for name, source in sources.items():
         stages = source.weight if isinstance(source.weight, Mapping) else {0.0: source.weight}
@@ -105,8 +101,7 @@ def _at(fraction: float, stages: Mapping[float, float]) -> float:
 def stages(sources: Mapping[str, Share], temperature: float, steps: int, sequences_per_step: int) -> list[Stage]:
     """Lay the sources' weights over a run; a stage begins with the step nearest to its fraction.
 
-    Shares become proportional to share^(1/temperature), as multilingual models sample languages (Arivazhagan et al.
-    1907.05019): 1 leaves them, more makes them more equal.
+    Shares become proportional to share^(1/temperature): more makes them more equal (Arivazhagan et al. 1907.05019).
     """
     found = []
     for fraction, weights in weights_by_fraction(sources).items():
@@ -119,10 +114,9 @@ def stages(sources: Mapping[str, Share], temperature: float, steps: int, sequenc
 def trained_blocks(
     available: Mapping[str, int], context_length: int, max_training_tokens: int | None
 ) -> dict[str, int]:
-    """Say how many of the `available` blocks of each source are trained on: all, or so many tokens in all.
+    """Say how many of the `available` blocks of each source are trained on: all, or the same part of each source.
 
-    They are the same part of each source. Raises ValueError if the limit leaves a source without a block, or leaves
-    nothing out.
+    Raises ValueError if that leaves a source without a block, or leaves nothing out.
     """
     if max_training_tokens is None:
         return dict(available)
@@ -227,10 +221,7 @@ def plan_turns(
     steps: int,
     sequences_per_step: int,
 ) -> Turns:
-    """Work out whose turn it is in a run over so many `blocks` of each source (see `stages` and `Turns`).
-
-    Raises ValueError if the weights are refused (see `weights_by_fraction`), or max_epochs is less than a block.
-    """
+    """Work out whose turn it is in a run over so many `blocks` of each source; raises ValueError if there is none."""
     limits: dict[str, int | None] = {}
     for name, source in sources.items():
         limits[name] = None if source.max_epochs is None else math.floor(source.max_epochs * blocks[name])

@@ -48,10 +48,7 @@ class StorageError(ShardError):
 
 @dataclass
 class Remote:
-    """A folder of prepared shards in an object store. Can be sent to other processes; each has its own client.
-
-    Raises ValueError if the URL is of another kind, or holds a password or a query, which would end up in records.
-    """
+    """A folder of shards in an object store; other processes make their own client. Refuses URLs that hold secrets."""
 
     url: str  # s3://bucket/prefix, gs://bucket/prefix, hf://datasets/owner/name/prefix, http(s)://host/prefix
     _: KW_ONLY
@@ -163,11 +160,7 @@ def _download(scheme: str, url: str, file: IO[bytes], timeout: float) -> None:
 
 
 def _copy(read1: Callable[[int], bytes], file: IO[bytes], timeout: float) -> None:
-    """Copy what a server sends, block by block as it comes.
-
-    The clients' timeouts end a silence, not a trickle, as every byte begins them anew: here TimeoutError is raised
-    if less than _LEAST_RATE came over `timeout` seconds.
-    """
+    """Copy what a server sends, as it comes; a TimeoutError ends a trickle, of which each byte begins timeouts anew."""
     began, before, n_bytes = time.monotonic(), 0, 0
     while block := read1(1 << 20):
         n_bytes += file.write(block)

@@ -81,11 +81,10 @@ class Preparation:
     def run(self, processes: int | None = None) -> Manifest:
         """Train the tokenizer on the training split, and write the shards; or return those that are there already.
 
-        The shards appear under their name when they are complete. A call that is killed leaves what it has done, and
-        the next one for the same shards goes on from there (on the disk, that takes as much again as the shards). Of
-        several calls at a time one prepares, the others wait. Memory does not grow with the corpus. The same input
-        gives the same bytes, whatever the number of `processes` (None: one for each core; one works in this process)
-        and however often it was killed.
+        They appear under their name when they are complete. A call that is killed leaves what it has done, from which
+        the next one for the same shards goes on (on the disk, that takes as much again). Of several calls at a time one
+        prepares, the others wait. Memory does not grow with the corpus. The same input gives the same bytes, whatever
+        the number of `processes` (None: one for each core; one works in this process) and of kills.
 
         Raises ValueError if a source is unreadable, cannot be reached, changes meanwhile, or leaves a split empty.
         """
@@ -221,10 +220,7 @@ def _lock(file: Path) -> AbstractContextManager[object]:
 
 
 def read_batches(sources: Mapping[str, Source], kept: Path | None = None) -> Iterator[Batch]:
-    """Group the documents of each source, in order, until they make enough text to send to another process.
-
-    `kept` is a file with a byte for each document of all sources, 0 if a curation removed it; None: all are kept.
-    """
+    """Group each source's documents, in order, to batches; `kept` is a file of a byte for each, 0 if it was removed."""
     read = 0
 
     def on_read(n_bytes: int) -> None:
@@ -265,7 +261,6 @@ class _Passes(Progress):
         super().__init__(*self.get_default_columns(), tokens, console=console, disable=not console.is_terminal)
 
     def begin(self, what: str) -> None:
-        """Begin a pass; the bar of the one before goes."""
         for task in self.task_ids:
             self.remove_task(task)
         self.add_task(what, total=self._bytes, tokens="")

@@ -1,6 +1,7 @@
 """Tokenizers that somebody else trained, read from files: tokenizer.json of Hugging Face, and tiktoken's encodings."""
 
 import base64
+import itertools
 import json
 import re
 from abc import abstractmethod
@@ -59,19 +60,14 @@ class LibraryTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         # EOS by hand: decoders that join words put spaces around it, or take it for text.
-        documents: list[list[int]] = [[]]
-        for i in ids:
-            if i == self.eos_id:
-                documents.append([])
-            else:
-                documents[-1].append(int(i))
-        return self._eos.join(self._tokenizer.decode(one, skip_special_tokens=False) for one in documents)
+        parts = []
+        for is_eos, group in itertools.groupby(map(int, ids), key=self.eos_id.__eq__):
+            some = list(group)
+            parts.append(self._eos * len(some) if is_eos else self._tokenizer.decode(some, skip_special_tokens=False))
+        return "".join(parts)
 
     def token_bytes(self) -> npt.NDArray[np.int64]:
-        """Count the bytes of text that each id stands for, (vocab_size,).
-
-        SentencePiece puts a space before the first word of a document: there it counts a byte too many.
-        """
+        """Count each id's bytes, (vocab_size,); where a document begins, SentencePiece's space is one too many."""
         content = json.loads(self._tokenizer.to_str())
         parts = _components(content["decoder"])
         kinds = {part["type"] for part in parts}
@@ -159,8 +155,6 @@ TokenId = Annotated[int, Ge(0), Lt(MAX_VOCAB_SIZE)]
 
 class TiktokenTokenizer(PublishedTokenizer):
     """An encoding of tiktoken from its file of tokens: base64 and rank, a line each. Downloads nothing.
-
-    Raises ValueError if there is no such file, it is no encoding, or the pattern is unknown or wrong.
 
     Args:
         path: the file, named as the encoding is (r50k_base.tiktoken) where `pattern` is null.

@@ -143,11 +143,9 @@ def _share(flags: Iterable[bool]) -> float:
 
 def duplicates(pieces: Sequence[str]) -> tuple[float, float]:
     """Share of the pieces that occurred before, and their share of all characters; 0 and 0 of no pieces."""
-    if not pieces:
-        return 0.0, 0.0
     counts = Counter(pieces)
     characters = sum((count - 1) * len(piece) for piece, count in counts.items())
-    return (len(pieces) - len(counts)) / len(pieces), characters / sum(map(len, pieces))
+    return (len(pieces) - len(counts)) / max(len(pieces), 1), characters / max(sum(map(len, pieces)), 1)
 
 
 def _ngrams(words: Sequence[str], sizes: set[int]) -> tuple[npt.NDArray[np.int64], dict[int, npt.NDArray[np.int64]]]:
@@ -158,9 +156,7 @@ def _ngrams(words: Sequence[str], sizes: set[int]) -> tuple[npt.NDArray[np.int64
     known: dict[str, int] = {}
     ids = np.array([known.setdefault(word, len(known)) for word in words], dtype=np.int64)
     found, grams = {}, ids
-    for n in range(1, max(sizes, default=0) + 1):
-        if n > len(words):
-            break
+    for n in range(1, min(max(sizes, default=0), len(words)) + 1):
         if n > 1:
             _, grams = np.unique(grams[:-1] * len(known) + ids[n - 1 :], return_inverse=True)
         if n in sizes:

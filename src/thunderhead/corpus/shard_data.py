@@ -229,11 +229,7 @@ def refusals(*checks: Callable[[], object]) -> list[Problem]:
 def repetition(
     epochs: Mapping[str, float], allowed: Iterable[str], *, is_part: bool, fitting: Callable[[], int]
 ) -> tuple[list[str], list[str]]:
-    """Judge how often sources are repeated in a run: return what is worth knowing, and what is refused.
-
-    `allowed` sources may be repeated as often as the max_epochs that the user has set; in `fitting` steps, no source is
-    repeated too often.
-    """
+    """Judge how often sources are repeated, those `allowed` on purpose: what is worth knowing, what is refused."""
     notes, refused = [], []
     for name, n in epochs.items():
         if n > LITTLE_IS_GAINED_AFTER and name not in set(allowed):

@@ -1,7 +1,6 @@
 """Files of shards: written so that the same tokens give the same bytes, and compared with what was written.
 
-litdata keeps no checksums: flipped bytes, swapped chunks or a wrong dtype it reads without complaint. `verify` finds
-them.
+litdata keeps no checksums: it reads flipped bytes, swapped chunks or a wrong dtype without complaint.
 """
 
 import json
@@ -72,10 +71,7 @@ class ShardWriter:
 
 
 def verify(manifest: Manifest, level: Literal["full", "sizes"] = "full") -> None:
-    """Compare the files with the manifest: tokenizer, indices, and each chunk's size and (full) sha256.
-
-    Raises a ShardError that names the file, and what is wrong with it; so do the functions below.
-    """
+    """Compare tokenizer, indices, each chunk's size and (full) sha256; a ShardError names the file and its fault."""
     manifest.load_tokenizer()
     for split, source, shard in manifest.shards():
         folder = manifest.shard_folder(split, source)

@@ -41,10 +41,7 @@ class Share:
 
 
 class Source(Share, ABC):
-    """Text to train on. Making one is cheap and touches no file; problems are reported by `fingerprint` and `check`.
-
-    All methods raise ValueError with one line that says what is wrong with which file.
-    """
+    """Text to train on. Making one touches no file; methods raise ValueError with a line that names file and fault."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
@@ -76,8 +73,7 @@ class StandardLibrary(Source):
 
     Code is every `*.py` below `sysconfig.get_paths()["stdlib"]` without tests and installed packages: about 730 files,
     12 MB. Prose is `pydoc_data.topics` (the language reference as `help()` shows it), each topic a document: 0.5 MB;
-    the file that holds it is never code, as code and prose may be two sources of a mixture. Both differ between
-    versions of Python: the fingerprint tells.
+    its file is never code, as both may be sources of a mixture. They differ between versions of Python.
     """
 
     _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
@@ -128,10 +124,9 @@ class StandardLibrary(Source):
 class LocalText(Source):
     """Text files below a path: .txt .md .py (a file is a text), .jsonl and .parquet (a record is), also .gz and .zst.
 
-    Text must be UTF-8. Files come in the order of their names, hidden ones are left out, empty texts and null records
-    too. A text longer than `max_document_bytes` is cut at line ends (a longer line inside): training and validation are
-    told apart by document, so a corpus in a single file must fall into many. null never cuts, and holds a whole text in
-    memory.
+    Text must be UTF-8. Files come in the order of their names, without hidden ones, empty texts and null records. A
+    text longer than `max_document_bytes` is cut at line ends (a longer line inside): training and validation are told
+    apart by document, so a single file must fall into many. null never cuts, and holds a whole text in memory.
     """
 
     _: KW_ONLY
@@ -139,9 +134,6 @@ class LocalText(Source):
     suffixes: Sequence[Suffix] = get_args(Suffix)  # in a folder; each also stands for its .gz and .zst
     text_field: str = "text"  # field (.jsonl) or column (.parquet) that holds the text
     max_document_bytes: Annotated[int, Ge(64)] | None = 16384
-
-    def __post_init__(self) -> None:
-        self.suffixes = list(self.suffixes)
 
     def _files(self) -> list[tuple[str, Path]]:
         path = Path(self.path).expanduser()
@@ -215,11 +207,7 @@ class LocalText(Source):
 
 
 def check_sources(sources: Mapping[str, Source], path: str | None = None) -> None:
-    """Look at the beginnings of all files of all sources.
-
-    Raises ValueError in one line if there is no source, a name cannot name a folder, `path` is given and no source uses
-    it, or a source has nothing to read or something unreadable.
-    """
+    """Look at names, `path` and the beginnings of all files; a ValueError says in one line all that is wrong."""
     if not sources:
         raise ValueError("data.sources is empty: name at least one source")
     problems = []

@@ -43,10 +43,7 @@ class TextData(ShardData):
         return Preparation(self.sources, self.tokenizer, self.shards_dir, self.validation_fraction, self.filters)
 
     def prepare_data(self, processes: int | None = None) -> None:
-        """Make the shards if they are not there, with so many processes (None: one for each core).
-
-        Raises ValueError as `Preparation.run` does, or ConnectionError if the network failed: what was done is kept.
-        """
+        """Make the shards if they are not there, with so many processes, as `Preparation.run` does and raises."""
         if self.is_prepared:
             return
         told = global_rank() == 0

@@ -44,10 +44,7 @@ def cut(pieces: Iterable[str], max_bytes: int | None) -> Iterator[str]:
 
 
 def decoded(parts: Iterator[bytes], file: Path) -> Iterator[str]:
-    """Decode the parts (lines, or blocks cut anywhere) of a UTF-8 file, unchanged but for a byte order mark.
-
-    Raises ValueError if a part is binary, not UTF-8, or cannot be decompressed.
-    """
+    """Decode parts (lines, or blocks cut anywhere) of UTF-8 without a byte order mark; a ValueError refuses others."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0  # of the next byte to read
     begun, more = False, True
@@ -86,7 +83,6 @@ def read(file: Path, on_read: Callable[[int], None], *, by_line: bool) -> Iterat
 
 
 def check_field(names: Iterable[str], field: str, where: object) -> None:
-    """Refuse records that lack the field with the text."""
     if field not in names:
         raise ValueError(f"{where}: no field text_field={field}; there are: {', '.join(names)}")
 

@@ -48,10 +48,9 @@ class ByteTokenizer(Tokenizer):
 class BpeTokenizer(LibraryTokenizer):
     """Byte-level BPE trained on the corpus, with GPT-2's way of splitting text into words (Radford et al. 2019, 2.2).
 
-    All 256 bytes are tokens, so every text can be encoded. A small corpus may yield fewer merges than asked for: then
-    the vocabulary is smaller, as the manifest records. `to_json` is the tokenizer.json of Hugging Face's `tokenizers`.
-    It is trained on `sample_bytes` bytes: documents from all over the corpus, chosen by hash, and held in memory. (By
-    then the merges hardly change.) `vocab_size` counts bytes and EOS, too.
+    All 256 bytes are tokens, so every text can be encoded; with EOS they count in `vocab_size`, which a small corpus
+    may not fill. It is trained on `sample_bytes` of documents from all over the corpus, chosen by hash and held in
+    memory; by then the merges hardly change. `to_json` is the tokenizer.json of Hugging Face's `tokenizers`.
     """
 
     name = "bpe"
