@@ -28,8 +28,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a process, on both si
 from results_folder import RESULTS, hardware_slug
 
 from thunderhead.core.tokenizer import Tokenizer
-from thunderhead.corpus.document_batches import read_batches
-from thunderhead.corpus.prepare import prepare
+from thunderhead.corpus.prepare import prepare, read_batches
 from thunderhead.corpus.published_tokenizers import HuggingFaceTokenizer
 from thunderhead.corpus.shard_files import CHUNK_BYTES
 from thunderhead.corpus.sources import LocalText, StandardLibrary

@@ -98,7 +98,7 @@ def store(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     for name, value in {**SECRETS, "AWS_ENDPOINT_URL": store.endpoint, "AWS_EC2_METADATA_DISABLED": "true"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(storage, "_FIRST_PAUSE", 0.01)
-    storage.downloader.cache_clear()  # clients of another test's store
+    storage.client.cache_clear()  # clients of another test's store
     yield store
     store.close()
     requests.post(f"{moto_server}/moto-api/reset", timeout=10)

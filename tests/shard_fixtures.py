@@ -8,7 +8,7 @@ import pytest
 from object_store import Store
 from thunderhead.core.data.manifest import Chunk, Manifest, Shard
 from thunderhead.core.tokenizer import Tokens
-from thunderhead.corpus.prepare import prepare
+from thunderhead.corpus.prepare import Preparation, prepare
 from thunderhead.corpus.sources import LocalText
 from thunderhead.corpus.trained_tokenizers import ByteTokenizer
 
@@ -28,6 +28,11 @@ def corpus(tmp_path: Path) -> Path:
     for i in range(60):
         (folder / f"{i:03}.txt").write_text(words(200, seed=i))
     return folder
+
+
+def find_manifest(*made_from: object, **settings: object) -> Manifest | None:
+    """Look up the shards made from this, see `Preparation`."""
+    return Preparation(*made_from, **settings).find()
 
 
 def files(folder: Path, shard: Shard) -> Callable[[int], Path]:

@@ -118,7 +118,8 @@ def prepared(corpus: Path, shards_dir: Path, tokenizer: Sequence[str]) -> Path:
     overrides = ["data=text", f"data.path={corpus}", f"data.shards_dir={shards_dir}", *tokenizer]
     data = build_data(config.plain(config.compose(overrides)), context_length=1, sequences_per_step=1)
     assert isinstance(data, TextData)
-    return data.prepare().folder
+    data.prepare_data()
+    return data.manifest.folder
 
 
 def tokenizer_file(option: str, folder: Path) -> Path:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from thunderhead.core.data.manifest import Manifest
-from thunderhead.corpus import document_batches
 from thunderhead.corpus import prepare as preparing
 from thunderhead.corpus.curation import Filter
 from thunderhead.corpus.sources import LocalText
@@ -63,7 +62,7 @@ def prepare(log: str, corpus: str, shards_dir: str, *, seconds: float, processes
     """Prepare a folder of text in batches of some documents."""
     global LOG, SECONDS
     LOG, SECONDS = log, seconds
-    document_batches._BATCH_CHARACTERS = 5000
+    preparing._BATCH_CHARACTERS = 5000
     return preparing.prepare(
         {"text": LocalText(path=corpus)},
         Slow(vocab_size=300),

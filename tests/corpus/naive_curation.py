@@ -3,17 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from thunderhead.corpus.curation import Filter, Removals, first_reason
+from thunderhead.corpus.curation import Curation, Filter
 from thunderhead.corpus.sources import Source
 
 
 def curate(sources: Mapping[str, Source], filters: Mapping[str, Filter]) -> dict[str, Any]:
-    """What curation.json should hold, see `Removals`."""
-    removals = Removals(sources)
-    for rule in filters.values():
-        rule.reset()
+    """What curation.json should hold, see `Curation`."""
+    curation = Curation(filters, sources)
     for name, source in sources.items():
         for document in source.documents():
-            evidence = {name: rule.inspect(document.text) for name, rule in filters.items()}
-            removals.add(name, document, first_reason(filters, document.id, evidence))
-    return removals.to_dict()
+            curation.keep(name, document, {name: rule.inspect(document.text) for name, rule in filters.items()})
+    return curation.record

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from naive_curation import curate
 
+from shard_fixtures import find_manifest
 from thunderhead.core import config
 from thunderhead.core.config import CONF_DIR
 from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.run import build_all
 from thunderhead.corpus.curation import CharacterRatios, Filter, Language, Length
 from thunderhead.corpus.deduplication import ExactDuplicates
-from thunderhead.corpus.prepare import find_manifest, prepare
+from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.sources import LocalText
 from thunderhead.corpus.trained_tokenizers import ByteTokenizer
 

@@ -5,26 +5,27 @@ import pickle
 from collections import Counter
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thunderhead.core.data.order import Order
-from thunderhead.corpus.draw import repetition
 from thunderhead.corpus.mixture import (
-    Ledger,
     Mixture,
     Stage,
     Turns,
     counts,
     exact,
+    ledger,
     plan_turns,
     stages,
     trained_blocks,
     turns,
     weights_by_fraction,
 )
+from thunderhead.corpus.shard_data import repetition
 from thunderhead.corpus.sources import LocalText
 
 whole = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 50), min_size=1)
@@ -203,7 +204,7 @@ def test_a_mixture_is_turns_and_orders() -> None:
         sources, {s: sum(sizes) for s, sizes in blocks.items()},
         temperature=1.0, at_max_epochs="redistribute", steps=10, sequences_per_step=8,
     )  # fmt: skip
-    mixture = Mixture(planned, blocks, seed=3, window=6)
+    mixture = Mixture(planned, blocks, seed=3, window=6, trained={"a": 17, "b": 4})
     found = [mixture(n) for n in range(80)]
     for s, sizes in blocks.items():
         order = Order(s, sizes, seed=3, window=6)
@@ -211,9 +212,9 @@ def test_a_mixture_is_turns_and_orders() -> None:
         assert own == [order(k) for k in range(len(own))]
     assert sum(sample.source == "b" for sample in found) == 6  # one and a half times four
     assert planned.used_up == {"b": next(n for n in range(80) if planned.counts(n)["b"] == 6)}
-    ledger = Ledger(planned, {"a": 17, "b": 4}, context_length=32)
-    assert ledger(80) == {"a": (74 * 32, 74 / 80, 74 / 17), "b": (6 * 32, 6 / 80, 1.5)}
-    assert ledger(0) == {"a": (0, 0, 0), "b": (0, 0, 0)}
+    given = partial(ledger, planned, {"a": 17, "b": 4}, 32)
+    assert given(80) == {"a": (74 * 32, 74 / 80, 74 / 17), "b": (6 * 32, 6 / 80, 1.5)}
+    assert given(0) == {"a": (0, 0, 0), "b": (0, 0, 0)}
     again = pickle.loads(pickle.dumps(mixture))
     assert [again(n) for n in range(80)] == found
 
@@ -274,7 +275,7 @@ def test_the_mixture_is_the_one_of_the_first_release() -> None:
         {"code": source({0: 0.8, 0.5: 0.5}), "prose": source({0: 0.2, 0.5: 0.5})}, {"code": 9, "prose": 3},
         temperature=2.0, at_max_epochs="redistribute", steps=4, sequences_per_step=4,
     )  # fmt: skip
-    mixture = Mixture(planned, {"code": [4, 5], "prose": [3]}, seed=1, window=4)
+    mixture = Mixture(planned, {"code": [4, 5], "prose": [3]}, seed=1, window=4, trained={"code": 9, "prose": 3})
     assert "".join(planned(n)[0][0] for n in range(16)) == TURNS
     assert [tuple(mixture(n))[1:] for n in range(16)] == SAMPLES
 

@@ -11,12 +11,12 @@ import pytest
 from killed_preparation import Killable, count
 from long_words import LongWords
 
-from thunderhead.core.data.manifest import Manifest, MissingFileError, ShardError
+from shard_fixtures import find_manifest
+from thunderhead.core.data.manifest import Manifest, MissingFileError
 from thunderhead.corpus.batch_processing import is_validation
-from thunderhead.corpus.document_batches import check_sources
-from thunderhead.corpus.prepare import find_manifest, prepare
+from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.shard_files import verify
-from thunderhead.corpus.sources import LocalText
+from thunderhead.corpus.sources import LocalText, check_sources
 from thunderhead.corpus.trained_tokenizers import BpeTokenizer, ByteTokenizer
 
 MakeShards = Callable[..., Manifest]
@@ -181,31 +181,13 @@ def test_a_foreign_folder_is_not_touched(make_shards: MakeShards) -> None:
         make_shards()
     assert digest_of(folder) == before
 
-    work = folder.parent / f".{folder.name}.preparing"
-    work.mkdir(exist_ok=True)
-    (work / "mine.txt").write_text("mine")
-    (folder / "mine.txt").rename(folder.parent / "manifest.json")
-    folder.rename(folder.parent / "moved")
-    with pytest.raises(ValueError, match="in the way and was not made by Thunderhead"):
-        make_shards()
-    assert (work / "mine.txt").exists()
-
-
-def test_a_manifest_of_another_tokenizer_is_refused(make_shards: MakeShards) -> None:
-    file = make_shards().folder / "manifest.json"
-    content = json.loads(file.read_text())
-    content["tokenizer"]["settings"] = {"vocab_size": 999}
-    file.write_text(json.dumps(content))
-    with pytest.raises(ShardError, match=r"was made with the tokenizer byte .*999"):
-        make_shards()
-
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_any_number_of_processes_writes_the_same_bytes(
     processes: int, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "thunderhead.corpus.document_batches._BATCH_CHARACTERS", 5000
+        "thunderhead.corpus.prepare._BATCH_CHARACTERS", 5000
     )  # 16 batches: more than stay in one process
     (tmp_path / "b.txt").write_text((corpus / "000.txt").read_text() * 20)
     sources = {
@@ -224,7 +206,7 @@ def test_any_number_of_processes_writes_the_same_bytes(
 def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(
     corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thunderhead.corpus.document_batches._BATCH_CHARACTERS", 0)  # set by what follows, and restored
+    monkeypatch.setattr("thunderhead.corpus.prepare._BATCH_CHARACTERS", 0)  # set by what follows, and restored
     for i in range(0, 60, 6):
         (corpus / f"{i:03}.txt").write_text((corpus / "001.txt").read_text())  # 10 copies
     undisturbed = killed_preparation.prepare(
@@ -293,7 +275,7 @@ def test_of_two_processes_one_prepares_and_the_other_waits(
 def test_filtered_documents_are_nowhere_and_reported(
     processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thunderhead.corpus.document_batches._BATCH_CHARACTERS", 40)
+    monkeypatch.setattr("thunderhead.corpus.prepare._BATCH_CHARACTERS", 40)
     texts = [f"{i:03} " + ("long" * 100 if i % 4 == 0 else "word") for i in range(100)]
     for name, part in (("a", texts[:60]), ("b", texts[60:])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in part))

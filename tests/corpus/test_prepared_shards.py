@@ -181,7 +181,7 @@ DAMAGE = {
     flip: "holds other bytes",
     rotate: "holds what chunk",
     truncate: "bytes, .* were written",
-    change_dtype: "says tokens are",
+    change_dtype: "was changed",
     change_index: "was changed",
     change_tokenizer: "is not the tokenizer",
 }
@@ -254,7 +254,7 @@ def test_the_tokenizer_is_that_of_the_shards(new: Make, shards: Manifest) -> Non
         ("corpse", {}, r"corpse has no manifest\.json: did you mean .*/corpus\?"),
         ("file", {}, r"file has no manifest\.json: give the folder"),
         (URL, {"cache_dir": "file"}, r"data\.cache_dir=.*file cannot be written"),
-        ("ftp://host/prefix", {}, r"data\.path: ftp:// is not supported"),
+        ("ftp://host/prefix", {}, r"data\.path=ftp://host/prefix is not supported"),
     ],
 )
 def test_a_place_without_shards_is_refused(
@@ -267,7 +267,7 @@ def test_a_place_without_shards_is_refused(
     assert re.search(message, problem.message)
     assert not module.is_prepared
     with pytest.raises(ValueError, match=message):
-        module.prepare_data()
+        module.setup("fit")
 
 
 def test_blocks_can_be_sent_to_a_worker_that_is_not_forked(make: Make, shards: Manifest) -> None:

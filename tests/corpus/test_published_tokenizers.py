@@ -15,6 +15,7 @@ from tiktoken_ext import openai_public
 from tiktoken_ext.openai_public import r50k_pat_str
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from thunderhead.core.config import check
 from thunderhead.core.tokenizer import EOS, Tokenizer, load_tokenizer
 from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.published_tokenizers import HuggingFaceTokenizer, TiktokenTokenizer
@@ -168,7 +169,7 @@ def test_eos_is_found_or_named(tmp_path: Path) -> None:
         (several / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
         assert HuggingFaceTokenizer(path=str(several)).eos_id == 2
     unknown = save(byte_level(["<begin>", "<end>"]), tmp_path / "unknown")
-    with pytest.raises(ValueError, match=r"which token ends a document\? Its special tokens are <begin>, <end>: give"):
+    with pytest.raises(ValueError, match=r"which token ends a document\? .* <begin>, <end>\): give"):
         HuggingFaceTokenizer(path=str(unknown))
     assert HuggingFaceTokenizer(path=str(unknown), eos="<end>").eos_id == 1
     with pytest.raises(
@@ -220,10 +221,10 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         TiktokenTokenizer(path=str(own), pattern="(")
     with pytest.raises(ValueError, match=r"tokenizer\.eos_id=5 is the id of a token of text: 270 is free"):
         TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+", eos_id=5)
-    with pytest.raises(ValueError, match=r"go up to 4,294,967,296, and shards hold uint32: 4,294,967,295 is"):
-        TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+", eos_id=2**32)
+    node = {"_target_": "thunderhead.corpus.published_tokenizers.TiktokenTokenizer", "path": "", "eos_id": 2**32}
+    assert [problem.path for problem in check({"tokenizer": node})] == ["tokenizer.eos_id"]
     own.write_text("".join(own.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(ValueError, match="1 of the 256 bytes have no token"):
+    with pytest.raises(ValueError, match="1 of 256 bytes"):
         TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+")
 
 

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thunderhead.core import trust
+from thunderhead.core.config import check
 from thunderhead.core.tokenizer import EOS, Tokenizer, load_tokenizer
 from thunderhead.corpus.trained_tokenizers import BpeTokenizer, ByteTokenizer, sample
 
@@ -58,7 +59,7 @@ def test_every_byte_is_one_token_of_the_byte_tokenizer() -> None:
 def test_training_is_deterministic_and_leaves_the_original_alone() -> None:
     untrained = BpeTokenizer(vocab_size=290)
     assert untrained.train(iter(TEXTS)).sha256 == untrained.train(TEXTS).sha256 == BPE.sha256
-    with pytest.raises(AssertionError, match="train the tokenizer"):
+    with pytest.raises(AttributeError):
         untrained.encode("x")
 
 
@@ -128,11 +129,10 @@ def test_a_trusted_tokenizer_of_another_package_is_found(monkeypatch: pytest.Mon
 
 
 def test_vocabularies_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"tokenizer\.vocab_size=65537 is more than bpe learns: use 65536"):
-        BpeTokenizer(vocab_size=65_537)
-    with pytest.raises(ValueError, match=r"tokenizer\.vocab_size=256 leaves out bytes: use 257"):
-        BpeTokenizer(vocab_size=256)
-    BpeTokenizer(vocab_size=65_536)
+    for size in (256, 65_537):
+        node = {"_target_": "thunderhead.corpus.trained_tokenizers.BpeTokenizer", "vocab_size": size}
+        (problem,) = check({"tokenizer": node})
+        assert (problem.path, str(size) in problem.message) == ("tokenizer.vocab_size", True)
     with pytest.raises(ValueError, match="unknown kind"):
         load_tokenizer("morse", "{}")
     with pytest.raises(ValueError, match="not a byte tokenizer"):

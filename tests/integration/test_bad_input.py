@@ -112,7 +112,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(
 NO_TEXT = "{_target_: thunderhead.corpus.sources.StandardLibrary, include_code: false, include_topics: false}"
 NESTED = {
     f"+data.sources.two={NO_TEXT}": "data.sources.two: include_code and include_topics are both false",
-    "data.sources.text.suffixes=[.doc]": "data.sources.text.suffixes=['.doc'] cannot be read",
+    "data.sources.text.suffixes=[.doc]": "data.sources.text.suffixes: [.doc] is not accepted",
     "data.sources.text.text_field=5": "data.sources.text.text_field: 5 is not accepted",
     "+data.sources.three=5": "data.sources.three: is no source: its _target_ must be a",
     "+data.sources.four={_target_: torch.optim.AdamW}": "data.sources.four.params: is required",
@@ -123,7 +123,7 @@ NESTED = {
 
 def test_nested_settings_are_refused_with_their_whole_path(refused: Callable[..., str]) -> None:
     """All of them at once, by train.py and by prepare.py."""
-    words = ("text_field", "required")
+    words = ("text_field", "suffixes", "required")
     by_signature = {k: v for k, v in NESTED.items() if any(word in v for word in words)}
     for messages in (by_signature, {k: v for k, v in NESTED.items() if k not in by_signature}):
         told = refused("curation=basic", *messages)
@@ -151,7 +151,7 @@ def test_a_budget_below_one_step(refused: Callable[..., str]) -> None:
 
 def test_a_vocabulary_larger_than_bpe_learns(refused: Callable[..., str]) -> None:
     message = refused("tokenizer=bpe", "tokenizer.vocab_size=100000")
-    assert "tokenizer.vocab_size=100000 is more than bpe learns: use 65536 or less" in message
+    assert "tokenizer.vocab_size: 100000 is not accepted: should be less than or equal to 65536" in message
 
 
 def test_a_context_longer_than_all_the_text(refused: Callable[..., str], tmp_path: Path) -> None:

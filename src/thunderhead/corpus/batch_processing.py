@@ -11,15 +11,13 @@ import signal
 import threading
 import time
 import zlib
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import override
 
 from thunderhead.core.tokenizer import Tokenizer, Tokens
 
@@ -28,10 +26,7 @@ if TYPE_CHECKING:
     from thunderhead.corpus.sources import Document
 
 _FEW_BATCHES = 4  # starting a process takes as long as tokenizing half a MB
-_HEADER_BYTES = 12
 Result = TypeVar("Result")
-
-
 SPLIT_RULE = "a document is for validation if the first 8 bytes of its text's sha256, over 2**64, are < fraction"
 
 
@@ -48,16 +43,7 @@ class Batch(NamedTuple):
     read: int
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# The work
-
-
-class Work(ABC, Generic[Result]):
-    """What is done with the texts of a batch; the same texts give the same result in every process."""
-
-    @abstractmethod
-    def __call__(self, texts: list[str]) -> Result:
-        """Do it."""
+Work = Callable[[list[str]], Result]  # done with the texts of a batch, with the same result in every process
 
 
 class Encoded(NamedTuple):
@@ -69,13 +55,12 @@ class Encoded(NamedTuple):
     validation: npt.NDArray[np.bool_]
 
 
-class Encode(Work[Encoded]):
+class Encode:
     """Turn texts into tokens, and say on which side of the split each falls."""
 
     def __init__(self, tokenizer: Tokenizer, validation_fraction: float):
         self._tokenizer, self._fraction = tokenizer, validation_fraction
 
-    @override
     def __call__(self, texts: list[str]) -> Encoded:
         eos = np.array([self._tokenizer.eos_id], dtype=self._tokenizer.dtype)
         documents = self._tokenizer.encode_batch(texts)
@@ -86,27 +71,17 @@ class Encode(Work[Encoded]):
             validation=np.array([is_validation(text, self._fraction) for text in texts]),
         )
 
-    def __getstate__(self) -> tuple[type[Tokenizer], str, float]:
-        return type(self._tokenizer), self._tokenizer.to_json(), self._fraction
-
-    def __setstate__(self, state: tuple[type[Tokenizer], str, float]) -> None:
-        kind, text, self._fraction = state
-        self._tokenizer = kind.from_json(text)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _encode_with, (type(self._tokenizer), self._tokenizer.to_json(), self._fraction)
 
 
-class Inspect(Work[list[dict[str, Any]]]):
+def _encode_with(kind: type[Tokenizer], text: str, validation_fraction: float) -> Encode:
+    return Encode(kind.from_json(text), validation_fraction)
+
+
+def inspect(filters: "Mapping[str, Filter]", texts: list[str]) -> list[dict[str, Any]]:
     """Show texts to filters: for each text, the evidence by the filter's name."""
-
-    def __init__(self, filters: "Mapping[str, Filter]"):
-        self._filters = dict(filters)
-
-    @override
-    def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
-        return [{name: rule.inspect(text) for name, rule in self._filters.items()} for text in texts]
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Several processes
+    return [{name: rule.inspect(text) for name, rule in filters.items()} for text in texts]
 
 
 def in_order(work: Work[Result], batches: Iterable[Batch], processes: int) -> Iterator[tuple[Batch, Result]]:
@@ -117,9 +92,10 @@ def in_order(work: Work[Result], batches: Iterable[Batch], processes: int) -> It
     """
     batches = iter(batches)
     first = list(itertools.islice(batches, _FEW_BATCHES))
+    batches = itertools.chain(first, batches)
     if processes == 1 or len(first) < _FEW_BATCHES:
-        for batch in itertools.chain(first, batches):
-            yield batch, work([document.text for document in batch.documents])
+        for batch in batches:
+            yield batch, work(_texts(batch))
         return
 
     import loky
@@ -131,25 +107,28 @@ def in_order(work: Work[Result], batches: Iterable[Batch], processes: int) -> It
         initargs=(work, os.getpid()),
         env={"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},  # a core is a process here
     )
+
+    def submitted(n: int) -> Iterator[tuple[Batch, Any]]:
+        return ((batch, executor.submit(_do, _texts(batch))) for batch in itertools.islice(batches, n))
+
     try:
-        pending: deque[tuple[Batch, Any]] = deque()
-        for batch in itertools.chain(first, batches):
-            pending.append((batch, executor.submit(_do, [document.text for document in batch.documents])))
-            if len(pending) > 2 * processes:
-                done, future = pending.popleft()
-                yield done, future.result()
+        pending = deque(submitted(2 * processes))
         while pending:
+            pending.extend(submitted(1))
             done, future = pending.popleft()
             yield done, future.result()
     finally:
         executor.shutdown(wait=True, kill_workers=True)
 
 
+def _texts(batch: Batch) -> list[str]:
+    return [document.text for document in batch.documents]
+
+
 _work: Work[Any] | None = None
 
 
 def _start(work: Work[Any], parent: int) -> None:
-    """Make a process ready."""
     global _work  # noqa: PLW0603 - sent once a process, not with every batch
     _work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them: the parent ends its workers
@@ -168,54 +147,39 @@ def _do(texts: list[str]) -> Any:
     return _work(texts)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# The memory of what was done
-
-
 def remembered(
     work: Work[Result], batches: Iterable[Batch], processes: int, file: Path
-) -> Iterator[tuple[Batch, Result, bool]]:
+) -> Iterator[tuple[Batch, Result]]:
     """Do as `in_order`, and write each result to a file; those that are in the file already are read from there.
 
-    A record that was cut off by a kill is done again. The batches must be those of the last time.
-
-    Yields:
-        A batch, its result, and whether it is from the file.
-
-    Raises:
-        ValueError: a batch is not the one of the last time.
+    A record that was cut off by a kill is done again. Raises ValueError if a batch is not the one of the last time.
     """
     batches = iter(batches)
-    end = 0
-    if file.exists():
-        for (n_documents, n_characters, result), end in _records(file):  # noqa: B007 - used after the loop
+    with open(file, "a+b") as log:
+        end = log.seek(0)
+        while (record := _read_record(log)) is not None:
+            *size, result = record
             batch = next(batches, None)
-            if batch is None or (n_documents, n_characters) != _size(batch):
+            if batch is None or size != _size(batch):
                 raise ValueError("text changed since the preparation that was interrupted: prepare again")
-            yield batch, result, True
-        os.truncate(file, end)
-    with open(file, "ab") as log:
+            yield batch, result
+            end = log.tell()
+        log.truncate(end)
         for batch, result in in_order(work, batches, processes):
             content = pickle.dumps((*_size(batch), result), protocol=5)
             log.write(len(content).to_bytes(8) + zlib.crc32(content).to_bytes(4) + content)
             log.flush()
-            yield batch, result, False
+            yield batch, result
 
 
-def _size(batch: Batch) -> tuple[int, int]:
-    return len(batch.documents), sum(len(document.text) for document in batch.documents)
+def _size(batch: Batch) -> list[int]:
+    return [len(batch.documents), sum(map(len, _texts(batch)))]
 
 
-def _records(file: Path) -> Iterator[tuple[Any, int]]:
-    """Yield the whole records from the beginning of a file, each with the position of its end."""
-    with open(file, "rb") as log:
-        end = 0
-        while len(header := log.read(_HEADER_BYTES)) == _HEADER_BYTES:
-            size = int.from_bytes(header[:8])
-            if size > file.stat().st_size - end:
-                return
-            content = log.read(size)
-            if zlib.crc32(content) != int.from_bytes(header[8:]):
-                return
-            end += _HEADER_BYTES + size
-            yield pickle.loads(content), end  # written here, into a folder of this preparation
+def _read_record(log: IO[bytes]) -> Any:
+    """Read the next record; None where it was cut off or damaged."""
+    header = log.read(12)
+    content = log.read(min(int.from_bytes(header[:8]), os.fstat(log.fileno()).st_size))
+    if not content or zlib.crc32(content) != int.from_bytes(header[8:]):
+        return None
+    return pickle.loads(content)  # written here, into a folder of this preparation

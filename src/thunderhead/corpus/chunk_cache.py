@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,16 @@ class ChunkCache:
         """Delete none of these chunks in this process, until told anew by the same user; others see them as used."""
         self._kept[user] = frozenset(hashes)
 
-    def get(self, remote: Remote, name: str, chunk: Chunk, check: Callable[[Path], None]) -> Path:
+    def get(self, remote: Remote, folder: str, shard: Shard, number: int) -> Path:
         """Return the file of a chunk, verified by this process, fetched if need be; of several processes one fetches.
 
-        It may be deleted again at any time: who finds it gone asks anew.
-
-        Raises:
-            ShardError: see `Remote.fetch`.
+        It may be deleted again at any time: who finds it gone asks anew. Raises as `Remote.fetch` does.
         """
+        chunk = shard.chunks[number]
         file = self._folder / f"{chunk.sha256}.bin"
         if chunk.sha256 in self._verified and _touch(file):
             return file
+        check = partial(verify_chunk, shard=shard, chunk=chunk)
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._lock(chunk.sha256)):
             if _touch(file):
@@ -59,15 +59,15 @@ class ChunkCache:
                     _log.warning("%s; it is fetched again", error)
                     file.unlink()
             if not file.exists():
-                self._make_room(chunk)
-                remote.fetch(name, file, check)
+                self._make_room(chunk.bytes)
+                remote.fetch(f"{folder}/{chunk.filename}", file, check)
             self._verified.add(chunk.sha256)
         return file
 
     def _lock(self, sha256: str) -> Path:
         return self._folder / f"{sha256}.lock"
 
-    def _make_room(self, chunk: Chunk) -> None:
+    def _make_room(self, n_bytes: int) -> None:
         with FileLock(self._folder / "room.lock"):
             kept = frozenset().union(*list(self._kept.values()))
             for sha256 in kept:
@@ -76,19 +76,14 @@ class ChunkCache:
             for file in self._folder.iterdir():
                 if re.fullmatch(r"[0-9a-f]{64}\.bin(\.part)?", file.name):
                     with contextlib.suppress(FileNotFoundError):
-                        status = file.stat()
-                        files.append((status.st_mtime_ns, status.st_size, file))
-            excess = sum(size for _, size, _ in files) + chunk.bytes - self._max_bytes
+                        files.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+            excess = sum(size for _, size, _ in files) + n_bytes - self._max_bytes
             for _, size, file in sorted(files):
-                if excess <= 0:
-                    break
-                if file.name[:64] not in kept and (file.suffix != ".part" or self._is_abandoned(file)):
+                if excess > 0 and file.name[:64] not in kept and (file.suffix == ".bin" or self._is_abandoned(file)):
                     file.unlink(missing_ok=True)
                     excess -= size
             if excess > 0:
-                _log.warning(
-                    "%s: data.cache_bytes is too small for the chunks in use, by %d bytes", self._folder, excess
-                )
+                _log.warning("%s: data.cache_bytes is %d bytes less than the chunks in use", self._folder, excess)
 
     def _is_abandoned(self, part: Path) -> bool:
         """Whether no process is writing a .part file any more."""
@@ -111,66 +106,44 @@ def _touch(file: Path) -> bool:
     return True
 
 
-class CachedChunks:
-    """Say where the chunks of a shard in object storage lie in the cache; fetched when asked for, and verified."""
-
-    def __init__(self, remote: Remote, cache: ChunkCache, folder: str, shard: Shard):
-        self._remote, self._cache, self._folder, self._shard = remote, cache, folder, shard
-
-    def __call__(self, number: int) -> Path:
-        chunk = self._shard.chunks[number]
-        name = f"{self._folder}/{chunk.filename}"
-        return self._cache.get(self._remote, name, chunk, partial(verify_chunk, shard=self._shard, chunk=chunk))
-
-
+@dataclass(eq=False)
 class Prefetcher:
     """Fetch the chunks of the next samples in a thread of the process that reads, one after the other as they come.
 
     Nothing is started before the first sample is read, so it can be sent to a worker or live through a fork before.
-
-    Args:
-        place: where sample n lies.
-        samples: n is less than this.
-        readers: of each source.
-        shards: what the manifest says about each source.
-        ahead: samples to look ahead.
-        max_bytes: of the chunks for the samples to come; the thread waits when it has so many.
-        keep: is told which chunks (by sha256) will be needed, whenever that changes.
     """
 
-    def __init__(
-        self,
-        place: Callable[[int], Sample],
-        samples: int,
-        readers: Mapping[str, ShardReader],
-        shards: Mapping[str, Shard],
-        *,
-        ahead: int,
-        max_bytes: int,
-        keep: Callable[[frozenset[str]], None],
-    ):
-        self._place, self._samples = copy.deepcopy(place), samples  # an own one: orders are not made for two threads
-        self._readers, self._shards = readers, shards
-        self._ahead, self._max_bytes, self._keep = ahead, max_bytes, keep
+    place: Callable[[int], Sample]  # where sample n lies
+    samples: int  # n is less than this
+    readers: Mapping[str, ShardReader]  # of each source
+    shards: Mapping[str, Shard]  # what the manifest says about each source
+    _: KW_ONLY
+    ahead: int  # samples to look ahead
+    max_bytes: int  # of the chunks for the samples to come; the thread waits when it has so many
+    keep: Callable[[frozenset[str]], None]  # is told which chunks (by sha256) will be needed, whenever that changes
+
+    def __post_init__(self) -> None:
+        self.place = copy.deepcopy(self.place)  # an own one: orders are not made for two threads
         self._now = 0
         self._thread: threading.Thread | None = None
-        self._moved = threading.Event()
+        self._moved: threading.Event
 
     def reached(self, n: int) -> None:
         """Say that the samples from n on are read next."""
         self._now = n
-        self._moved.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._try_to_run, name="prefetch", daemon=True)
+            self._moved = threading.Event()
+            self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
             self._thread.start()
+        self._moved.set()
 
-    def _try_to_run(self) -> None:
+    def _run(self) -> None:
         try:
-            self._run()
+            self._fetch_ahead()
         except Exception as error:  # training can do without
             _log.warning("Fetching ahead has stopped, training waits for each chunk from now on: %s", error)
 
-    def _run(self) -> None:
+    def _fetch_ahead(self) -> None:
         start = cursor = self._now
         needed: dict[tuple[str, int], int] = {}  # chunk → the last sample up to the cursor that lies in it
         while True:
@@ -178,32 +151,26 @@ class Prefetcher:
             if now < start:  # from the beginning again
                 needed, cursor = {}, now
             start, cursor = now, max(cursor, now)
-            while cursor < min(self._now + self._ahead, self._samples):
-                source, _, block = self._place(cursor)
-                chunk = source, self._readers[source].chunk_of(block)
+            while cursor < min(self._now + self.ahead, self.samples):
+                source, _, block = self.place(cursor)
+                chunk = source, self.readers[source].chunk_of(block)
                 if chunk not in needed:
                     needed = {known: last for known, last in needed.items() if last >= self._now}
-                    if needed and self._bytes(needed) + self._bytes([chunk]) > self._max_bytes:
+                    if needed and sum(self._chunk(*known).bytes for known in [*needed, chunk]) > self.max_bytes:
                         break
                     needed[chunk] = cursor
-                    self._keep(frozenset(self._shards[name].chunks[k].sha256 for name, k in needed))
-                    self._fetch(*chunk)
+                    self.keep(frozenset(self._chunk(*known).sha256 for known in needed))
+                    try:
+                        self.readers[source].file(chunk[1])
+                    except ShardError as error:  # who reads it will try again, and raise
+                        _log.warning("Could not fetch ahead: %s", error)
                 needed[chunk] = cursor
                 cursor += 1
             self._moved.wait()
             self._moved.clear()
 
-    def _bytes(self, chunks: Any) -> int:
-        return sum(self._shards[source].chunks[k].bytes for source, k in chunks)
-
-    def _fetch(self, source: str, chunk: int) -> None:
-        try:
-            self._readers[source].file(chunk)
-        except ShardError as error:  # who reads it will try again, and raise
-            _log.warning("Could not fetch ahead: %s", error)
+    def _chunk(self, source: str, number: int) -> Chunk:
+        return self.shards[source].chunks[number]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_thread": None, "_moved": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _moved=threading.Event())

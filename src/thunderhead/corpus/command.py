@@ -1,14 +1,12 @@
 """`python prepare.py`: shards of a corpus, made or found, and what is in them."""
 
-from typing import Any
-
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from thunderhead.core import config as configuration
-from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.config import ConfigError, Problem, first_line
 from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.run import build_data
 from thunderhead.core.terminal import say
@@ -23,44 +21,28 @@ def _settings(*, processes: PositiveInt | None = None) -> None:
 
 
 def prepare_corpus(config: DictConfig) -> Manifest:
-    """Make the shards of `data` and `tokenizer`, or find and verify those that are there, and print what they hold.
-
-    Raises:
-        ConfigError: the configuration is refused, a source cannot be read or reached, or shards that were there are
-            damaged.
-    """
+    """Make or verify the shards of `data` and `tokenizer`, and print what they hold; raises ConfigError."""
     resolved = configuration.plain(config)
     if problems := configuration.check(resolved, _settings):
         raise ConfigError(problems)
-    data = _build(resolved)
-    problems = data.problems(None)
-    if problems:
+    data = build_data(resolved | {"seed": 0}, context_length=1, sequences_per_step=1)  # nothing is loaded here
+    if not isinstance(data, TextData):
+        message = "there is nothing to prepare: give text to make shards of, as data=text data.path=…"
+        raise ConfigError([Problem("data", message)])
+    if problems := data.problems(None):
         raise ConfigError(problems)
     try:
         if data.is_prepared:
             verify(data.manifest)
             say("Prepared already, nothing to do (its checksums were compared and are right)")
-        manifest = data.prepare(resolved["processes"])
+        data.prepare_data(resolved["processes"])
     except (ValueError, ConnectionError) as error:
-        raise ConfigError([Problem("", str(error).splitlines()[0])]) from error
-    _show(manifest)
-    curation = manifest.folder / "curation.json"
+        raise ConfigError([Problem("", first_line(error))]) from error
+    _show(data.manifest)
+    curation = data.manifest.folder / "curation.json"
     if curation.exists():
         say(f"curation   {write_report(curation)}")
-    return manifest
-
-
-def _build(config: dict[str, Any]) -> TextData:
-    """Build the data module, of which nothing is loaded here.
-
-    Raises:
-        ConfigError: something in it is refused, or there is nothing to prepare.
-    """
-    data = build_data(config | {"seed": 0}, context_length=1, sequences_per_step=1)
-    if not isinstance(data, TextData):
-        message = "there is nothing to prepare: give text to make shards of, as data=text data.path=…"
-        raise ConfigError([Problem("data", message)])
-    return data
+    return data.manifest
 
 
 def _show(manifest: Manifest) -> None:

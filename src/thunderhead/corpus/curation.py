@@ -9,28 +9,22 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
+from inspect import signature
 from typing import Any
-
-from typing_extensions import override
 
 from thunderhead.core.types import Fraction, NonNegativeInt, PositiveInt
 from thunderhead.corpus.sources import Document
 
-EXAMPLES = 5
-EXCERPT = 300  # characters
-
 
 class Filter(ABC):
-    """One rule of a curation. Its work has two halves, so that the costly one can run in any process.
+    """One rule of a curation. Its work has two halves, so that the costly one can run in any process."""
 
-    Attributes of the settings say all that the decisions depend on: the shards' key is made from them.
-    """
-
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Say what decisions depend on, as plain values."""
+        """Say as plain values what decisions depend on, for the shards' key: here all arguments, by their names."""
+        names = signature(type(self)).parameters
+        return {"filter": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
     @abstractmethod
     def inspect(self, text: str) -> Any:
@@ -48,42 +42,30 @@ class Filter(ABC):
 
 
 class Rules(Filter):
-    """A filter that judges each text by itself; subclasses are dataclasses, whose fields are the settings."""
-
-    @override
-    def settings(self) -> dict[str, Any]:
-        return {"filter": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
+    """A filter that judges each text by itself."""
 
     @abstractmethod
     def judge(self, text: str) -> str | None:
         """Name the first rule that the text breaks, with its threshold; None: it breaks none."""
 
-    @override
     def inspect(self, text: str) -> str | None:
         return self.judge(text)
 
-    @override
     def keep(self, document_id: str, evidence: str | None) -> str | None:
         return evidence
 
 
 @dataclass(frozen=True, kw_only=True)
 class Length(Rules):
-    """Documents neither too short to say anything nor too long to be one text.
-
-    Args:
-        min_bytes: at least so many bytes of UTF-8.
-        max_bytes: at most so many; null: no limit.
-    """
+    """Documents neither too short to say anything nor too long to be one text; in bytes of UTF-8."""
 
     min_bytes: NonNegativeInt
-    max_bytes: PositiveInt | None = None
+    max_bytes: PositiveInt | None = None  # no limit
 
     def __post_init__(self) -> None:
         if self.max_bytes is not None and self.max_bytes < self.min_bytes:
             raise ValueError(f"max_bytes={self.max_bytes} is less than min_bytes={self.min_bytes}: nothing would stay")
 
-    @override
     def judge(self, text: str) -> str | None:
         size = len(text.encode())
         if size < self.min_bytes:
@@ -95,33 +77,21 @@ class Length(Rules):
 
 @dataclass(frozen=True, kw_only=True)
 class CharacterRatios(Rules):
-    """What a text consists of: shares of its characters, spaces left out. A text of spaces only has no characters.
+    """What a text consists of: shares of its characters, spaces left out. A text of spaces only has no characters."""
 
-    Args:
-        min_letters: share of letters, of any script (Unicode categories L and M), at least.
-        max_digits: share of digits and other numbers (N) at most.
-        max_symbols: share of punctuation and symbols (P, S) at most.
-        max_unreadable: share of control characters, unassigned ones and U+FFFD at most: a wrong encoding.
-    """
+    min_letters: Fraction  # of any script (Unicode categories L and M)
+    max_digits: Fraction  # and other numbers (N)
+    max_symbols: Fraction  # punctuation and symbols (P, S)
+    max_unreadable: Fraction  # control characters, unassigned ones and U+FFFD: a wrong encoding
 
-    min_letters: Fraction
-    max_digits: Fraction
-    max_symbols: Fraction
-    max_unreadable: Fraction
-
-    @override
     def judge(self, text: str) -> str | None:
         shares = _kinds(text)
         if not shares:
             return "no characters but spaces"
         if shares["letters"] < self.min_letters:
             return f"letters < {self.min_letters:g} of the characters"
-        for kind, limit in (
-            ("digits", self.max_digits),
-            ("symbols", self.max_symbols),
-            ("unreadable", self.max_unreadable),
-        ):
-            if shares[kind] > limit:
+        for kind in ("digits", "symbols", "unreadable"):
+            if shares[kind] > (limit := getattr(self, f"max_{kind}")):
                 return f"{kind} > {limit:g} of the characters"
         return None
 
@@ -131,8 +101,8 @@ def _kinds(text: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     for character, count in Counter(text).items():
         counts[_kind(character)] += count
-    total = sum(counts.values()) - counts.pop("space", 0)
-    return Counter({kind: count / total for kind, count in counts.items()})
+    del counts["space"]
+    return Counter({kind: count / counts.total() for kind, count in counts.items()})
 
 
 @lru_cache(maxsize=1 << 16)
@@ -150,23 +120,16 @@ class Language(Rules):
     """Language by two simple ratios: the script of its letters, and how many of its words are the language's commonest.
 
     No model and no download, and no probability either: short texts and code have few such words.
-
-    Args:
-        script: beginning of the Unicode names of its letters: LATIN, CYRILLIC, GREEK, ARABIC, DEVANAGARI …
-        min_script: share of the letters that must be of this script.
-        common_words: in lower case.
-        min_common_words: share of the words (runs of letters) that must be among `common_words`.
     """
 
-    script: str
-    min_script: Fraction
-    common_words: Sequence[str]
-    min_common_words: Fraction
+    script: str  # beginning of the Unicode names of its letters: LATIN, CYRILLIC, GREEK, ARABIC, DEVANAGARI …
+    min_script: Fraction  # of the letters
+    common_words: Sequence[str]  # in lower case
+    min_common_words: Fraction  # of the words (runs of letters)
 
-    @override
     def judge(self, text: str) -> str | None:
         letters = {character: count for character, count in Counter(text).items() if character.isalpha()}
-        written = sum(n for character, n in letters.items() if _name(character).startswith(self.script))
+        written = sum(n for character, n in letters.items() if unicodedata.name(character, "").startswith(self.script))
         if not letters or written / sum(letters.values()) < self.min_script:
             return f"letters of {self.script} < {self.min_script:g} of the letters"
         words = letter_words(text)
@@ -176,57 +139,36 @@ class Language(Rules):
         return None
 
 
-@lru_cache(maxsize=1 << 16)
-def _name(character: str) -> str:
-    return unicodedata.name(character, "")
-
-
 def letter_words(text: str) -> list[str]:
     """Runs of letters, in lower case."""
     return re.findall(r"[^\W\d_]+", text.lower())
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Filtering, and the record of it
-
-
-class Removals:
-    """What a curation removed: counts by source and reason, and the first examples of each. `to_dict` is curation.json.
+class Curation:
+    """Filters at work on documents in their order; `record` says what they removed, as curation.json does.
 
     {"sources": {name: {"documents": n, "kept": n, "removed": {"<filter>: <reason>":
         {"documents": n, "bytes": n, "examples": [{"id": …, "excerpt": first 300 characters}, up to 5]}}}}}
     """
 
-    def __init__(self, sources: Iterable[str]):
-        self._sources: dict[str, dict[str, Any]] = {s: {"documents": 0, "kept": 0, "removed": {}} for s in sources}
+    def __init__(self, filters: Mapping[str, Filter], sources: Iterable[str]):
+        self._filters = filters
+        self.record: dict[str, Any] = {"sources": {s: {"documents": 0, "kept": 0, "removed": {}} for s in sources}}
+        for rule in filters.values():
+            rule.reset()
 
-    def add(self, source: str, document: Document, reason: str | None) -> None:
-        """Note one document: removed for a reason, as `first_reason` gives it, or kept."""
-        counts = self._sources[source]
+    def keep(self, source: str, document: Document, evidence: Mapping[str, Any]) -> bool:
+        """Decide about the next document, of which each filter's `inspect` found this evidence, and note it."""
+        counts = self.record["sources"][source]
         counts["documents"] += 1
-        if reason is None:
-            counts["kept"] += 1
-            return
-        removed = counts["removed"].setdefault(reason, {"documents": 0, "bytes": 0, "examples": []})
-        removed["documents"] += 1
-        removed["bytes"] += len(document.text.encode())
-        if len(removed["examples"]) < EXAMPLES:
-            removed["examples"].append({"id": document.id, "excerpt": document.text[:EXCERPT]})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain containers, as in curation.json."""
-        return {"sources": self._sources}
-
-
-def first_reason(filters: Mapping[str, Filter], document_id: str, evidence: Mapping[str, Any]) -> str | None:
-    """Ask the filters in their order: "<filter>: <reason>" of the first that removes the document; None: all keep it.
-
-    Args:
-        filters: by name.
-        document_id: as the source says.
-        evidence: what each filter's `inspect` found, by the same names.
-    """
-    for name, rule in filters.items():
-        if (reason := rule.keep(document_id, evidence[name])) is not None:
-            return f"{name}: {reason}"
-    return None
+        for name, rule in self._filters.items():
+            if (reason := rule.keep(document.id, evidence[name])) is not None:
+                nothing: dict[str, Any] = {"documents": 0, "bytes": 0, "examples": []}
+                removed = counts["removed"].setdefault(f"{name}: {reason}", nothing)
+                removed["documents"] += 1
+                removed["bytes"] += len(document.text.encode())
+                if len(removed["examples"]) < 5:
+                    removed["examples"].append({"id": document.id, "excerpt": document.text[:300]})
+                return False
+        counts["kept"] += 1
+        return True

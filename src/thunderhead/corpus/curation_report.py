@@ -3,12 +3,16 @@
 The page needs no network and no script, and prints as it looks.
 """
 
+import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from thunderhead.core.terminal import quantity
 
 # Okabe & Ito's colours, which all kinds of sight tell apart; grey is for what was kept.
 _COLOURS = ("#D55E00", "#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#009E73", "#F0E442", "#000000")
@@ -42,11 +46,12 @@ pre { font: 10.5px/1.35 "DejaVu Sans Mono", ui-monospace, monospace; margin: .2r
 
 
 def html_report(curation: Mapping[str, Any]) -> str:
-    """Make the page of what curation.json holds (see `thunderhead.corpus.curation.Removals`)."""
+    """Make the page of what curation.json holds (see `thunderhead.corpus.curation.Curation`)."""
     sources = curation["sources"]
     documents, kept = (sum(source[count] for source in sources.values()) for count in ("documents", "kept"))
     lost = sum(removed["bytes"] for source in sources.values() for removed in source["removed"].values())
-    colours = _colours(sources)
+    filters = dict.fromkeys(reason.partition(": ")[0] for source in sources.values() for reason in source["removed"])
+    colours = {"kept": _KEPT, **dict(zip(filters, itertools.cycle(_COLOURS), strict=False))}
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Curation</title>',
         f"<style>{_STYLE}</style></head><body><h1>Curation</h1>",
@@ -60,70 +65,50 @@ def html_report(curation: Mapping[str, Any]) -> str:
     return "\n".join([*parts, "</body></html>", ""])
 
 
-def _colours(sources: Mapping[str, Any]) -> dict[str, str]:
-    """A colour for each filter, in the order in which they appear."""
-    filters = list(dict.fromkeys(_filter(reason) for source in sources.values() for reason in source["removed"]))
-    return {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(filters)}
-
-
-def _filter(reason: str) -> str:
-    return reason.partition(": ")[0]
-
-
 def _source(name: str, source: Mapping[str, Any], colours: Mapping[str, str]) -> Iterator[str]:
-    documents, kept, removed = source["documents"], source["kept"], source["removed"]
+    documents, kept = source["documents"], source["kept"]
+    removed = [(*reason.split(": ", 1), found) for reason, found in source["removed"].items()]
     yield f"<h2>{escape(name)}</h2>"
     yield f"<p>{kept:,} of {documents:,} documents kept ({_percent(kept, documents)})</p>"
-    by_filter = {"kept": kept}
-    for reason, found in removed.items():
-        by_filter[_filter(reason)] = by_filter.get(_filter(reason), 0) + found["documents"]
+    by_filter = Counter(kept=kept)
+    for rule, _, found in removed:
+        by_filter[rule] += found["documents"]
     yield _stacked(by_filter, documents, colours)
     if not removed:
         yield '<p class="quiet">Nothing was removed.</p>'
         return
-    most = max(found["documents"] for found in removed.values())
-    yield (
-        '<table><thead><tr><th>filter</th><th>removed because</th><th></th><th class="number">documents</th>'
-        '<th class="number">of all</th><th class="number">text</th></tr></thead><tbody>'
-    )
-    # Filters in the order in which they first removed something, the commonest reason of each first.
-    order = list(colours)
-    for reason, found in sorted(
-        removed.items(), key=lambda item: (order.index(_filter(item[0])), -item[1]["documents"])
-    ):
-        rule = reason.partition(": ")[2]
-        colour = colours[_filter(reason)]
-        width = max(_WIDTH * found["documents"] / most, 8)
-        bar = (
-            f'<svg viewBox="0 0 {_WIDTH} 60" role="img" aria-label="{found["documents"]:,} documents">'
-            f'<rect width="{width:.0f}" height="60" rx="12" fill="{colour}"/></svg>'
-        )
+    yield "<table><thead><tr><th>filter</th><th>removed because</th><th></th>"
+    yield "".join(f'<th class="number">{heading}</th>' for heading in ("documents", "of all", "text"))
+    yield "</tr></thead><tbody>"
+    most = max(found["documents"] for *_, found in removed)
+    order = list(by_filter)  # in which they first removed something, the commonest reason of each first
+    for rule, reason, found in sorted(removed, key=lambda entry: (order.index(entry[0]), -entry[2]["documents"])):
+        colour, count = colours[rule], found["documents"]
         yield (
-            f'<tr class="rule"><td>{_swatch(colour)}{escape(_filter(reason))}</td><td>{escape(rule)}</td>'
-            f'<td class="bar">{bar}</td><td class="number">{found["documents"]:,}</td>'
-            f'<td class="number">{_percent(found["documents"], documents)}</td>'
-            f'<td class="number">{_size(found["bytes"])}</td></tr>'
+            f'<tr class="rule"><td>{_swatch(colour)}{escape(rule)}</td><td>{escape(reason)}</td><td class="bar">'
+            f'<svg viewBox="0 0 {_WIDTH} 60" role="img" aria-label="{count:,} documents">'
+            f'<rect width="{max(_WIDTH * count / most, 8):.0f}" height="60" rx="12" fill="{colour}"/></svg></td>'
         )
-        figures = "".join(
-            f"<figure><figcaption>{escape(example['id'])}</figcaption><pre>{escape(_readable(example['excerpt']))}</pre></figure>"
-            for example in found["examples"]
-        )
-        yield f'<tr><td colspan="6"><div class="examples">{figures}</div></td></tr>'
+        numbers = f"{count:,}", _percent(count, documents), _size(found["bytes"])
+        yield "".join(f'<td class="number">{number}</td>' for number in numbers) + "</tr>"
+        yield '<tr><td colspan="6"><div class="examples">'
+        for example in found["examples"]:
+            yield f"<figure><figcaption>{escape(example['id'])}</figcaption>"
+            yield f"<pre>{escape(_readable(example['excerpt']))}</pre></figure>"
+        yield "</div></td></tr>"
     yield "</tbody></table>"
 
 
 def _stacked(counts: Mapping[str, int], total: int, colours: Mapping[str, str]) -> str:
-    """One bar of all documents, and what its colours mean."""
-    rectangles, legend, x = [], [], 0.0
+    rectangles, legend, x = "", "", 0.0
     for name, count in counts.items():
         width = _WIDTH * count / total if total else 0.0
-        colour = _KEPT if name == "kept" else colours[name]
-        rectangles.append(f'<rect x="{x:.1f}" width="{width:.1f}" height="34" fill="{colour}"/>')
-        legend.append(f"<li>{_swatch(colour)}{escape(name)} {count:,} ({_percent(count, total)})</li>")
+        rectangles += f'<rect x="{x:.1f}" width="{width:.1f}" height="34" fill="{colours[name]}"/>'
+        legend += f"<li>{_swatch(colours[name])}{escape(name)} {count:,} ({_percent(count, total)})</li>"
         x += width
-    told = ", ".join(f"{name} {count}" for name, count in counts.items())
-    bar = f'<svg viewBox="0 0 {_WIDTH} 34" role="img" aria-label="{escape(told)}">{"".join(rectangles)}</svg>'
-    return f'{bar}<ul class="legend">{"".join(legend)}</ul>'
+    label = escape(", ".join(f"{name} {count}" for name, count in counts.items()))
+    bar = f'<svg viewBox="0 0 {_WIDTH} 34" role="img" aria-label="{label}">{rectangles}</svg>'
+    return f'{bar}<ul class="legend">{legend}</ul>'
 
 
 def _swatch(colour: str) -> str:
@@ -140,10 +125,7 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _size(n_bytes: int) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= factor:
-            return f"{n_bytes / factor:.1f} {unit}"
-    return f"{n_bytes} bytes"
+    return f"{quantity(n_bytes)}B" if n_bytes >= 10_000 else f"{n_bytes:,} bytes"
 
 
 def write_report(curation_json: Path) -> Path:

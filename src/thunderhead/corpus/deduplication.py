@@ -3,12 +3,11 @@
 import hashlib
 import re
 import unicodedata
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from datasketch import MinHash, MinHashLSH
-from typing_extensions import override
 
 from thunderhead.core.types import Fraction, NonNegativeInt, PositiveInt
 from thunderhead.corpus.curation import Filter
@@ -16,41 +15,31 @@ from thunderhead.corpus.curation import Filter
 _SCHEME = "affine32"  # of datasketch ≥ 2: hash values are 4 bytes
 
 
+@dataclass(eq=False, kw_only=True)
 class ExactDuplicates(Filter):
-    """Keep the first of all documents with the same text: equal after Unicode NFC, in lower case, spaces run together.
+    """Keep the first of the documents with one text: equal after Unicode NFC, in lower case, spaces run together."""
 
-    Memory: a 16-byte digest a document, about 115 bytes of a Python set.
+    normalize: bool = True  # false: equal byte by byte. Memory: about 115 bytes a document, of a set of digests
 
-    Args:
-        normalize: false compares the texts byte by byte.
-    """
-
-    def __init__(self, *, normalize: bool = True):
-        self.normalize = normalize
+    def __post_init__(self) -> None:
         self._seen: set[bytes] = set()
 
-    @override
-    def settings(self) -> dict[str, Any]:
-        return {"filter": type(self).__name__, "normalize": self.normalize}
-
-    @override
     def inspect(self, text: str) -> bytes:
         if self.normalize:
             text = " ".join(unicodedata.normalize("NFC", text).lower().split())
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
-    @override
     def keep(self, document_id: str, evidence: bytes) -> str | None:
         if evidence in self._seen:
             return "same text as an earlier document"
         self._seen.add(evidence)
         return None
 
-    @override
     def reset(self) -> None:
         self._seen.clear()
 
 
+@dataclass(eq=False, kw_only=True)
 class NearDuplicates(Filter):
     """Remove a document that shares most of its word n-grams with an earlier one: MinHash with banding.
 
@@ -62,42 +51,24 @@ class NearDuplicates(Filter):
 
     Memory: grows with the documents kept, at about 4 KB each with 14 bands of 8 (a million: 4 GB), most of it in
     datasketch's index. The signature that travels between processes is 4 · bands · rows bytes.
-
-    Args:
-        threshold: similarity from which a document is a duplicate.
-        ngram: words in a shingle; a shorter text is one shingle.
-        bands, rows: of the signature.
-        seed: of the hash functions.
     """
 
-    def __init__(
-        self,
-        *,
-        threshold: Fraction = 0.75,
-        ngram: PositiveInt = 5,
-        bands: PositiveInt = 14,
-        rows: PositiveInt = 8,
-        seed: NonNegativeInt = 1,
-    ):
-        if bands * rows < 2:
-            raise ValueError("bands=1 and rows=1 make a signature of one hash: use at least 2 in all")
-        self.threshold, self.ngram, self.bands, self.rows, self.seed = threshold, ngram, bands, rows, seed
+    threshold: Fraction = 0.75  # similarity from which a document is a duplicate
+    ngram: PositiveInt = 5  # words in a shingle; a shorter text is one shingle
+    bands: PositiveInt = 14
+    rows: PositiveInt = 8
+    seed: NonNegativeInt = 1  # of the hash functions
+
+    def __post_init__(self) -> None:
         # Drawing the hash functions takes longer than hashing a short text.
-        self._functions = MinHash(num_perm=bands * rows, seed=seed, scheme=_SCHEME).permutations
+        self._functions = MinHash(self.bands * self.rows, seed=self.seed, scheme=_SCHEME).permutations
         self.reset()
 
-    @override
-    def settings(self) -> dict[str, Any]:
-        names = ("threshold", "ngram", "bands", "rows", "seed")
-        return {"filter": type(self).__name__, **{name: getattr(self, name) for name in names}}
-
-    @override
     def inspect(self, text: str) -> npt.NDArray[np.uint32]:
         signature = self._minhash()
         signature.update_batch(shingle.encode() for shingle in shingles(text, self.ngram))
         return np.asarray(signature.hashvalues, dtype=np.uint32)
 
-    @override
     def keep(self, document_id: str, evidence: npt.NDArray[np.uint32]) -> str | None:
         signature = self._minhash(evidence)
         for earlier in self._index.query(signature):
@@ -107,20 +78,14 @@ class NearDuplicates(Filter):
         self._signatures.append(evidence)
         return None
 
-    @override
     def reset(self) -> None:
         # Bands of 4 · rows bytes would be the keys of the index: 8 bytes of hash do, as candidates are compared anyway.
         self._index = MinHashLSH(num_perm=self.bands * self.rows, params=(self.bands, self.rows), hashfunc=_band_key)
         self._signatures: list[npt.NDArray[np.uint32]] = []
 
     def _minhash(self, values: npt.NDArray[np.uint32] | None = None) -> MinHash:
-        return MinHash(
-            num_perm=self.bands * self.rows,
-            seed=self.seed,
-            hashvalues=values,
-            permutations=self._functions,
-            scheme=_SCHEME,
-        )
+        size, functions = self.bands * self.rows, self._functions
+        return MinHash(size, seed=self.seed, hashvalues=values, permutations=functions, scheme=_SCHEME)
 
 
 def _band_key(band: bytes) -> bytes:

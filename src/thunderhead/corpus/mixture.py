@@ -10,7 +10,9 @@ import bisect
 import heapq
 import itertools
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -35,9 +37,6 @@ class Phase(NamedTuple):
     first: int
     taken: dict[str, int]
     weights: dict[str, int]  # relative, exact, and positive: only those that take turns
-
-
-# --- turns -----------------------------------------------------------------------------------------------------------
 
 
 def exact(weights: Mapping[str, float]) -> dict[str, int]:
@@ -72,29 +71,19 @@ def turns(weights: Mapping[str, int], taken: Mapping[str, int], n: int) -> list[
     return names
 
 
-# --- weights ---------------------------------------------------------------------------------------------------------
-
-
 def weights_by_fraction(sources: Mapping[str, Share]) -> dict[float, dict[str, float]]:
-    """Collect the sources' weights, by the fraction of the run from which on they hold.
-
-    Raises:
-        ValueError: a source's stages do not begin at 0 or lie outside of the run, or at some time no source has a
-            weight; names all such.
-    """
+    """Collect the weights by the fraction of the run from which on they hold; a ValueError names all that cannot be."""
     problems, by_source = [], {}
     for name, source in sources.items():
         stages = source.weight if isinstance(source.weight, Mapping) else {0.0: source.weight}
         if 0 not in stages or not all(0 <= begin < 1 for begin in stages):
-            given = ", ".join(f"{begin:g}" for begin in stages)
-            problems.append(
-                f"data.sources.{name}.weight: stages begin at fractions of the run, from 0 to below 1 and one of them"
-                f" at 0, as {{0: 0.9, 0.8: 0.5}}; found {given or 'none'}"
-            )
+            given = ", ".join(f"{begin:g}" for begin in stages) or "none"
+            rule = "stages begin at fractions of the run below 1, one of them at 0, as {0: 0.9, 0.8: 0.5}"
+            problems.append(f"data.sources.{name}.weight: {rule}; found {given}")
         else:
-            by_source[name] = dict(sorted(stages.items()))
+            by_source[name] = stages
     fractions = sorted({float(begin) for stages in by_source.values() for begin in stages})
-    found = {fraction: {s: _last(by_source[s], fraction) for s in by_source} for fraction in fractions}
+    found = {fraction: {s: _at(fraction, stages) for s, stages in by_source.items()} for fraction in fractions}
     problems += [
         f"data.sources: no source has a weight from {begin:g} of the run on: give {' or '.join(weights)} more than 0"
         for begin, weights in found.items()
@@ -105,22 +94,14 @@ def weights_by_fraction(sources: Mapping[str, Share]) -> dict[float, dict[str, f
     return found
 
 
-def _last(stages: Mapping[float, float], fraction: float) -> float:
-    return [weight for begin, weight in stages.items() if begin <= fraction][-1]
+def _at(fraction: float, stages: Mapping[float, float]) -> float:
+    return stages[max(begin for begin in stages if begin <= fraction)]
 
 
 def stages(sources: Mapping[str, Share], temperature: float, steps: int, sequences_per_step: int) -> list[Stage]:
     """Lay the sources' weights over a run; a stage begins with the step nearest to its fraction.
 
-    Args:
-        sources: with their weights.
-        temperature: shares become proportional to share^(1/temperature), as multilingual models sample languages
-            (Arivazhagan et al. 1907.05019): 1 leaves them, more makes them more equal.
-        steps: of the run.
-        sequences_per_step: samples of a step.
-
-    Raises:
-        ValueError: see `weights_by_fraction`.
+    Shares become proportional to share^(1/temperature): more makes them more equal (Arivazhagan et al. 1907.05019).
     """
     found = []
     for fraction, weights in weights_by_fraction(sources).items():
@@ -130,39 +111,27 @@ def stages(sources: Mapping[str, Share], temperature: float, steps: int, sequenc
     return found
 
 
-# --- part of the data ------------------------------------------------------------------------------------------------
-
-
 def trained_blocks(
     available: Mapping[str, int], context_length: int, max_training_tokens: int | None
 ) -> dict[str, int]:
-    """Say how many blocks of each source are trained on: all, or so many in all, the same part of each source.
+    """Say how many of the `available` blocks of each source are trained on: all, or the same part of each source.
 
-    Args:
-        available: blocks of each source's training split.
-        context_length: tokens trained on in a block.
-        max_training_tokens: data.max_training_tokens; None: no limit.
-
-    Raises:
-        ValueError: it leaves a source without a block, or leaves nothing out.
+    Raises ValueError if that leaves a source without a block, or leaves nothing out.
     """
     if max_training_tokens is None:
         return dict(available)
+    asked = f"data.max_training_tokens={max_training_tokens}"
     total, wanted = sum(available.values()), max_training_tokens // context_length
     if wanted >= total:
-        raise ValueError(
-            f"data.max_training_tokens={max_training_tokens} leaves nothing out, there are {total * context_length}"
-            " tokens: lower it, or set it to null"
-        )
+        there = f"there are {total * context_length} tokens"
+        raise ValueError(f"{asked} leaves nothing out, {there}: lower it, or set it to null")
     some = {source: count for source, count in available.items() if count}  # `check_blocks` names the others
     found = counts(some, wanted)
     if not all(found.values()):
         enough = bisect.bisect_left(range(total), 1, key=lambda n: min(counts(some, n).values()))
-        raise ValueError(
-            f"data.max_training_tokens={max_training_tokens} leaves no block of model.context_length={context_length}"
-            f" tokens of {' and '.join(name for name, n in found.items() if not n)}: use at least"
-            f" {enough * context_length}, or null"
-        )
+        without = f"no block of model.context_length={context_length} tokens of "
+        without += " and ".join(name for name, n in found.items() if not n)
+        raise ValueError(f"{asked} leaves {without}: use at least {enough * context_length}, or null")
     return dict.fromkeys(available, 0) | found
 
 
@@ -173,27 +142,19 @@ def spread_over_chunks(sizes: Sequence[int], count: int) -> list[int]:
     return [after - first for first, after in itertools.pairwise(before)]
 
 
-# --- the whole run ---------------------------------------------------------------------------------------------------
-
-
 class Turns:
     """Sample n of a run → (source, k): it is that source's sample k.
 
-    Args:
-        stages: weights from sample numbers on, the first from 0.
-        limits: samples that a source has at most; None: no limit.
-        at_limit: what happens when a source with a weight has given all it has: the others take its turns in
-            proportion to their weights, or nothing comes any more.
+    Weights hold from sample numbers on (`stages`), the first from 0. When a source with a weight has given all it has
+    (`limits`; None: no limit), the others take its turns in proportion to their weights, or nothing comes any more.
     """
 
     def __init__(self, stages: Sequence[Stage], limits: Mapping[str, int | None], at_limit: AtMaxEpochs):
         self.phases: list[Phase] = []
-        self.end: int | None = None
-        """Samples there are in all; None: no end."""
-        self.used_up: dict[str, int] = {}
-        """After how many samples of the run a source had given all it has."""
+        self.end: int | None = None  # samples there are in all; None: no end
+        self.used_up: dict[str, int] = {}  # after how many samples of the run a source had given all it has
         self._sources = sorted(limits)
-        self._known: tuple[int, list[tuple[str, int]]] = (-1, [])
+        self._known: tuple[int, int, list[tuple[str, int]]] = (-1, -1, [])  # the turns of a window of a phase
         self._plan(stages, limits, at_limit)
         self._firsts = [phase.first for phase in self.phases]
 
@@ -218,37 +179,27 @@ class Turns:
                 for source, count in counts(weights, length).items():
                     taken[source] += count
 
-    def _phase(self, n: int) -> Phase:
-        return self.phases[bisect.bisect_right(self._firsts, n) - 1]
-
     def counts(self, n: int) -> dict[str, int]:
         """Say how many of the first n samples are of each source."""
         assert self.end is None or n <= self.end
-        phase = self._phase(n)
+        phase = self.phases[bisect.bisect_right(self._firsts, n) - 1]
         turns = counts(phase.weights, n - phase.first)
         return {source: before + turns.get(source, 0) for source, before in phase.taken.items()}
 
     def __call__(self, n: int) -> tuple[str, int]:
         """Say whose sample n is, and which of its samples."""
-        window, offset = divmod(n, _WINDOW)
-        if self._known[0] != window:
-            self._known = (window, self._window(window * _WINDOW))
-        return self._known[1][offset]
-
-    def _window(self, first: int) -> list[tuple[str, int]]:
-        """Samples first … first + _WINDOW - 1, fewer at the end."""
-        found: list[tuple[str, int]] = []
-        stop = first + _WINDOW if self.end is None else min(first + _WINDOW, self.end)
-        taken = self.counts(min(first, stop))
-        while (n := first + len(found)) < stop:
-            phase = self._phase(n)
-            following = bisect.bisect_right(self._firsts, n)
-            until = min(stop, self._firsts[following]) if following < len(self._firsts) else stop
-            in_phase = {source: taken[source] - phase.taken[source] for source in phase.weights}
-            for source in turns(phase.weights, in_phase, until - n):
+        assert self.end is None or n < self.end
+        number = bisect.bisect_right(self._firsts, n) - 1
+        window, offset = divmod(n - self._firsts[number], _WINDOW)
+        if self._known[:2] != (number, window):
+            phase = self.phases[number]
+            before = counts(phase.weights, window * _WINDOW)
+            taken, found = {source: phase.taken[source] + before[source] for source in before}, []
+            for source in turns(phase.weights, before, _WINDOW):
                 found.append((source, taken[source]))
                 taken[source] += 1
-        return found
+            self._known = number, window, found
+        return self._known[2][offset]
 
     def until(self, n: int) -> list[list[Any]]:
         """Return what the first n samples depend on, as plain values: [first sample, weights] of each phase."""
@@ -258,11 +209,7 @@ class Turns:
 def _turns_until(weights: Mapping[str, int], source: str, count: int) -> int:
     """Say after how many turns a source had `count`."""
     enough = count * sum(weights.values()) // weights[source] + len(weights) + 1
-    low, high = 0, enough
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if counts(weights, middle)[source] >= count else (middle + 1, high)
-    return low
+    return bisect.bisect_left(range(min(enough, sys.maxsize)), count, key=lambda n: counts(weights, n)[source])
 
 
 def plan_turns(
@@ -274,80 +221,43 @@ def plan_turns(
     steps: int,
     sequences_per_step: int,
 ) -> Turns:
-    """Work out whose turn it is in a run.
-
-    Args:
-        sources: with weights and max_epochs.
-        blocks: of each source that are trained on.
-        temperature: see `stages`.
-        at_max_epochs: see `Turns`.
-        steps: of the run.
-        sequences_per_step: samples of a step.
-
-    Raises:
-        ValueError: the weights are refused (see `weights_by_fraction`), or max_epochs is less than a block.
-    """
+    """Work out whose turn it is in a run over so many `blocks` of each source; raises ValueError if there is none."""
     limits: dict[str, int | None] = {}
     for name, source in sources.items():
         limits[name] = None if source.max_epochs is None else math.floor(source.max_epochs * blocks[name])
         if limits[name] == 0:
-            raise ValueError(
-                f"data.sources.{name}.max_epochs={source.max_epochs:g} of its {blocks[name]} blocks is less than one:"
-                f" raise it, or set data.sources.{name}.weight=0 to leave the source out"
-            )
+            asked = f"data.sources.{name}.max_epochs={source.max_epochs:g} of its {blocks[name]} blocks"
+            raise ValueError(f"{asked} is less than one: raise it, or set weight=0 to leave the source out")
     return Turns(stages(sources, temperature, steps, sequences_per_step), limits, at_max_epochs)
 
 
+@dataclass
 class Mixture:
-    """Sample n of a run → (source, epoch, block), for any n ≥ 0.
+    """Sample n of a run → (source, epoch, block), for any n ≥ 0."""
 
-    Args:
-        turns: whose sample n is.
-        blocks: number of blocks in each chunk, by source.
-        seed: of the order within the sources; the turns have none.
-        window: blocks that are shuffled together (see `Order`).
-        trained: number of blocks of each source that take part, spread evenly over it; None: all.
-    """
+    turns: Turns
+    blocks: Mapping[str, Sequence[int]]  # in each chunk, by source
+    _: KW_ONLY
+    seed: int  # of the order within the sources; the turns have none
+    window: int  # blocks that are shuffled together (see `Order`)
+    trained: Mapping[str, int]  # blocks of each source that take part, spread evenly over it
 
-    def __init__(
-        self,
-        turns: Turns,
-        blocks: Mapping[str, Sequence[int]],
-        *,
-        seed: int,
-        window: int,
-        trained: Mapping[str, int] | None = None,
-    ):
-        self.turns = turns
-        self._blocks = {name: sum(sizes) for name, sizes in blocks.items()}
-        self._trained = dict(trained or self._blocks)
+    def __post_init__(self) -> None:
+        self._totals = {name: sum(sizes) for name, sizes in self.blocks.items()}
         self._orders = {
-            name: Order(name, spread_over_chunks(sizes, self._trained[name]), seed=seed, window=window)
-            for name, sizes in blocks.items()
+            name: Order(name, spread_over_chunks(sizes, self.trained[name]), seed=self.seed, window=self.window)
+            for name, sizes in self.blocks.items()
         }
 
     def __call__(self, n: int) -> Sample:
-        """Say which block sample n is."""
         source, k = self.turns(n)
         _, epoch, number = self._orders[source](k)
-        return Sample(source, epoch, spread(number, self._trained[source], self._blocks[source]))
+        return Sample(source, epoch, spread(number, self.trained[source], self._totals[source]))
 
 
-class Ledger:
-    """What each source gave to the samples until now, by arithmetic on their number.
-
-    Args:
-        turns: whose sample n is.
-        blocks: of each source that are trained on.
-        context_length: tokens trained on in a sample.
-    """
-
-    def __init__(self, turns: Turns, blocks: Mapping[str, int], context_length: int):
-        self._turns, self._blocks, self._context_length = turns, blocks, context_length
-
-    def __call__(self, samples: int) -> dict[str, Entry]:
-        """Say what the first `samples` samples were."""
-        return {
-            source: Entry(count * self._context_length, count / max(samples, 1), count / self._blocks[source])
-            for source, count in self._turns.counts(samples).items()
-        }
+def ledger(turns: Turns, blocks: Mapping[str, int], context_length: int, samples: int) -> dict[str, Entry]:
+    """Say what each source of so many blocks gave to the first `samples` samples, by arithmetic on their number."""
+    return {
+        source: Entry(count * context_length, count / max(samples, 1), count / blocks[source])
+        for source, count in turns.counts(samples).items()
+    }

@@ -16,50 +16,43 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import Progress, TextColumn
 
-from thunderhead.core.data.manifest import FORMAT, Manifest, Shard, ShardError, SplitName, TokenizerRecord
+from thunderhead.core.data.manifest import FORMAT, Manifest, Shard, SplitName, TokenizerRecord
 from thunderhead.core.processes import allowed_cores
 from thunderhead.core.tokenizer import Tokenizer
-from thunderhead.corpus.batch_processing import SPLIT_RULE, Encode, Inspect, is_validation, remembered
-from thunderhead.corpus.curation import Filter, Removals, first_reason
-from thunderhead.corpus.document_batches import CHANGED, check_sources, named, read_batches
-from thunderhead.corpus.preparation_progress import Passes
+from thunderhead.corpus.batch_processing import SPLIT_RULE, Batch, Encode, inspect, is_validation, remembered
+from thunderhead.corpus.curation import Curation, Filter
 from thunderhead.corpus.shard_files import CHUNK_BYTES, ShardWriter
-from thunderhead.corpus.sources import Source
+from thunderhead.corpus.sources import Document, Source, check_sources, named
 from thunderhead.training.record import write_text
 
-_MARKER = ".thunderhead-shards"  # lies in every folder that is made here: others are never deleted
+_BATCH_CHARACTERS = 1 << 20  # text that is tokenized at once
+_CHANGED = "files of data.sources changed while they were read: prepare again"
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """All that shards are made from.
+    """All that shards are made from."""
 
-    Args:
-        sources: by name; the names become folders.
-        tokenizer: trained or not, it is trained anew (on what the filters keep).
-        shards_dir: where the folder of the shards will lie, named by what they are made from.
-        validation_fraction: share of the documents (chosen by hash) to hold out.
-        filters: decide in their order which documents of all sources are kept; what goes is told by curation.json.
-        chunk_bytes: size of the chunk files.
-    """
-
-    sources: Mapping[str, Source]
-    tokenizer: Tokenizer
-    shards_dir: str | Path
-    validation_fraction: float
-    filters: Mapping[str, Filter] = field(default_factory=dict)
+    sources: Mapping[str, Source]  # by name; the names become folders
+    tokenizer: Tokenizer  # trained or not, it is trained anew (on what the filters keep)
+    shards_dir: str | Path  # where the folder of the shards will lie, named by what they are made from
+    validation_fraction: float  # of the documents, chosen by hash, to hold out
+    filters: Mapping[str, Filter] = field(default_factory=dict)  # which documents are kept: see curation.json
     chunk_bytes: int = CHUNK_BYTES
 
     def fingerprints(self) -> dict[str, dict[str, Any]]:
-        """Say of each source what its documents depend on."""
         found = {}
         for name, source in self.sources.items():
             with named(name):
@@ -81,53 +74,39 @@ class Preparation:
         return f"{'+'.join(fingerprints)[:40]}-{self.tokenizer.name}-{digest[:12]}"
 
     def find(self) -> Manifest | None:
-        """Look up the shards made from exactly this; None if there are none yet. Reads no text and writes nothing.
-
-        Raises:
-            ValueError: a source has nothing to read.
-            ShardError: the place of the shards holds something else, a damaged manifest, or one of another tokenizer.
-        """
+        """Look up the shards made from exactly this; None if there are none yet. Reads no text and writes nothing."""
         folder = Path(self.shards_dir) / self.key(self.fingerprints())
-        if not folder.exists() or not any(folder.iterdir()):
-            return None
-        manifest = Manifest.load(folder)
-        made_with, asked = manifest.tokenizer, self.tokenizer
-        if (made_with.name, made_with.settings) != (asked.name, asked.settings):
-            made = f"was made with the tokenizer {made_with.name} {made_with.settings}"
-            raise ShardError(f"{folder} {made}, not {asked.name} {asked.settings}: remove it")
-        return manifest
+        return Manifest.load(folder) if folder.exists() and any(folder.iterdir()) else None
 
     def run(self, processes: int | None = None) -> Manifest:
         """Train the tokenizer on the training split, and write the shards; or return those that are there already.
 
-        The shards appear under their name when they are complete. A call that is killed leaves what it has done, and
-        the next one for the same shards goes on from there (on the disk, that takes as much again as the shards). Of
-        several calls at a time one prepares, the others wait. Memory does not grow with the corpus. The same input
-        gives the same bytes, whatever the number of processes and however often it was killed.
+        They appear under their name when they are complete. A call that is killed leaves what it has done, from which
+        the next one for the same shards goes on (on the disk, that takes as much again). Of several calls at a time one
+        prepares, the others wait. Memory does not grow with the corpus. The same input gives the same bytes, whatever
+        the number of `processes` (None: one for each core; one works in this process) and of kills.
 
-        Args:
-            processes: how many tokenize; None: one for each core. One works in this process.
-
-        Raises:
-            ValueError: a source is unreadable (see `check_sources`) or cannot be reached, changes while it is read, or
-                leaves one of the splits empty; or a folder is in the way that was not made here.
+        Raises ValueError if a source is unreadable, cannot be reached, changes meanwhile, or leaves a split empty.
         """
         check_sources(self.sources)
         fingerprints = self.fingerprints()
         key = self.key(fingerprints)
         folder, work = Path(self.shards_dir, key), Path(self.shards_dir, f".{key}.preparing")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.parent / f".{key}.lock"):
+        with _lock(folder.parent / f".{key}.lock"):
             if (found := self.find()) is not None:
                 return found
             for name, source in self.sources.items():
                 with named(name):
                     source.connect()
-            _open(work)
+            if work.exists():
+                _log.warning("Going on with %s, left by a preparation that was interrupted", work)
+            shutil.rmtree(work / "shards", ignore_errors=True)  # half-written; made again from what is remembered
+            (work / "shards").mkdir(parents=True)
             try:
                 content = self._write(work, processes or allowed_cores())
                 if self.fingerprints() != fingerprints:
-                    raise ValueError(CHANGED)
+                    raise ValueError(_CHANGED)
                 manifest = Manifest(format=FORMAT, key=key, sources=fingerprints, **content)
                 write_text(work / "shards" / "manifest.json", json.dumps(manifest.to_dict(), indent=1) + "\n")
                 os.rename(work / "shards", folder)
@@ -137,37 +116,29 @@ class Preparation:
             shutil.rmtree(work, ignore_errors=True)
         return Manifest.load(folder)
 
-    # --- the passes over the sources: which documents, which tokenizer, which tokens ----------------------------------
-
     def _write(self, work: Path, processes: int) -> dict[str, Any]:
-        """Write the trained tokenizer, the shards and the report of the filters into work/shards.
-
-        Returns:
-            What the manifest says about them.
-        """
-        written: dict[str, dict[SplitName, Shard | None]] = {
-            name: {"train": None, "val": None} for name in self.sources
-        }
-        with Passes(self.sources) as passes:
+        """Write trained tokenizer, shards and report into work/shards; return what the manifest says about them."""
+        splits: dict[SplitName, dict[str, Shard]] = {"train": {}, "val": {}}
+        with _Passes(self.sources) as passes:
             curation = self._curate(work, processes, passes) if self.filters else None
             decisions = work / "kept" if self.filters else None
             trained = self._train(work, decisions, passes)
             write_text(work / "shards" / "tokenizer.json", trained.to_json())
             passes.begin("Tokenizing")
-            batches, work_on = read_batches(self.sources, decisions), Encode(trained, self.validation_fraction)
-            encoded = remembered(work_on, batches, processes, work / "encoded")
+            work_on = Encode(trained, self.validation_fraction)
+            encoded = remembered(work_on, read_batches(self.sources, decisions), processes, work / "encoded")
             for name, of_source in itertools.groupby(encoded, key=lambda done: done[0].source):
                 settings = {"vocab_size": trained.vocab_size, "chunk_bytes": self.chunk_bytes}
-                train, val = (ShardWriter(work / "shards" / name / split, **settings) for split in ("train", "val"))
-                for batch, result, from_before in of_source:
-                    start = 0
-                    documents = zip(result.lengths, result.n_bytes, result.validation, strict=True)
-                    for length, n_bytes, held_out in documents:
-                        (val if held_out else train).add(result.tokens[start : start + length], int(n_bytes))
-                        start += length
-                    passes.advance(batch.read, n_tokens=len(result.tokens), from_before=from_before)
-                written[name] = {"train": train.close(), "val": val.close()}
-        splits = self._splits(written, curation)
+                writers = {split: ShardWriter(work / "shards" / name / split, **settings) for split in splits}
+                for batch, result in of_source:
+                    documents = np.split(result.tokens, np.cumsum(result.lengths[:-1]))
+                    for tokens, n_bytes, held_out in zip(documents, result.n_bytes, result.validation, strict=True):
+                        writers["val" if held_out else "train"].add(tokens, int(n_bytes))
+                    passes.reach(batch.read, n_tokens=len(result.tokens))
+                for split, writer in writers.items():
+                    if (shard := writer.close()) is not None:
+                        splits[split][name] = shard
+        self._refuse_empty(splits, curation)
         return {
             "eos_id": trained.eos_id,
             "vocab_size": trained.vocab_size,
@@ -180,72 +151,55 @@ class Preparation:
             "curation": curation,
         }
 
-    def _splits(
-        self, written: Mapping[str, Mapping[SplitName, Shard | None]], curation: dict[str, Any] | None
-    ) -> dict[SplitName, dict[str, Shard]]:
-        """Sort the shards by split; refuse empty ones."""
-        splits: dict[SplitName, dict[str, Shard]] = {"train": {}, "val": {}}
-        for name, by_split in written.items():
-            n_documents = sum(shard.documents for shard in by_split.values() if shard is not None)
-            if n_documents == 0 and curation is not None and curation["sources"][name]["documents"] > 0:
-                raise ValueError(f"data.sources.{name}: curation.filters keep none of its documents")
-            if n_documents == 0:
-                raise ValueError(f"data.sources.{name}: there is no text in it")
-            for split, shard in by_split.items():
-                if shard is not None:
-                    splits[split][name] = shard
-                    continue
-                smaller, what, change = "", *(("validation", "raise") if split == "val" else ("training", "lower"))
-                if hasattr(source := self.sources[name], "max_document_bytes"):
-                    now = source.max_document_bytes
-                    smaller = f", or set data.sources.{name}.max_document_bytes (now {now}) lower"
-                raise ValueError(
-                    f"data.sources.{name}: none of its {n_documents} documents fell to the {what} split:"
-                    f" {change} data.validation_fraction={self.validation_fraction}{smaller}"
-                )
-        return splits
+    def _refuse_empty(self, splits: dict[SplitName, dict[str, Shard]], curation: dict[str, Any] | None) -> None:
+        for name, source in self.sources.items():
+            path, shards = f"data.sources.{name}", [shards[name] for shards in splits.values() if name in shards]
+            if not shards and curation is not None and curation["sources"][name]["documents"] > 0:
+                raise ValueError(f"{path}: curation.filters keep none of its documents")
+            if not shards:
+                raise ValueError(f"{path}: there is no text in it")
+            if len(shards) < len(splits):
+                what, change = ("validation", "raise") if name in splits["train"] else ("training", "lower")
+                remedy = f"{change} data.validation_fraction={self.validation_fraction}"
+                if hasattr(source, "max_document_bytes"):
+                    remedy += f", or set {path}.max_document_bytes (now {source.max_document_bytes}) lower"
+                found = f"none of its {shards[0].documents} documents fell to the {what} split"
+                raise ValueError(f"{path}: {found}: {remedy}")
 
-    def _curate(self, work: Path, processes: int, passes: Passes) -> dict[str, Any]:
+    def _curate(self, work: Path, processes: int, passes: "_Passes") -> dict[str, Any]:
         """Decide about all documents: a byte each in work/kept, 1 if it is kept. Returns what the manifest says."""
         report = work / "curation.json"
         if not report.exists():
             passes.begin("Curating")
-            for rule in self.filters.values():
-                rule.reset()
-            removals = Removals(self.sources)
-            inspected = remembered(Inspect(self.filters), read_batches(self.sources), processes, work / "inspected")
+            curation, work_on = Curation(self.filters, self.sources), partial(inspect, dict(self.filters))
+            inspected = remembered(work_on, read_batches(self.sources), processes, work / "inspected")
             with open(work / "kept", "wb") as kept:
-                for batch, evidence, _ in inspected:
+                for batch, evidence in inspected:
                     for document, found in zip(batch.documents, evidence, strict=True):
-                        reason = first_reason(self.filters, document.id, found)
-                        removals.add(batch.source, document, reason)
-                        kept.write(bytes([reason is None]))
-                    passes.advance(batch.read)
-            write_text(report, json.dumps(removals.to_dict(), indent=1) + "\n")
+                        kept.write(bytes([curation.keep(batch.source, document, found)]))
+                    passes.reach(batch.read)
+            write_text(report, json.dumps(curation.record, indent=1) + "\n")
             (work / "inspected").unlink(missing_ok=True)
         shutil.copy(report, work / "shards" / "curation.json")
         settings = {name: rule.settings() for name, rule in self.filters.items()}
         return {"filters": settings, **json.loads(report.read_bytes())}
 
-    def _train(self, work: Path, decisions: Path | None, passes: Passes) -> Tokenizer:
+    def _train(self, work: Path, decisions: Path | None, passes: "_Passes") -> Tokenizer:
         """Train the tokenizer on the training split, or load the one that was trained before an interruption."""
         file = work / "tokenizer.json"
         if file.exists():
             return type(self.tokenizer).from_json(file.read_text(encoding="utf-8"))
         passes.begin("Training the tokenizer")
-        trained = self.tokenizer.train(
-            document.text
-            for batch in passes.told(read_batches(self.sources, decisions))
-            for document in batch.documents
-            if not is_validation(document.text, self.validation_fraction)
-        )
+        trained = self.tokenizer.train(self._training_texts(decisions, passes))
         write_text(file, trained.to_json())
         return trained
 
-
-def find_manifest(sources: Mapping[str, Source], tokenizer: Tokenizer, **settings: Any) -> Manifest | None:
-    """Look up the shards made from this and the settings of `Preparation`; see `Preparation.find`."""
-    return Preparation(sources, tokenizer, **settings).find()
+    def _training_texts(self, decisions: Path | None, passes: "_Passes") -> Iterator[str]:
+        for batch in read_batches(self.sources, decisions):
+            for document in batch.documents:
+                if not is_validation(document.text, self.validation_fraction):
+                    yield document.text
+            passes.reach(batch.read)
 
 
 def prepare(
@@ -255,35 +209,68 @@ def prepare(
     return Preparation(sources, tokenizer, **settings).run(processes)
 
 
-def _open(work: Path) -> None:
-    """Make the folder to work in, or take on the one that a killed call left: under the lock nobody else works there.
-
-    Raises:
-        ValueError: the folder was not made here.
-    """
-    if work.exists() and any(work.iterdir()):
-        if not (work / _MARKER).exists():
-            raise ValueError(
-                f"{work} is in the way and was not made by Thunderhead: move it, or choose data.shards_dir"
-            )
-        _log.warning("Going on with %s, left by a preparation that was interrupted", work)
-    work.mkdir(exist_ok=True)
-    (work / _MARKER).touch()
-    shutil.rmtree(work / "shards", ignore_errors=True)  # half-written; made again from what is remembered
-    (work / "shards").mkdir()
-    (work / "shards" / _MARKER).touch()
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold a lock that ends with this process, however it ends."""
+def _lock(file: Path) -> AbstractContextManager[object]:
+    """Take a lock that ends with this process, however it ends."""
     lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         _log.warning("Another process prepares the same shards: waiting for it (%s)", file)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
+
+
+def read_batches(sources: Mapping[str, Source], kept: Path | None = None) -> Iterator[Batch]:
+    """Group each source's documents, in order, to batches; `kept` is a file of a byte for each, 0 if it was removed."""
+    read = 0
+
+    def on_read(n_bytes: int) -> None:
+        nonlocal read
+        read += n_bytes
+
+    decisions = itertools.repeat(1) if kept is None else _decisions(kept)
+    for name, source in sources.items():
+        documents: list[Document] = []
+        size = 0
+        with named(name):
+            for document in source.documents(on_read):
+                if next(decisions):
+                    documents.append(document)
+                    size += len(document.text)
+                if size >= _BATCH_CHARACTERS and documents:
+                    yield Batch(name, documents, read)
+                    documents, size = [], 0
+        if documents:
+            yield Batch(name, documents, read)
+
+
+def _decisions(file: Path) -> Iterator[int]:
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 16):
+            yield from block
+    raise ValueError(_CHANGED)
+
+
+class _Passes(Progress):
+    """A progress bar of the pass under way, on a terminal: bytes read, tokens per second, the time left."""
+
+    def __init__(self, sources: Mapping[str, Source]):
+        sizes = [source.disk_bytes() for source in sources.values()]
+        self._bytes = None if None in sizes else sum(filter(None, sizes))
+        console = Console(stderr=True)
+        tokens = TextColumn("{task.fields[tokens]}")
+        super().__init__(*self.get_default_columns(), tokens, console=console, disable=not console.is_terminal)
+
+    def begin(self, what: str) -> None:
+        for task in self.task_ids:
+            self.remove_task(task)
+        self.add_task(what, total=self._bytes, tokens="")
+        self._tokens = 0
+
+    def reach(self, read: int, n_tokens: int = 0) -> None:
+        """Show that `read` bytes are done in all, the last of them `n_tokens` tokens."""
+        (task,) = self.tasks
+        self._tokens += n_tokens
+        tokens = f"{self._tokens / 1e6:.1f} M tokens" if self._tokens else ""
+        if tokens and task.speed:  # bytes a second, of late
+            tokens += f", {task.speed * self._tokens / read / 1e3:,.0f} k/s"
+        self.update(task.id, completed=read, tokens=tokens)

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from typing_extensions import override
 
 from thunderhead.core.config import Problem
 from thunderhead.core.data.manifest import Manifest, MissingFileError, ShardError, SplitName
 from thunderhead.core.data.order import Sample
 from thunderhead.core.data.shard_datamodule import Blocks
 from thunderhead.core.types import PositiveFloat, PositiveInt
-from thunderhead.corpus.chunk_cache import CachedChunks, ChunkCache, Prefetcher
-from thunderhead.corpus.object_storage import Remote, fetch_record, is_remote
+from thunderhead.corpus.chunk_cache import ChunkCache, Prefetcher
+from thunderhead.corpus.object_storage import Remote, fetch_record
 from thunderhead.corpus.shard_data import ShardData, refusals
 from thunderhead.corpus.shard_files import verify_index
 from thunderhead.corpus.sources import Share
@@ -32,52 +31,36 @@ class PreparedShards(ShardData):
     A folder is read in place. From object storage, manifest, tokenizer and indices are fetched at the start, and each
     chunk as a whole when its first token is needed, or before that by a thread that knows the order. A chunk is
     compared with its sha256 before a token of it is used. Chunks are kept in `cache_dir`, where those that are longest
-    unused are deleted for new ones; nothing else is ever deleted.
-
-    Args:
-        path: a folder with manifest.json, or s3://bucket/prefix, gs://bucket/prefix,
-            hf://datasets/owner/name/prefix, http(s)://host/prefix of one.
-        sources: weights of a mixture, for all sources of the manifest by name; null: they weigh the same.
-        cache_dir: folder for what is fetched from object storage; several runs may share it.
-        cache_bytes: of chunks in `cache_dir`, at most.
-        attempts: how often an object is asked for until the run is given up, with pauses of 1, 2, 4 … 30 s between.
-        timeout: seconds without an answer, or with less than 10 kB a second of it, after which an attempt has failed.
-        verify: first_use: see above. full: the same for all chunks at the start; from object storage, that fetches all.
+    unused are deleted for new ones; nothing else is ever deleted. `verify=full` fetches all of them at the start.
     """
 
     _: KW_ONLY
-    path: str
-    sources: Mapping[str, Share] | None = None
-    cache_dir: str = "data/cache"
-    cache_bytes: PositiveInt = 20_000_000_000
-    attempts: PositiveInt = 6
-    timeout: PositiveFloat = 30.0
+    path: str  # a folder with manifest.json, or its URL (see `Remote`)
+    sources: Mapping[str, Share] | None = None  # weights, for all sources of the manifest; null: they weigh the same
+    cache_dir: str = "data/cache"  # for what is fetched from object storage; several runs may share it
+    cache_bytes: PositiveInt = 20_000_000_000  # of chunks in `cache_dir`, at most
+    attempts: PositiveInt = 6  # to get an object until the run is given up, with pauses of 1, 2, 4 … 30 s between
+    timeout: PositiveFloat = 30.0  # seconds without an answer, or with less than 10 kB of it in each, end an attempt
 
-    @override
     def __post_init__(self) -> None:
         self._remote: Remote | None = None  # set by `find`
         self._cache = ChunkCache(Path(self.cache_dir).absolute() / "chunks", self.cache_bytes)
         super().__post_init__()
 
-    @override
     def find(self) -> Manifest:
-        if is_remote(self.path):
+        if "://" in self.path:
             self._remote = Remote(self.path, attempts=self.attempts, timeout=self.timeout)
             manifest = self._fetch(self._remote)
         elif Path(self.path, "manifest.json").is_file():
             manifest = Manifest.load(self.path)
         else:
             hint = nearest(Path(self.path)) if not Path(self.path).exists() else ""
-            raise MissingFileError(
-                f"data.path={self.path} has no manifest.json{hint}: give the folder that prepare.py made, or use"
-                " data=text"
-            )
+            remedy = "give the folder that prepare.py made, or use data=text"
+            raise MissingFileError(f"data.path={self.path} has no manifest.json{hint}: {remedy}")
         made_with, asked = manifest.tokenizer, self.tokenizer
         if asked is not None and (asked.name, asked.settings) != (made_with.name, made_with.settings):
-            raise ShardError(
-                f"tokenizer: {self.path} was made with {made_with.name} {made_with.settings}, not with {asked.name}"
-                f" {asked.settings}: leave tokenizer= out, the shards bring theirs"
-            )
+            other = f"was made with {made_with.name} {made_with.settings}, not with {asked.name} {asked.settings}"
+            raise ShardError(f"tokenizer: {self.path} {other}: leave tokenizer= out, the shards bring theirs")
         return manifest
 
     def _fetch(self, remote: Remote) -> Manifest:
@@ -94,25 +77,16 @@ class PreparedShards(ShardData):
                 index = manifest.shard_folder(split, source) / "index.json"
                 index.parent.mkdir(parents=True, exist_ok=True)
                 remote.fetch(index.relative_to(folder).as_posix(), index)
-                verify_index(index.parent, shard, manifest.dtype)
+                verify_index(index.parent, shard)
         return manifest
 
-    @override
-    def prepare_data(self) -> None:
-        if not self.is_prepared:
-            self.use(self.find())
-
-    @override
     def shares(self) -> Mapping[str, Share]:
         known = list(self.manifest.sources) if self.is_prepared else []
         if self.sources and known and set(self.sources) != set(known):
-            raise ValueError(
-                f"data.sources has {', '.join(self.sources)}, the shards have {', '.join(known)}: give each of these a"
-                " weight (0 leaves it out), or data.sources=null"
-            )
+            both = f"data.sources has {', '.join(self.sources)}, the shards have {', '.join(known)}"
+            raise ValueError(f"{both}: give each of these a weight (0 leaves it out), or data.sources=null")
         return self.sources or {name: Share() for name in known}
 
-    @override
     def problems(self, run: Any) -> list[Problem]:
         found = super().problems(run) or refusals(self._check_cache)
         if self.filters:
@@ -120,13 +94,11 @@ class PreparedShards(ShardData):
         return found
 
     def _check_cache(self) -> None:
-        """Refuse a cache that cannot hold what is shuffled together: chunks would be fetched again and again.
-
-        Half of the cache is for the current windows of all sources and the next ones, at most two chunks longer each.
-        The blocks of a window lie further apart where only a part of the data is trained on.
-        """
+        """Refuse a cache that cannot hold what is shuffled together: chunks would be fetched again and again."""
         if self._remote is None:
             return
+        # Half of the cache is for the current windows of all sources and the next ones, at most two chunks longer each.
+        # The blocks of a window lie further apart where only a part of the data is trained on.
         available, trained = sum(map(sum, self.blocks("train").values())), sum(self.trained_blocks().values())
         window = math.ceil(self.shuffle_window * available / max(trained, 1))
         window_bytes = window * self.context_length * np.dtype(self.manifest.dtype).itemsize
@@ -140,35 +112,26 @@ class PreparedShards(ShardData):
                 f" blocks of {self.context_length} tokens: use at least {2 * needed}, or a smaller window"
             )
 
-    @override
     def notes(self) -> list[str]:
         if self._remote is None:
             return super().notes()
-        size = f"{self.cache_bytes / 1e9:,.3g} GB"
-        return [
-            f"data is fetched from {self.path} into {self.cache_dir}: at most {size}, then the longest unused goes",
-            *super().notes(),
-        ]
+        bound = f"at most {self.cache_bytes / 1e9:,.3g} GB, then the longest unused goes"
+        return [f"data is fetched from {self.path} into {self.cache_dir}: {bound}", *super().notes()]
 
-    @override
     def check_files(self) -> None:
-        """Compare the shards with their manifest, of those in object storage all but the chunks."""
         if self._remote is None:
             super().check_files()
             return
-        self._check_cache()
-        for split, source, shard in self.manifest.shards():
-            verify_index(self.manifest.shard_folder(split, source), shard, self.manifest.dtype)
-            for number in range(len(shard.chunks)) if self.verify == "full" else ():
+        self._check_cache()  # the files were compared when they were fetched
+        for split, source, shard in self.manifest.shards() if self.verify == "full" else ():
+            for number in range(len(shard.chunks)):
                 self.chunk_file(split, source)(number)
 
-    @override
     def chunk_file(self, split: SplitName, source: str) -> Callable[[int], Path]:
         if self._remote is None:
             return super().chunk_file(split, source)
-        return CachedChunks(self._remote, self._cache, f"{source}/{split}", self.manifest.splits[split][source])
+        return partial(self._cache.get, self._remote, f"{source}/{split}", self.manifest.splits[split][source])
 
-    @override
     def dataset(self, split: SplitName, sources: list[str], place: Callable[[int], Sample], samples: int) -> Blocks:
         blocks = super().dataset(split, sources, place, samples)
         if self._remote is not None:
@@ -179,7 +142,7 @@ class PreparedShards(ShardData):
                 place,
                 samples,
                 blocks.readers,
-                {source: self.manifest.splits[split][source] for source in sources},
+                self.manifest.splits[split],
                 ahead=self.shuffle_window,
                 max_bytes=self.cache_bytes // (2 if split == "train" else 4 * len(self.manifest.sources)),
                 keep=partial(self._cache.keep, f"{split} of {', '.join(sources)}"),

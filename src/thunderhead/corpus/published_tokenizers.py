@@ -1,21 +1,22 @@
 """Tokenizers that somebody else trained, read from files: tokenizer.json of Hugging Face, and tiktoken's encodings."""
 
 import base64
-import functools
+import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
+from annotated_types import Ge, Lt
 from tokenizers import pre_tokenizers
-from typing_extensions import override
 
+from thunderhead.core.config import first_line
 from thunderhead.core.tokenizer import EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens
-from thunderhead.corpus.trained_tokenizers import encode_batch
 
 # How published tokenizers spell the end of a document, the likeliest first: GPT-2, Llama 2, Llama 3, Gemma …
 _EOS_SPELLINGS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|endofdocument|>", "<|end▁of▁sentence|>")
@@ -41,18 +42,83 @@ _ENCODINGS = {
 }
 
 
-class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer.json of Hugging Face's `tokenizers`, used as it is.
+class LibraryTokenizer(Tokenizer):
+    """A tokenizer of Hugging Face's `tokenizers`. No text becomes a special token, not even its spelling."""
 
-    No text becomes a special token, not even its spelling, and none is added but EOS after each document. A tokenizer
-    that lowers case, normalises characters or has an unknown token loses text; its bits per byte count what it keeps.
+    vocab_size = eos_id = 0  # until `_load` knows
+
+    def _load(self, tokenizer: tokenizers.Tokenizer, eos: str = EOS) -> None:
+        tokenizer.encode_special_tokens = True  # the spelling of EOS in a text is text (files do not keep this)
+        self._tokenizer, self._eos = tokenizer, eos
+        self._vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size, self.eos_id = max(self._vocabulary.values()) + 1, self._vocabulary[eos]  # ids may have holes
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        # np.array refuses an id that the type cannot hold, where astype would wrap around.
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        # EOS by hand: decoders that join words put spaces around it, or take it for text.
+        parts = []
+        for is_eos, group in itertools.groupby(map(int, ids), key=self.eos_id.__eq__):
+            some = list(group)
+            parts.append(self._eos * len(some) if is_eos else self._tokenizer.decode(some, skip_special_tokens=False))
+        return "".join(parts)
+
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """Count each id's bytes, (vocab_size,); where a document begins, SentencePiece's space is one too many."""
+        content = json.loads(self._tokenizer.to_str())
+        parts = _components(content["decoder"])
+        kinds = {part["type"] for part in parts}
+        is_special = {token["content"]: token["special"] for token in content["added_tokens"]}
+        counts = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, i in self._vocabulary.items():
+            if token in is_special:
+                counts[i] = 0 if is_special[token] else len(token.encode())
+            elif "ByteLevel" in kinds and _BYTE_LEVEL_ALPHABET.issuperset(token):
+                counts[i] = len(token)  # each byte is spelled as one character
+            elif "ByteFallback" in kinds and _BYTE.fullmatch(token):
+                counts[i] = 1
+            else:
+                counts[i] = len(_spelled(token, parts).encode())
+        return counts
+
+
+class PublishedTokenizer(Tokenizer):
+    """A tokenizer from a file, which the shards keep a copy of: what `_content` returns, and `_set` takes."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"sha256": self.sha256}
+
+    @abstractmethod
+    def _content(self) -> dict[str, Any]: ...
+
+    _set: Callable[..., None]
+
+    def to_json(self) -> str:
+        return json.dumps({"type": self.name, **self._content()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        content = json.loads(text)
+        if content.pop("type", None) != cls.name:
+            raise ValueError(f"not a tokenizer of the kind {cls.name}")
+        tokenizer = cls.__new__(cls)
+        tokenizer._set(**content)
+        return tokenizer
+
+
+class HuggingFaceTokenizer(PublishedTokenizer, LibraryTokenizer):
+    """A tokenizer.json of Hugging Face's `tokenizers`, used as it is; EOS after each document is all that is added.
+
+    A tokenizer that lower cases, normalises characters or has an unknown token loses text; its bits per byte count what
+    it keeps. Raises ValueError if there is no such file, it is no tokenizer, EOS is not found, or text can spell EOS.
 
     Args:
         path: the file, or the folder that holds it (and, where EOS is not named, tokenizer_config.json).
         eos: spelling of the token that ends a document; null: as tokenizer_config.json says, or one of the usual.
-
-    Raises:
-        ValueError: there is no such file, it is no tokenizer, EOS is not found, or text can spell EOS.
     """
 
     name = "huggingface"
@@ -60,220 +126,104 @@ class HuggingFaceTokenizer(Tokenizer):
     def __init__(self, *, path: str, eos: str | None = None):
         file = Path(path).expanduser()
         file = file / "tokenizer.json" if file.is_dir() else file
-        text = _read(file, "tokenizer.path", "a tokenizer.json, or the folder that holds one").decode(
-            "utf-8", "replace"
-        )
+        text = _read(file, "a tokenizer.json, or the folder that holds one").decode("utf-8", "replace")
         try:
             tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"tokenizer.path={path} is no tokenizer.json ({str(error).splitlines()[0]})") from None
-        self._set(tokenizer, _find_eos(tokenizer, eos or _configured_eos(file.parent), path))
+            raise ValueError(f"tokenizer.path={path} is no tokenizer.json ({first_line(error)})") from None
+        self._prepare(tokenizer, _find_eos(tokenizer, eos or _configured_eos(file.parent), path))
 
-    def _set(self, tokenizer: tokenizers.Tokenizer, eos: str) -> None:
+    def _prepare(self, tokenizer: tokenizers.Tokenizer, eos: str) -> None:
         added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
         if eos not in added or not added[eos].special:
             tokenizer.add_special_tokens([eos])  # already in the vocabulary: keeps its id, and is special from now on
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True  # the spelling of a special token in a text is text
-        self._tokenizer, self._eos = tokenizer, eos
+        self._load(tokenizer, eos)
         if self.eos_id in self.encode(f"a{eos}b"):
-            raise ValueError(
-                f"tokenizer.eos={eos} can be spelled by text, which would end documents: name another token"
-            )
+            raise ValueError(f"tokenizer.eos={eos} can be spelled by text, which would end documents: name another")
 
-    @property
-    @override
-    def settings(self) -> dict[str, Any]:
-        return {"sha256": self.sha256}
+    def _content(self) -> dict[str, Any]:
+        return {"eos": self._eos, "tokenizer": json.loads(self._tokenizer.to_str())}
 
-    @functools.cached_property
-    def _vocabulary(self) -> dict[str, int]:
-        return self._tokenizer.get_vocab(with_added_tokens=True)
-
-    @functools.cached_property
-    def _size(self) -> int:
-        return max(self._vocabulary.values()) + 1  # ids may have holes
-
-    @property
-    @override
-    def vocab_size(self) -> int:
-        return self._size
-
-    @property
-    @override
-    def eos_id(self) -> int:
-        return self._vocabulary[self._eos]
-
-    @override
-    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
-        return encode_batch(self._tokenizer, texts, self.dtype)
-
-    @override
-    def decode(self, ids: Iterable[int]) -> str:
-        # EOS by hand: decoders that join words put spaces around it, or take it for text.
-        documents: list[list[int]] = [[]]
-        for i in ids:
-            if i == self.eos_id:
-                documents.append([])
-            else:
-                documents[-1].append(int(i))
-        return self._eos.join(self._tokenizer.decode(one, skip_special_tokens=False) for one in documents)
-
-    @override
-    def token_bytes(self) -> npt.NDArray[np.int64]:
-        """Count the bytes of text that each id stands for, (vocab_size,).
-
-        SentencePiece puts a space before the first word of a document: there it counts a byte too many.
-        """
-        content = json.loads(self._tokenizer.to_str())
-        parts = {part["type"] for part in _components(content["decoder"])}
-        is_added = {token["content"]: token["special"] for token in content["added_tokens"]}
-        counts = np.zeros(self.vocab_size, dtype=np.int64)
-        for token, i in self._vocabulary.items():
-            if token in is_added:
-                counts[i] = 0 if is_added[token] else len(token.encode())
-            elif "ByteLevel" in parts and _BYTE_LEVEL_ALPHABET.issuperset(token):
-                counts[i] = len(token)  # each byte is spelled as one character
-            elif "ByteFallback" in parts and _BYTE.fullmatch(token):
-                counts[i] = 1
-            else:
-                counts[i] = len(_spelled(token, content["decoder"]).encode())
-        return counts
-
-    @override
-    def to_json(self) -> str:
-        return json.dumps({"type": self.name, "eos": self._eos, "tokenizer": json.loads(self._tokenizer.to_str())})
-
-    @classmethod
-    @override
-    def from_json(cls, text: str) -> Self:
-        content = json.loads(text)
-        if content.get("type") != cls.name:
-            raise ValueError("not a Hugging Face tokenizer")
-        tokenizer = cls.__new__(cls)
-        tokenizer._set(tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"])), content["eos"])
-        return tokenizer
+    def _set(self, *, eos: str, tokenizer: dict[str, Any]) -> None:
+        self._prepare(tokenizers.Tokenizer.from_str(json.dumps(tokenizer)), eos)
 
 
-class TiktokenTokenizer(Tokenizer):
+TokenId = Annotated[int, Ge(0), Lt(MAX_VOCAB_SIZE)]
+
+
+class TiktokenTokenizer(PublishedTokenizer):
     """An encoding of tiktoken from its file of tokens: base64 and rank, a line each. Downloads nothing.
 
     Args:
         path: the file, named as the encoding is (r50k_base.tiktoken) where `pattern` is null.
         pattern: regular expression that splits text into words; null: the one published for the file's name.
         eos_id: id of <|endoftext|>; null: the one published for the file's name, or the first id after the ranks.
-
-    Raises:
-        ValueError: there is no such file, it is no encoding, the pattern is unknown or wrong, or token ids do not fit
-            the shards.
     """
 
     name = "tiktoken"
+    vocab_size = eos_id = 0  # until `_set` knows
 
-    def __init__(self, *, path: str, pattern: str | None = None, eos_id: int | None = None):
+    def __init__(self, *, path: str, pattern: str | None = None, eos_id: TokenId | None = None):
         file = Path(path).expanduser()
-        content = _read(file, "tokenizer.path", "a file of tiktoken's, such as r50k_base.tiktoken")
+        content = _read(file, "a file of tiktoken's, such as r50k_base.tiktoken")
         try:
-            ranks = {
-                base64.b64decode(token, validate=True): int(rank)
-                for token, rank in map(bytes.split, content.splitlines())
-            }
+            ranks = {token.decode(): int(rank) for token, rank in map(bytes.split, content.splitlines())}
+            single = {token for token in ranks if len(base64.b64decode(token, validate=True)) == 1}
         except ValueError as error:
             raise ValueError(f"tokenizer.path={path} is no file of tiktoken's ({error})") from None
-        if missing := 256 - len({token for token in ranks if len(token) == 1}):
-            raise ValueError(
-                f"tokenizer.path={path} is no file of tiktoken's: {missing} of the 256 bytes have no token"
-            )
-        if pattern is None and file.stem not in _ENCODINGS:
-            known = ", ".join(_ENCODINGS)
-            raise ValueError(
-                f"tokenizer.path={path}: how {file.stem} splits words is not known here (known are {known}):"
-                " give tokenizer.pattern=… and tokenizer.eos_id=…"
-            )
-        published = _ENCODINGS.get(file.stem, (None, None)) if pattern is None else (None, None)
+        if missing := 256 - len(single):
+            raise ValueError(f"tokenizer.path={path} is no file of tiktoken's: {missing} of 256 bytes have no token")
         after = max(ranks.values()) + 1
-        eos_id = next(i for i in (eos_id, published[1], after) if i is not None)
-        if eos_id in ranks.values():
-            raise ValueError(f"tokenizer.eos_id={eos_id} is the id of a token of text: {after} is free")
-        self._set(ranks, pattern or published[0] or "", eos_id)
+        if pattern is None:
+            if file.stem not in _ENCODINGS:
+                unknown = f"how {file.stem} splits words is not known here (known are {', '.join(_ENCODINGS)})"
+                raise ValueError(f"tokenizer.path={path}: {unknown}: give tokenizer.pattern=… and tokenizer.eos_id=…")
+            pattern, after = _ENCODINGS[file.stem]
+        self._set(pattern=pattern, eos_id=after if eos_id is None else eos_id, ranks=ranks)
 
-    def _set(self, ranks: dict[bytes, int], pattern: str, eos_id: int) -> None:
+    def _set(self, *, pattern: str, eos_id: int, ranks: dict[str, int]) -> None:
         try:
             import tiktoken
         except ImportError:
             raise ValueError("tokenizer=tiktoken needs tiktoken: uv pip install -e '.[tiktoken]'") from None
-        self._ranks, self._pattern, self._eos_id = ranks, pattern, eos_id
-        self._size = max(eos_id, *ranks.values()) + 1
-        if self.vocab_size > MAX_VOCAB_SIZE:
-            raise ValueError(
-                f"tokenizer.path: its ids, EOS among them, go up to {self.vocab_size - 1:,}, and shards hold uint32:"
-                f" {MAX_VOCAB_SIZE - 1:,} is the largest"
-            )
+        self._pattern, self.eos_id = pattern, eos_id
+        self._ranks = {base64.b64decode(token): rank for token, rank in ranks.items()}
+        self._by_id = {rank: token for token, rank in self._ranks.items()}
+        if eos_id in self._by_id:
+            free = max(self._by_id) + 1
+            raise ValueError(f"tokenizer.eos_id={eos_id} is the id of a token of text: {free} is free")
+        self._by_id[eos_id] = EOS.encode()
+        self.vocab_size = max(self._by_id) + 1
         try:
             self._encoding = tiktoken.Encoding(
-                self.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={EOS: eos_id}
+                self.name, pat_str=pattern, mergeable_ranks=self._ranks, special_tokens={EOS: eos_id}
             )
         except ValueError as error:
             raise ValueError(f"tokenizer.pattern={pattern} is no regular expression ({error})") from None
 
-    @property
-    @override
-    def settings(self) -> dict[str, Any]:
-        return {"sha256": self.sha256}
-
-    @property
-    @override
-    def vocab_size(self) -> int:
-        return self._size
-
-    @property
-    @override
-    def eos_id(self) -> int:
-        return self._eos_id
-
-    @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         return [np.array(ids, dtype=self.dtype) for ids in map(self._encoding.encode_ordinary, texts)]
 
-    @override
     def decode(self, ids: Iterable[int]) -> str:
-        known = self._by_id
-        return b"".join(known.get(int(i), b"") for i in ids).decode("utf-8", "replace")
+        return b"".join(self._by_id.get(int(i), b"") for i in ids).decode("utf-8", "replace")
 
-    @functools.cached_property
-    def _by_id(self) -> dict[int, bytes]:
-        return {self.eos_id: EOS.encode(), **{rank: token for token, rank in self._ranks.items()}}
-
-    @override
     def token_bytes(self) -> npt.NDArray[np.int64]:
         counts = np.zeros(self.vocab_size, dtype=np.int64)
-        for token, rank in self._ranks.items():
-            counts[rank] = len(token)
+        counts[list(self._ranks.values())] = [len(token) for token in self._ranks]
         return counts
 
-    @override
-    def to_json(self) -> str:
+    def _content(self) -> dict[str, Any]:
         ranks = {base64.b64encode(token).decode(): rank for token, rank in self._ranks.items()}
-        return json.dumps({"type": self.name, "pattern": self._pattern, "eos_id": self.eos_id, "ranks": ranks})
-
-    @classmethod
-    @override
-    def from_json(cls, text: str) -> Self:
-        content = json.loads(text)
-        if content.get("type") != cls.name:
-            raise ValueError("not a tiktoken encoding")
-        tokenizer = cls.__new__(cls)
-        ranks = {base64.b64decode(token): rank for token, rank in content["ranks"].items()}
-        tokenizer._set(ranks, content["pattern"], content["eos_id"])
-        return tokenizer
+        return {"pattern": self._pattern, "eos_id": self.eos_id, "ranks": ranks}
 
 
-def _read(file: Path, where: str, wanted: str) -> bytes:
+def _read(file: Path, wanted: str) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise ValueError(f"{where}={file} cannot be read ({error.strerror}): give {wanted}") from None
+        raise ValueError(f"tokenizer.path={file} cannot be read ({error.strerror}): give {wanted}") from None
 
 
 def _configured_eos(folder: Path) -> str | None:
@@ -287,42 +237,32 @@ def _configured_eos(folder: Path) -> str | None:
 
 def _find_eos(tokenizer: tokenizers.Tokenizer, eos: str | None, path: str) -> str:
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    known = f"its special tokens are {', '.join(special[:10]) or 'none'}"
     if eos is not None:
         if tokenizer.token_to_id(eos) is None:
-            raise ValueError(f"tokenizer.eos={eos} is no token of {path}; its special tokens are {_named(special)}")
+            raise ValueError(f"tokenizer.eos={eos} is no token of {path}; {known}")
         return eos
-    found = [spelling for spelling in _EOS_SPELLINGS if spelling in special]
-    if not found:
-        raise ValueError(
-            f"tokenizer.path={path}: which token ends a document? Its special tokens are {_named(special)}:"
-            " give tokenizer.eos=…"
-        )
-    return found[0]
-
-
-def _named(tokens: Sequence[str]) -> str:
-    return (", ".join(tokens[:10]) + (" …" if len(tokens) > 10 else "")) or "none"
+    if found := [spelling for spelling in _EOS_SPELLINGS if spelling in special]:
+        return found[0]
+    raise ValueError(f"tokenizer.path={path}: which token ends a document? ({known}): give tokenizer.eos=…")
 
 
 def _components(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
     """List the parts of a decoder, which may be a sequence of decoders."""
-    if decoder is None:
-        return []
-    if decoder["type"] == "Sequence":
-        return [part for child in decoder["decoders"] for part in _components(child)]
-    return [decoder]
+    if decoder is None or decoder["type"] != "Sequence":
+        return [decoder] if decoder else []
+    return [part for child in decoder["decoders"] for part in _components(child)]
 
 
-def _spelled(token: str, decoder: dict[str, Any] | None) -> str:
+def _spelled(token: str, parts: Iterable[dict[str, Any]]) -> str:
     """Spell a token as it stands in the middle of a text."""
-    for part in _components(decoder):
+    for part in parts:
         if part["type"] == "Metaspace":
             token = token.replace(part["replacement"], " ")
         elif part["type"] == "Replace" and "String" in part["pattern"]:
             token = token.replace(part["pattern"]["String"], part["content"])
         elif part["type"] == "WordPiece":
-            prefix = part["prefix"]
-            token = token.removeprefix(prefix) if token.startswith(prefix) else f" {token}"
+            token = token.removeprefix(part["prefix"]) if token.startswith(part["prefix"]) else f" {token}"
         elif part["type"] == "BPEDecoder":
             token = token.replace(part["suffix"], " ")
     return token

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import override
 
 from thunderhead.core.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 from thunderhead.corpus.curation import Rules, letter_words
@@ -18,39 +17,24 @@ from thunderhead.corpus.curation import Rules, letter_words
 
 @dataclass(frozen=True, kw_only=True)
 class GopherQuality(Rules):
-    """Gopher's quality rules (Rae et al. 2112.11446, appendix A.1.1). Words are what stands between spaces.
-
-    Args:
-        min_words, max_words: words in the document.
-        min_mean_word_length, max_mean_word_length: characters a word, on average.
-        max_symbols_per_word: number of #, and of ellipses (... or …), each divided by the number of words.
-        max_bullet_lines: share of the lines that begin with one of `bullets`.
-        max_ellipsis_lines: share of the lines that end with an ellipsis.
-        min_alphabetic_words: share of the words with at least one letter.
-        required_words, min_required_words: so many different ones of these words must occur.
-        bullets: what a bullet point looks like; the paper does not say.
-    """
+    """Gopher's quality rules (Rae et al. 2112.11446, appendix A.1.1). Words are what stands between spaces."""
 
     min_words: NonNegativeInt
     max_words: PositiveInt
-    min_mean_word_length: NonNegativeFloat
+    min_mean_word_length: NonNegativeFloat  # characters
     max_mean_word_length: NonNegativeFloat
-    max_symbols_per_word: NonNegativeFloat
-    max_bullet_lines: Fraction
-    max_ellipsis_lines: Fraction
-    min_alphabetic_words: Fraction
+    max_symbols_per_word: NonNegativeFloat  # number of #, and of ellipses (... or …), each by the number of words
+    max_bullet_lines: Fraction  # that begin with one of `bullets`
+    max_ellipsis_lines: Fraction  # that end with an ellipsis
+    min_alphabetic_words: Fraction  # with at least one letter
     required_words: Sequence[str]
-    min_required_words: NonNegativeInt
-    bullets: Sequence[str]
+    min_required_words: NonNegativeInt  # so many different ones of them must occur
+    bullets: Sequence[str]  # what a bullet point looks like; the paper does not say
 
     def __post_init__(self) -> None:
-        if self.min_required_words > len(set(self.required_words)):
-            raise ValueError(
-                f"min_required_words={self.min_required_words} of {len(set(self.required_words))} required_words can"
-                " never occur: lower it, or name more words"
-            )
+        if self.min_required_words > (known := len(set(self.required_words))):
+            raise ValueError(f"min_required_words={self.min_required_words} is more than required_words has: {known}")
 
-    @override
     def judge(self, text: str) -> str | None:
         words = text.split()
         if len(words) < self.min_words or not words:
@@ -84,37 +68,22 @@ class GopherRepetition(Rules):
     Lines and paragraphs (divided by empty lines) are compared without the spaces around them, empty ones left out. One
     that occurred before is a duplicate; character fractions are of the characters of all lines, paragraphs or words.
     Words are what stands between spaces; each is counted once, in however many n-grams it is.
-
-    Args:
-        max_duplicate_lines, max_duplicate_paragraphs: share of them that occurred before.
-        max_duplicate_line_characters, max_duplicate_paragraph_characters: the same, by their characters.
-        max_top_ngrams: by n, share of the characters in the most frequent n-gram of words, if it occurs twice or more.
-        max_duplicate_ngrams: by n, share of the characters in n-grams that occurred before.
     """
 
     max_duplicate_lines: Fraction
     max_duplicate_paragraphs: Fraction
     max_duplicate_line_characters: Fraction
     max_duplicate_paragraph_characters: Fraction
-    max_top_ngrams: Mapping[PositiveInt, Fraction]
-    max_duplicate_ngrams: Mapping[PositiveInt, Fraction]
+    max_top_ngrams: Mapping[PositiveInt, Fraction]  # by n: in the most frequent n-gram, if it occurs twice
+    max_duplicate_ngrams: Mapping[PositiveInt, Fraction]  # by n: in n-grams that occurred before
 
-    @override
     def judge(self, text: str) -> str | None:
-        for unit, pieces, most, most_characters in (
-            ("lines", text.split("\n"), self.max_duplicate_lines, self.max_duplicate_line_characters),
-            (
-                "paragraphs",
-                re.split(r"\n\s*\n", text),
-                self.max_duplicate_paragraphs,
-                self.max_duplicate_paragraph_characters,
-            ),
-        ):
+        for unit, pieces in (("line", text.split("\n")), ("paragraph", re.split(r"\n\s*\n", text))):
             share, share_of_characters = duplicates(_pieces(pieces))
-            if share > most:
-                return f"duplicates > {most:g} of the {unit}"
-            if share_of_characters > most_characters:
-                return f"duplicate {unit} > {most_characters:g} of the characters"
+            if share > (limit := getattr(self, f"max_duplicate_{unit}s")):
+                return f"duplicates > {limit:g} of the {unit}s"
+            if share_of_characters > (limit := getattr(self, f"max_duplicate_{unit}_characters")):
+                return f"duplicate {unit}s > {limit:g} of the characters"
         lengths, ngrams = _ngrams(text.split(), {*self.max_top_ngrams, *self.max_duplicate_ngrams})
         for n, limit in self.max_top_ngrams.items():
             if n in ngrams and top_share(lengths, ngrams[n], n) > limit:
@@ -132,22 +101,14 @@ class C4(Rules):
     C4's rules for lines decide how many sentences a page has, as in C4, but do not change its text: a filter keeps or
     removes documents. Left out: removing those lines, and all but one of any three sentences that occur again; the list
     of bad words (`forbidden` takes any); and langdetect's English at 0.99 (see `curation.Language`).
-
-    Args:
-        min_sentences: a page has at least so many, counting only lines that the next three arguments let stay.
-        min_words_per_line: shorter lines go.
-        line_ends: a line must end with one of these.
-        line_forbidden: lines with one of these go, in any case.
-        forbidden: so do pages with one of these.
     """
 
-    min_sentences: NonNegativeInt
+    min_sentences: NonNegativeInt  # of a page, in lines that the next three arguments let stay
     min_words_per_line: NonNegativeInt
-    line_ends: Sequence[str]
-    line_forbidden: Sequence[str]
-    forbidden: Sequence[str]
+    line_ends: Sequence[str]  # a line must end with one of these
+    line_forbidden: Sequence[str]  # lines with one of these go, in any case
+    forbidden: Sequence[str]  # so do pages with one of these
 
-    @override
     def judge(self, text: str) -> str | None:
         lower = text.lower()
         for phrase in self.forbidden:
@@ -182,11 +143,9 @@ def _share(flags: Iterable[bool]) -> float:
 
 def duplicates(pieces: Sequence[str]) -> tuple[float, float]:
     """Share of the pieces that occurred before, and their share of all characters; 0 and 0 of no pieces."""
-    if not pieces:
-        return 0.0, 0.0
     counts = Counter(pieces)
     characters = sum((count - 1) * len(piece) for piece, count in counts.items())
-    return (len(pieces) - len(counts)) / len(pieces), characters / sum(map(len, pieces))
+    return (len(pieces) - len(counts)) / max(len(pieces), 1), characters / max(sum(map(len, pieces)), 1)
 
 
 def _ngrams(words: Sequence[str], sizes: set[int]) -> tuple[npt.NDArray[np.int64], dict[int, npt.NDArray[np.int64]]]:
@@ -197,9 +156,7 @@ def _ngrams(words: Sequence[str], sizes: set[int]) -> tuple[npt.NDArray[np.int64
     known: dict[str, int] = {}
     ids = np.array([known.setdefault(word, len(known)) for word in words], dtype=np.int64)
     found, grams = {}, ids
-    for n in range(1, max(sizes, default=0) + 1):
-        if n > len(words):
-            break
+    for n in range(1, min(max(sizes, default=0), len(words)) + 1):
         if n > 1:
             _, grams = np.unique(grams[:-1] * len(known) + ids[n - 1 :], return_inverse=True)
         if n in sizes:

@@ -1,13 +1,14 @@
 """Training on shards of several sources with weights: where they are, whose turn it is, what a run draws from each."""
 
+import bisect
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-
-from typing_extensions import override
 
 from thunderhead.core.config import Problem, first_line
 from thunderhead.core.data.datamodule import Draw, Entry
@@ -17,19 +18,16 @@ from thunderhead.core.data.shard_datamodule import ShardDataModule
 from thunderhead.core.metrics import BitsPerByte
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.types import PositiveFloat, PositiveInt
+from thunderhead.corpus import mixture
 from thunderhead.corpus.curation import Filter
-from thunderhead.corpus.draw import draw
-from thunderhead.corpus.mixture import (
-    AtMaxEpochs,
-    Ledger,
-    Mixture,
-    Turns,
-    plan_turns,
-    trained_blocks,
-    weights_by_fraction,
-)
+from thunderhead.corpus.mixture import AtMaxEpochs, Mixture, Turns
 from thunderhead.corpus.shard_files import VerifiedChunks, verify
 from thunderhead.corpus.sources import Share
+
+# Muennighoff et al. 2305.16264: up to 4 epochs repeated data is about as good as new; the worth of a repetition decays
+# with a constant of 15.4 repetitions, so after 16 epochs it is 1/e of new data's.
+LITTLE_IS_LOST_UNTIL = 4
+LITTLE_IS_GAINED_AFTER = 16
 
 
 @dataclass(eq=False, repr=False)
@@ -37,28 +35,20 @@ class ShardData(ShardDataModule):
     """Load blocks of several sources in the order of `thunderhead.corpus.mixture`.
 
     Subclasses say where the shards are (`find`), whose `shares` there are, and how shards are made (`prepare_data`).
-
-    Args:
-        tokenizer: kind and settings; once the shards are found, the trained one that lies beside them.
-        filters: decide which documents are kept.
-        max_training_tokens: train on so many tokens again and again: a fixed selection of blocks spread evenly over
-            each source's training split, the same for all seeds; None: on all. Validation stays what it is.
-        temperature: weights become proportional to weight^(1/temperature) (Arivazhagan et al. 1907.05019).
-        at_max_epochs: when a source reaches its max_epochs, the others take its place (redistribute), or the run ends
-            (stop).
-        verify: compare the sha256 of all chunks with the manifest at the start (full), or of each chunk before its
-            first token is used (first_use: a start that does not grow with the corpus; sizes are compared at once).
     """
 
-    tokenizer: Tokenizer | None
-    filters: Mapping[str, Filter]
+    tokenizer: Tokenizer | None  # kind and settings; once the shards are found, the trained one that lies beside them
+    filters: Mapping[str, Filter]  # decide which documents are kept
     _: KW_ONLY
     max_training_tokens: PositiveInt | None = None
-    temperature: PositiveFloat = 1.0
-    at_max_epochs: AtMaxEpochs = "redistribute"
+    """Train on so many tokens again and again: a fixed selection of blocks spread evenly over each source's training
+    split, the same for all seeds; None: on all. Validation stays what it is."""
+    temperature: PositiveFloat = 1.0  # weights become weight^(1/temperature) (Arivazhagan et al. 1907.05019)
+    at_max_epochs: AtMaxEpochs = "redistribute"  # the other sources take the place of one used up, or the run ends
     verify: Literal["full", "first_use"] = "first_use"
+    """Compare the sha256 of all chunks with the manifest at the start (full), or of each chunk before its first token
+    is used (first_use: a start that does not grow with the corpus; sizes are compared at once)."""
 
-    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         self.is_prepared, self.eos_id = False, 0
@@ -73,15 +63,10 @@ class ShardData(ShardDataModule):
             self.vocab_size = asked or self.tokenizer.vocab_size  # type: ignore[union-attr]
 
     def find(self) -> Manifest | None:
-        """Look up the shards, reading no text; None: they are not prepared yet.
-
-        Raises:
-            ValueError: they cannot be there, or are not right.
-        """
+        """Look up the shards, reading no text; None: they are not prepared yet. Raises ValueError if they are wrong."""
         raise NotImplementedError
 
     def use(self, manifest: Manifest) -> None:
-        """Train on these shards."""
         self.tokenizer = manifest.load_tokenizer()
         self.manifest, self.is_prepared = manifest, True
         self.vocab_size, self.eos_id = manifest.vocab_size, manifest.eos_id
@@ -92,13 +77,8 @@ class ShardData(ShardDataModule):
         """Say how much the mixture takes of each source."""
         raise NotImplementedError
 
-    @override
     def setup(self, stage: str) -> None:
-        """Compare the shards with their manifest.
-
-        Raises:
-            ValueError: they are damaged (a `ShardError`), or too small for the context length.
-        """
+        """Compare the shards with their manifest; raises ValueError if they are damaged, or too small."""
         if not self.is_prepared:  # they were made by another process
             manifest = self.find()
             assert manifest is not None, "prepare_data comes first"
@@ -110,21 +90,17 @@ class ShardData(ShardDataModule):
         """Compare the files with the manifest, as far as is asked for at the start."""
         verify(self.manifest, "full" if self.verify == "full" else "sizes")
 
-    @override
     def chunk_file(self, split: SplitName, source: str) -> Callable[[int], Path]:
         if self.verify == "full":
             return super().chunk_file(split, source)
-        return VerifiedChunks(self.manifest, split, source)
-
-    # --- the mixture --------------------------------------------------------------------------------------------------
+        return VerifiedChunks(self.manifest.shard_folder(split, source), self.manifest.splits[split][source])
 
     def trained_blocks(self) -> dict[str, int]:
-        """Count the blocks of each source that are trained on."""
         available = {source: sum(sizes) for source, sizes in self.blocks("train").items()}
-        return trained_blocks(available, self.context_length, self.max_training_tokens)
+        return mixture.trained_blocks(available, self.context_length, self.max_training_tokens)
 
     def _turns(self, steps: int) -> Turns:
-        return plan_turns(
+        return mixture.plan_turns(
             self.shares(),
             self.trained_blocks(),
             temperature=self.temperature,
@@ -133,48 +109,76 @@ class ShardData(ShardDataModule):
             sequences_per_step=self.sequences_per_step,
         )
 
-    @override
     def order(self, steps: int) -> Callable[[int], Sample]:
         trained, self._drawn = self.trained_blocks(), self._turns(steps)
         return Mixture(self._drawn, self.blocks("train"), seed=self.seed, window=self.shuffle_window, trained=trained)
 
-    @override
     def order_state(self, samples: int) -> dict[str, Any]:
-        return super().order_state(samples) | {
-            "the weights and max_epochs of data.sources": self._drawn.until(samples),
-            **({"data.max_training_tokens": limit} if (limit := self.max_training_tokens) is not None else {}),
-        }
+        state = super().order_state(samples)
+        state["the weights and max_epochs of data.sources"] = self._drawn.until(samples)
+        if self.max_training_tokens is not None:
+            state["data.max_training_tokens"] = self.max_training_tokens
+        return state
 
-    @override
     def ledger(self, steps: int) -> Callable[[int], dict[str, Entry]]:
-        return Ledger(self._turns(steps), self.trained_blocks(), self.context_length)
+        return partial(mixture.ledger, self._turns(steps), self.trained_blocks(), self.context_length)
 
-    @override
     def draw(self, steps: int) -> Draw:
+        """Work out what so many steps draw from each source; fewer steps where a source that ends ends the run."""
         if not self.is_prepared or refusals(self._check_found):  # which `problems` tells
             return Draw(steps)
-        return draw(
-            self.shares(),
-            self.trained_blocks(),
-            self._turns,
-            steps=steps,
-            sequences=self.sequences_per_step,
-            may_end=self.at_max_epochs == "stop",
-            is_part=self.max_training_tokens is not None,
-        )
+        asked, sequences, may_end = steps, self.sequences_per_step, self.at_max_epochs == "stop"
+        notes: list[str] = []
+        problems: list[Problem] = []
+        try:
+            turns = self._turns(steps)
+            while turns.end is not None and turns.end < steps * sequences:
+                steps = turns.end // sequences
+                if steps == 0:
+                    few = f"max_epochs leaves {turns.end} sequences, fewer than the {sequences} of one step"
+                    raise ValueError(f"data.sources: {few}: raise it, or lower batch.global_tokens")
+                turns = self._turns(steps)  # stages are fractions of the run, which is shorter now
+        except ValueError as error:
+            return Draw(asked, problems=(Problem("", str(error)),))
+        limits = {name: source.max_epochs for name, source in self.shares().items() if source.max_epochs is not None}
+        if steps < asked:
+            told = " and ".join(f"{s} (data.sources.{s}.max_epochs={limits[s]:g})" for s in turns.used_up)
+            if not may_end:
+                message = f"only lasts for {steps:,} of {asked:,} steps: all with a weight are used up: {told}"
+                remedy = f"raise max_epochs, or lower the budget, as budget=steps budget.steps={steps}"
+                problems.append(Problem("data.sources", f"{message}; {remedy}"))
+            notes.append(f"stops after {steps:,} of {asked:,} steps, when {told} is used up")
+        elif not may_end:
+            notes += [
+                f"{s} reaches max_epochs={limits[s]:g} in step {n // sequences + 1:,}, then the others take its place"
+                for s, n in turns.used_up.items()
+                if n < steps * sequences
+            ]
+        available, counts = self.trained_blocks(), turns.counts(steps * sequences)
+        epochs = {source: counts[source] / n for source, n in available.items()}
+        shares = {source: counts[source] / (steps * sequences) for source in available}
 
-    # --- what a run wants to know -------------------------------------------------------------------------------------
+        def is_too_long(steps: int) -> bool:
+            turns = self._turns(steps)
+            counts = turns.counts(min(steps * sequences, turns.end or steps * sequences))
+            return any(counts[s] > LITTLE_IS_GAINED_AFTER * n for s, n in available.items() if s not in limits)
+
+        def fitting() -> int:
+            return bisect.bisect_left(range(1, steps), True, key=is_too_long)
+
+        is_part = self.max_training_tokens is not None
+        repeated, refused = repetition(epochs, limits, is_part=is_part, fitting=fitting)
+        problems += [Problem("", message) for message in refused]
+        return Draw(steps, epochs, shares, (*notes, *repeated), tuple(problems))
 
     @property
-    @override
     def epoch_tokens(self) -> int | None:  # type: ignore[override]
         if not self.is_prepared or refusals(self.trained_blocks):
             return None
         return self.context_length * sum(self.trained_blocks().values())
 
-    @override
     def problems(self, run: Any) -> list[Problem]:
-        return refusals(lambda: weights_by_fraction(self.shares()), self._check_found)
+        return refusals(lambda: mixture.weights_by_fraction(self.shares()), self._check_found)
 
     def _check_found(self) -> None:
         if self._refusal is not None:
@@ -183,13 +187,11 @@ class ShardData(ShardDataModule):
             check_blocks(self.manifest, self.context_length)
             self.trained_blocks()
 
-    @override
     def notes(self) -> list[str]:
         if (limit := self.max_training_tokens) is None:
             return []
         return [f"an epoch is {limit:,} tokens, spread evenly over the training data: the rest is left out"]
 
-    @override
     def summary(self) -> dict[str, Any]:
         """Return the manifest without its chunks."""
         content = self.manifest.to_dict()
@@ -198,18 +200,15 @@ class ShardData(ShardDataModule):
                 del shard["chunks"]
         return content
 
-    @override
     def validation_metrics(self) -> dict[str, Any]:
         assert self.tokenizer is not None
         return {"bits_per_byte": BitsPerByte(self.tokenizer.token_bytes().tolist())}
 
-    @override
     def validation_data(self) -> str:
         val = self.manifest.splits["val"]
         chunks = {name: [chunk.sha256 for chunk in shard.chunks] for name, shard in val.items()}
         return _hash([chunks, self.max_validation_tokens])
 
-    @override
     def validation_text(self) -> str:
         manifest = self.manifest
         made_from = [manifest.sources, manifest.split_rule, manifest.validation_fraction, self.max_validation_tokens]
@@ -227,12 +226,30 @@ def refusals(*checks: Callable[[], object]) -> list[Problem]:
     return list(found)
 
 
-def check_blocks(manifest: Manifest, context_length: int) -> None:
-    """Refuse shards that are too small for the context length.
+def repetition(
+    epochs: Mapping[str, float], allowed: Iterable[str], *, is_part: bool, fitting: Callable[[], int]
+) -> tuple[list[str], list[str]]:
+    """Judge how often sources are repeated, those `allowed` on purpose: what is worth knowing, what is refused."""
+    notes, refused = [], []
+    for name, n in epochs.items():
+        if n > LITTLE_IS_GAINED_AFTER and name not in set(allowed):
+            steps = fitting()
+            ways = [f"budget=steps budget.steps={steps} is within {LITTLE_IS_GAINED_AFTER}"] if steps else []
+            ways += [f"lower data.sources.{name}.weight"] if len(epochs) > 1 else []
+            ways += ["raise data.max_training_tokens"] if is_part else []
+            ways += [f"say data.sources.{name}.max_epochs={math.ceil(n)} if it is meant"]
+            refused.append(
+                f"data.sources.{name} would be seen {n:.1f} times: past {LITTLE_IS_GAINED_AFTER} epochs hardly anything"
+                f" is learned from repeated data (Muennighoff et al. 2305.16264): {', or '.join(ways)}"
+            )
+        elif n > LITTLE_IS_LOST_UNTIL:
+            known = f"up to {LITTLE_IS_LOST_UNTIL} epochs are about as good as new data, more are not (2305.16264)"
+            notes.append(f"{name} is seen {n:.1f} times: {known}")
+    return notes, refused
 
-    Raises:
-        ValueError: a split of a source has no full block; says what to change.
-    """
+
+def check_blocks(manifest: Manifest, context_length: int) -> None:
+    """Refuse shards of which a split of a source has no full block; the ValueError says what to change."""
     for split, source, shard in manifest.shards():
         if any(shard.blocks(context_length)):
             continue

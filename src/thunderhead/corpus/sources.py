@@ -3,33 +3,24 @@
 import itertools
 import json
 import platform
+import re
 import sysconfig
 import tokenize
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import pyarrow.parquet as pq
-from annotated_types import Ge, Gt
-from typing_extensions import override
+from annotated_types import Ge
 
-from thunderhead.corpus.text_files import (
-    BLOCK_BYTES,
-    cut,
-    decoded,
-    decompressed,
-    listing,
-    named_errors,
-    nearest,
-    tell_reading,
-    walk,
-)
+from thunderhead.core.config import placed
+from thunderhead.core.types import NonNegativeFloat, PositiveFloat
+from thunderhead.corpus.text_files import PACKED, check_field, cut, listing, named_errors, nearest, read, text_of, walk
 
-PLAIN_SUFFIXES = (".txt", ".md", ".py")
-SUFFIXES = (*PLAIN_SUFFIXES, ".jsonl", ".parquet")
-COMPRESSIONS = (".gz", ".zst")
+Suffix = Literal[".txt", ".md", ".py", ".jsonl", ".parquet"]
 
 
 class Document(NamedTuple):
@@ -39,45 +30,26 @@ class Document(NamedTuple):
     text: str
 
 
-def _ignore(_: int) -> None:
-    """Take no notice of progress."""
-
-
-Weight = Annotated[float, Ge(0)]
-
-
 @dataclass(eq=False)
 class Share:
-    """How much a mixture takes of something.
+    """How much a mixture takes of something."""
 
-    Args:
-        weight: share of the tokens in a mixture, relative to the other sources'; or a share for each stage of the
-            run, by the fraction of the run at which the stage begins: {0: 0.9, 0.8: 0.5}.
-        max_epochs: how often the mixture may go through the source; null: as often as its weight asks for.
-    """
-
-    weight: Weight | Mapping[float, Weight] = 1.0
-    max_epochs: Annotated[float, Gt(0)] | None = None
+    weight: NonNegativeFloat | Mapping[float, NonNegativeFloat] = 1.0
+    """Share of the tokens in a mixture, relative to the other sources'; or a share for each stage of the run, by the
+    fraction of the run at which the stage begins: {0: 0.9, 0.8: 0.5}."""
+    max_epochs: PositiveFloat | None = None  # how often a mixture may go through it; null: as weights ask
 
 
 class Source(Share, ABC):
-    """Text to train on. Making one is cheap and touches no file; problems are reported by `fingerprint` and `check`."""
+    """Text to train on. Making one touches no file; methods raise ValueError with a line that names file and fault."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
-        """Say what the documents depend on (settings, names, sizes and times of files), reading no text.
-
-        Raises:
-            ValueError: there is nothing to read.
-        """
+        """Say what the documents depend on (settings, names, sizes and times of files), reading no text."""
 
     @abstractmethod
-    def documents(self, on_read: Callable[[int], None] = _ignore) -> Iterator[Document]:
-        """Yield the documents in a fixed order, lazily; `on_read` is told the bytes taken from the disk since before.
-
-        Raises:
-            ValueError: a file is not what its name says (with file and byte offset or line).
-        """
+    def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
+        """Yield the documents in a fixed order, lazily; `on_read` is told the bytes read since before."""
 
     @abstractmethod
     def disk_bytes(self) -> int | None:
@@ -85,18 +57,14 @@ class Source(Share, ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Look at the beginning of every file.
-
-        Raises:
-            ValueError: in one line, what is wrong with which file.
-        """
+        """Look at the beginning of every file."""
 
     def connect(self) -> None:
-        """Reach what is not on this machine, saying so; comes before the first document is asked for.
+        """Reach what is not on this machine, saying so; comes before the first document is asked for."""
 
-        Raises:
-            ValueError: in one line, what cannot be reached and why.
-        """
+    def _settings(self, *names: str) -> dict[str, Any]:
+        """Begin a fingerprint: kind, and settings by their names."""
+        return {"source": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(eq=False)
@@ -105,8 +73,7 @@ class StandardLibrary(Source):
 
     Code is every `*.py` below `sysconfig.get_paths()["stdlib"]` without tests and installed packages: about 730 files,
     12 MB. Prose is `pydoc_data.topics` (the language reference as `help()` shows it), each topic a document: 0.5 MB;
-    the file that holds it is never code, as code and prose may be two sources of a mixture. Both differ between
-    versions of Python: the fingerprint tells.
+    its file is never code, as both may be sources of a mixture. They differ between versions of Python.
     """
 
     _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
@@ -119,38 +86,27 @@ class StandardLibrary(Source):
     def __post_init__(self) -> None:
         if not (self.include_code or self.include_topics):
             raise ValueError("include_code and include_topics are both false: nothing to read, set one to true")
+        self.python = f"{platform.python_implementation()} {platform.python_version()}"
 
     def _files(self) -> list[tuple[str, Path]]:
         root = Path(sysconfig.get_paths()["stdlib"])
         files = dict(walk(root, (".py",), skip=self._SKIPPED_FOLDERS))
         topics = files.pop(self._TOPICS, None)
-        if self.include_topics and topics is None:
-            raise ValueError(f"this Python has no {root / self._TOPICS}: set include_topics to false")
-        if self.include_code and not files:
-            raise ValueError(f"this Python has no source files in {root}: use data=text with files of your own")
-        code = list(files.items()) if self.include_code else []
-        return [*code, (self._TOPICS, topics)] if topics is not None and self.include_topics else code
+        if (self.include_topics and topics is None) or (self.include_code and not files):
+            raise ValueError(f"this Python lacks sources or topics in {root}: use data=text with files of your own")
+        found = files if self.include_code else {}
+        return list((found | {self._TOPICS: topics} if self.include_topics and topics else found).items())
 
-    @override
     def fingerprint(self) -> dict[str, Any]:
-        return {
-            "source": type(self).__name__,
-            "python": f"{platform.python_implementation()} {platform.python_version()}",
-            "include_code": self.include_code,
-            "include_topics": self.include_topics,
-            **listing(self._files()),
-        }
+        return {**self._settings("python", "include_code", "include_topics"), **listing(self._files())}
 
-    @override
     def disk_bytes(self) -> int:
         return sum(file.stat().st_size for _, file in self._files())
 
-    @override
     def check(self) -> None:
         self._files()
 
-    @override
-    def documents(self, on_read: Callable[[int], None] = _ignore) -> Iterator[Document]:
+    def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
         for name, file in self._files():
             if self.include_topics and name == self._TOPICS:
                 from pydoc_data.topics import topics
@@ -168,39 +124,25 @@ class StandardLibrary(Source):
 class LocalText(Source):
     """Text files below a path: .txt .md .py (a file is a text), .jsonl and .parquet (a record is), also .gz and .zst.
 
-    Text must be UTF-8. Files come in the order of their names, hidden ones are left out, empty texts and null records
-    too. A text longer than `max_document_bytes` is cut at line ends (a longer line inside): training and validation are
-    told apart by document, so a corpus in a single file must fall into many. null never cuts, and holds a whole text in
-    memory.
-
-    Args:
-        path: a file or a folder.
-        suffixes: which files to read in a folder; each also stands for its .gz and .zst.
-        text_field: the field (.jsonl) or column (.parquet) that holds the text.
-        max_document_bytes: longest document in bytes of UTF-8, or null.
+    Text must be UTF-8. Files come in the order of their names, without hidden ones, empty texts and null records. A
+    text longer than `max_document_bytes` is cut at line ends (a longer line inside): training and validation are told
+    apart by document, so a single file must fall into many. null never cuts, and holds a whole text in memory.
     """
 
     _: KW_ONLY
-    path: str
-    suffixes: Sequence[str] = SUFFIXES
-    text_field: str = "text"
+    path: str  # a file or a folder
+    suffixes: Sequence[Suffix] = get_args(Suffix)  # in a folder; each also stands for its .gz and .zst
+    text_field: str = "text"  # field (.jsonl) or column (.parquet) that holds the text
     max_document_bytes: Annotated[int, Ge(64)] | None = 16384
-
-    def __post_init__(self) -> None:
-        self.suffixes = tuple(self.suffixes)
-        if unknown := [suffix for suffix in self.suffixes if suffix not in SUFFIXES]:
-            raise ValueError(f"suffixes={unknown} cannot be read: use some of {', '.join(SUFFIXES)}")
 
     def _files(self) -> list[tuple[str, Path]]:
         path = Path(self.path).expanduser()
         if not path.exists():
             raise ValueError(f"path={self.path} does not exist{nearest(path)}")
-        packed = tuple(suffix + end for suffix in self.suffixes if suffix != ".parquet" for end in COMPRESSIONS)
+        packed = [suffix + end for suffix in self.suffixes if suffix != ".parquet" for end in PACKED]
         readable = (*self.suffixes, *packed)
-        if path.is_dir():
-            files = list(walk(path, readable))
-        else:
-            files = [(path.name, path)] if path.name.endswith(readable) else []
+        found = walk(path, readable) if path.is_dir() else [(path.name, path)]
+        files = [(name, file) for name, file in found if name.endswith(readable)]
         if not files:
             kind = "folder without any readable file" if path.is_dir() else "file of a kind that is not read"
             raise ValueError(f"path={self.path} is a {kind}: names must end in {', '.join(self.suffixes)} (.gz, .zst)")
@@ -209,33 +151,22 @@ class LocalText(Source):
             raise ValueError(f"path={self.path} is empty: no file has any text")
         return files
 
-    @override
     def fingerprint(self) -> dict[str, Any]:
-        return {
-            "source": type(self).__name__,
-            "suffixes": list(self.suffixes),
-            "text_field": self.text_field,
-            "max_document_bytes": self.max_document_bytes,
-            **listing(self._files()),
-        }
+        return {**self._settings("suffixes", "text_field", "max_document_bytes"), **listing(self._files())}
 
-    @override
     def disk_bytes(self) -> int:
         return sum(file.stat().st_size for _, file in self._files())
 
-    @override
     def check(self) -> None:
         for _, file in self._files():
             if file.suffix == ".parquet":
                 with named_errors(file):
-                    self._check_column(pq.read_schema(file).names, file)
+                    check_field(pq.read_schema(file).names, self.text_field, file)
             else:
-                for _, pieces in itertools.islice(self._texts(file, _ignore), 1):
-                    for _ in itertools.islice(pieces, 2):  # two: the end of a short file is looked at, too
-                        pass
+                for _, pieces in itertools.islice(self._texts(file, lambda _: None), 1):
+                    list(itertools.islice(pieces, 2))  # two: the end of a short file is looked at, too
 
-    @override
-    def documents(self, on_read: Callable[[int], None] = _ignore) -> Iterator[Document]:
+    def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
         for name, file in self._files():
             for record, pieces in self._texts(file, on_read):
                 for part, text in enumerate(cut(pieces, self.max_document_bytes)):
@@ -243,55 +174,61 @@ class LocalText(Source):
 
     def _texts(self, file: Path, on_read: Callable[[int], None]) -> Iterator[tuple[str, Iterable[str]]]:
         """Yield (position in the file, pieces that make up one text)."""
-        kind = file.with_suffix("").suffix if file.suffix in COMPRESSIONS else file.suffix
+        kind = file.with_suffix("").suffix if file.suffix in PACKED else file.suffix
         if kind == ".parquet":
             with named_errors(file):
                 yield from self._parquet(file, on_read)
             return
-        with open(file, "rb", buffering=1 << 20) as raw, decompressed(raw, file.suffix) as stream:
-            parts = stream if kind == ".jsonl" else iter(lambda: stream.read(BLOCK_BYTES), b"")
-            text = tell_reading(decoded(iter(parts), file), raw, on_read)
-            if kind == ".jsonl":
-                for number, line in enumerate(text, start=1):
-                    yield from self._record(line, number, file)
-            else:
-                yield "", text
-
-    def _record(self, line: str, number: int, file: Path) -> Iterator[tuple[str, Iterable[str]]]:
-        if not line.strip():
+        if kind != ".jsonl":
+            yield "", read(file, on_read, by_line=False)
             return
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{file}, line {number}: a JSON object is needed, found {type(record).__name__}")
-        if self.text_field not in record:
-            fields = ", ".join(sorted(record))
-            raise ValueError(f"{file}, line {number}: no field text_field={self.text_field}; there are: {fields}")
-        text = record[self.text_field]
-        if text is not None:
-            yield f":{number}", self._pieces(text, f"{file}, line {number}")
+        for number, line in enumerate(read(file, on_read, by_line=True), start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
+            if (found := text_of(record, self.text_field, f"{file}, line {number}")) is not None:
+                yield f":{number}", [found]
 
     def _parquet(self, file: Path, on_read: Callable[[int], None]) -> Iterator[tuple[str, Iterable[str]]]:
         with pq.ParquetFile(file) as table:
-            self._check_column(table.schema_arrow.names, file)
+            check_field(table.schema_arrow.names, self.text_field, file)
             rows, size = table.metadata.num_rows, file.stat().st_size
             row = told = 0
             for batch in table.iter_batches(batch_size=256, columns=[self.text_field]):
-                for text in batch.column(0).to_pylist():
-                    if text is not None:
-                        yield f":{row}", self._pieces(text, f"{file}, row {row}")
+                for record in batch.to_pylist():
+                    if (text := text_of(record, self.text_field, f"{file}, row {row}")) is not None:
+                        yield f":{row}", [text]
                     row += 1
                 on_read(size * row // rows - told)
                 told = size * row // rows
 
-    def _check_column(self, columns: list[str], file: Path) -> None:
-        if self.text_field not in columns:
-            raise ValueError(f"{file}: no column text_field={self.text_field}; there are: {', '.join(columns)}")
 
-    def _pieces(self, text: object, where: str) -> list[str]:
-        if not isinstance(text, str):
-            raise ValueError(f"{where}: {self.text_field} is {type(text).__name__}, not text")
-        # JSON can spell half of a surrogate pair, which is no character and has no UTF-8.
-        return [text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")]
+def check_sources(sources: Mapping[str, Source], path: str | None = None) -> None:
+    """Look at names, `path` and the beginnings of all files; a ValueError says in one line all that is wrong."""
+    if not sources:
+        raise ValueError("data.sources is empty: name at least one source")
+    problems = []
+    if path is not None and not any(getattr(source, "path", None) == path for source in sources.values()):
+        problems.append(f"data.path={path} is used by no source: choose data=text to train on it, or leave it out")
+    for name, source in sources.items():
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            problems.append(f"data.sources.{name}: use letters, digits, '_', '-' and '.' in names of sources")
+        try:
+            with named(name):
+                source.check()
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Begin the message of a ValueError with the config path of the source."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(placed(f"data.sources.{name}", str(error))) from None

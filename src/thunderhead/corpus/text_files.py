@@ -2,20 +2,18 @@
 
 import codecs
 import difflib
-import gzip
 import hashlib
 import io
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
-BLOCK_BYTES = 1 << 16  # read at a time
-_TELL_EVERY = 1 << 16  # bytes
+PACKED = {".gz": "gzip", ".zst": "zstd"}
+_BLOCK_BYTES = 1 << 16  # read at a time
 
 
 def cut(pieces: Iterable[str], max_bytes: int | None) -> Iterator[str]:
@@ -46,11 +44,7 @@ def cut(pieces: Iterable[str], max_bytes: int | None) -> Iterator[str]:
 
 
 def decoded(parts: Iterator[bytes], file: Path) -> Iterator[str]:
-    """Decode the parts (lines, or blocks cut anywhere) of a UTF-8 file, unchanged but for a byte order mark.
-
-    Raises:
-        ValueError: a part is binary, not UTF-8, or cannot be decompressed.
-    """
+    """Decode parts (lines, or blocks cut anywhere) of UTF-8 without a byte order mark; a ValueError refuses others."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0  # of the next byte to read
     begun, more = False, True
@@ -72,30 +66,37 @@ def decoded(parts: Iterator[bytes], file: Path) -> Iterator[str]:
             begun = True
 
 
-def tell_reading(parts: Iterator[str], raw: IO[bytes], on_read: Callable[[int], None]) -> Iterator[str]:
-    """Pass parts on and tell `on_read`, now and then, how far the file on the disk was read for them."""
-    told = 0
-    for part in parts:
-        yield part
-        position = raw.tell()
-        if position >= told + _TELL_EVERY:
-            on_read(position - told)
-            told = position
-    on_read(raw.tell() - told)
+def read(file: Path, on_read: Callable[[int], None], *, by_line: bool) -> Iterator[str]:
+    """Yield the text of a file, plain or packed, by lines or in blocks; `on_read` is told of the bytes on the disk."""
+    with open(file, "rb", buffering=1 << 20) as raw:
+        stream: Any = raw
+        if codec := PACKED.get(file.suffix):
+            # Arrow's reader, as zstandard's takes a file that was cut off for one that ends there.
+            stream = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec), 1 << 20)
+        told = 0
+        for part in decoded(iter(stream) if by_line else iter(lambda: stream.read(_BLOCK_BYTES), b""), file):
+            yield part
+            if (position := raw.tell()) >= told + _BLOCK_BYTES:
+                on_read(position - told)
+                told = position
+        on_read(raw.tell() - told)
 
 
-@contextmanager
-def decompressed(raw: IO[bytes], suffix: str) -> Iterator[IO[bytes]]:
-    """Read through a .gz or .zst file; any other file as it is."""
-    if suffix == ".gz":
-        with gzip.open(raw) as stream:
-            yield stream  # type: ignore[misc]  # a GzipFile reads like any binary file
-    elif suffix == ".zst":
-        # Arrow's reader, as zstandard's takes a file that was cut off for one that ends there.
-        with pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd") as reader:
-            yield io.BufferedReader(reader, 1 << 20)
-    else:
-        yield raw
+def check_field(names: Iterable[str], field: str, where: object) -> None:
+    if field not in names:
+        raise ValueError(f"{where}: no field text_field={field}; there are: {', '.join(names)}")
+
+
+def text_of(record: object, field: str, where: str) -> str | None:
+    """Return the text of a record, None if it is null; raises ValueError if it has none."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: a JSON object is needed, found {type(record).__name__}")
+    check_field(record, field, where)
+    text = record[field]
+    if not isinstance(text, str | None):
+        raise ValueError(f"{where}: {field} is {type(text).__name__}, not text")
+    # JSON can spell half of a surrogate pair, which is no character and has no UTF-8.
+    return text and text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 @contextmanager
@@ -103,7 +104,7 @@ def named_errors(file: Path) -> Iterator[None]:
     """Say which file is damaged."""
     try:
         yield
-    except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowInvalid) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault, not the file's
         raise ValueError(f"{file}: damaged or not a {file.suffix} file ({error})") from None

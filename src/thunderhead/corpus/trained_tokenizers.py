@@ -2,19 +2,19 @@
 
 import hashlib
 import heapq
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
+from annotated_types import Ge, Le
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from typing_extensions import override
 
 from thunderhead.core.tokenizer import EOS, Tokenizer, Tokens
 from thunderhead.core.types import PositiveInt
+from thunderhead.corpus.published_tokenizers import LibraryTokenizer
 
 
 class ByteTokenizer(Tokenizer):
@@ -25,138 +25,70 @@ class ByteTokenizer(Tokenizer):
     vocab_size = 257
     eos_id = 256
 
-    @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         return [np.frombuffer(text.encode(), dtype=np.uint8).astype(self.dtype) for text in texts]
 
-    @override
     def decode(self, ids: Iterable[int]) -> str:
-        parts: list[str] = []
-        for is_byte, group in itertools.groupby(ids, key=lambda i: i < 256):
-            run = [int(i) for i in group]
-            parts.append(bytes(run).decode("utf-8", "replace") if is_byte else EOS * run.count(self.eos_id))
-        return "".join(parts)
+        known = (EOS.encode() if i == self.eos_id else bytes([i]) if i < self.eos_id else b"" for i in map(int, ids))
+        return b"".join(known).decode("utf-8", "replace")
 
-    @override
     def token_bytes(self) -> npt.NDArray[np.int64]:
         return np.array([1] * 256 + [0], dtype=np.int64)
 
-    @override
     def to_json(self) -> str:
         return json.dumps({"type": "byte", "eos": EOS, "eos_id": self.eos_id})
 
     @classmethod
-    @override
     def from_json(cls, text: str) -> Self:
         if json.loads(text).get("type") != "byte":
             raise ValueError("not a byte tokenizer")
         return cls()
 
 
-def encode_batch(
-    tokenizer: tokenizers.Tokenizer, texts: Sequence[str], dtype: np.dtype[np.uint16 | np.uint32]
-) -> list[Tokens]:
-    """Encode texts with a tokenizer of Hugging Face's library, without special tokens."""
-    # np.array refuses an id that the type cannot hold, where astype would wrap around.
-    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.array(encoding.ids, dtype=dtype) for encoding in encodings]
-
-
-class BpeTokenizer(Tokenizer):
+class BpeTokenizer(LibraryTokenizer):
     """Byte-level BPE trained on the corpus, with GPT-2's way of splitting text into words (Radford et al. 2019, 2.2).
 
-    All 256 bytes are tokens, so every text can be encoded. A small corpus may yield fewer merges than asked for: then
-    the vocabulary is smaller, as the manifest records. `to_json` is the tokenizer.json of Hugging Face's `tokenizers`.
-
-    Args:
-        vocab_size: tokens to learn, bytes and EOS included; 65,536 at most.
-        sample_bytes: train on this many bytes: documents from all over the corpus, chosen by hash. They are held in
-            memory. (By then the merges hardly change.)
+    All 256 bytes are tokens, so every text can be encoded; with EOS they count in `vocab_size`, which a small corpus
+    may not fill. It is trained on `sample_bytes` of documents from all over the corpus, chosen by hash and held in
+    memory; by then the merges hardly change. `to_json` is the tokenizer.json of Hugging Face's `tokenizers`.
     """
 
     name = "bpe"
-    _MIN_FREQUENCY = 2  # a pair seen once is no regularity
-    _MAX_VOCAB_SIZE = 65_536
 
-    def __init__(self, *, vocab_size: PositiveInt = 8192, sample_bytes: PositiveInt = 200_000_000):
-        if vocab_size > self._MAX_VOCAB_SIZE:
-            raise ValueError(
-                f"tokenizer.vocab_size={vocab_size} is more than bpe learns: use {self._MAX_VOCAB_SIZE} or less, or a"
-                " published tokenizer (tokenizer=huggingface)"
-            )
-        if vocab_size < 257:
-            raise ValueError(f"tokenizer.vocab_size={vocab_size} leaves out bytes: use 257 (256 bytes and EOS) or more")
+    def __init__(
+        self, *, vocab_size: Annotated[int, Ge(257), Le(65_536)] = 8192, sample_bytes: PositiveInt = 200_000_000
+    ):
         self._asked, self._sample_bytes = vocab_size, sample_bytes
-        self._trained: tokenizers.Tokenizer | None = None
 
     @property
-    @override
     def settings(self) -> dict[str, Any]:
         return {"vocab_size": self._asked, "sample_bytes": self._sample_bytes}
 
-    @property
-    def _tokenizer(self) -> tokenizers.Tokenizer:
-        assert self._trained is not None, "train the tokenizer, or load a trained one from its shards"
-        return self._trained
-
-    @override
     def train(self, texts: Iterable[str]) -> "BpeTokenizer":
         tokenizer = tokenizers.Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self._asked,
-            min_frequency=self._MIN_FREQUENCY,
+            min_frequency=2,  # a pair seen once is no regularity
             special_tokens=[EOS],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
         tokenizer.train_from_iterator(sample(texts, self._sample_bytes), trainer)
-        return self._wrap(tokenizer, vocab_size=self._asked, sample_bytes=self._sample_bytes)
+        trained = type(self)(**self.settings)
+        trained._load(tokenizer)
+        return trained
 
-    @classmethod
-    def _wrap(cls, trained: tokenizers.Tokenizer, **settings: int) -> Self:
-        tokenizer = cls(**settings)
-        trained.encode_special_tokens = True  # the spelling of EOS in a text is text (the file does not keep this)
-        tokenizer._trained = trained
-        return tokenizer
-
-    @property
-    @override
-    def vocab_size(self) -> int:
-        return self._tokenizer.get_vocab_size()
-
-    @property
-    @override
-    def eos_id(self) -> int:
-        eos_id = self._tokenizer.token_to_id(EOS)
-        assert eos_id is not None
-        return eos_id
-
-    @override
-    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
-        return encode_batch(self._tokenizer, texts, self.dtype)
-
-    @override
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
-
-    @override
-    def token_bytes(self) -> npt.NDArray[np.int64]:
-        counts = np.zeros(self.vocab_size, dtype=np.int64)
-        for token, i in self._tokenizer.get_vocab().items():
-            counts[i] = 0 if i == self.eos_id else len(token)  # byte-level BPE spells each byte as one character
-        return counts
-
-    @override
     def to_json(self) -> str:
         return self._tokenizer.to_str()
 
     @classmethod
-    @override
     def from_json(cls, text: str) -> Self:
-        trained = tokenizers.Tokenizer.from_str(text)
-        return cls._wrap(trained, vocab_size=trained.get_vocab_size())
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+        loaded = cls(vocab_size=tokenizer.get_vocab_size())
+        loaded._load(tokenizer)
+        return loaded
 
 
 def sample(texts: Iterable[str], n_bytes: int) -> Iterator[str]:

@@ -9,12 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shard_fixtures import files
+from shard_fixtures import files, find_manifest
 from thunderhead.core.data.datamodule import MicroBatches, validation_samples
 from thunderhead.core.data.manifest import ShardError
 from thunderhead.core.data.shards import ShardReader
 from thunderhead.corpus.mixture import Mixture, plan_turns, trained_blocks
-from thunderhead.corpus.prepare import find_manifest
 from thunderhead.corpus.sources import LocalText
 from thunderhead.corpus.text_data import TextData
 from thunderhead.corpus.trained_tokenizers import ByteTokenizer
