@@ -1,6 +1,5 @@
 """Records of somebody else are data: whatever they say, nothing of it runs, and one line tells what was refused."""
 
-import contextlib
 import json
 import shutil
 import sys
@@ -17,6 +16,7 @@ from thunderhead.core import config, trust
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.compare import compare_runs
 from thunderhead.release.command import generate_text
+from thunderhead.training.resume import find
 from tiny import tiny, train_here
 
 # Each would make the file MARKER if it were called, or imported.
@@ -111,11 +111,6 @@ def resume_checkpoint(folder: Path) -> None:
     train_here([f"resume={config.quoted(str(folder / 'checkpoints' / 'last.ckpt'))}"], folder.parent / "new" / "time")
 
 
-def compare(folder: Path) -> None:
-    with contextlib.suppress(SystemExit):
-        compare_runs(config.compose([f"runs=[{config.quoted(str(folder))}]"], "compare"))
-
-
 READERS = {"generate": generate, "resume": resume, "auto": resume_auto, "checkpoint": resume_checkpoint}
 
 
@@ -158,8 +153,9 @@ def test_a_checkpoint_runs_nothing(reader: str, name: str, folder: Path) -> None
 def test_a_checkpoint_that_is_a_pickle_runs_nothing(reader: str, folder: Path) -> None:
     for file in (folder / "checkpoints").glob("*.ckpt"):
         shutil.copy(folder.parent / "payload.pt", file)
-    if reader == "auto":  # there is no intact run to go on with, and so a new one begins
-        resume_auto(folder)
+    if reader == "auto":  # there is no intact run to go on with, and so a new one would begin
+        (folder / "summary.json").unlink()
+        assert find("auto", folder.parent / "time").checkpoint is None
         assert not (folder.parent / "marker").exists()
     else:
         assert "damaged" in refused(READERS[reader], folder)
@@ -174,12 +170,14 @@ def test_the_kind_of_a_tokenizer_runs_nothing(name: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", PAYLOADS)
-def test_a_comparison_runs_nothing(name: str, folder: Path) -> None:
+def test_a_comparison_runs_nothing(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder, other := folder.parent / "other")
     content = yaml.safe_load((folder / "config.yaml").read_text())
     put(content, PLACES[list(PAYLOADS).index(name) % len(PLACES)], filled(PAYLOADS[name], folder.parent))
     (folder / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    with contextlib.suppress(ConfigError):  # a report of one run says little, but that is no matter of trust
-        compare(folder)
+    monkeypatch.setattr(command_line, "output_dir", lambda: folder.parent / "report")
+    compare_runs(config.compose([f"runs=[{folder},{other}]", "baseline=null"], "compare"))
+    assert (folder.parent / "report" / "report.html").is_file()
     assert not (folder.parent / "marker").exists()
 
 
