@@ -101,6 +101,8 @@ def run(main: Callable[[], Any], config_name: str = "train") -> None:
 
     With HYDRA_FULL_ERROR=1 in the environment, failures keep Hydra's own frames in the traceback.
     """
+    if "${" in os.getcwd():
+        _refuse([Problem("", f"{os.getcwd()}: Hydra takes the ${{ in this path for a variable: start from another")])
     sys.argv[1:] = repeated_sweep(sys.argv[1:])
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         main()
@@ -126,8 +128,13 @@ def repeated_sweep(arguments: list[str]) -> list[str]:
     What stands beside it takes the place of recorded overrides of the same key: `seed=1,2,3,4` adds seeds.
     """
     resumed = next((a for a in arguments if a.startswith("resume=")), "")
-    folder = Path(resumed.removeprefix("resume=")).absolute()
-    if not resumed or not (folder / "sweep.json").is_file():
+    if not resumed:
+        return arguments
+    try:
+        folder = Path(str(OverridesParser.create().parse_override(resumed).value())).absolute()
+    except HydraException:  # which Hydra will say
+        return arguments
+    if not (folder / "sweep.json").is_file():
         return arguments
     given = _joined(a for a in arguments if a not in (resumed, "-m", "--multirun"))
     keys = {a.partition("=")[0] for a in given if "=" in a} | {"hydra.sweep.dir"}

@@ -34,10 +34,14 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def folders(text_corpus: Path, shards_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Where each of them left its record."""
     lines = tiny(text_corpus, shards_dir, "strategy=ddp", "budget.steps=3", "validation.every=2", "trainer.devices=2")
+    lines.append(r"generation.prompt='\${HOME} is'")
     prepared(text_corpus, shards_dir, ["tokenizer=byte"])
     # our own launcher from a shell within a SLURM job: train.py is no task among others there
     starts = {"own": ((TRAIN,), SHELL), "torchrun": (TORCHRUN, {})}
-    folders = {name: tmp_path_factory.mktemp(name) for name in starts}
+    awkward = "run (1), {x}=é '$y'"
+    folders = {name: tmp_path_factory.mktemp(name) / awkward for name in starts}
+    for folder in folders.values():
+        folder.mkdir()
     processes = {
         name: subprocess.Popen(
             [sys.executable, *command, *lines],
@@ -63,6 +67,7 @@ def test_two_processes_leave_one_record(name: str, folders: dict[str, Path]) -> 
     plan = read_json(folder / "plan.json")
     assert plan["data_parallel_size"] == 2
     assert read_json(folder / "summary.json")["steps"] == 3
+    assert (folder / "sample.txt").read_text().startswith("${HOME} is")
 
 
 def test_torchrun_trains_as_the_own_launcher(folders: dict[str, Path]) -> None:

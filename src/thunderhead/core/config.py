@@ -6,6 +6,7 @@ default that stand before `*` are supplied by the code (`d_model`, an optimizer'
 
 import contextlib
 import difflib
+import functools
 import inspect
 import re
 import typing
@@ -17,7 +18,6 @@ import hydra
 import pydantic
 import yaml
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -76,7 +76,7 @@ def plain(config: DictConfig) -> Config:
 
 
 def escaped(value: Any) -> Any:
-    """A resolved configuration in which `${` is text to whoever resolves it once more: Hydra, as it instantiates."""
+    """A resolved configuration in which `${` is text to whoever resolves it once more."""
     if isinstance(value, dict):
         return {key: escaped(child) for key, child in value.items()}
     if isinstance(value, list):
@@ -260,20 +260,30 @@ def first_line(error: BaseException) -> str:
 # --- instantiate ------------------------------------------------------------------------------------------------------
 
 
-def factory(node: Config, path: str = "") -> Callable[..., Any]:
+def factory(node: Config, path: str = "") -> functools.partial[Any]:
     """The target of the node at a config path with its settings bound, still to be called with what the code supplies.
 
+    Nodes inside of it are called. `hydra.utils.instantiate` would do, but takes `${` in a resolved text for a variable.
     Raises ConfigError if a node inside of this one refuses its settings.
     """
-    try:
-        made = hydra.utils.instantiate(escaped(node), _partial_=True, _convert_="all")
-        return typing.cast(Callable[..., Any], made)
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, ValueError | AssertionError):
-            raise (error.__cause__ or error) from None
-        inside = re.search(r"full_key: (\S+)", str(error))
-        where = ".".join(part for part in (path, inside.group(1) if inside else "") if part)
-        raise ConfigError([Problem("", placed(where, first_line(error.__cause__)))]) from error
+    settings = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
+    if node.get("_recursive_", True):
+        settings = _called(settings, path)
+    return functools.partial(hydra.utils.get_object(node["_target_"]), **settings)
+
+
+def _called(value: Any, path: str) -> Any:
+    """A value in which each node is what its target gives."""
+    if isinstance(value, list):
+        return [_called(child, f"{path}[{index}]") for index, child in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    if "_target_" in value:
+        try:
+            return factory(value, path)()
+        except (ValueError, AssertionError) as error:
+            raise ConfigError([Problem("", placed(path, first_line(error)))]) from error
+    return {key: _called(child, f"{path}.{key}" if path else str(key)) for key, child in value.items()}
 
 
 def supplied_names(target: Callable[..., Any]) -> list[str]:

@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from thunderhead.core.config import to_yaml
+from thunderhead.core.config import escaped, quoted, to_yaml
 from thunderhead.core.processes import RANK_VARIABLES, allowed_cores
 
 LAUNCHED = "THUNDERHEAD_LAUNCHED"
@@ -36,9 +36,9 @@ def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str,
     """
     folder = run_dir / "launch"
     folder.mkdir(exist_ok=True)
-    (folder / "job.yaml").write_text(to_yaml(config))
+    (folder / "job.yaml").write_text(to_yaml(escaped(config)))
     arguments = [sys.argv[0], "--config-path", str(folder.resolve()), "--config-name", "job"]
-    arguments += [f"hydra.run.dir={run_dir}", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
+    arguments += [f"hydra.run.dir={quoted(str(run_dir))}", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
     threads = max(1, allowed_cores() // n_processes)
     environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     environment |= {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}

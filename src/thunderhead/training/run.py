@@ -207,7 +207,8 @@ def _refuse_to_overwrite(run_dir: Path) -> None:
     """A new run has a folder of its own; an arm of a sweep starts anew where it left nothing to go on from."""
     kept = [*(run_dir / resuming.CHECKPOINTS).glob("*.ckpt")] if not command_line.is_multirun() else []
     if kept or (run_dir / "summary.json").exists():
-        message = f"{run_dir} holds a run already: give another folder, or go on with it by resume={run_dir}"
+        go_on = f"resume={configuration.quoted(str(run_dir))}"
+        message = f"{run_dir} holds a run already: give another folder, or go on with it by {go_on}"
         raise ConfigError([Problem("hydra.run.dir", message)])
 
 
