@@ -46,7 +46,7 @@ def test_a_base_that_cannot_be_is_refused() -> None:
         ValueError, match=r"base_values: attention\.n_kv_head is .*; did you mean attention\.n_kv_heads\?$"
     ):
         base(256, {"attention.n_kv_head": 2})
-    with pytest.raises(ValueError, match=r"base_values: optimizer\.lr is no setting of the model$"):
+    with pytest.raises(ValueError, match=r"base_values: optimizer\.lr is unknown to the model"):
         base(256, {"optimizer.lr": 2})
 
 
@@ -59,7 +59,7 @@ def test_refusals_come_with_the_plan(text_corpus: Path, shards_dir: Path) -> Non
         "model.n_heads=2: use 1 or 2 (change parametrization.base_d_model, or set its values in "
         "parametrization.base_values)"
     ]
-    with pytest.raises(ConfigError, match="SGD does not say how its updates scale"):
+    with pytest.raises(ConfigError, match="SGD has no method width_multiplier"):
         plan_of(config.plain(config.compose([*lines, "attention.n_kv_heads=1"])))
 
 

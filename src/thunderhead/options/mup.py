@@ -5,7 +5,6 @@ and shapes, as Yang et al.'s package `mup` does. So it reaches any module that w
 heads, low-rank projections, an attention of the user's own.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from lion_pytorch import Lion
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from thunderhead.core.config import Config, leaves, set_value
+from thunderhead.core.config import Config, leaves, set_value, unknown
+from thunderhead.core.model.attention import Attention
 from thunderhead.core.types import PositiveInt
 
 
@@ -72,10 +72,9 @@ class Standard:
 class MaximalUpdate(Standard):
     """muP: init_std and learning rates are those of a base model, and are scaled for the model that is trained.
 
-    Args:
-        base_d_model: width of the base model. Its n_heads and d_ff follow in proportion, so that heads keep their size.
-        base_values: further values of the base model by config path: of what is given as an absolute number and yet
-            grows with the width, as {attention.n_kv_heads: 2}. None is no more.
+    - base_d_model: width of the base model. Its n_heads and d_ff follow in proportion, so that heads keep their size.
+    - base_values: further values of the base model by config path: of what is given as an absolute number and yet grows
+      with the width, as {attention.n_kv_heads: 2}.
     """
 
     base_d_model: PositiveInt
@@ -85,7 +84,7 @@ class MaximalUpdate(Standard):
         """The model's configuration in the sizes of the base model; ValueError if it cannot be derived."""
         return at_width(config, self.base_d_model, self.base_values, "parametrization.base_")
 
-    def scale(self, decoder: Any, base: nn.Module) -> None:
+    def scale(self, decoder: Any, base: Any) -> None:
         """Scale a decoder from its base model, before `initialize`.
 
         `decoder.growth` then tells how much larger each hidden matrix is: all but vectors, embedding tables and the
@@ -96,10 +95,8 @@ class MaximalUpdate(Standard):
             name for name, shape in shapes.items() if len(shape) != len(base_shapes[name])
         )
         if odd:
-            raise ValueError(
-                f"the base model must have the parameters of the model in other sizes, and {', '.join(odd[:3])} "
-                f"{'differs' if len(odd) == 1 else 'differ'} otherwise"
-            )
+            differ = "otherwise different: " + ", ".join(odd[:3])
+            raise ValueError(f"the base model must have the parameters of the model in other sizes; {differ}")
         modules, base_modules = dict(decoder.named_modules()), dict(base.named_modules())
         others = {"head.weight"} | {f"{name}.weight" for name, m in modules.items() if isinstance(m, nn.Embedding)}
         decoder.growth = {
@@ -108,7 +105,10 @@ class MaximalUpdate(Standard):
             if len(shape) >= 2 and name not in others
         }
         decoder.std_factors = {name: growth.init_factor for name, growth in decoder.growth.items()}
+        decoder.output_scale = base.embedding.embedding_dim / decoder.embedding.embedding_dim  # of logits; table 8
         for name, module in modules.items():
+            if isinstance(module, Attention):
+                _scale_scores(module, base_modules[name].head_dim)
             if callable(follow := getattr(module, "follow_base", None)):
                 follow(base_modules[name])
 
@@ -116,9 +116,9 @@ class MaximalUpdate(Standard):
         """Give a new optimizer the learning rates of a decoder that has grown from its base model.
 
         What must not change with width is by how much a step changes what a layer puts out (2203.03466; as a condition
-        on norms: Yang, Simon & Bernstein 2310.17813). Of all parameters only hidden matrices need a multiplier for that
-        (logits are scaled by the decoder), by how large the optimizer's updates are. It says so by a method
-        `width_multiplier(group, growth)`, or MULTIPLIERS does; ValueError if neither.
+        on norms: Yang, Simon & Bernstein 2310.17813). Only hidden matrices need a multiplier for that, by how large the
+        optimizer's updates are: it says so by a method `width_multiplier(group, growth)`, or MULTIPLIERS does;
+        ValueError if neither.
 
         Weight decay is divided by the multiplier, so that lr · weight_decay, which a step takes off, stays as well: as
         in `mup.MuAdamW`, and as transfer needs (Wang & Aitchison 2405.13698; Kosson et al. 2510.19093). A group is
@@ -128,9 +128,8 @@ class MaximalUpdate(Standard):
         multiplier = getattr(optimizer, "width_multiplier", MULTIPLIERS.get(type(optimizer)))
         if multiplier is None:
             raise ValueError(
-                f"parametrization=mup: {type(optimizer).__name__} does not say how its updates scale with the width, by"
-                " a method width_multiplier(group, growth) (docs/mup.md): use optimizer=adamw, lion or muon, or"
-                " parametrization=standard"
+                f"parametrization=mup: {type(optimizer).__name__} has no method width_multiplier(group, growth) to say"
+                " how its updates scale (docs/mup.md): use optimizer=adamw, lion or muon, or parametrization=standard"
             )
         grown = {id(p): decoder.growth.get(name) for name, p in decoder.named_parameters()}
         groups: list[dict[str, Any]] = []
@@ -144,6 +143,15 @@ class MaximalUpdate(Standard):
                 scaled = {"params": parameters, "lr": group["lr"] * factor, **decay, "lr_multiplier": factor}
                 groups.append(group | scaled)
         optimizer.param_groups = groups
+
+
+def _scale_scores(attention: Attention, base_head_dim: int) -> None:
+    """Let scores fall with 1 / head_dim, from those of the base (2203.03466, 4).
+
+    Queries and keys that training has aligned have a product that grows like head_dim, not like its root.
+    """
+    if attention.head_dim != base_head_dim:
+        attention.score_scale = math.sqrt(base_head_dim) / attention.head_dim
 
 
 def at_width(config: Config, d_model: int, values: Mapping[str, Any] | None = None, prefix: str = "") -> Config:
@@ -160,18 +168,14 @@ def at_width(config: Config, d_model: int, values: Mapping[str, Any] | None = No
     if "model.n_heads" not in values:
         heads, rest = divmod(model["n_heads"] * d_model, model["d_model"])
         if rest:
-            raise ValueError(
-                f"{prefix}d_model={d_model} is no whole number of heads of the size that model.n_heads="
-                f"{model['n_heads']} gives at model.d_model={model['d_model']}: use a multiple of "
-                f"{math.lcm(model['d_model'], model['n_heads']) // model['n_heads']}, or say "
-                f"{prefix}values={{model.n_heads: …}}"
-            )
+            size = math.lcm(model["d_model"], model["n_heads"]) // model["n_heads"]
+            heads = f"heads of the size that model.n_heads={model['n_heads']} gives at model.d_model={model['d_model']}"
+            fix = f"use a multiple of {size}, or say {prefix}values={{model.n_heads: …}}"
+            raise ValueError(f"{prefix}d_model={d_model} is no whole number of {heads}: {fix}")
         sizes["model.n_heads"] = heads
     known = [path for path, _ in leaves(config)]
     for path, value in {**sizes, **values}.items():
         if path not in known:
-            near = difflib.get_close_matches(path, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{prefix}values: {path} is no setting of the model{hint}")
+            raise ValueError(f"{prefix}values: {path} {unknown(path, known, 'the model')}")
         config = set_value(config, path, value)
     return config

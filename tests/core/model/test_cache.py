@@ -151,6 +151,6 @@ def test_what_a_smaller_cache_has_no_room_for(build: Callable[..., Decoder]) -> 
     assert cache is not None
     tokens = tokens_of(decoder)
     decoder.logits(tokens[:, :3], cache)
-    with pytest.raises(ValueError, match="has 5 tokens a sequence, with those cached, and the cache was made for 4"):
+    with pytest.raises(ValueError, match="has 5 tokens a sequence, with those cached, the cache was made for 4"):
         decoder.logits(tokens[:, 3:5], cache)
     torch.testing.assert_close(decoder.logits(tokens[:, 3:4], cache), decoder.logits(tokens[:, :4])[:, 3:])

@@ -19,34 +19,27 @@ IGNORED_TARGET = -100
 
 AUTO_CHUNK_BYTES = 2**29
 """chunk_size="auto" keeps the float32 logits of a chunk within 512 MiB, of which about 3 are alive at the peak: little
-beside the rest of a step, and yet enough to fill a device. What fits stays in one piece: the head runs once then."""
+beside the rest of a step, and yet enough to fill a device."""
 
 Auxiliary = dict[str, Tensor]
 """Terms of the loss by name, scalars. A branch of a block may return (y_BTD, terms) in place of y_BTD."""
 
 
 class LossTerms(NamedTuple):
-    """Scalars in float32 (float64 of a float64 model): loss = cross_entropy + sum of auxiliary, to differentiate.
-
-    - cross_entropy: the mean over the valid targets.
-    - auxiliary: all other terms by name, weighted already.
-    """
+    """Scalars in float32 (float64 of a float64 model): loss = cross_entropy + sum of auxiliary, to differentiate."""
 
     loss: Tensor
-    cross_entropy: Tensor
-    auxiliary: Auxiliary
+    cross_entropy: Tensor  # the mean over the valid targets
+    auxiliary: Auxiliary  # weighted already
 
     def plus(self, more: Auxiliary) -> "LossTerms":
-        """With further terms in the loss.
-
-        Raises ValueError for one that is called `loss`, as the cross-entropy is in the logs.
-        """
+        """With further terms in the loss; ValueError for one that is called as the cross-entropy is in the logs."""
         if "loss" in more:
             raise ValueError("loss: a term of it is called `loss`, as the cross-entropy is in the logs: rename it")
         return LossTerms(sum(more.values(), self.loss), self.cross_entropy, summed(self.auxiliary, more))
 
 
-def with_terms(output: "Tensor | tuple[Tensor, Auxiliary]") -> tuple[Tensor, Auxiliary]:
+def with_terms(output: Tensor | tuple[Tensor, Auxiliary]) -> tuple[Tensor, Auxiliary]:
     """What a branch or a block returned, y or (y, terms), as the latter."""
     return output if isinstance(output, tuple) else (output, {})
 
@@ -61,8 +54,8 @@ class NextTokenLoss:
 
     - z_loss: weight of the penalty that keeps log Z near 0 (PaLM 2204.02311, section 5: 1e-4).
     - chunk_size: tokens whose logits are computed at a time; each chunk's are computed again in the backward pass
-      instead of being kept. None = all at once; "auto" = all at once if B · T · V float32 logits fit in 512 MiB
-      (`AUTO_CHUNK_BYTES`), else the fewest equal chunks that each do. Changes memory and speed, not the result.
+      instead of being kept. None = all at once; "auto" = the fewest equal chunks that fit in `AUTO_CHUNK_BYTES`.
+      Changes memory and speed, not the result.
     """
 
     def __init__(
