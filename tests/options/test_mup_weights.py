@@ -84,7 +84,12 @@ def test_growth_of_grouped_and_low_rank_projections(grown, attention, part, expe
     ],
 )
 def test_factor_of_the_initial_std(shape, base_shape, factor):
-    assert Growth(shape, base_shape).init_factor == pytest.approx(factor)
+    model, base = (
+        nn.ModuleDict({"embedding": nn.Embedding(2, 4), "hidden": nn.Linear(n_in, n_out, bias=False)})
+        for n_out, n_in in (shape, base_shape)
+    )
+    MUP.scale(model, base)
+    assert model.std_factors == {"hidden.weight": pytest.approx(factor)}
 
 
 def test_what_is_no_hidden_matrix_has_no_growth(grown):

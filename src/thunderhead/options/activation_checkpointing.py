@@ -57,10 +57,9 @@ class ActivationCheckpointing:
 
 
 class SelectiveCheckpointing(ActivationCheckpointing):
-    """In each block, keep what is costly to compute and compute the rest again: norms, activations, rotations.
+    """In each block, keep what is costly to compute and compute the rest again, as torchtitan does by operation.
 
-    As torchtitan's selective checkpointing by operation. Attention with dropout is always computed again: those after
-    it would draw other random numbers if it were left out.
+    Attention with dropout is always computed again: those after it would draw other random numbers if it were left out.
 
     - keep_attention: keep attention's output and the statistics of its softmax.
     - keep_every_matmul: of the outputs of a block's linear layers keep each (1), every n-th (n), or none (0). More than

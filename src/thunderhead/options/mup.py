@@ -35,15 +35,6 @@ class Growth(NamedTuple):
         """Rows, relative to the base model's."""
         return self.shape[0] / self.base_shape[0]
 
-    @property
-    def init_factor(self) -> float:
-        """Of the initial standard deviation: 1 / sqrt(fan_in) (2203.03466, table 8).
-
-        Also where only the input grows, as that of the one key head of multi-query attention. The limit of large width
-        asks for 1 / fan_in there, as for an output; at real widths attention fades by it (measured in docs/mup.md).
-        """
-        return 1 / math.sqrt(self.fan_in)
-
 
 def entrywise(group: dict[str, Any], growth: Growth) -> float:
     """The multiplier where updates have entries of about lr: 1 / fan_in (2203.03466, table 8)."""
@@ -104,11 +95,14 @@ class MaximalUpdate(Standard):
             for name, shape in shapes.items()
             if len(shape) >= 2 and name not in others
         }
-        decoder.std_factors = {name: growth.init_factor for name, growth in decoder.growth.items()}
-        decoder.output_scale = base.embedding.embedding_dim / decoder.embedding.embedding_dim  # of logits; table 8
+        # Table 8. Also where only the input grows, as that of the one key head of multi-query attention: the limit of
+        # large width asks for 1 / fan_in there, as for an output; at real widths attention fades by it (docs/mup.md).
+        decoder.std_factors = {name: 1 / math.sqrt(growth.fan_in) for name, growth in decoder.growth.items()}
+        decoder.output_scale = base.embedding.embedding_dim / decoder.embedding.embedding_dim  # of logits
         for name, module in modules.items():
-            if isinstance(module, Attention):
-                _scale_scores(module, base_modules[name].head_dim)
+            if isinstance(module, Attention) and module.head_dim != (base_head_dim := base_modules[name].head_dim):
+                # q and k that training has aligned have a product that grows like head_dim, not like its root
+                module.score_scale = math.sqrt(base_head_dim) / module.head_dim
             if callable(follow := getattr(module, "follow_base", None)):
                 follow(base_modules[name])
 
@@ -122,8 +116,7 @@ class MaximalUpdate(Standard):
 
         Weight decay is divided by the multiplier, so that lr · weight_decay, which a step takes off, stays as well: as
         in `mup.MuAdamW`, and as transfer needs (Wang & Aitchison 2405.13698; Kosson et al. 2510.19093). A group is
-        split where its parameters need different multipliers; each part has `lr_multiplier`. At the base model's sizes
-        groups and values stay as they are, bit for bit.
+        split where its parameters need different multipliers; each part has `lr_multiplier`.
         """
         multiplier = getattr(optimizer, "width_multiplier", MULTIPLIERS.get(type(optimizer)))
         if multiplier is None:
@@ -145,15 +138,6 @@ class MaximalUpdate(Standard):
         optimizer.param_groups = groups
 
 
-def _scale_scores(attention: Attention, base_head_dim: int) -> None:
-    """Let scores fall with 1 / head_dim, from those of the base (2203.03466, 4).
-
-    Queries and keys that training has aligned have a product that grows like head_dim, not like its root.
-    """
-    if attention.head_dim != base_head_dim:
-        attention.score_scale = math.sqrt(base_head_dim) / attention.head_dim
-
-
 def at_width(config: Config, d_model: int, values: Mapping[str, Any] | None = None, prefix: str = "") -> Config:
     """A model's configuration at another width: heads of the same size, feed-forward layers in proportion.
 
@@ -169,9 +153,8 @@ def at_width(config: Config, d_model: int, values: Mapping[str, Any] | None = No
         heads, rest = divmod(model["n_heads"] * d_model, model["d_model"])
         if rest:
             size = math.lcm(model["d_model"], model["n_heads"]) // model["n_heads"]
-            heads = f"heads of the size that model.n_heads={model['n_heads']} gives at model.d_model={model['d_model']}"
             fix = f"use a multiple of {size}, or say {prefix}values={{model.n_heads: …}}"
-            raise ValueError(f"{prefix}d_model={d_model} is no whole number of {heads}: {fix}")
+            raise ValueError(f"{prefix}d_model={d_model} is no whole number of heads of the model's size: {fix}")
         sizes["model.n_heads"] = heads
     known = [path for path, _ in leaves(config)]
     for path, value in {**sizes, **values}.items():

@@ -5,7 +5,6 @@ Sequence n is a pure function of the seed and n, as the order of text is (`thund
 """
 
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -56,26 +55,13 @@ class Task(ABC):
         """Make sequence n: (context_length + 1,) tokens."""
 
     @property
-    def vocab_size(self) -> int:
-        return len(self.symbols) + 1
-
-    @property
     def eos_id(self) -> int:
         """Begins each sequence; nothing is asked of it."""
         return len(self.symbols)
 
-    @property
-    def unigram_entropy(self) -> float:
-        """The loss (nats an answer) of who knows nothing but which answers there are."""
-        return math.log(self.possible_answers)
-
     def summary(self) -> dict[str, Any]:
         """Return name and settings as plain values: the record of a run says what it was trained on."""
         return {"task": type(self).__name__, **asdict(self), "tokenizer": {"name": SymbolTokenizer.name}}  # type: ignore[call-overload]
-
-    def load_tokenizer(self) -> "SymbolTokenizer":
-        """Return what writes the tokens as text."""
-        return SymbolTokenizer(self.symbols)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,9 +178,8 @@ class ModularAddition(Task):
             raise ValueError(f"data.task: model.context_length={context_length} holds no equation: use 6 or more")
         for split, equations in self._splits.items():
             if len(equations) == 0:
-                raise ValueError(
-                    f"data.task.train_fraction={self.train_fraction} leaves no equation to the {split} split"
-                )
+                empty = f"leaves no equation to the {split} split"
+                raise ValueError(f"data.task.train_fraction={self.train_fraction} {empty}")
 
     @cached_property
     def _splits(self) -> dict[SplitName, npt.NDArray[np.int64]]:

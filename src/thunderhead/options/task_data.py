@@ -3,8 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.utils.data import Dataset
 from thunderhead.core.config import Problem
 from thunderhead.core.data.datamodule import ENDLESS, Draw, TokenDataModule
 from thunderhead.core.data.manifest import SplitName
-from thunderhead.options.synthetic_tasks import Task
+from thunderhead.options.synthetic_tasks import SymbolTokenizer, Task
 
 
 class TaskSequences(Dataset[Tensor]):
@@ -39,31 +38,30 @@ class TaskSequences(Dataset[Tensor]):
         return torch.stack([self[n] for n in samples])
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class TaskData(TokenDataModule):
     """Sequences of a task: there is nothing to prepare, and no end."""
 
-    filters: Mapping[str, object]  # of which there are none without documents
-    _: KW_ONLY
     task: Task
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.tokenizer = self.task.load_tokenizer()
-        self.vocab_size, self.eos_id = self.task.vocab_size, self.task.eos_id
-        self.unigram_entropy = self.task.unigram_entropy
+        self.tokenizer = SymbolTokenizer(self.task.symbols)
+        self.vocab_size, self.eos_id = self.tokenizer.vocab_size, self.tokenizer.eos_id
+        self.unigram_entropy = math.log(self.task.possible_answers)  # of who knows only which answers there are
 
     def problems(self, run: Any) -> list[Problem]:
         found = []
         try:
-            self.task.check(self.context_length)
+            self.setup("fit")
         except ValueError as error:
             found.append(Problem("", str(error)))
-        if self.filters:
-            found.append(Problem("curation", "a synthetic task has no documents to filter: use curation=none"))
         if getattr(run.budget, "needs_epochs", False):
             found.append(Problem("budget.epochs", "a synthetic task has no epochs: use budget=steps or budget=tokens"))
         return found
+
+    def setup(self, stage: str) -> None:
+        self.task.check(self.context_length)
 
     def draw(self, steps: int) -> Draw:
         return Draw(steps, epochs={})
@@ -85,9 +83,6 @@ class TaskData(TokenDataModule):
 
     def sample(self, decoder: Any, device: torch.device) -> str:
         return sample_answers(decoder, self.task, device)
-
-    def setup(self, stage: str) -> None:
-        self.task.check(self.context_length)
 
     def train_dataset(self, steps: int) -> TaskSequences:
         return TaskSequences(self.task, "train", self.seed, self.context_length)

@@ -62,17 +62,11 @@ class Attention(SequenceMixer):
             raise ValueError(f"model.n_heads={n_heads} does not divide model.d_model={d_model}: {heads}")
         if logit_softcap is not None and backend == "sdpa":
             raise ValueError("attention.logit_softcap needs attention.backend=flex or auto: sdpa has no soft-cap")
-        self.n_heads = n_heads
-        self.context_length = context_length
+        self.context_length, self.window, self.document_mask = context_length, window, document_mask
+        self.dropout, self.logit_softcap, self.backend = dropout, logit_softcap, backend
+        self.n_heads = self.n_kv_heads = n_heads
         self.head_dim: int = head_dim or d_model // n_heads
-        self.window = window
-        self.dropout = dropout
-        self.logit_softcap = logit_softcap
-        self.document_mask = document_mask
-        self.backend = backend
-        self.rotary_dim = self.head_dim
-        self.v_head_dim = self.head_dim
-        self.n_kv_heads = n_heads
+        self.rotary_dim = self.v_head_dim = self.head_dim
         self.score_scale: float | None = None  # of q k^T; None: 1 / sqrt(head_dim)
         if dropout and self.needs_flex:
             raise ValueError(f"attention.dropout={dropout:g} excludes {self._why_flex}: flex_attention has no dropout")

@@ -1,7 +1,7 @@
 """What the layers are told in one forward pass: positions, documents, who may attend to whom, what was seen before.
 
-Shape letters: B sequences, T tokens a sequence, S tokens that were seen before them (0 without a cache), K keys that
-they attend to, H query heads, R rotated dimensions of a head.
+Shape letters: B sequences, T tokens, S tokens that were seen before them (0 without a cache), K keys that they attend
+to, H query heads, R rotated dimensions of a head.
 """
 
 from collections.abc import Callable

@@ -74,14 +74,10 @@ class Decoder(nn.Module):
         if vocab_size is not None and vocab_size < tokenizer_vocab_size:
             smaller = f"model.vocab_size={vocab_size} is smaller than the tokenizer's {tokenizer_vocab_size} tokens"
             raise ValueError(f"{smaller}: raise it, or set it to null to follow the tokenizer")
-        self.eos_id = eos_id
+        self.n_layers, self.n_heads, self.context_length = n_layers, n_heads, context_length
+        self.vocab_size, self.eos_id = vocab_size or tokenizer_vocab_size, eos_id
+        self.init_std, self.scale_residual_init = init_std, scale_residual_init
         self.local_heads = slice(None)  # of the attention heads, those of this rank under tensor parallelism
-        self.n_layers = n_layers
-        self.n_heads = n_heads
-        self.context_length = context_length
-        self.vocab_size = vocab_size or tokenizer_vocab_size
-        self.init_std = init_std
-        self.scale_residual_init = scale_residual_init
         # A parametrization sets these three: factors of the initial std and what else it knows, by parameter.
         self.std_factors: Mapping[str, float] = {}
         self.growth: Mapping[str, Any] = {}
@@ -95,11 +91,9 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList()
         for layer_index in range(n_layers):
             layer = {**model, "layer_index": layer_index, "n_layers": n_layers}
-            branches = {
-                "attention": supplied(attention, **layer),
-                "feedforward": supplied(activation, d_ff=d_ff, **layer),
-            }
-            self.blocks.append(supplied(block, norm=norm, dropout=rates, **branches, **layer))
+            mixer, feedforward = supplied(attention, **layer), supplied(activation, d_ff=d_ff, **layer)
+            parts = {"attention": mixer, "feedforward": feedforward, "norm": norm, "dropout": rates}
+            self.blocks.append(supplied(block, **parts, **layer))
         rotary_dims = sorted({mixer.rotary_dim for mixer in self.mixers} - {0})
         self.position: Position = supplied(position, rotary_dim=max(rotary_dims, default=0), **model)
         rotates, biases = (getattr(type(self.position), n) is not getattr(Position, n) for n in ("rotation", "slopes"))
@@ -114,8 +108,8 @@ class Decoder(nn.Module):
         self.head = None if tie_embeddings else nn.Linear(d_model, n_rows, bias=False)
         self.loss = loss()
         checkpointing = activation_checkpointing()
-        for index, built in enumerate(self.blocks):
-            checkpointing.apply(index, built)
+        for layer_index, built in enumerate(self.blocks):
+            checkpointing.apply(layer_index, built)
         if eos_id is None and any(mixer.document_mask for mixer in self.mixers):
             raise ValueError("attention.document_mask=true needs an end-of-document token, which the tokenizer has not")
 
@@ -135,7 +129,7 @@ class Decoder(nn.Module):
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> LossTerms:
         """The training loss of predicting targets (B, T) from tokens (B, T), int64; targets of −100 are left out."""
-        hidden_BTD, terms = self._hidden(tokens_BT)
+        hidden_BTD, terms = self.hidden(tokens_BT)
         return self.loss(hidden_BTD, self.head_weight, targets_BT, self.vocab_size).plus(terms)
 
     def logits(self, tokens_BT: Tensor, cache: "DecoderCache | None" = None) -> Tensor:
@@ -143,17 +137,13 @@ class Decoder(nn.Module):
 
         With a cache, the tokens follow those it has seen, and it takes them in.
         """
-        return F.linear(self.hidden(tokens_BT, cache), self.head_weight)[..., : self.vocab_size]
+        return F.linear(self.hidden(tokens_BT, cache)[0], self.head_weight)[..., : self.vocab_size]
 
-    def hidden(self, tokens_BT: Tensor, cache: "DecoderCache | None" = None) -> Tensor:
-        """Final hidden states (B, T, D), normalised and scaled, ready for the head.
+    def hidden(self, tokens_BT: Tensor, cache: "DecoderCache | None" = None) -> tuple[Tensor, Auxiliary]:
+        """Final hidden states (B, T, D), ready for the head, and the sums of the blocks' terms of the loss.
 
         Raises ValueError if T, with what is cached, is more than context_length, or than the cache has room for.
         """
-        return self._hidden(tokens_BT, cache)[0]
-
-    def _hidden(self, tokens_BT: Tensor, cache: "DecoderCache | None" = None) -> tuple[Tensor, Auxiliary]:
-        """The hidden states, and the sums of the blocks' terms of the loss."""
         terms: Auxiliary = {}
         contexts = self.contexts(tokens_BT, cache)
         new_ids = contexts[0].position_ids[:, contexts[0].n_seen :]
@@ -197,9 +187,7 @@ class Decoder(nn.Module):
         )
         masks = {key: mixer.masks(shared) for key, mixer in {mixer.mask_key(): mixer for mixer in mixers}.items()}
         caches = [None] * len(mixers) if cache is None else cache.layers
-        return [
-            shared._replace(**masks[mixer.mask_key()], cache=own) for mixer, own in zip(mixers, caches, strict=True)
-        ]
+        return [shared._replace(**masks[m.mask_key()], cache=own) for m, own in zip(mixers, caches, strict=True)]
 
     def new_cache(
         self,
@@ -226,7 +214,9 @@ class Decoder(nn.Module):
     def cache_bytes_per_token(self, dtype: torch.dtype = torch.bfloat16) -> float | None:
         """Bytes of the cache of one sequence at full context, for each token of that; None if there is no cache."""
         cache = self.new_cache(device=torch.device("meta"), dtype=dtype)
-        return None if cache is None else cache.n_bytes / self.context_length
+        if cache is None:
+            return None
+        return sum(tensor.nbytes for layer in cache.layers for tensor in layer.values()) / self.context_length
 
     def attention_kernel(self, device: torch.device, dtype: torch.dtype) -> str:
         """What computes attention there, for the record: of layers that differ, all that occur."""
@@ -263,8 +253,7 @@ class DecoderCache:
     """The tokens that a decoder has seen, and what its layers keep of them: for text token by token, or in pieces.
 
     cache = decoder.new_cache()
-    logits = decoder.logits(prompt_BT, cache)[:, -1]
-    logits = decoder.logits(next_B[:, None], cache)[:, -1]
+    logits = decoder.logits(prompt_BT, cache)[:, -1], then of each next token: decoder.logits(next_B1, cache)[:, -1]
     """
 
     layers: list[Cache]
@@ -275,11 +264,6 @@ class DecoderCache:
     def n_seen(self) -> int:
         """How many tokens of each sequence are in it."""
         return self.tokens.shape[1]
-
-    @property
-    def n_bytes(self) -> int:
-        """The size of all tensors."""
-        return sum(tensor.nbytes for layer in self.layers for tensor in layer.values())
 
 
 def supplied(factory: Callable[..., Any], **names: Any) -> Any:

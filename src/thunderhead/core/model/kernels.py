@@ -1,7 +1,7 @@
-"""softmax(q k^T · scale) v in other ways than scaled_dot_product_attention.
+"""softmax(q k^T · scale) v in other ways than scaled_dot_product_attention. A scale of None is 1 / sqrt(E).
 
-Shape letters: B sequences, T tokens a sequence, S with those before, H query heads, G key/value heads, E dimensions
-of a query or key head, V of a value head. A scale of None is 1 / sqrt(E).
+Shape letters: B sequences, T tokens, S with those before, H query heads, G key/value heads, E dimensions of a query or
+key head, V of a value head.
 """
 
 import math
@@ -83,9 +83,7 @@ def flex(  # noqa: PLR0917
     return y_BHTV
 
 
-@cache
-def _compiled(function: Any) -> Any:
-    return torch.compile(function)
+_compiled: Any = cache(torch.compile)
 
 
 def fused(  # noqa: PLR0917

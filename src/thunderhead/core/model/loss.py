@@ -4,6 +4,7 @@ Shape letters: B sequences, T tokens a sequence, N = B · T, D model dimensions,
 """
 
 import math
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -71,18 +72,13 @@ class NextTokenLoss:
         """
         hidden_ND, targets_N = hidden_BTD.flatten(0, 1), targets_BT.flatten()
         chunk = self.tokens_per_chunk(len(targets_N), len(weight_VD))
-        if chunk >= len(targets_N):
-            sums = self._sums(hidden_ND, weight_VD, targets_N, vocab_size)
-        else:
-            # torch's F.linear_cross_entropy would round a bf16 loss to bf16 and knows no z-loss.
-            parts = [
-                checkpoint(self._sums, hidden, weight_VD, targets, vocab_size, use_reentrant=False)
-                for hidden, targets in zip(torch.split(hidden_ND, chunk), torch.split(targets_N, chunk), strict=True)
-            ]
-            sums = torch.stack(parts).sum(dim=0)
+        # torch's F.linear_cross_entropy would round a bf16 loss to bf16 and knows no z-loss.
+        sums = self._sums if chunk >= len(targets_N) else partial(checkpoint, self._sums, use_reentrant=False)
+        pieces = zip(torch.split(hidden_ND, chunk), torch.split(targets_N, chunk), strict=True)
+        total = torch.stack([sums(hidden, weight_VD, targets, vocab_size) for hidden, targets in pieces]).sum(dim=0)
         n_valid = (targets_N != IGNORED_TARGET).sum().clamp(min=1)
-        cross_entropy = sums[0] / n_valid
-        z_loss = {"z_loss": sums[1] / n_valid} if self.z_loss else {}
+        cross_entropy = total[0] / n_valid
+        z_loss = {"z_loss": total[1] / n_valid} if self.z_loss else {}
         return LossTerms(cross_entropy, cross_entropy, {}).plus(z_loss)
 
     def tokens_per_chunk(self, n_tokens: int, n_logits: int) -> int:
