@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,22 +59,19 @@ def initialize(  # noqa: PLR0917 - of the model's own settings, in their order
 def _reset(module: nn.Module, module_name: str, own: dict[str, nn.Parameter], seed: int) -> None:
     """Run the module's own reset_parameters on full CPU tensors and copy these in."""
     where = f"{module_name} ({type(module).__name__})"
-    if not callable(reset := getattr(module, "reset_parameters", None)):
+    if not callable(getattr(module, "reset_parameters", None)):
         raise ValueError(f"cannot initialise {where}: it has parameters ({', '.join(own)}) and no reset_parameters()")
-    try:
-        for name, parameter in own.items():
-            setattr(module, name, nn.Parameter(torch.full(parameter.shape, math.nan)))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_seed_of(seed, module_name))
-            reset()
-        drawn = {name: getattr(module, name).detach() for name in own}
-    finally:
-        for name, parameter in own.items():
-            setattr(module, name, parameter)
+    # It acts on a twin, as the parameters themselves may be parts of sharded ones, which others hold on to.
+    twin: Any = object.__new__(type(module))
+    fresh = {name: nn.Parameter(torch.full(parameter.shape, math.nan)) for name, parameter in own.items()}
+    twin.__dict__ = module.__dict__ | {"_parameters": module._parameters | fresh}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_seed_of(seed, module_name))
+        twin.reset_parameters()
     for name, parameter in own.items():
-        if drawn[name].isnan().any():
+        if twin._parameters[name].isnan().any():
             raise ValueError(f"cannot initialise {where}: its reset_parameters() leaves {name!r} unset")
-        _copy_in(parameter, drawn[name])
+        _copy_in(parameter, twin._parameters[name])
 
 
 def _seed_of(seed: int, name: str) -> int:

@@ -4,6 +4,7 @@ Shape letters: B sequences, T tokens a sequence, N = B · T, D model dimensions,
 """
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -50,6 +51,7 @@ def summed(terms: Auxiliary, more: Auxiliary) -> Auxiliary:
     return terms | {name: terms[name] + value if name in terms else value for name, value in more.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
 class NextTokenLoss:
     """Mean over valid targets of cross-entropy + z_loss · log² Z, Z the sum of the exponentiated logits.
 
@@ -59,11 +61,8 @@ class NextTokenLoss:
       Changes memory and speed, not the result.
     """
 
-    def __init__(
-        self, *, z_loss: NonNegativeFloat = 0.0, chunk_size: PositiveInt | Literal["auto"] | None = "auto"
-    ) -> None:
-        self.z_loss = z_loss
-        self.chunk_size = chunk_size
+    z_loss: NonNegativeFloat = 0.0
+    chunk_size: PositiveInt | Literal["auto"] | None = "auto"
 
     def __call__(self, hidden_BTD: Tensor, weight_VD: Tensor, targets_BT: Tensor, vocab_size: int) -> LossTerms:
         """The loss of predicting `targets_BT` from hidden states through the head's weights.
