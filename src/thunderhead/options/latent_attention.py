@@ -20,7 +20,7 @@ class MultiHeadLatentAttention(Attention):
     """DeepSeek's multi-head latent attention (2405.04434, 2.1): one small latent holds all heads' keys and values.
 
     Rotation cannot pass through that compression, so each head has a part without position and a rotary part whose key
-    all heads share; with positions that are not rotary the latter is simply not rotated.
+    all heads share; with other positions the latter is not rotated.
 
     None sizes it as DeepSeek-V2 is sized, relative to head_dim (None = d_model / n_heads):
     - kv_lora_rank: of the key/value latent; None = 4 · head_dim.
@@ -65,11 +65,8 @@ class MultiHeadLatentAttention(Attention):
         self.head_dim = self.nope_dim + self.rotary_dim  # of queries and keys, from here on
         qkv_bias = bias if qkv_bias is None else qkv_bias
 
-        self.q_down_proj: nn.Module = nn.Identity()
-        self.q_latent_norm: nn.Module = nn.Identity()
-        if q_lora_rank is not None:
-            self.q_down_proj = nn.Linear(d_model, q_lora_rank, bias=qkv_bias)
-            self.q_latent_norm = nn.RMSNorm(q_lora_rank, eps=1e-6)
+        self.q_down_proj = nn.Linear(d_model, q_lora_rank, bias=qkv_bias) if q_lora_rank else nn.Identity()
+        self.q_latent_norm = nn.RMSNorm(q_lora_rank, eps=1e-6) if q_lora_rank else nn.Identity()
         self.q_proj = nn.Linear(q_lora_rank or d_model, n_heads * self.head_dim, bias=qkv_bias)
         self.kv_down_proj = nn.Linear(d_model, self.kv_lora_rank + self.rotary_dim, bias=qkv_bias)
         self.kv_latent_norm = nn.RMSNorm(self.kv_lora_rank, eps=1e-6)

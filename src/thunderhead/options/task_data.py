@@ -30,12 +30,9 @@ class TaskSequences(Dataset[Tensor]):
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, n: int) -> Tensor:
-        tokens, is_answer = self._make(n)
-        return torch.from_numpy(np.where(is_answer, tokens, ~tokens))
-
     def __getitems__(self, samples: list[int]) -> Tensor:
-        return torch.stack([self[n] for n in samples])
+        made = [self._make(n) for n in samples]
+        return torch.from_numpy(np.stack([np.where(each.is_answer, each.tokens, ~each.tokens) for each in made]))
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -107,16 +104,14 @@ def sample_answers(decoder: Any, task: Task, device: torch.device, sequences: in
     """
     symbols, lines, was_training = [*task.symbols, "|"], [], decoder.training
     decoder.eval()
-    try:
-        for n in range(sequences):
-            tokens, is_answer = task.sequence("val", 0, n, decoder.context_length)
-            logits_TV = decoder.logits(torch.from_numpy(tokens[None, :-1]).to(device))[0]
-            written = [symbols[token] for token in tokens]
-            for place in np.flatnonzero(is_answer):
-                said = int(logits_TV[place - 1].argmax())
-                told = symbols[said] if said < len(symbols) else "?"  # a row of a larger vocabulary
-                written[place] += "✓" if said == tokens[place] else f"✗{told}"
-            lines.append(" ".join(written))
-    finally:
-        decoder.train(was_training)
+    for n in range(sequences):
+        tokens, is_answer = task.sequence("val", 0, n, decoder.context_length)
+        logits_TV = decoder.logits(torch.from_numpy(tokens[None, :-1]).to(device))[0]
+        written = [symbols[token] for token in tokens]
+        for place in np.flatnonzero(is_answer):
+            said = int(logits_TV[place - 1].argmax())
+            told = symbols[said] if said < len(symbols) else "?"  # a row of a larger vocabulary
+            written[place] += "✓" if said == tokens[place] else f"✗{told}"
+        lines.append(" ".join(written))
+    decoder.train(was_training)
     return "\n".join(lines)

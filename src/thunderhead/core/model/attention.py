@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thunderhead.core.model import kernels
-from thunderhead.core.model.context import Cache, SequenceContext, dense_mask, extend, n_kept, sparse_mask
+from thunderhead.core.model.context import Cache, SequenceContext, dense_mask, extend, sparse_mask
 from thunderhead.core.model.division import Division, divisors, refuse_uneven
 from thunderhead.core.model.init import ResidualProjection
 from thunderhead.core.model.mixer import SequenceMixer, matrix_flops
@@ -110,12 +110,11 @@ class Attention(SequenceMixer):
 
     def masks(self, context: SequenceContext) -> dict[str, Any]:
         """The mask for the backend in use; after cached tokens always a dense one."""
-        device, n_tokens = context.position_ids.device, context.position_ids.shape[1] - context.n_seen
-        documents = context.document_ids if self.document_mask else None
-        if context.n_seen == 0 and self.backend_on(device, context.slopes is not None) == "flex":
-            return {"block_mask": sparse_mask(n_tokens, device, self.window, documents)}
-        n_keys = n_kept(context.n_seen, self.window) + n_tokens
-        return {"mask": dense_mask(n_tokens, n_keys, device, self.window, documents, context.slopes)}
+        context = context if self.document_mask else context._replace(document_ids=None)
+        backend = self.backend_on(context.position_ids.device, context.slopes is not None)
+        if context.n_seen == 0 and backend == "flex":
+            return {"block_mask": sparse_mask(context, self.window)}
+        return {"mask": dense_mask(context, self.window)}
 
     def new_cache(self, n_sequences: int, n_tokens: int, device: torch.device, dtype: torch.dtype) -> Cache | None:
         """Keys and values, (B, G, S, E or V), for `attend`; with a window, S is at most that."""

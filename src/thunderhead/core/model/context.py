@@ -88,29 +88,26 @@ def visible(window: int | None, document_ids: Tensor | None) -> Callable[[Tensor
     return allowed
 
 
-def dense_mask(  # noqa: PLR0917 - all of them always
-    n_tokens: int,
-    n_keys: int,
-    device: torch.device,
-    window: int | None,
-    document_ids: Tensor | None,
-    slopes_H: Tensor | None,
-) -> Tensor | None:
-    """What the last n_tokens see of the last n_keys, themselves included: as in `SequenceContext.mask`."""
+def dense_mask(context: SequenceContext, window: int | None) -> Tensor | None:
+    """What tokens see of those before and of themselves: as in `SequenceContext.mask`."""
+    end, device = context.position_ids.shape[1], context.position_ids.device
+    n_tokens = end - context.n_seen
+    n_keys = n_kept(context.n_seen, window) + n_tokens
     window = window if window is not None and window < n_keys else None
-    if window is None and document_ids is None and slopes_H is None and n_tokens in (1, n_keys):
+    documents, slopes_H = context.document_ids, context.slopes
+    if window is None and documents is None and slopes_H is None and n_tokens in (1, n_keys):
         return None
-    b_B11 = torch.arange(1 if document_ids is None else len(document_ids), device=device)[:, None, None]
-    key_K = torch.arange(n_keys, device=device)
-    query_T1 = key_K[n_keys - n_tokens :, None]
-    documents = None if document_ids is None else document_ids[:, -n_keys:]
+    b_B11 = torch.arange(1 if documents is None else len(documents), device=device)[:, None, None]
+    key_K = torch.arange(end - n_keys, end, device=device)
+    query_T1 = key_K[-n_tokens:, None]
     allowed = visible(window, documents)(b_B11, b_B11, query_T1, key_K).view(-1, 1, n_tokens, n_keys)
     if slopes_H is None:
         return allowed
     return torch.where(allowed, -slopes_H[:, None, None] * (query_T1 - key_K), float("-inf"))
 
 
-def sparse_mask(n_tokens: int, device: torch.device, window: int | None, document_ids: Tensor | None) -> BlockMask:
+def sparse_mask(context: SequenceContext, window: int | None) -> BlockMask:
     """The mask for flex_attention, which skips blocks without anything allowed; it adds ALiBi to the scores itself."""
-    n_sequences = None if document_ids is None else len(document_ids)
-    return create_block_mask(visible(window, document_ids), n_sequences, None, n_tokens, n_tokens, device=device)
+    documents, n_tokens = context.document_ids, context.position_ids.shape[1]
+    n_sequences, device = None if documents is None else len(documents), context.position_ids.device
+    return create_block_mask(visible(window, documents), n_sequences, None, n_tokens, n_tokens, device=device)
