@@ -1,8 +1,7 @@
 """The parametrization group: what a model's width does to its initial weights and learning rates.
 
 muP (Yang et al. 2203.03466) compares the decoder with the same one at a base width, parameter by parameter, by names
-and shapes, as Yang et al.'s package `mup` does. So it reaches any module that was ever put into a decoder: grouped
-heads, low-rank projections, an attention of the user's own.
+and shapes, as Yang et al.'s package `mup` does. So it reaches any module, also the user's own.
 """
 
 import math
@@ -141,9 +140,8 @@ class MaximalUpdate(Standard):
 def at_width(config: Config, d_model: int, values: Mapping[str, Any] | None = None, prefix: str = "") -> Config:
     """A model's configuration at another width: heads of the same size, feed-forward layers in proportion.
 
-    `values` are further settings by config path, which come before what is in proportion; `prefix` is what the user
-    calls `d_model` and `values`, without these words. Raises ValueError if heads do not fit the width, or a path leads
-    nowhere.
+    `values` are further settings by config path, which come first; `prefix` is what the user writes before `d_model`
+    and `values`. Raises ValueError if heads do not fit the width, or a path leads nowhere.
     """
     model, values = config["model"], values or {}
     sizes: Config = {"model.d_model": d_model}

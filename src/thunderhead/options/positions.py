@@ -25,8 +25,7 @@ class ScaledRotaryPosition(RotaryPosition):
       below original_context_length / high_freq_factor, interpolated between (Llama 3.1's reference code).
     - low_freq_factor, high_freq_factor, original_context_length: "llama3" only; None = 1, 4 and 8,192, as in Llama 3.1.
 
-    Raises ValueError for a factor without scaling or the reverse, for llama3's settings with another scaling, and as
-    `RotaryPosition` does.
+    Raises ValueError for settings that the scaling has no use for or lacks, and as `RotaryPosition` does.
     """
 
     def __init__(
@@ -50,10 +49,8 @@ class ScaledRotaryPosition(RotaryPosition):
         if scaling == "ntk" and self.rotated_dim == 2:
             raise ValueError("position.scaling=ntk needs more than 2 rotated dimensions a head")
         if scaling != "llama3" and (low_freq_factor or high_freq_factor or original_context_length):
-            raise ValueError(
-                "position.low_freq_factor, high_freq_factor and original_context_length are for"
-                f" position.scaling=llama3 only, not {scaling}"
-            )
+            llama3 = "position.low_freq_factor, high_freq_factor and original_context_length"
+            raise ValueError(f"{llama3} are for position.scaling=llama3 only, not {scaling}")
         self.factor = factor or 1.0
         self.low_freq_factor, self.high_freq_factor = low_freq_factor or 1.0, high_freq_factor or 4.0
         self.original_context_length = original_context_length or 8192

@@ -218,6 +218,7 @@ def test_windows_in_tokens_and_as_a_ratio(window: float, tokens: int) -> None:
         (99, r"attention.window=99 reaches all"),
         (0, r"attention.window=0 must be a positive number of tokens or a ratio"),
         (1.5, r"attention.window=1.5 must be a positive number"),
+        (1.0, r"attention.window=1.0 must be a positive number"),
     ],
 )
 def test_refused_windows(window: float, message: str) -> None:

@@ -37,8 +37,8 @@ class Attention(SequenceMixer):
     - logit_softcap: scores become cap · tanh(score / cap) before masking (Gemma 2, 2408.00118: 50). Needs flex.
     - document_mask: tokens attend within their document only; if all layers do, positions restart with each document.
     - backend: "sdpa" (scaled_dot_product_attention), "flex" (flex_attention: skips masked blocks; no backward pass on
-      the CPU, no dropout) or "auto": flex on CUDA when a soft-cap, documents, a window or ALiBi ask for it, else sdpa;
-      on a CPU in 16 bits, short and plainly causal, `causal_in_blocks` stands in for sdpa.
+      the CPU, no dropout) or "auto": flex where it is needed, and on CUDA with documents, a window or ALiBi; else sdpa,
+      or `causal_in_blocks` for what that is slow at on CPUs.
 
     Raises ValueError if the heads do not fit d_model and for settings that no backend can do together.
     """
@@ -97,15 +97,11 @@ class Attention(SequenceMixer):
         return not (self.document_mask or self.window is not None or with_slopes)
 
     def flops_per_token(self) -> int:
-        """Those of the matrices, and of q k^T and the weighted sum of v at full context_length.
-
-        PaLM's convention (2204.02311, appendix B): no discount for causality; with a window, min(window, T) keys.
-        """
+        """Those of the matrices, of q k^T and of the weighted sum of v: no discount for causality (PaLM 2204.02311)."""
         keys = min(self.window or self.context_length, self.context_length)
         return matrix_flops(self) + 2 * keys * self.n_heads * (self.head_dim + self.v_head_dim)
 
     def mask_key(self) -> Hashable:
-        """Layers that mask alike, on one backend."""
         return (type(self), self.window, self.document_mask, self.backend, self.logit_softcap is None, self.dropout > 0)
 
     def masks(self, context: SequenceContext) -> dict[str, Any]:
@@ -236,12 +232,12 @@ def _resolve_window(given: float | None, context_length: int) -> int | None:
     if given is None:
         return None
     tokens = max(1, round(given * context_length)) if 0 < given < 1 else given
-    if tokens < 1 or tokens != int(tokens):
+    if not isinstance(tokens, int) or tokens < 1:
         raise ValueError(f"attention.window={given} must be a positive number of tokens or a ratio in (0, 1)")
     if tokens >= context_length:
         reaches = f"attention.window={given} reaches all of model.context_length={context_length}"
         raise ValueError(f"{reaches} and changes nothing: make it shorter, or null")
-    return int(tokens)
+    return tokens
 
 
 def head_norms(head_dim: int, qk_norm: bool) -> tuple[nn.Module, nn.Module]:

@@ -124,7 +124,7 @@ class Decoder(nn.Module):
         return self.embedding.weight if self.head is None else self.head.weight
 
     def initialize(self, seed: int) -> None:
-        """Draw all weights, a pure function of the seed and each parameter's name; see `init.initialize`."""
+        """Draw all weights, a pure function of the seed and each parameter's name."""
         init.initialize(self, seed, self.init_std, self.n_layers, self.scale_residual_init, self.std_factors)
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> LossTerms:
@@ -250,7 +250,7 @@ class Decoder(nn.Module):
 
 @dataclass
 class DecoderCache:
-    """The tokens that a decoder has seen, and what its layers keep of them: for text token by token, or in pieces.
+    """The tokens that a decoder has seen, and what its layers keep of them.
 
     cache = decoder.new_cache()
     logits = decoder.logits(prompt_BT, cache)[:, -1], then of each next token: decoder.logits(next_B1, cache)[:, -1]
@@ -262,7 +262,6 @@ class DecoderCache:
 
     @property
     def n_seen(self) -> int:
-        """How many tokens of each sequence are in it."""
         return self.tokens.shape[1]
 
 

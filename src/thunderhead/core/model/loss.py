@@ -82,12 +82,10 @@ class NextTokenLoss:
 
     def tokens_per_chunk(self, n_tokens: int, n_logits: int) -> int:
         """How many of n_tokens tokens are computed at a time, with n_logits logits each."""
-        if self.chunk_size is None:
-            return n_tokens
         if self.chunk_size == "auto":
             n_chunks = math.ceil(n_tokens * n_logits * 4 / AUTO_CHUNK_BYTES)
             return math.ceil(n_tokens / max(n_chunks, 1))
-        return min(self.chunk_size, n_tokens)
+        return min(self.chunk_size or n_tokens, n_tokens)
 
     def _sums(self, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, vocab_size: int) -> Tensor:
         """The sum of cross-entropy over the valid targets and, with a z-loss, that of weighted log² Z: a vector."""
