@@ -55,7 +55,7 @@ class FeedForward(nn.Module):
     def tensor_parallel_plan(self, n_ranks: int) -> dict[str, Division]:
         """Each rank has 1/n_ranks of the hidden dimensions."""
         refuse_uneven("model.d_ff", self.up_proj.out_features, n_ranks)
-        return {name: "rows" if name == "down_proj" else "columns" for name, _ in self.named_children()}
+        return {"up_proj": "columns", "down_proj": "rows"}
 
 
 class GatedFeedForward(nn.Module):
@@ -91,11 +91,14 @@ class GatedFeedForward(nn.Module):
         self.up_proj = nn.Linear(d_model, hidden, bias=bias)
         self.down_proj = ResidualProjection(hidden, d_model, bias=bias)
 
-    tensor_parallel_plan = FeedForward.tensor_parallel_plan
-
     def forward(self, x_BTD: Tensor) -> Tensor:
         y_BTD: Tensor = self.down_proj(self.function(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
         return y_BTD
+
+    def tensor_parallel_plan(self, n_ranks: int) -> dict[str, Division]:
+        """Each rank has 1/n_ranks of the hidden dimensions."""
+        refuse_uneven("model.d_ff", self.up_proj.out_features, n_ranks)
+        return {"gate_proj": "columns", "up_proj": "columns", "down_proj": "rows"}
 
 
 def _refuse_ignored(d_ff: int | None, **settings: float | None) -> None:
