@@ -59,7 +59,7 @@ def test_refusals_come_with_the_plan(text_corpus: Path, shards_dir: Path) -> Non
         "model.n_heads=2: use 1 or 2 (change parametrization.base_d_model, or set its values in "
         "parametrization.base_values)"
     ]
-    with pytest.raises(ConfigError, match="SGD has no method width_multiplier"):
+    with pytest.raises(ConfigError, match="SGD does not say how its updates scale"):
         plan_of(config.plain(config.compose([*lines, "attention.n_kv_heads=1"])))
 
 

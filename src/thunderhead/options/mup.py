@@ -120,8 +120,8 @@ class MaximalUpdate(Standard):
         multiplier = getattr(optimizer, "width_multiplier", MULTIPLIERS.get(type(optimizer)))
         if multiplier is None:
             raise ValueError(
-                f"parametrization=mup: {type(optimizer).__name__} has no method width_multiplier(group, growth) to say"
-                " how its updates scale (docs/mup.md): use optimizer=adamw, lion or muon, or parametrization=standard"
+                f"parametrization=mup: {type(optimizer).__name__} does not say how its updates scale, by a method"
+                " width_multiplier(group, growth): use optimizer=adamw, lion or muon, or parametrization=standard"
             )
         grown = {id(p): decoder.growth.get(name) for name, p in decoder.named_parameters()}
         groups: list[dict[str, Any]] = []
