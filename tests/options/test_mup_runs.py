@@ -46,7 +46,7 @@ def test_a_base_that_cannot_be_is_refused() -> None:
         ValueError, match=r"base_values: attention\.n_kv_head is .*; did you mean attention\.n_kv_heads\?$"
     ):
         base(256, {"attention.n_kv_head": 2})
-    with pytest.raises(ValueError, match=r"base_values: optimizer\.lr is no setting of the model$"):
+    with pytest.raises(ValueError, match=r"base_values: optimizer\.lr is unknown to the model"):
         base(256, {"optimizer.lr": 2})
 
 

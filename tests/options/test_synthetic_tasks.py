@@ -59,7 +59,7 @@ def test_every_answer_follows_from_what_is_before_it(
     task.check(context_length)
     tokens, is_answer = task.sequence(split, seed, n, context_length)
     assert tokens.shape == is_answer.shape == (context_length + 1,)
-    assert 0 <= tokens.min() <= tokens.max() < task.vocab_size
+    assert 0 <= tokens.min() <= tokens.max() <= task.eos_id
     assert tokens[0] == task.eos_id
     assert is_answer.sum() == task.sequence("train", 0, 0, context_length).is_answer.sum() > 0
     for position in np.flatnonzero(is_answer):
@@ -106,7 +106,6 @@ def test_answers_are_spread_over_all_possible_ones() -> None:
         expected = sum(answers.values()) / task.possible_answers
         # answers of a sequence depend on each other: far from the few per cent of independent draws
         assert all(0.75 * expected < count < 1.25 * expected for count in answers.values()), name
-        assert task.unigram_entropy == pytest.approx(np.log(task.possible_answers))
 
 
 def test_recall_asks_for_each_key_once_and_mostly_soon() -> None:
@@ -182,7 +181,7 @@ def test_tokens_that_are_no_answers_are_negative() -> None:
     dataset = TaskSequences(task, "train", 1, 32)
     batch = dataset.__getitems__([5, 9])
     assert batch.dtype == torch.int64
-    assert torch.equal(batch, torch.stack([dataset[5], dataset[9]]))
+    assert torch.equal(batch, torch.cat([dataset.__getitems__([5]), dataset.__getitems__([9])]))
     tokens, is_answer = task.sequence("train", 1, 9, 32)
     assert np.array_equal(batch[1].numpy() >= 0, is_answer)
     assert np.array_equal(np.where(is_answer, batch[1].numpy(), ~batch[1].numpy()), tokens)
@@ -194,7 +193,7 @@ def test_tokens_that_are_no_answers_are_negative() -> None:
 
 @given(st.lists(st.integers(0, 13)))
 def test_symbols_are_read_back(ids: list[int]) -> None:
-    tokenizer = TASKS["associative_recall"].load_tokenizer()
+    tokenizer = SymbolTokenizer(TASKS["associative_recall"].symbols)
     assert tokenizer.encode(tokenizer.decode(ids)).tolist() == ids
     again = SymbolTokenizer.from_json(tokenizer.to_json())
     assert again.decode(ids) == tokenizer.decode(ids)
@@ -202,7 +201,7 @@ def test_symbols_are_read_back(ids: list[int]) -> None:
 
 
 def test_what_is_no_symbol_is_refused() -> None:
-    tokenizer = TASKS["modular_addition"].load_tokenizer()
+    tokenizer = SymbolTokenizer(TASKS["modular_addition"].symbols)
     assert tokenizer.encode("3 + 6 =").tolist() == [3, 7, 6, 8]
     assert tokenizer.decode([3, tokenizer.eos_id, 99]) == f"3 {EOS}"
     with pytest.raises(ValueError, match="9 is no symbol of this task: known are 0 … ="):

@@ -41,7 +41,7 @@ def test_loss_and_accuracy_are_those_of_the_answers() -> None:
     model = LanguageModel(
         ModelSpec.of(resolved),
         seed=1,
-        vocab_size=TASK.vocab_size,
+        vocab_size=TASK.eos_id + 1,
         eos_id=TASK.eos_id,
         total_steps=1,
         metrics=lambda: {"accuracy": as_metric(is_most_probable)},
@@ -79,7 +79,7 @@ class Copier:
     def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         row = tokens_BT[0].tolist()
         said = [row[t - row[t - 1 :: -1].index(row[t])] if row[t] in row[:t] else 0 for t in range(len(row))]
-        return F.one_hot(torch.tensor([(s + self.wrong) % 20 for s in said]), TASK.vocab_size).float()[None]
+        return F.one_hot(torch.tensor([(s + self.wrong) % 20 for s in said]), TASK.eos_id + 1).float()[None]
 
     def eval(self) -> None: ...
 
@@ -117,7 +117,7 @@ def test_a_run_records_its_accuracy(run: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["curation=basic"], "^curation: a synthetic task has no documents to filter: use curation=none$"),
+        (["curation=basic"], "^curation: .*TaskData takes no filters, .*: use curation=none$"),
         (["budget=epochs"], r"^budget\.epochs: a synthetic task has no epochs: use budget=steps or budget=tokens$"),
         (["data.task.vocabulary=3"], r"^data\.task\.vocabulary=3 is too small"),
     ],

@@ -35,7 +35,7 @@ class ActivationCheckpointing:
         self.every = every
 
     def apply(self, index: int, block: nn.Module) -> None:
-        """Let block number `index`, called as block(x_BTD, context), be checkpointed, or leave it as it is.
+        """Let block number `index` be checkpointed, or leave it as it is.
 
         It happens inside of the block's forward: compiling the block compiles it, too, and names of parameters stay.
         """
@@ -57,10 +57,9 @@ class ActivationCheckpointing:
 
 
 class SelectiveCheckpointing(ActivationCheckpointing):
-    """In each block, keep what is costly to compute and compute the rest again: norms, activations, rotations.
+    """In each block, keep what is costly to compute and compute the rest again, as torchtitan does by operation.
 
-    As torchtitan's selective checkpointing by operation. Attention with dropout is always computed again: those after
-    it would draw other random numbers if it were left out.
+    Attention with dropout is always computed again: those after it would draw other random numbers if it were left out.
 
     - keep_attention: keep attention's output and the statistics of its softmax.
     - keep_every_matmul: of the outputs of a block's linear layers keep each (1), every n-th (n), or none (0). More than
@@ -74,10 +73,8 @@ class SelectiveCheckpointing(ActivationCheckpointing):
     def __init__(self, *, keep_attention: bool = True, keep_every_matmul: NonNegativeInt = 1) -> None:
         super().__init__(every=1)
         if not keep_attention and not keep_every_matmul:
-            raise ValueError(
-                "activation_checkpointing.keep_attention=false and keep_every_matmul=0 keep nothing: use"
-                " activation_checkpointing=block"
-            )
+            nothing = "activation_checkpointing.keep_attention=false and keep_every_matmul=0 keep nothing"
+            raise ValueError(f"{nothing}: use activation_checkpointing=block")
         self.keep_attention = keep_attention
         self.keep_every_matmul = keep_every_matmul
 
@@ -98,17 +95,14 @@ def policy(keep_attention: bool, keep_every_matmul: int) -> Callable[..., Checkp
     """Says of each operation of one forward pass whether its output is kept; see `SelectiveCheckpointing`."""
     n_matmuls = {False: 0, True: 0}  # in the pass, and in its repetition, where older torch asks again
 
-    def keeps(is_repetition: bool, operation: Any, arguments: tuple[Any, ...], settings: dict[str, Any]) -> bool:
-        if operation in ATTENTION:
-            return keep_attention and not _drops(operation, arguments, settings)
-        if operation in MATMULS and keep_every_matmul:
-            n_matmuls[is_repetition] += 1
-            return n_matmuls[is_repetition] % keep_every_matmul == 0
-        return False
-
     def decide(context: Any, operation: Any, *arguments: Any, **settings: Any) -> CheckpointPolicy:
-        kept = keeps(getattr(context, "is_recompute", False), operation, arguments, settings)
-        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+        is_repetition, is_kept = getattr(context, "is_recompute", False), False
+        if operation in ATTENTION:
+            is_kept = keep_attention and not _drops(operation, arguments, settings)
+        elif operation in MATMULS and keep_every_matmul:
+            n_matmuls[is_repetition] += 1
+            is_kept = n_matmuls[is_repetition] % keep_every_matmul == 0
+        return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
 
     return decide
 

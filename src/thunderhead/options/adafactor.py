@@ -19,14 +19,12 @@ class Adafactor(Optimizer):
     parameter's own RMS. Unlike torch's class, whose state_dict it shares, it works out of place, because in-place
     operations on the norms of a DTensor fail, and in float32 at least, also for bfloat16 parameters.
 
-    Args:
-        params: parameters or groups of them.
-        lr: relative step size, capped by 1/sqrt(t) at step t.
-        beta2_decay: exponent c of the second moment's decay rate, 1 - t^c.
-        eps: the least root of the second moment (None: the machine epsilon of the arithmetic) and the least RMS of a
-            parameter for the relative step.
-        d: an update whose RMS is above d is scaled down to it.
-        weight_decay: decoupled: lr·weight_decay of the parameter is taken off at each step.
+    - lr: relative step size, capped by 1/sqrt(t) at step t.
+    - beta2_decay: exponent c of the second moment's decay rate, 1 - t^c.
+    - eps: the least root of the second moment (None: the machine epsilon of the arithmetic) and the least RMS of a
+      parameter for the relative step.
+    - d: an update whose RMS is above d is scaled down to it.
+    - weight_decay: decoupled: lr·weight_decay of the parameter is taken off at each step.
     """
 
     def __init__(
@@ -78,8 +76,7 @@ def _update(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) 
     floor, least_scale = group["eps"]
     floor = torch.finfo(dtype).eps if floor is None else floor
     if factored:
-        row, column = state["row_var"], state["col_var"]
-        variance = row * column / _mean(row, -2).clamp(min=floor)
+        variance = state["row_var"] * state["col_var"] / _mean(state["row_var"], -2).clamp(min=floor)
     else:
         variance = state["variance"]
     update = gradient * variance.clamp(min=floor**2).rsqrt()

@@ -1,6 +1,4 @@
-"""Further options of the group `block`: norms and branches in other places.
-
-With A, F the two branches of a block and N norms, each with its own weights.
+"""Further options of the group `block`: norms N and the two branches A, F in other places than in `Block`.
 
 Shape letters: B sequences, T tokens a sequence, D model dimensions.
 """
@@ -8,12 +6,10 @@ Shape letters: B sequences, T tokens a sequence, D model dimensions.
 from collections.abc import Callable
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from thunderhead.core.model.block import Block, ResidualDropout
 from thunderhead.core.model.context import SequenceContext
-from thunderhead.core.model.loss import Auxiliary, with_terms
-from thunderhead.core.model.norm import normalize
+from thunderhead.core.model.loss import Auxiliary
 
 
 class PostNormBlock(Block):
@@ -22,7 +18,6 @@ class PostNormBlock(Block):
     needs_final_norm = False
 
     def forward(self, x_BTD: Tensor, context: SequenceContext) -> Tensor | tuple[Tensor, Auxiliary]:
-        """(B, T, D) to (B, T, D)."""
         y_BTD, terms = self.attend(x_BTD, context)
         x_BTD = self.attention_norm(x_BTD + y_BTD)
         y_BTD, more = self.feed_forward(x_BTD)
@@ -51,18 +46,6 @@ class SandwichBlock(Block):
         self.attention_output_norm = norm(d_model)
         self.feedforward_output_norm = norm(d_model)
 
-    def attend(self, x_BTD: Tensor, context: SequenceContext) -> tuple[Tensor, Auxiliary]:
-        """What the first branch adds to the residual stream, and its terms of the loss."""
-        y_BTD, terms = with_terms(self.attention(x_BTD, context))
-        y_BTD = normalize(self.attention_output_norm, y_BTD)
-        return F.dropout(y_BTD, self.dropout.attention_output, self.training), terms
-
-    def feed_forward(self, x_BTD: Tensor) -> tuple[Tensor, Auxiliary]:
-        """What the second branch adds to the residual stream, and its terms of the loss."""
-        y_BTD, terms = with_terms(self.feedforward(x_BTD))
-        y_BTD = normalize(self.feedforward_output_norm, y_BTD)
-        return F.dropout(y_BTD, self.dropout.feedforward_output, self.training), terms
-
 
 class ParallelBlock(Block):
     """x + A(N1(x)) + F(N2(x)) (GPT-NeoX, Pythia).
@@ -86,7 +69,6 @@ class ParallelBlock(Block):
             self.feedforward_norm = nn.Identity()
 
     def forward(self, x_BTD: Tensor, context: SequenceContext) -> Tensor | tuple[Tensor, Auxiliary]:
-        """(B, T, D) to (B, T, D)."""
         normed_BTD = self.attention_norm(x_BTD)
         y_BTD, terms = self.attend(normed_BTD, context)
         z_BTD, more = self.feed_forward(normed_BTD if self.shared_norm else self.feedforward_norm(x_BTD))

@@ -1,4 +1,8 @@
-"""The budget group: how long to train. An option says `total_tokens(sizes)`; `notes(sizes, tokens)` may be left out."""
+"""The budget group: how long to train.
+
+An option says `total_tokens(sizes)`: the tokens to train on, before these are rounded down to whole steps. It may have
+`notes(sizes, tokens)` for the plan.
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,13 +30,12 @@ class StepsBudget:
     steps: PositiveInt
 
     def total_tokens(self, sizes: Sizes) -> int:
-        """Return the tokens to train on, before rounding down to whole steps."""
         return self.steps * sizes.tokens_per_step
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokensBudget:
-    """A number of tokens, rounded down to whole steps."""
+    """A number of tokens."""
 
     tokens: WholeNumber
 
@@ -42,16 +45,14 @@ class TokensBudget:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochsBudget:
-    """Passes over the training data, rounded down to whole steps."""
+    """Passes over the training data."""
 
     needs_epochs = True  # data without any refuses it
     epochs: PositiveFloat
 
     def total_tokens(self, sizes: Sizes) -> int:
         if sizes.epoch_tokens is None:
-            raise ValueError(
-                "budget.epochs: the data is not prepared yet; run python prepare.py with these options first"
-            )
+            raise ValueError("budget.epochs: the data is not prepared yet; run python prepare.py with these options")
         return int(self.epochs * sizes.epoch_tokens)
 
 
@@ -59,12 +60,10 @@ class EpochsBudget:
 class ChinchillaBudget:
     """As many tokens as make a model of this size the best use of its training compute.
 
-    Args:
-        tokens_per_parameter: more than the optimum suits models that are used a lot; None = as `law` has it, or
-            CHINCHILLA without one.
-        count: which parameters are counted: `total`, or `non_embedding` (without token and position tables and an
-            untied output head).
-        law: path of a law.json, fitted to runs like this one.
+    - tokens_per_parameter: more than the optimum suits models that are used a lot; None = as `law` has it, or
+      CHINCHILLA without one.
+    - count: which parameters are counted: `total`, or `non_embedding` (see `thunderhead.core.types.counted`).
+    - law: path of a law.json, fitted to runs like this one.
     """
 
     tokens_per_parameter: PositiveFloat | None = None
@@ -72,19 +71,17 @@ class ChinchillaBudget:
     law: str | None = None
 
     def total_tokens(self, sizes: Sizes) -> int:
-        """Return tokens_per_parameter × counted parameters, or what the law says; ValueError if settings disagree."""
-        parameters, each = counted(sizes.parameters, self.count), self.tokens_per_parameter
+        """Return what ratio or law say; ValueError if settings disagree."""
+        parameters, ratio = counted(sizes.parameters, self.count), self.tokens_per_parameter
         if self.law is None:
-            return int((CHINCHILLA if each is None else each) * parameters)
+            return int((CHINCHILLA if ratio is None else ratio) * parameters)
         law = _read(self.law)
-        if each is not None:
-            raise ValueError(
-                f"budget.tokens_per_parameter={each:g} and budget.law both say how many tokens: set one of them to null"
-            )
+        if ratio is not None:
+            both = f"budget.tokens_per_parameter={ratio:g} and budget.law both say how many tokens"
+            raise ValueError(f"{both}: set one of them to null")
         if law.count != self.count:
-            raise ValueError(
-                f"budget.count={self.count}, but the law in {self.law} counts otherwise: use budget.count={law.count}"
-            )
+            otherwise = f"budget.count={self.count}, but the law in {self.law} counts otherwise"
+            raise ValueError(f"{otherwise}: use budget.count={law.count}")
         return int(law.optimal_tokens(parameters))
 
     def notes(self, sizes: Sizes, tokens: int) -> list[str]:
@@ -93,12 +90,10 @@ class ChinchillaBudget:
 
 @dataclass(frozen=True, kw_only=True)
 class FlopsBudget:
-    """Training compute: tokens = flops / training FLOPs per token.
+    """Training compute, forward and backward without recomputation: tokens = flops / training FLOPs per token.
 
-    Args:
-        flops: forward and backward, without recomputation.
-        law: path of a law.json, fitted to runs like this one: the plan tells the best size for this compute by it, and
-            the predicted loss of this size.
+    - law: path of a law.json, fitted to runs like this one: the plan tells the best size for this compute by it, and
+      the predicted loss of this size.
     """
 
     flops: PositiveFloat

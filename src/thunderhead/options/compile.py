@@ -11,6 +11,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from torch import nn
 
 from thunderhead.core.config import Problem
+from thunderhead.core.model.block import ResidualDropout
 from thunderhead.core.model.decoder import Decoder
 
 PAYS_AFTER = 600.0
@@ -24,14 +25,11 @@ Scope = Literal["auto", "none", "block", "model"]
 
 @dataclass(frozen=True, kw_only=True)
 class Compile:
-    """What to compile.
+    """What to compile, with torch.compile's backend (`eager` and `aot_eager` help to find what breaks) and mode.
 
-    Args:
-        scope: `none`; `block` compiles each block by itself (about 20 s the first time on a CPU); `model` compiles the
-            whole decoder with its loss (about twice as long, a little faster afterwards); `auto` compiles runs that
-            are expected to take more than PAYS_AFTER seconds: the model, or blocks where a strategy gathers weights.
-        backend: torch.compile's backend; `eager` and `aot_eager` help to find what breaks.
-        mode: torch.compile's mode.
+    Scope `block` compiles each block by itself (about 20 s the first time on a CPU); `model` the whole decoder with its
+    loss (about twice as long, a little faster afterwards); `auto` compiles runs that are expected to take more than
+    PAYS_AFTER seconds: the model, or blocks where a strategy gathers weights.
     """
 
     scope: Scope
@@ -60,10 +58,10 @@ class Compile:
         return whole and run.strategy.tensor_parallel_size > 1 and self.backend != "eager"
 
     def resolve(self, run: Any, flops: float, dtype: torch.dtype) -> tuple[Scope, str]:
-        """Return the scope to use, and why.
+        """Return the scope to use, and why. `flops` are the whole run's, `dtype` the matrices'.
 
         The estimate rests on the plan and on published speeds, not on a measurement: a run that is resumed decides
-        alike, so that its losses stay the same bit for bit. `flops` are the whole run's, `dtype` the matrices'.
+        alike, so that its losses stay the same bit for bit.
         """
         if self.scope != "auto":
             return self.scope, "as configured"
@@ -102,6 +100,6 @@ class Compile:
 
 def _drops(decoder: Decoder) -> bool:
     """Whether a block draws random numbers."""
-    rates = [getattr(block, "dropout", None) for block in decoder.blocks]
-    of_branches = [getattr(rate, f"{branch}_output", 0.0) for rate in rates for branch in ("attention", "feedforward")]
-    return any(of_branches) or any(getattr(m, "dropout", 0.0) for block in decoder.blocks for m in block.children())
+    rates = [getattr(block, "dropout", ResidualDropout()) for block in decoder.blocks]
+    of_branches = any(rate.attention_output or rate.feedforward_output for rate in rates)
+    return of_branches or any(getattr(m, "dropout", 0.0) for block in decoder.blocks for m in block.children())

@@ -20,16 +20,14 @@ class MultiHeadLatentAttention(Attention):
     """DeepSeek's multi-head latent attention (2405.04434, 2.1): one small latent holds all heads' keys and values.
 
     Rotation cannot pass through that compression, so each head has a part without position and a rotary part whose key
-    all heads share; with positions that are not rotary the latter is simply not rotated.
+    all heads share; with other positions the latter is not rotated.
 
     None sizes it as DeepSeek-V2 is sized, relative to head_dim (None = d_model / n_heads):
     - kv_lora_rank: of the key/value latent; None = 4 · head_dim.
     - q_lora_rank: of the query latent; None = no compression of queries, as in DeepSeek-V2-Lite (V2: 12 · head_dim).
-    - qk_nope_head_dim, v_head_dim: None = head_dim.
-    - qk_rope_head_dim: None = head_dim / 2, made even.
+    - qk_nope_head_dim, v_head_dim: None = head_dim; qk_rope_head_dim: None = head_dim / 2, made even.
     - qk_norm: RMSNorm on each whole query and key head before rotation, beside the norms on the latents.
-    - qkv_bias: biases of all projections but the last; None = like model.bias.
-    - dropout, logit_softcap, document_mask, backend: see `Attention`.
+    - qkv_bias: biases of all projections but the last; None = like model.bias. The others: see `Attention`.
 
     Raises ValueError if head_dim is given and nothing is relative to it, and as `Attention` does.
     """
@@ -54,10 +52,9 @@ class MultiHeadLatentAttention(Attention):
         document_mask: bool = False,
         backend: Backend = "auto",
     ) -> None:
-        relative = kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim
-        if head_dim is not None and None not in relative:
-            raise ValueError(f"attention.head_dim={head_dim} changes nothing when all four dimensions of mla are given")
-        if head_dim is None and None not in relative:
+        if None not in (kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim):
+            if head_dim is not None:
+                raise ValueError(f"attention.head_dim={head_dim} changes nothing beside all four dimensions of mla")
             head_dim = qk_nope_head_dim  # d_model need not be divisible by n_heads then
         shared = dropout, logit_softcap, document_mask, backend
         super().__init__(d_model, n_heads, context_length, bias, head_dim, None, *shared)
@@ -68,11 +65,8 @@ class MultiHeadLatentAttention(Attention):
         self.head_dim = self.nope_dim + self.rotary_dim  # of queries and keys, from here on
         qkv_bias = bias if qkv_bias is None else qkv_bias
 
-        self.q_down_proj: nn.Module = nn.Identity()
-        self.q_latent_norm: nn.Module = nn.Identity()
-        if q_lora_rank is not None:
-            self.q_down_proj = nn.Linear(d_model, q_lora_rank, bias=qkv_bias)
-            self.q_latent_norm = nn.RMSNorm(q_lora_rank, eps=1e-6)
+        self.q_down_proj = nn.Linear(d_model, q_lora_rank, bias=qkv_bias) if q_lora_rank else nn.Identity()
+        self.q_latent_norm = nn.RMSNorm(q_lora_rank, eps=1e-6) if q_lora_rank else nn.Identity()
         self.q_proj = nn.Linear(q_lora_rank or d_model, n_heads * self.head_dim, bias=qkv_bias)
         self.kv_down_proj = nn.Linear(d_model, self.kv_lora_rank + self.rotary_dim, bias=qkv_bias)
         self.kv_latent_norm = nn.RMSNorm(self.kv_lora_rank, eps=1e-6)
@@ -104,24 +98,16 @@ class MultiHeadLatentAttention(Attention):
         return {name: torch.empty(n_sequences, n_tokens, n, device=device, dtype=dtype) for name, n in dims.items()}
 
     def tensor_parallel_plan(self, n_ranks: int) -> dict[str, Division]:
-        """Each rank has n_heads / n_ranks heads; all compute the latents, which are small.
-
-        Raises ValueError if the heads cannot be divided so.
-        """
+        """Each rank has n_heads / n_ranks heads; all compute the latents, which are small."""
         refuse_uneven("model.n_heads", self.n_heads, n_ranks)
-        styles: dict[str, Division] = {
-            "kv_down_proj": "replicated",
-            "kv_latent_norm": "replicated",
+        return {
+            **dict.fromkeys(("q_down_proj", "q_latent_norm", "kv_down_proj", "kv_latent_norm"), "replicated"),
+            **dict.fromkeys(("q_norm", "k_norm"), "replicated_on_shards"),
             "shared_key": "into_shards",
             "q_proj": "columns",
             "kv_proj": "columns",
             "out_proj": "rows",
         }
-        if not isinstance(self.q_down_proj, nn.Identity):
-            styles |= {"q_down_proj": "replicated", "q_latent_norm": "replicated"}
-        if not isinstance(self.q_norm, nn.Identity):
-            styles |= {"q_norm": "replicated_on_shards", "k_norm": "replicated_on_shards"}
-        return styles
 
     def _rotate_end(self, x_BHTE: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         nope, rope = torch.split(x_BHTE, [self.nope_dim, self.rotary_dim], dim=-1)

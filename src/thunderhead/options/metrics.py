@@ -8,12 +8,9 @@ from thunderhead.core.types import PositiveInt
 
 
 def top_k_accuracy(logits: Tensor, targets: Tensor, *, k: PositiveInt = 1) -> Tensor:
-    """The share of targets among the k most probable tokens; NaN if a score is, as the most probable are then any.
+    """The share of targets (B, T) among the k most probable tokens by logits (B, T, V). Negative targets do not count.
 
-    Args:
-        logits: scores of the next token (B, T, V).
-        targets: (B, T); negative ones do not count.
-        k: how many.
+    NaN if a score is, as the most probable are then any.
     """
     counted_BT = targets >= 0
     best_BTK = logits.topk(min(k, logits.shape[-1]), dim=-1).indices

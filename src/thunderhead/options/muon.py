@@ -34,18 +34,15 @@ class Muon(Optimizer):
     bfloat16); that is meaningless for vectors, and embeddings and the head do better under AdamW. This class holds one
     of each of torch's and lends them its own groups and state, so that from outside there is one `Optimizer`.
 
-    Args:
-        params: groups as made by `parameter_groups`; a group whose name begins with `matrices` goes to Muon.
-        lr: peak learning rate, of all groups unless `adamw_lr` is given.
-        weight_decay: decoupled, for each group that does not carry its own.
-        momentum, nesterov: of Muon, an exponential average; look one step of it ahead.
-        ns_steps: Newton–Schulz steps.
-        ns_coefficients: a, b, c of the quintic a·x + b·x³ + c·x⁵ applied to the singular values at each step.
-        eps: least norm that the momentum is divided by before these steps.
-        adjust_lr_fn: `match_rms_adamw` scales a matrix' update by 0.2·sqrt(max(rows, columns)), so that its RMS is like
-            AdamW's and `lr` may be AdamW's (2502.16982); `original` by sqrt(max(1, rows / columns)).
-        adamw_lr: peak learning rate of the groups under AdamW; None is `lr`.
-        adamw_betas, adamw_eps, adamw_fused: of AdamW, as torch has them.
+    - params: groups as made by `parameter_groups`.
+    - lr: peak learning rate, of all groups unless `adamw_lr` is given for those under AdamW.
+    - momentum, nesterov: of Muon, an exponential average; look one step of it ahead.
+    - ns_steps, ns_coefficients: Newton–Schulz steps, and a, b, c of the quintic a·x + b·x³ + c·x⁵ that is applied to
+      the singular values at each.
+    - eps: least norm that the momentum is divided by before these steps.
+    - adjust_lr_fn: `match_rms_adamw` scales a matrix' update by 0.2·sqrt(max(rows, columns)), so that its RMS is like
+      AdamW's and `lr` may be AdamW's (2502.16982); `original` by sqrt(max(1, rows / columns)).
+    - adamw_betas, adamw_eps, adamw_fused: of AdamW, as torch has them.
 
     Raises ValueError without a group of matrices, or for a parameter in one that is not 2-D.
     """
@@ -70,29 +67,15 @@ class Muon(Optimizer):
         groups = [dict(group) for group in params]
         matrices, others = _divided(groups)
         if not matrices:
-            raise ValueError(
-                "optimizer: Muon needs a parameter group named matrices (see parameter_groups), and there is only "
-                f"{', '.join(str(group.get('name')) for group in groups) or 'none'}: use optimizer=adamw"
-            )
+            names = ", ".join(str(group.get("name")) for group in groups) or "none"
+            raise ValueError(f"optimizer: Muon needs a parameter group named matrices and gets {names}: use adamw")
         # Each checks its settings and writes its defaults into the dicts of its groups, which then become our groups.
-        self._muon = MatrixMuon(
-            matrices,
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            nesterov=nesterov,
-            ns_coefficients=ns_coefficients,
-            eps=eps,
-            ns_steps=ns_steps,
-            adjust_lr_fn=adjust_lr_fn,
-        )
+        settings: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
+        settings |= {"ns_coefficients": ns_coefficients, "eps": eps, "adjust_lr_fn": adjust_lr_fn}
+        self._muon = MatrixMuon(matrices, lr=lr, weight_decay=weight_decay, **settings)
+        adamw_lr = lr if adamw_lr is None else adamw_lr
         self._adamw = AdamW(
-            others or [{"params": []}],
-            lr=lr if adamw_lr is None else adamw_lr,
-            betas=adamw_betas,
-            eps=adamw_eps,
-            weight_decay=weight_decay,
-            fused=adamw_fused,
+            others or [{"params": []}], adamw_lr, adamw_betas, adamw_eps, weight_decay, fused=adamw_fused
         )
         super().__init__(groups, defaults={})
 

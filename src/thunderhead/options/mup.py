@@ -1,11 +1,9 @@
 """The parametrization group: what a model's width does to its initial weights and learning rates.
 
 muP (Yang et al. 2203.03466) compares the decoder with the same one at a base width, parameter by parameter, by names
-and shapes, as Yang et al.'s package `mup` does. So it reaches any module that was ever put into a decoder: grouped
-heads, low-rank projections, an attention of the user's own.
+and shapes, as Yang et al.'s package `mup` does. So it reaches any module, also the user's own.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +13,8 @@ from lion_pytorch import Lion
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from thunderhead.core.config import Config, leaves, set_value
+from thunderhead.core.config import Config, leaves, set_value, unknown
+from thunderhead.core.model.attention import Attention
 from thunderhead.core.types import PositiveInt
 
 
@@ -34,15 +33,6 @@ class Growth(NamedTuple):
     def fan_out(self) -> float:
         """Rows, relative to the base model's."""
         return self.shape[0] / self.base_shape[0]
-
-    @property
-    def init_factor(self) -> float:
-        """Of the initial standard deviation: 1 / sqrt(fan_in) (2203.03466, table 8).
-
-        Also where only the input grows, as that of the one key head of multi-query attention. The limit of large width
-        asks for 1 / fan_in there, as for an output; at real widths attention fades by it (measured in docs/mup.md).
-        """
-        return 1 / math.sqrt(self.fan_in)
 
 
 def entrywise(group: dict[str, Any], growth: Growth) -> float:
@@ -72,10 +62,9 @@ class Standard:
 class MaximalUpdate(Standard):
     """muP: init_std and learning rates are those of a base model, and are scaled for the model that is trained.
 
-    Args:
-        base_d_model: width of the base model. Its n_heads and d_ff follow in proportion, so that heads keep their size.
-        base_values: further values of the base model by config path: of what is given as an absolute number and yet
-            grows with the width, as {attention.n_kv_heads: 2}. None is no more.
+    - base_d_model: width of the base model. Its n_heads and d_ff follow in proportion, so that heads keep their size.
+    - base_values: further values of the base model by config path: of what is given as an absolute number and yet grows
+      with the width, as {attention.n_kv_heads: 2}.
     """
 
     base_d_model: PositiveInt
@@ -85,7 +74,7 @@ class MaximalUpdate(Standard):
         """The model's configuration in the sizes of the base model; ValueError if it cannot be derived."""
         return at_width(config, self.base_d_model, self.base_values, "parametrization.base_")
 
-    def scale(self, decoder: Any, base: nn.Module) -> None:
+    def scale(self, decoder: Any, base: Any) -> None:
         """Scale a decoder from its base model, before `initialize`.
 
         `decoder.growth` then tells how much larger each hidden matrix is: all but vectors, embedding tables and the
@@ -96,10 +85,8 @@ class MaximalUpdate(Standard):
             name for name, shape in shapes.items() if len(shape) != len(base_shapes[name])
         )
         if odd:
-            raise ValueError(
-                f"the base model must have the parameters of the model in other sizes, and {', '.join(odd[:3])} "
-                f"{'differs' if len(odd) == 1 else 'differ'} otherwise"
-            )
+            differ = "otherwise different: " + ", ".join(odd[:3])
+            raise ValueError(f"the base model must have the parameters of the model in other sizes; {differ}")
         modules, base_modules = dict(decoder.named_modules()), dict(base.named_modules())
         others = {"head.weight"} | {f"{name}.weight" for name, m in modules.items() if isinstance(m, nn.Embedding)}
         decoder.growth = {
@@ -107,8 +94,14 @@ class MaximalUpdate(Standard):
             for name, shape in shapes.items()
             if len(shape) >= 2 and name not in others
         }
-        decoder.std_factors = {name: growth.init_factor for name, growth in decoder.growth.items()}
+        # Table 8. Also where only the input grows, as that of the one key head of multi-query attention: the limit of
+        # large width asks for 1 / fan_in there, as for an output; at real widths attention fades by it (docs/mup.md).
+        decoder.std_factors = {name: 1 / math.sqrt(growth.fan_in) for name, growth in decoder.growth.items()}
+        decoder.output_scale = base.embedding.embedding_dim / decoder.embedding.embedding_dim  # of logits
         for name, module in modules.items():
+            if isinstance(module, Attention) and module.head_dim != (base_head_dim := base_modules[name].head_dim):
+                # q and k that training has aligned have a product that grows like head_dim, not like its root
+                module.score_scale = math.sqrt(base_head_dim) / module.head_dim
             if callable(follow := getattr(module, "follow_base", None)):
                 follow(base_modules[name])
 
@@ -116,21 +109,19 @@ class MaximalUpdate(Standard):
         """Give a new optimizer the learning rates of a decoder that has grown from its base model.
 
         What must not change with width is by how much a step changes what a layer puts out (2203.03466; as a condition
-        on norms: Yang, Simon & Bernstein 2310.17813). Of all parameters only hidden matrices need a multiplier for that
-        (logits are scaled by the decoder), by how large the optimizer's updates are. It says so by a method
-        `width_multiplier(group, growth)`, or MULTIPLIERS does; ValueError if neither.
+        on norms: Yang, Simon & Bernstein 2310.17813). Only hidden matrices need a multiplier for that, by how large the
+        optimizer's updates are: it says so by a method `width_multiplier(group, growth)`, or MULTIPLIERS does;
+        ValueError if neither.
 
         Weight decay is divided by the multiplier, so that lr · weight_decay, which a step takes off, stays as well: as
         in `mup.MuAdamW`, and as transfer needs (Wang & Aitchison 2405.13698; Kosson et al. 2510.19093). A group is
-        split where its parameters need different multipliers; each part has `lr_multiplier`. At the base model's sizes
-        groups and values stay as they are, bit for bit.
+        split where its parameters need different multipliers; each part has `lr_multiplier`.
         """
         multiplier = getattr(optimizer, "width_multiplier", MULTIPLIERS.get(type(optimizer)))
         if multiplier is None:
             raise ValueError(
-                f"parametrization=mup: {type(optimizer).__name__} does not say how its updates scale with the width, by"
-                " a method width_multiplier(group, growth) (docs/mup.md): use optimizer=adamw, lion or muon, or"
-                " parametrization=standard"
+                f"parametrization=mup: {type(optimizer).__name__} does not say how its updates scale, by a method"
+                " width_multiplier(group, growth): use optimizer=adamw, lion or muon, or parametrization=standard"
             )
         grown = {id(p): decoder.growth.get(name) for name, p in decoder.named_parameters()}
         groups: list[dict[str, Any]] = []
@@ -149,9 +140,8 @@ class MaximalUpdate(Standard):
 def at_width(config: Config, d_model: int, values: Mapping[str, Any] | None = None, prefix: str = "") -> Config:
     """A model's configuration at another width: heads of the same size, feed-forward layers in proportion.
 
-    `values` are further settings by config path, which come before what is in proportion; `prefix` is what the user
-    calls `d_model` and `values`, without these words. Raises ValueError if heads do not fit the width, or a path leads
-    nowhere.
+    `values` are further settings by config path, which come first; `prefix` is what the user writes before `d_model`
+    and `values`. Raises ValueError if heads do not fit the width, or a path leads nowhere.
     """
     model, values = config["model"], values or {}
     sizes: Config = {"model.d_model": d_model}
@@ -160,18 +150,13 @@ def at_width(config: Config, d_model: int, values: Mapping[str, Any] | None = No
     if "model.n_heads" not in values:
         heads, rest = divmod(model["n_heads"] * d_model, model["d_model"])
         if rest:
-            raise ValueError(
-                f"{prefix}d_model={d_model} is no whole number of heads of the size that model.n_heads="
-                f"{model['n_heads']} gives at model.d_model={model['d_model']}: use a multiple of "
-                f"{math.lcm(model['d_model'], model['n_heads']) // model['n_heads']}, or say "
-                f"{prefix}values={{model.n_heads: …}}"
-            )
+            size = math.lcm(model["d_model"], model["n_heads"]) // model["n_heads"]
+            fix = f"use a multiple of {size}, or say {prefix}values={{model.n_heads: …}}"
+            raise ValueError(f"{prefix}d_model={d_model} is no whole number of heads of the model's size: {fix}")
         sizes["model.n_heads"] = heads
     known = [path for path, _ in leaves(config)]
     for path, value in {**sizes, **values}.items():
         if path not in known:
-            near = difflib.get_close_matches(path, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{prefix}values: {path} is no setting of the model{hint}")
+            raise ValueError(f"{prefix}values: {path} {unknown(path, known, 'the model')}")
         config = set_value(config, path, value)
     return config

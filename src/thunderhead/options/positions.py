@@ -25,8 +25,7 @@ class ScaledRotaryPosition(RotaryPosition):
       below original_context_length / high_freq_factor, interpolated between (Llama 3.1's reference code).
     - low_freq_factor, high_freq_factor, original_context_length: "llama3" only; None = 1, 4 and 8,192, as in Llama 3.1.
 
-    Raises ValueError for a factor without scaling or the reverse, for llama3's settings with another scaling, and as
-    `RotaryPosition` does.
+    Raises ValueError for settings that the scaling has no use for or lacks, and as `RotaryPosition` does.
     """
 
     def __init__(
@@ -49,22 +48,15 @@ class ScaledRotaryPosition(RotaryPosition):
             raise ValueError(f"position.scaling={scaling} needs position.factor (longer context / original context)")
         if scaling == "ntk" and self.rotated_dim == 2:
             raise ValueError("position.scaling=ntk needs more than 2 rotated dimensions a head")
+        if scaling != "llama3" and (low_freq_factor or high_freq_factor or original_context_length):
+            llama3 = "position.low_freq_factor, high_freq_factor and original_context_length"
+            raise ValueError(f"{llama3} are for position.scaling=llama3 only, not {scaling}")
         self.factor = factor or 1.0
-        llama3 = {
-            "low_freq_factor": low_freq_factor,
-            "high_freq_factor": high_freq_factor,
-            "original_context_length": original_context_length,
-        }
-        if scaling != "llama3" and (given := [name for name, value in llama3.items() if value is not None]):
-            raise ValueError(f"position.{given[0]} is for position.scaling=llama3 only, not {scaling}")
-        self.low_freq_factor = 1.0 if low_freq_factor is None else low_freq_factor
-        self.high_freq_factor = 4.0 if high_freq_factor is None else high_freq_factor
+        self.low_freq_factor, self.high_freq_factor = low_freq_factor or 1.0, high_freq_factor or 4.0
         self.original_context_length = original_context_length or 8192
         if self.low_freq_factor >= self.high_freq_factor:
-            raise ValueError(
-                f"position.low_freq_factor={self.low_freq_factor:g} must be below "
-                f"position.high_freq_factor={self.high_freq_factor:g}"
-            )
+            limits = f"position.low_freq_factor={self.low_freq_factor:g} must be below position.high_freq_factor"
+            raise ValueError(f"{limits}={self.high_freq_factor:g}")
 
     def frequencies(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
         """Angle a token of each rotated pair, (R/2), after scaling."""
@@ -89,7 +81,6 @@ class LearnedPosition(Position):
         self.embedding = nn.Embedding(context_length, d_model)
 
     def embed(self, x_BTD: Tensor, position_ids: Tensor) -> Tensor:
-        """Add the learned vectors."""
         embedded: Tensor = self.embedding(position_ids)
         return x_BTD + embedded
 
@@ -106,10 +97,9 @@ class SinusoidalPosition(Position):
 
     def __init__(self, d_model: int, *, base: PositiveFloat = 10_000.0, scale_embedding: bool = True) -> None:
         super().__init__()
-        self.d_model = d_model
         if d_model % 2:
             raise ValueError(f"position=sinusoidal pairs dimensions: model.d_model={d_model} must be even")
-        self.base = base
+        self.d_model, self.base = d_model, base
         self.embedding_scale = math.sqrt(d_model) if scale_embedding else 1.0
 
     def follow_base(self, base: "SinusoidalPosition") -> None:
@@ -117,7 +107,6 @@ class SinusoidalPosition(Position):
         self.embedding_scale = base.embedding_scale
 
     def embed(self, x_BTD: Tensor, position_ids: Tensor) -> Tensor:
-        """Add the sinusoids."""
         dtype = torch.promote_types(x_BTD.dtype, torch.float32)
         angles = position_ids[..., None] * geometric_frequencies(self.base, self.d_model, position_ids.device, dtype)
         table_BTD = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
@@ -136,8 +125,6 @@ class AlibiPosition(Position):
         self.n_heads = n_heads
 
     def slopes(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The slopes (H)."""
-
         def geometric(n: int) -> list[float]:
             return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
 

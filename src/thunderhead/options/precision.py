@@ -15,8 +15,6 @@ from thunderhead.core.config import Problem
 from thunderhead.core.model.decoder import Decoder
 
 Kind = Literal["auto", "fp32", "bf16-mixed", "fp16-mixed", "bf16-true", "fp8"]
-
-
 FORMATS: dict[Kind, tuple[Any, torch.dtype]] = {  # Lightning's name, and what matrices are multiplied in
     "fp32": ("32-true", torch.float32),
     "bf16-mixed": ("bf16-mixed", torch.bfloat16),
@@ -32,12 +30,10 @@ FP8_MULTIPLE = 16  # float8 matrix multiplication wants both sizes to be multipl
 class Precision:
     """In which number format matrices are multiplied and weights are kept.
 
-    Args:
-        kind: `fp32`; `bf16-mixed` and `fp16-mixed` multiply in 16 bits and keep weights, gradients and optimizer
-            state in float32 (fp16 with loss scaling); `bf16-true` computes everything in bfloat16, norms and residual
-            stream too, from weights that are kept and updated in float32; `fp8` is bf16-mixed with the blocks' linear
-            layers multiplied in float8 (torchao); `auto` is bf16-mixed where the hardware computes bfloat16 fast, else
-            fp32.
+    `bf16-mixed` and `fp16-mixed` multiply in 16 bits and keep weights, gradients and optimizer state in float32 (fp16
+    with loss scaling); `bf16-true` computes everything in bfloat16, norms and residual stream too, from weights that
+    are kept and updated in float32; `fp8` is bf16-mixed with the blocks' linear layers multiplied in float8 (torchao);
+    `auto` is bf16-mixed where the hardware computes bfloat16 fast, else fp32.
     """
 
     kind: Kind
@@ -106,9 +102,8 @@ class Precision:
 class AgreeingGradScaler(torch.amp.GradScaler):
     """Leaves a step out on every rank if a gradient overflows on one.
 
-    torch 2.13 lets ranks with parts of a gradient agree by the placements of the first gradient alone
-    (`found_inf_reduce_handler` in torch/distributed/tensor/_dispatch.py): where that one is replicated and another is
-    not, one rank would leave out a step that another takes.
+    torch 2.13 lets ranks agree by the placements of the first gradient alone (`found_inf_reduce_handler`): where that
+    one is replicated and another is not, one rank would leave out a step that another takes.
     """
 
     def _unscale_grads_(self, *arguments: Any) -> dict[torch.device, torch.Tensor]:
@@ -122,10 +117,8 @@ class AgreeingGradScaler(torch.amp.GradScaler):
 def _check_fp8(accelerator: str, is_here: bool) -> None:
     if accelerator != "cuda" or (is_here and torch.cuda.get_device_capability() < FP8_CAPABILITY):
         device = f"sm{''.join(map(str, torch.cuda.get_device_capability()))}" if accelerator == "cuda" else accelerator
-        raise ValueError(
-            f"precision=fp8 needs a GPU with float8 tensor cores (CUDA sm89 or newer), and this run is on {device}:"
-            " use precision=bf16-mixed"
-        )
+        needed = f"a GPU with float8 tensor cores (sm89 or newer), and this run is on {device}"
+        raise ValueError(f"precision=fp8 needs {needed}: use precision=bf16-mixed")
     if is_here and importlib.util.find_spec("torchao") is None:
         raise ValueError("precision=fp8 needs torchao: uv pip install -e '.[fp8]', or use precision=bf16-mixed")
 
@@ -137,18 +130,15 @@ def fast_bfloat16(accelerator: str) -> tuple[bool, str]:
         return major >= 8, f"CUDA sm{major}{minor} {'has' if major >= 8 else 'lacks'} bfloat16 tensor cores"
     if accelerator != "cpu":
         return False, f"no fast bfloat16 is known for {accelerator}"
-    flags = cpu_flags()
-    for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16"), ("bf16", "Arm BF16")):
-        if flag in flags:
-            return True, f"the CPU has {name}"
-    return False, "the CPU has neither AMX nor AVX512-BF16"
+    known = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF16"}
+    found = [name for flag, name in known.items() if flag in cpu_flags()]
+    return bool(found), f"the CPU has {found[0] if found else 'neither AMX nor AVX512-BF16'}"
 
 
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
+def cpu_flags() -> set[str]:
     """Instruction-set flags as Linux reports them; empty elsewhere."""
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return set(flags.partition(":")[2].split())
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return set(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
 
 
 def compute_in(decoder: Decoder, dtype: torch.dtype) -> None:

@@ -20,23 +20,16 @@ def wsd(
 ) -> float:
     """Warm-up, stable at the peak, decay (Hu et al. 2404.06395; the 1-sqrt shape: Hägele et al. 2405.18392).
 
-    Args:
-        step: the step about to be taken, from 0.
-        total_steps: optimizer steps of the run.
-        warmup: steps (int) or fraction of the run (float) of linear warm-up.
-        decay: fraction of the run spent decaying, at its end; rounded to steps, at least one.
-        shape: with p from 0 to 1 over the decay, `linear` falls as 1 - p and `1-sqrt` as 1 - sqrt(p).
-        final_ratio: the factor at the last step.
+    - decay: fraction of the run spent decaying, at its end; rounded to steps, at least one.
+    - shape: with p from 0 to 1 over the decay, `linear` falls as 1 - p and `1-sqrt` as 1 - sqrt(p).
 
     Raises ValueError if warm-up and decay together are longer than the run.
     """
     w = warmup_steps(warmup, total_steps)
     decay_from = total_steps - max(1, round(decay * total_steps))
     if w > decay_from:
-        raise ValueError(
-            f"scheduler.warmup={warmup} ({w} steps) and scheduler.decay={decay} ({total_steps - decay_from} steps) "
-            f"do not fit a run of {total_steps} steps: at most {decay_from} steps of warm-up do"
-        )
+        both = f"scheduler.warmup={warmup} ({w} steps) and scheduler.decay={decay} ({total_steps - decay_from} steps)"
+        raise ValueError(f"{both} do not fit a run of {total_steps} steps: at most {decay_from} steps of warm-up do")
     if step < decay_from:
         return rise(step, w)
     p = progress(step, decay_from, total_steps)

@@ -5,7 +5,6 @@ Sequence n is a pure function of the seed and n, as the order of text is (`thund
 """
 
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,6 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge, Gt, Lt
-from typing_extensions import override
 
 from thunderhead.core.data.manifest import SplitName
 from thunderhead.core.data.order import permutation
@@ -34,52 +32,36 @@ class Sequence1D(NamedTuple):
 
 
 class Task(ABC):
-    """A rule that makes sequences. All have equally many answers, so that gradients of micro-batches add up exactly."""
+    """A rule that makes sequences. All have equally many answers, so that gradients of micro-batches add up exactly.
+
+    - symbols: how tokens are written, by their ids. One more, the last id, is the end of a document.
+    - possible_answers: how many answers are equally likely to who does not read the sequence.
+    """
 
     @property
     @abstractmethod
-    def symbols(self) -> Sequence[str]:
-        """How tokens are written, by their ids. One more, the last id, is the end of a document."""
+    def symbols(self) -> Sequence[str]: ...
 
     @property
     @abstractmethod
-    def possible_answers(self) -> int:
-        """How many answers are equally likely to who does not read the sequence."""
+    def possible_answers(self) -> int: ...
 
     @abstractmethod
     def check(self, context_length: int) -> None:
-        """Refuse a context length that the task does not fit in.
-
-        Raises:
-            ValueError: says what to change.
-        """
+        """Raise ValueError for a context length that the task does not fit in, which says what to change."""
 
     @abstractmethod
     def sequence(self, split: SplitName, seed: int, n: int, context_length: int) -> Sequence1D:
         """Make sequence n: (context_length + 1,) tokens."""
 
     @property
-    def vocab_size(self) -> int:
-        """Token ids are 0 … vocab_size - 1, EOS among them."""
-        return len(self.symbols) + 1
-
-    @property
     def eos_id(self) -> int:
         """Begins each sequence; nothing is asked of it."""
         return len(self.symbols)
 
-    @property
-    def unigram_entropy(self) -> float:
-        """The loss (nats an answer) of who knows nothing but which answers there are."""
-        return math.log(self.possible_answers)
-
     def summary(self) -> dict[str, Any]:
         """Return name and settings as plain values: the record of a run says what it was trained on."""
         return {"task": type(self).__name__, **asdict(self), "tokenizer": {"name": SymbolTokenizer.name}}  # type: ignore[call-overload]
-
-    def load_tokenizer(self) -> "SymbolTokenizer":
-        """Return what writes the tokens as text."""
-        return SymbolTokenizer(self.symbols)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,36 +72,27 @@ class Induction(Task):
     from the middle on, each following from the one before it and its earlier occurrence. This takes two layers of
     attention (Olsson et al. 2209.11895: an induction head reads what a previous-token head wrote); who only sees which
     symbols are in the context is right in 1 of T/4 to T/2 cases.
-
-    Args:
-        vocabulary: different symbols, at least T/2.
     """
 
-    vocabulary: PositiveInt
+    vocabulary: PositiveInt  # different symbols, at least T/2
 
     @property
-    @override
     def symbols(self) -> Sequence[str]:
         return [f"s{i}" for i in range(self.vocabulary)]
 
     @property
-    @override
     def possible_answers(self) -> int:
         return self.vocabulary
 
-    @override
     def check(self, context_length: int) -> None:
         if context_length < 8:
             raise ValueError(
                 f"data.task: model.context_length={context_length} leaves no room to repeat: use 8 or more"
             )
-        if self.vocabulary < context_length // 2:
-            raise ValueError(
-                f"data.task.vocabulary={self.vocabulary} is too small for rows of up to model.context_length / 2 ="
-                f" {context_length // 2} different symbols: raise it, or lower model.context_length"
-            )
+        if self.vocabulary < (longest := context_length // 2):
+            rows = f"rows of up to model.context_length / 2 = {longest} different symbols"
+            raise ValueError(f"data.task.vocabulary={self.vocabulary} is too small for {rows}: raise it")
 
-    @override
     def sequence(self, split: SplitName, seed: int, n: int, context_length: int) -> Sequence1D:
         key = _key(split, seed, n)
         shortest, longest = context_length // 4, context_length // 2
@@ -137,38 +110,27 @@ class AssociativeRecall(Task):
     The sequence begins with pairs of a key and a value; each key comes once again later, at a random place, and the
     answer is its value. Places are drawn by a power law, so that most gaps are short, as in text; what is between are
     random values. As here the next token is the answer, it can be read afterwards, which tells nothing new.
-
-    Args:
-        keys, values: different ones; a token is one or the other.
-        pairs: in a sequence, at most T/4 and at most `keys`.
-        gap_power: place x is drawn with a probability proportional to x^(gap_power - 1); 1: all alike.
     """
 
-    keys: PositiveInt
+    keys: PositiveInt  # different ones; a token is a key or a value
     values: PositiveInt
-    pairs: PositiveInt
-    gap_power: PositiveFloat
+    pairs: PositiveInt  # in a sequence, at most T/4 and at most `keys`
+    gap_power: PositiveFloat  # place x is drawn with a probability proportional to x^(gap_power - 1); 1: all alike
 
     @property
-    @override
     def symbols(self) -> Sequence[str]:
         return [*(f"k{i}" for i in range(self.keys)), *(f"v{i}" for i in range(self.values))]
 
     @property
-    @override
     def possible_answers(self) -> int:
         return self.values
 
-    @override
     def check(self, context_length: int) -> None:
         most = min(context_length // 4, self.keys)
         if self.pairs > most:
-            raise ValueError(
-                f"data.task.pairs={self.pairs} do not fit: use {most} or less, as each needs 4 tokens of"
-                f" model.context_length={context_length} and one of data.task.keys={self.keys}"
-            )
+            needs = f"4 tokens of model.context_length={context_length} and one of data.task.keys={self.keys}"
+            raise ValueError(f"data.task.pairs={self.pairs} do not fit: use {most} or less, as each needs {needs}")
 
-    @override
     def sequence(self, split: SplitName, seed: int, n: int, context_length: int) -> Sequence1D:
         key = _key(split, seed, n)
         names = permutation(self.keys, *key, 0)[: self.pairs]
@@ -197,35 +159,27 @@ class ModularAddition(Task):
     Trained on a fraction of all equations, validated on the others: whether it is the rule that was learnt, or the
     table. Equations come epoch by epoch in new orders; a sequence holds as many as fit. Earlier ones of a sequence can
     be read unless attention.document_mask=true; about 1 in 200 validation equations has b + a = c there.
-
-    Args:
-        modulus: numbers are 0 … modulus - 1.
-        train_fraction: of the modulus² equations.
     """
 
-    modulus: Annotated[int, Ge(3)]
-    train_fraction: Annotated[float, Gt(0), Lt(1)]
+    modulus: Annotated[int, Ge(3)]  # numbers are 0 … modulus - 1
+    train_fraction: Annotated[float, Gt(0), Lt(1)]  # of the modulus² equations
     _LENGTH: ClassVar[int] = 6  # a + b = c EOS
 
     @property
-    @override
     def symbols(self) -> Sequence[str]:
         return [*(str(i) for i in range(self.modulus)), "+", "="]
 
     @property
-    @override
     def possible_answers(self) -> int:
         return self.modulus
 
-    @override
     def check(self, context_length: int) -> None:
         if context_length < self._LENGTH:
             raise ValueError(f"data.task: model.context_length={context_length} holds no equation: use 6 or more")
         for split, equations in self._splits.items():
             if len(equations) == 0:
-                raise ValueError(
-                    f"data.task.train_fraction={self.train_fraction} leaves no equation to the {split} split"
-                )
+                empty = f"leaves no equation to the {split} split"
+                raise ValueError(f"data.task.train_fraction={self.train_fraction} {empty}")
 
     @cached_property
     def _splits(self) -> dict[SplitName, npt.NDArray[np.int64]]:
@@ -234,7 +188,6 @@ class ModularAddition(Task):
         n_train = round(self.train_fraction * self.modulus**2)
         return {"train": shuffled[:n_train], "val": shuffled[n_train:]}
 
-    @override
     def sequence(self, split: SplitName, seed: int, n: int, context_length: int) -> Sequence1D:
         equations, count = self._splits[split], context_length // self._LENGTH
         epochs, positions = np.divmod(np.arange(n * count, (n + 1) * count), len(equations))
@@ -266,46 +219,37 @@ class SymbolTokenizer(Tokenizer):
     name = "symbols"
 
     def __init__(self, symbols: Sequence[str]):
-        self._symbols = list(symbols)
-        self._ids = {symbol: i for i, symbol in enumerate(self._symbols)}
+        self._written = [*symbols, EOS]
+        self._ids = {symbol: i for i, symbol in enumerate(symbols)}
 
     @property
-    @override
     def settings(self) -> dict[str, Any]:
-        return {"symbols": self._symbols}
+        return {"symbols": list(self._ids)}
 
     @property
-    @override
     def vocab_size(self) -> int:
-        return len(self._symbols) + 1
+        return len(self._written)
 
     @property
-    @override
     def eos_id(self) -> int:
-        return len(self._symbols)
+        return len(self._ids)
 
-    @override
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         if unknown := sorted({symbol for text in texts for symbol in text.split()} - self._ids.keys()):
-            first, last = self._symbols[0], self._symbols[-1]
-            raise ValueError(f"{' '.join(unknown)} is no symbol of this task: known are {first} … {last}, with spaces")
+            known = f"{self._written[0]} … {self._written[-2]}, with spaces"
+            raise ValueError(f"{' '.join(unknown)} is no symbol of this task: known are {known}")
         return [np.array([self._ids[symbol] for symbol in text.split()], dtype=self.dtype) for text in texts]
 
-    @override
     def decode(self, ids: Iterable[int]) -> str:
-        written = [*self._symbols, EOS]
-        return " ".join(written[int(i)] for i in ids if int(i) < len(written))
+        return " ".join(self._written[int(i)] for i in ids if int(i) < self.vocab_size)
 
-    @override
     def token_bytes(self) -> npt.NDArray[np.int64]:
         return np.zeros(self.vocab_size, dtype=np.int64)
 
-    @override
     def to_json(self) -> str:
-        return json.dumps({"type": self.name, "symbols": self._symbols})
+        return json.dumps({"type": self.name, **self.settings})
 
     @classmethod
-    @override
     def from_json(cls, text: str) -> Self:
         content = json.loads(text)
         if content.get("type") != cls.name:

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from typing_extensions import override
 
 from thunderhead.core.config import Problem
 from thunderhead.core.data.datamodule import ENDLESS, Draw, TokenDataModule
 from thunderhead.core.data.manifest import SplitName
-from thunderhead.options.synthetic_tasks import Task
+from thunderhead.options.synthetic_tasks import SymbolTokenizer, Task
 
 
 class TaskSequences(Dataset[Tensor]):
@@ -32,88 +30,63 @@ class TaskSequences(Dataset[Tensor]):
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, n: int) -> Tensor:
-        tokens, is_answer = self._make(n)
-        return torch.from_numpy(np.where(is_answer, tokens, ~tokens))
-
     def __getitems__(self, samples: list[int]) -> Tensor:
-        return torch.stack([self[n] for n in samples])
+        made = [self._make(n) for n in samples]
+        return torch.from_numpy(np.stack([np.where(each.is_answer, each.tokens, ~each.tokens) for each in made]))
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class TaskData(TokenDataModule):
-    """Sequences of a task: there is nothing to prepare, and no end.
+    """Sequences of a task: there is nothing to prepare, and no end."""
 
-    Args:
-        filters: none: there are no documents.
-        task: makes the sequences.
-    """
-
-    filters: Mapping[str, object]
-    _: KW_ONLY
     task: Task
 
-    @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.tokenizer = self.task.load_tokenizer()
-        self.vocab_size, self.eos_id = self.task.vocab_size, self.task.eos_id
-        self.unigram_entropy = self.task.unigram_entropy
+        self.tokenizer = SymbolTokenizer(self.task.symbols)
+        self.vocab_size, self.eos_id = self.tokenizer.vocab_size, self.tokenizer.eos_id
+        self.unigram_entropy = math.log(self.task.possible_answers)  # of who knows only which answers there are
 
-    @override
     def problems(self, run: Any) -> list[Problem]:
         found = []
         try:
-            self.task.check(self.context_length)
+            self.setup("fit")
         except ValueError as error:
             found.append(Problem("", str(error)))
-        if self.filters:
-            found.append(Problem("curation", "a synthetic task has no documents to filter: use curation=none"))
         if getattr(run.budget, "needs_epochs", False):
-            message = "a synthetic task has no epochs: use budget=steps or budget=tokens"
-            found.append(Problem("budget.epochs", message))
+            found.append(Problem("budget.epochs", "a synthetic task has no epochs: use budget=steps or budget=tokens"))
         return found
 
-    @override
+    def setup(self, stage: str) -> None:
+        self.task.check(self.context_length)
+
     def draw(self, steps: int) -> Draw:
         return Draw(steps, epochs={})
 
-    @override
     def notes(self) -> list[str]:
         return ["tokens are the task's own symbols, the tokenizer is not used"]
 
-    @override
     def summary(self) -> dict[str, Any]:
         return self.task.summary()
 
-    @override
     def validation_metrics(self) -> dict[str, Any]:
         return {"accuracy": is_most_probable}
 
-    @override
     def validation_data(self) -> str:
         content = json.dumps([self.task.summary(), self.max_validation_tokens], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     validation_text = validation_data
 
-    @override
     def sample(self, decoder: Any, device: torch.device) -> str:
         return sample_answers(decoder, self.task, device)
 
-    @override
-    def setup(self, stage: str) -> None:
-        self.task.check(self.context_length)
-
-    @override
     def train_dataset(self, steps: int) -> TaskSequences:
         return TaskSequences(self.task, "train", self.seed, self.context_length)
 
-    @override
     def validation_blocks(self) -> dict[str, int]:
         return {"task": ENDLESS}
 
-    @override
     def val_dataset(self, source: str, samples: int) -> TaskSequences:
         return TaskSequences(self.task, "val", self.seed, self.context_length)
 
@@ -129,19 +102,16 @@ def sample_answers(decoder: Any, task: Task, device: torch.device, sequences: in
 
     A right answer is marked as v7✓, a wrong one shows what the model said instead: v7✗v2.
     """
-    symbols, lines = [*task.symbols, "|"], []
-    was_training = decoder.training
+    symbols, lines, was_training = [*task.symbols, "|"], [], decoder.training
     decoder.eval()
-    try:
-        for n in range(sequences):
-            tokens, is_answer = task.sequence("val", 0, n, decoder.context_length)
-            logits_TV = decoder.logits(torch.from_numpy(tokens[None, :-1]).to(device))[0]
-            said = [int(tokens[0]), *logits_TV.argmax(dim=-1).tolist()]
-            written = []
-            for token, answer, asked in zip(tokens.tolist(), said, is_answer.tolist(), strict=True):
-                told = symbols[answer] if answer < len(symbols) else "?"  # a row of a larger vocabulary
-                written.append(symbols[token] + ("" if not asked else "✓" if answer == token else f"✗{told}"))
-            lines.append(" ".join(written))
-    finally:
-        decoder.train(was_training)
+    for n in range(sequences):
+        tokens, is_answer = task.sequence("val", 0, n, decoder.context_length)
+        logits_TV = decoder.logits(torch.from_numpy(tokens[None, :-1]).to(device))[0]
+        written = [symbols[token] for token in tokens]
+        for place in np.flatnonzero(is_answer):
+            said = int(logits_TV[place - 1].argmax())
+            told = symbols[said] if said < len(symbols) else "?"  # a row of a larger vocabulary
+            written[place] += "✓" if said == tokens[place] else f"✗{told}"
+        lines.append(" ".join(written))
+    decoder.train(was_training)
     return "\n".join(lines)

@@ -4,9 +4,10 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask
 
 from oracles import naive_documents
-from thunderhead.core.model.context import dense_mask, document_layout, sparse_mask
+from thunderhead.core.model.context import SequenceContext, dense_mask, document_layout, sparse_mask
 
-CPU = torch.device("cpu")
+DOCUMENTS = torch.tensor([[0, 0, 0, 0, 1, 1], [0, 1, 1, 1, 1, 1]])
+CONTEXT = SequenceContext(torch.arange(6)[None], DOCUMENTS)
 
 
 @settings(max_examples=50)
@@ -26,26 +27,24 @@ def test_the_eos_belongs_to_the_document_it_ends() -> None:
 
 
 def test_plain_causal_attention_needs_no_mask() -> None:
-    assert dense_mask(5, 5, CPU, None, None, None) is None
+    assert dense_mask(SequenceContext(torch.arange(5)[None]), None) is None
 
 
 def test_the_mask_says_who_sees_whom() -> None:
-    document_ids = torch.tensor([[0, 0, 0, 0, 1, 1], [0, 1, 1, 1, 1, 1]])
-    mask = dense_mask(6, 6, CPU, 3, document_ids, None)
+    mask = dense_mask(CONTEXT, 3)
     assert mask is not None
     assert mask.shape == (2, 1, 6, 6)
     for b in range(2):
         for query in range(6):
             for key in range(6):
-                same = bool(document_ids[b, query] == document_ids[b, key])
+                same = bool(DOCUMENTS[b, query] == DOCUMENTS[b, key])
                 assert bool(mask[b, 0, query, key]) == (key <= query and query - key < 3 and same)
 
 
 def test_the_sparse_mask_allows_what_the_dense_mask_allows() -> None:
-    document_ids = torch.tensor([[0, 0, 0, 0, 1, 1], [0, 1, 1, 1, 1, 1]])
-    block_mask = sparse_mask(6, CPU, 3, document_ids)
+    block_mask = sparse_mask(CONTEXT, 3)
     assert isinstance(block_mask, BlockMask)
-    dense = dense_mask(6, 6, CPU, 3, document_ids, None)
+    dense = dense_mask(CONTEXT, 3)
     assert dense is not None
     index = torch.arange(6)
     for b in range(2):

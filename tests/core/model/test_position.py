@@ -105,9 +105,9 @@ def test_rotation_of_bfloat16_is_rounded_once() -> None:
     [
         ({"factor": 2.0}, r"position.factor=2 changes nothing with position.scaling=none"),
         ({"scaling": "linear"}, r"position.scaling=linear needs position.factor"),
-        ({"scaling": "ntk", "factor": 2.0, "low_freq_factor": 1.0}, r"position.low_freq_factor is for .*llama3 only"),
+        ({"scaling": "ntk", "factor": 2.0, "low_freq_factor": 1.0}, r"low_freq_factor, .* are for .*llama3 only"),
         ({"scaling": "llama3", "factor": 2.0, "low_freq_factor": 5.0}, r"low_freq_factor=5 must be below"),
-        ({"fraction": 0.05}, r"position.fraction=0.05 gives 3, which must be a positive even number"),
+        ({"fraction": 0.05}, r"position.fraction=0.05 = 3 must be a positive even number"),
     ],
 )
 def test_refused_rotary_settings(settings: dict[str, Any], message: str) -> None:

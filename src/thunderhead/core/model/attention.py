@@ -1,13 +1,11 @@
 """Causal self-attention: one base class that computes softmax(q k^T) v on the best backend, and its variants.
 
-Adding a variant: subclass `Attention`, take (d_model, n_heads, context_length, bias) and keyword settings, project to
-q, k, v and call `self.attend`; see `GroupedQueryAttention`, and docs of `Attention` for what to override.
+A variant subclasses `Attention`, projects to q, k, v and calls `self.attend`: see `GroupedQueryAttention`.
 
 Shape letters: B sequences, T tokens a sequence, D model dimensions, H query heads, G key/value heads, E dimensions of a
 query or key head, V of a value head, C of a compressed latent.
 """
 
-import math
 from collections.abc import Hashable
 from typing import Any, Literal
 
@@ -16,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thunderhead.core.model import kernels
-from thunderhead.core.model.context import Cache, SequenceContext, dense_mask, extend, n_kept, sparse_mask
-from thunderhead.core.model.division import Division, refuse_uneven
+from thunderhead.core.model.context import Cache, SequenceContext, dense_mask, extend, sparse_mask
+from thunderhead.core.model.division import Division, divisors, refuse_uneven
 from thunderhead.core.model.init import ResidualProjection
 from thunderhead.core.model.mixer import SequenceMixer, matrix_flops
 from thunderhead.core.model.norm import normalize
@@ -28,10 +26,10 @@ Backend = Literal["auto", "sdpa", "flex"]
 
 
 class Attention(SequenceMixer):
-    """What variants share. A subclass defines `forward(x_BTD, context) -> (B, T, D)` and calls `attend` in it.
+    """What variants share. A subclass defines `forward` and calls `attend` in it.
 
-    A subclass whose heads differ sets after `super().__init__`: `n_kv_heads`, `head_dim` and `v_head_dim` as `attend`
-    gets them, `rotary_dim` (dimensions of a query head that positions may rotate; 0 = none).
+    One whose heads differ sets after `super().__init__`: `n_kv_heads`, `head_dim` and `v_head_dim` as `attend` gets
+    them, `rotary_dim` (dimensions of a query head that positions may rotate; 0 = none).
 
     - head_dim: dimensions of a head; None = d_model / n_heads.
     - window: keys that a query may see, itself included; None = all before it.
@@ -39,8 +37,8 @@ class Attention(SequenceMixer):
     - logit_softcap: scores become cap · tanh(score / cap) before masking (Gemma 2, 2408.00118: 50). Needs flex.
     - document_mask: tokens attend within their document only; if all layers do, positions restart with each document.
     - backend: "sdpa" (scaled_dot_product_attention), "flex" (flex_attention: skips masked blocks; no backward pass on
-      the CPU, no dropout) or "auto": flex on CUDA when a soft-cap, documents, a window or ALiBi ask for it, else sdpa;
-      on a CPU in 16 bits, short and plainly causal, `causal_in_blocks` stands in for sdpa.
+      the CPU, no dropout) or "auto": flex where it is needed, and on CUDA with documents, a window or ALiBi; else sdpa,
+      or `causal_in_blocks` for what that is slow at on CPUs.
 
     Raises ValueError if the heads do not fit d_model and for settings that no backend can do together.
     """
@@ -60,36 +58,18 @@ class Attention(SequenceMixer):
     ) -> None:
         super().__init__()
         if head_dim is None and d_model % n_heads:
-            raise ValueError(
-                f"model.n_heads={n_heads} does not divide model.d_model={d_model}: "
-                f"use {one_of(divisors(d_model))} heads, or set attention.head_dim"
-            )
+            heads = f"use {divisors(d_model)} heads, or set attention.head_dim"
+            raise ValueError(f"model.n_heads={n_heads} does not divide model.d_model={d_model}: {heads}")
         if logit_softcap is not None and backend == "sdpa":
-            softcap = f"attention.logit_softcap={logit_softcap:g}"
-            raise ValueError(f"{softcap} needs attention.backend=flex or auto: sdpa has no soft-cap")
-        self.n_heads = n_heads
-        self.context_length = context_length
+            raise ValueError("attention.logit_softcap needs attention.backend=flex or auto: sdpa has no soft-cap")
+        self.context_length, self.window, self.document_mask = context_length, window, document_mask
+        self.dropout, self.logit_softcap, self.backend = dropout, logit_softcap, backend
+        self.n_heads = self.n_kv_heads = n_heads
         self.head_dim: int = head_dim or d_model // n_heads
-        self.window = window
-        self.dropout = dropout
-        self.logit_softcap = logit_softcap
-        self.document_mask = document_mask
-        self.backend = backend
-        self.rotary_dim = self.head_dim
-        self.v_head_dim = self.head_dim
-        self.n_kv_heads = n_heads
-        self.score_scale: float | None = None  # None: 1 / sqrt(head_dim)
+        self.rotary_dim = self.v_head_dim = self.head_dim
+        self.score_scale: float | None = None  # of q k^T; None: 1 / sqrt(head_dim)
         if dropout and self.needs_flex:
-            both = f"attention.dropout={dropout:g} and attention.{self._why_flex}"
-            raise ValueError(f"{both} exclude each other: flex_attention has no dropout")
-
-    def follow_base(self, base: "Attention") -> None:
-        """Maximal update parametrization: scores fall with 1 / head_dim, from those of the base (2203.03466, 4).
-
-        Queries and keys that training has aligned have a product that grows like head_dim, not like its root.
-        """
-        if self.head_dim != base.head_dim:
-            self.score_scale = math.sqrt(base.head_dim) / self.head_dim
+            raise ValueError(f"attention.dropout={dropout:g} excludes {self._why_flex}: flex_attention has no dropout")
 
     @property
     def needs_flex(self) -> bool:
@@ -98,45 +78,39 @@ class Attention(SequenceMixer):
 
     @property
     def _why_flex(self) -> str:
-        return "backend=flex" if self.logit_softcap is None else f"logit_softcap={self.logit_softcap:g}"
+        return "attention.backend=flex" if self.logit_softcap is None else "attention.logit_softcap"
 
     def problems(self, run: Any) -> list[Problem]:
         """Where it would have to train by flex_attention on something other than CUDA."""
         if not self.needs_flex or run.accelerator == "cuda":
             return []
-        setting = "attention.backend=flex" if self.logit_softcap is None else "attention.logit_softcap"
         message = f"needs flex_attention, which trains on CUDA only, and this run is on {run.accelerator}"
-        return [Problem(setting, f"{message}: set it to null or auto")]
+        return [Problem(self._why_flex, f"{message}: set it to null or auto")]
 
     def backend_on(self, device: torch.device, with_slopes: bool = False) -> Literal["sdpa", "flex"]:
         """The backend that `attend` uses on a device; `with_slopes` tells that positions are ALiBi."""
-        if self.needs_flex:
-            return "flex"
-        more_than_causal = self.document_mask or self.window is not None or with_slopes
-        if self.backend == "auto" and device.type == "cuda" and more_than_causal and not self.dropout:
-            return "flex"
-        return "sdpa"
+        skips_blocks = self.backend == "auto" and not self._is_plain(with_slopes) and not self.dropout
+        return "flex" if self.needs_flex or (skips_blocks and device.type == "cuda") else "sdpa"
+
+    def _is_plain(self, with_slopes: bool) -> bool:
+        """Whether scores are changed by the causal mask only."""
+        return not (self.document_mask or self.window is not None or with_slopes)
 
     def flops_per_token(self) -> int:
-        """Those of the matrices, and of q k^T and the weighted sum of v at full context_length.
-
-        PaLM's convention (2204.02311, appendix B): no discount for causality; with a window, min(window, T) keys.
-        """
+        """Those of the matrices, of q k^T and of the weighted sum of v: no discount for causality (PaLM 2204.02311)."""
         keys = min(self.window or self.context_length, self.context_length)
         return matrix_flops(self) + 2 * keys * self.n_heads * (self.head_dim + self.v_head_dim)
 
     def mask_key(self) -> Hashable:
-        """Layers that mask alike, on one backend."""
         return (type(self), self.window, self.document_mask, self.backend, self.logit_softcap is None, self.dropout > 0)
 
     def masks(self, context: SequenceContext) -> dict[str, Any]:
         """The mask for the backend in use; after cached tokens always a dense one."""
-        device, n_tokens = context.position_ids.device, context.position_ids.shape[1] - context.n_seen
-        document_ids = context.document_ids if self.document_mask else None
-        if context.n_seen == 0 and self.backend_on(device, context.slopes is not None) == "flex":
-            return {"block_mask": sparse_mask(n_tokens, device, self.window, document_ids)}
-        n_keys = n_kept(context.n_seen, self.window) + n_tokens
-        return {"mask": dense_mask(n_tokens, n_keys, device, self.window, document_ids, context.slopes)}
+        context = context if self.document_mask else context._replace(document_ids=None)
+        backend = self.backend_on(context.position_ids.device, context.slopes is not None)
+        if context.n_seen == 0 and backend == "flex":
+            return {"block_mask": sparse_mask(context, self.window)}
+        return {"mask": dense_mask(context, self.window)}
 
     def new_cache(self, n_sequences: int, n_tokens: int, device: torch.device, dtype: torch.dtype) -> Cache | None:
         """Keys and values, (B, G, S, E or V), for `attend`; with a window, S is at most that."""
@@ -145,77 +119,59 @@ class Attention(SequenceMixer):
         return {name: torch.empty(*sizes, dim, device=device, dtype=dtype) for name, dim in dims.items()}
 
     def attend(self, q_BHTE: Tensor, k_BGTE: Tensor, v_BGTV: Tensor, context: SequenceContext) -> Tensor:
-        """Causal softmax(q k^T / sqrt(E)) v, (B, H, T, V), under all the options above. H is a multiple of G.
-
-        `score_scale`, where set, stands in for 1 / sqrt(E).
-
-        Raises ValueError where flex_attention would have to train without a CUDA device.
-        """
+        """Causal softmax(q k^T · score_scale) v, (B, H, T, V), under all the options above. H is a multiple of G."""
         if context.cache is not None:
             k_BGTE = extend(context.cache, "keys", k_BGTE, context.n_seen, self.window)
             v_BGTV = extend(context.cache, "values", v_BGTV, context.n_seen, self.window)
         q_BHTE, k_BGTE = q_BHTE.to(v_BGTV.dtype), k_BGTE.to(v_BGTV.dtype)  # float32 after a norm under autocast
+        mask, scale, dropout = context.mask, self.score_scale, self.dropout if self.training else 0.0
         if context.block_mask is not None:
-            if not q_BHTE.is_cuda and torch.is_grad_enabled() and q_BHTE.requires_grad:
-                message = f"needs flex_attention, which has no backward pass on {q_BHTE.device.type}: train on CUDA"
-                raise ValueError(f"attention.{self._why_flex} {message}, or set it to null or auto")
             masks = context.block_mask, context.slopes
-            return kernels.flex(q_BHTE, k_BGTE, v_BGTV, *masks, self.logit_softcap, self.score_scale)
-        mask = context.mask
-        if self._in_blocks(q_BHTE, context):
-            return kernels.causal_in_blocks(q_BHTE, k_BGTE, v_BGTV, self.score_scale)
+            return kernels.flex(q_BHTE, k_BGTE, v_BGTV, *masks, self.logit_softcap, scale)
+        if mask is None and context.n_seen == 0 and self._in_blocks(q_BHTE, dropout):
+            return kernels.causal_in_blocks(q_BHTE, k_BGTE, v_BGTV, scale)
         if mask is not None and mask.is_floating_point():
             mask = mask.to(q_BHTE.dtype)  # the kernels want one dtype; ALiBi's bias rounds like the scores do
         if self.logit_softcap is not None:
-            return kernels.softcapped(q_BHTE, k_BGTE, v_BGTV, mask, self.logit_softcap, self.score_scale)
+            return kernels.softcapped(q_BHTE, k_BGTE, v_BGTV, mask, self.logit_softcap, scale)
+        is_causal = mask is None and q_BHTE.shape[2] == k_BGTE.shape[2]  # one token after others sees all
+        grouped = q_BHTE.shape[1] != k_BGTE.shape[1]
         return F.scaled_dot_product_attention(
-            q_BHTE,
-            k_BGTE,
-            v_BGTV,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and q_BHTE.shape[2] == k_BGTE.shape[2],  # one token after others sees all
-            scale=self.score_scale,
-            enable_gqa=q_BHTE.shape[1] != k_BGTE.shape[1],
+            q_BHTE, k_BGTE, v_BGTV, mask, dropout, is_causal, scale=scale, enable_gqa=grouped
         )
+
+    def _in_blocks(self, q_BHTE: Tensor, dropout: float) -> bool:
+        """Whether `causal_in_blocks` is for plain causal attention of these queries."""
+        is_slow = q_BHTE.device.type == "cpu" and q_BHTE.dtype in (torch.bfloat16, torch.float16)
+        return self.backend == "auto" and is_slow and q_BHTE.shape[2] <= kernels.BLOCKWISE_TOKENS and not dropout
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype, with_slopes: bool = False) -> str:
         """What computes plain training steps there: "flex", "blocks", or the kernel that sdpa dispatches to."""
         if self.backend_on(device, with_slopes) == "flex":
             return "flex"
-        sizes: dict[str, Any] = {"device": device, "dtype": dtype, "requires_grad": True}
         heads = (self.n_heads, self.head_dim), (self.n_kv_heads, self.head_dim), (self.n_kv_heads, self.v_head_dim)
-        q, k, v = (torch.empty(1, n, self.context_length, dim, **sizes) for n, dim in heads)
-        is_causal = not (self.document_mask or self.window is not None or with_slopes)
-        if is_causal and not self.dropout and self._in_blocks(q, SequenceContext(torch.empty(0))):
+        q, k, v = (
+            torch.empty(1, n, self.context_length, dim, device=device, dtype=dtype, requires_grad=True)
+            for n, dim in heads
+        )
+        is_causal = self._is_plain(with_slopes)
+        if is_causal and self._in_blocks(q, self.dropout):
             return "blocks"
         return kernels.fused(q, k, v, is_causal, self.dropout, self.score_scale)
-
-    def _in_blocks(self, q_BHTE: Tensor, context: SequenceContext) -> bool:
-        return (
-            self.backend == "auto"
-            and q_BHTE.device.type == "cpu"
-            and q_BHTE.dtype in (torch.bfloat16, torch.float16)
-            and q_BHTE.shape[2] <= kernels.BLOCKWISE_TOKENS
-            and context.mask is None
-            and context.n_seen == 0
-            and not (self.dropout and self.training)
-        )
 
 
 class GroupedQueryAttention(Attention):
     """Multi-head (Vaswani et al. 2017), multi-query (Shazeer 1911.02150) and grouped-query (2305.13245) attention.
 
-    - n_kv_heads: key/value heads. None = n_heads (multi-head); 1 = multi-query; a whole number that divides n_heads; or
-      a ratio of n_heads, above 0 and below 1 (0.25 = four query heads share a key/value head).
-    - window: of the last tokens, itself included, that a token sees (Mistral 7B, 2310.06825): a number, or a ratio of
-      context_length, above 0 and below 1. None = all.
+    - n_kv_heads: key/value heads, a number that divides n_heads or a ratio of it below 1 (0.25 = four query heads share
+      a key/value head). None = n_heads (multi-head); 1 = multi-query.
+    - window: the last tokens, itself included, that a token sees (Mistral 7B, 2310.06825): a number, or a ratio of
+      context_length below 1. None = all.
     - qk_norm: RMSNorm on each query and key head, before rotation (2309.14322; Qwen 3).
     - qkv_bias: biases of the q, k and v projections; None = like model.bias (Qwen 2: true with model.bias false).
     - head_dim, dropout, logit_softcap, document_mask, backend: see `Attention`.
 
-    Raises ValueError if n_kv_heads does not divide n_heads, if the window is not shorter than context_length (it would
-    change nothing), and as `Attention` does.
+    Raises ValueError if n_kv_heads does not divide n_heads, for a window as long as the context, and as `Attention`.
     """
 
     def __init__(
@@ -235,9 +191,8 @@ class GroupedQueryAttention(Attention):
         document_mask: bool = False,
         backend: Backend = "auto",
     ) -> None:
-        tokens = _resolve_window(window, context_length)
-        shared = dropout, logit_softcap, document_mask, backend
-        super().__init__(d_model, n_heads, context_length, bias, head_dim, tokens, *shared)
+        shared = _resolve_window(window, context_length), dropout, logit_softcap, document_mask, backend
+        super().__init__(d_model, n_heads, context_length, bias, head_dim, *shared)
         self.n_kv_heads = _resolve_kv_heads(n_kv_heads, n_heads)
         qkv_bias = bias if qkv_bias is None else qkv_bias
         self.q_proj = nn.Linear(d_model, n_heads * self.head_dim, bias=qkv_bias)
@@ -256,55 +211,33 @@ class GroupedQueryAttention(Attention):
         return y_BTD
 
     def tensor_parallel_plan(self, n_ranks: int) -> dict[str, Division]:
-        """Each rank has n_heads / n_ranks query heads with their key/value heads.
-
-        Raises ValueError if the heads cannot be divided so.
-        """
+        """Each rank has n_heads / n_ranks query heads with their key/value heads."""
         refuse_uneven("model.n_heads", self.n_heads, n_ranks)
-        kv_heads = [n for n in divisors(self.n_heads) if n % n_ranks == 0]
-        nearest = f"attention.n_kv_heads={one_of(kv_heads)}"
-        refuse_uneven("attention.n_kv_heads", self.n_kv_heads, n_ranks, nearest)
-        styles: dict[str, Division] = {
-            **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "columns"),
-            "out_proj": "rows",
-        }
-        for name, norm in (("q_norm", self.q_norm), ("k_norm", self.k_norm)):
-            if not isinstance(norm, nn.Identity):
-                styles[name] = "replicated_on_shards"
-        return styles
+        refuse_uneven("attention.n_kv_heads", self.n_kv_heads, n_ranks)
+        columns: dict[str, Division] = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "columns")
+        return {**columns, "q_norm": "replicated_on_shards", "k_norm": "replicated_on_shards", "out_proj": "rows"}
 
 
-def _resolve_kv_heads(n_kv_heads: float | None, n_heads: int) -> int:
-    if n_kv_heads is None:
+def _resolve_kv_heads(given: float | None, n_heads: int) -> int:
+    if given is None:
         return n_heads
-    count = n_kv_heads
-    if isinstance(n_kv_heads, float) and 0 < n_kv_heads < 1:
-        count = round(n_kv_heads * n_heads, 6)
+    count = round(given * n_heads, 6) if 0 < given < 1 else given
     if count < 1 or count != int(count) or n_heads % count:
-        given = f"attention.n_kv_heads={n_kv_heads}" + (f" ({count:g} heads)" if count != n_kv_heads else "")
-        raise ValueError(f"{given} does not divide model.n_heads={n_heads}: use {one_of(divisors(n_heads))}")
+        said = f"attention.n_kv_heads={given}" + (f" ({count:g} heads)" if count != given else "")
+        raise ValueError(f"{said} does not divide model.n_heads={n_heads}: use {divisors(n_heads)}")
     return int(count)
 
 
-def _resolve_window(window: float | None, context_length: int) -> int | None:
-    if window is None:
+def _resolve_window(given: float | None, context_length: int) -> int | None:
+    if given is None:
         return None
-    if window <= 0 or (isinstance(window, float) and window >= 1):
-        raise ValueError(f"attention.window={window} must be a positive number of tokens or a ratio in (0, 1)")
-    tokens = max(1, round(window * context_length)) if isinstance(window, float) else window
+    tokens = max(1, round(given * context_length)) if 0 < given < 1 else given
+    if not isinstance(tokens, int) or tokens < 1:
+        raise ValueError(f"attention.window={given} must be a positive number of tokens or a ratio in (0, 1)")
     if tokens >= context_length:
-        reaches = f"attention.window={window} reaches all of model.context_length={context_length}"
+        reaches = f"attention.window={given} reaches all of model.context_length={context_length}"
         raise ValueError(f"{reaches} and changes nothing: make it shorter, or null")
     return tokens
-
-
-def divisors(n: int) -> list[int]:
-    return [i for i in range(1, n + 1) if n % i == 0]
-
-
-def one_of(numbers: list[int]) -> str:
-    *most, last = map(str, numbers)
-    return f"{', '.join(most)} or {last}" if most else last
 
 
 def head_norms(head_dim: int, qk_norm: bool) -> tuple[nn.Module, nn.Module]:

@@ -1,9 +1,10 @@
 """What the layers are told in one forward pass: positions, documents, who may attend to whom, what was seen before.
 
-Shape letters: B sequences, T tokens a sequence, S tokens that were seen before them (0 without a cache), K keys that
-they attend to, H query heads, R rotated dimensions of a head.
+Shape letters: B sequences, T tokens, S tokens that were seen before them (0 without a cache), K keys that they attend
+to, H query heads, R rotated dimensions of a head.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -42,10 +43,8 @@ class SequenceContext(NamedTuple):
 def extend(cache: Cache, name: str, new: Tensor, n_seen: int, window: int | None = None) -> Tensor:
     """Append the rows (second to last dimension) of new tokens to those of the n_seen tokens before, in cache[name].
 
-    With a window, a buffer of that many rows is enough.
-
-    Returns:
-        The rows that the new tokens may look at: `n_kept` of those before, and their own.
+    Returns the rows that the new tokens may look at: `n_kept` of those before, and their own. With a window, as many
+    rows as it is long are enough in cache[name].
     """
     buffer = cache[name]
     assert buffer.shape[:-2] == new.shape[:-2], f"new_cache made {name!r} as {buffer.shape}, and it gets {new.shape}"
@@ -75,33 +74,8 @@ def document_layout(tokens_BT: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
     return starts_BT.cumsum(dim=1), index_T - last_start_BT
 
 
-def dense_mask(  # noqa: PLR0917 - all of them always
-    n_tokens: int,
-    n_keys: int,
-    device: torch.device,
-    window: int | None,
-    document_ids: Tensor | None,
-    slopes_H: Tensor | None,
-) -> Tensor | None:
-    """What the last n_tokens see of the last n_keys, themselves included: as in `SequenceContext.mask`."""
-    window = window if window is not None and window < n_keys else None
-    if window is None and document_ids is None and slopes_H is None and n_tokens in (1, n_keys):
-        return None
-    index_K = torch.arange(n_keys, device=device)
-    distance_TK = index_K[n_keys - n_tokens :, None] - index_K  # of the query (row) from the key (column)
-    allowed = (distance_TK >= 0)[None, None]
-    if window is not None:
-        allowed = allowed & (distance_TK < window)
-    if document_ids is not None:
-        queries, keys = document_ids[:, -n_tokens:], document_ids[:, -n_keys:]
-        allowed = allowed & (queries[:, None, :, None] == keys[:, None, None, :])
-    if slopes_H is None:
-        return allowed
-    return torch.where(allowed, -slopes_H[:, None, None] * distance_TK, float("-inf"))
-
-
-def sparse_mask(n_tokens: int, device: torch.device, window: int | None, document_ids: Tensor | None) -> BlockMask:
-    """The mask for flex_attention, which skips blocks without anything allowed; it adds ALiBi to the scores itself."""
+def visible(window: int | None, document_ids: Tensor | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Says of places (sequence, head, query, key) whether the query sees the key, as flex_attention asks it."""
 
     def allowed(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         result = query >= key
@@ -111,5 +85,29 @@ def sparse_mask(n_tokens: int, device: torch.device, window: int | None, documen
             result = result & (document_ids[b, query] == document_ids[b, key])
         return result
 
-    n_sequences = None if document_ids is None else document_ids.shape[0]
-    return create_block_mask(allowed, n_sequences, None, n_tokens, n_tokens, device=device)
+    return allowed
+
+
+def dense_mask(context: SequenceContext, window: int | None) -> Tensor | None:
+    """What tokens see of those before and of themselves: as in `SequenceContext.mask`."""
+    end, device = context.position_ids.shape[1], context.position_ids.device
+    n_tokens = end - context.n_seen
+    n_keys = n_kept(context.n_seen, window) + n_tokens
+    window = window if window is not None and window < n_keys else None
+    documents, slopes_H = context.document_ids, context.slopes
+    if window is None and documents is None and slopes_H is None and n_tokens in (1, n_keys):
+        return None
+    b_B11 = torch.arange(1 if documents is None else len(documents), device=device)[:, None, None]
+    key_K = torch.arange(end - n_keys, end, device=device)
+    query_T1 = key_K[-n_tokens:, None]
+    allowed = visible(window, documents)(b_B11, b_B11, query_T1, key_K).view(-1, 1, n_tokens, n_keys)
+    if slopes_H is None:
+        return allowed
+    return torch.where(allowed, -slopes_H[:, None, None] * (query_T1 - key_K), float("-inf"))
+
+
+def sparse_mask(context: SequenceContext, window: int | None) -> BlockMask:
+    """The mask for flex_attention, which skips blocks without anything allowed; it adds ALiBi to the scores itself."""
+    documents, n_tokens = context.document_ids, context.position_ids.shape[1]
+    n_sequences, device = None if documents is None else len(documents), context.position_ids.device
+    return create_block_mask(visible(window, documents), n_sequences, None, n_tokens, n_tokens, device=device)

@@ -4,7 +4,7 @@ Shape letters: B sequences, T tokens a sequence, D model dimensions, V vocabular
 """
 
 import inspect
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,14 +24,12 @@ from thunderhead.core.types import PositiveFloat, PositiveInt
 class Decoder(nn.Module):
     """A decoder-only transformer from component factories: classes, or `functools.partial`s that carry their settings.
 
-        Decoder(256, None, partial(GroupedQueryAttention, n_kv_heads=2), RotaryPosition, …, n_layers=6, d_model=256, …)
-
     Call `initialize(seed)` before use: building leaves torch's default weights (none on the "meta" device).
 
     Supplied by the code:
     - tokenizer_vocab_size: tokens that the data may contain; eos_id: the one that ends a document, None if none does.
-    - attention, position, activation, norm, dropout, block, loss: factories, called once a layer or once a model. Those
-      of a layer are told `layer_index` (from 0) and `n_layers` where their signatures have them: layers may differ.
+    - the factories, called once a layer or once a model. Those of a layer are told `layer_index` (from 0) and
+      `n_layers` where their signatures have them: layers may differ.
 
     Settings:
     - n_layers, d_model, n_heads, context_length (the longest input, in tokens).
@@ -43,8 +41,8 @@ class Decoder(nn.Module):
     - bias: of linear layers in attention and feed-forward branches (norms have their own setting; the head has none).
     - init_std, scale_residual_init: see `thunderhead.core.model.init.initialize`.
 
-    Raises ValueError for a vocabulary smaller than the tokenizer's, for attention.document_mask without an eos_id, and
-    as the components do.
+    Raises ValueError for a vocabulary smaller than the tokenizer's, for components that do not fit together, and as
+    these do.
     """
 
     def __init__(  # noqa: PLR0917 - supplied by keyword; before the star to tell them from settings
@@ -74,18 +72,12 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         if vocab_size is not None and vocab_size < tokenizer_vocab_size:
-            raise ValueError(
-                f"model.vocab_size={vocab_size} is smaller than the tokenizer's {tokenizer_vocab_size} tokens: "
-                "raise it, or set it to null to follow the tokenizer"
-            )
-        self.eos_id = eos_id
+            smaller = f"model.vocab_size={vocab_size} is smaller than the tokenizer's {tokenizer_vocab_size} tokens"
+            raise ValueError(f"{smaller}: raise it, or set it to null to follow the tokenizer")
+        self.n_layers, self.n_heads, self.context_length = n_layers, n_heads, context_length
+        self.vocab_size, self.eos_id = vocab_size or tokenizer_vocab_size, eos_id
+        self.init_std, self.scale_residual_init = init_std, scale_residual_init
         self.local_heads = slice(None)  # of the attention heads, those of this rank under tensor parallelism
-        self.n_layers = n_layers
-        self.n_heads = n_heads
-        self.context_length = context_length
-        self.vocab_size = vocab_size or tokenizer_vocab_size
-        self.init_std = init_std
-        self.scale_residual_init = scale_residual_init
         # A parametrization sets these three: factors of the initial std and what else it knows, by parameter.
         self.std_factors: Mapping[str, float] = {}
         self.growth: Mapping[str, Any] = {}
@@ -99,11 +91,9 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList()
         for layer_index in range(n_layers):
             layer = {**model, "layer_index": layer_index, "n_layers": n_layers}
-            branches = {
-                "attention": supplied(attention, **layer),
-                "feedforward": supplied(activation, d_ff=d_ff, **layer),
-            }
-            self.blocks.append(supplied(block, norm=norm, dropout=rates, **branches, **layer))
+            mixer, feedforward = supplied(attention, **layer), supplied(activation, d_ff=d_ff, **layer)
+            parts = {"attention": mixer, "feedforward": feedforward, "norm": norm, "dropout": rates}
+            self.blocks.append(supplied(block, **parts, **layer))
         rotary_dims = sorted({mixer.rotary_dim for mixer in self.mixers} - {0})
         self.position: Position = supplied(position, rotary_dim=max(rotary_dims, default=0), **model)
         rotates, biases = (getattr(type(self.position), n) is not getattr(Position, n) for n in ("rotation", "slopes"))
@@ -118,8 +108,8 @@ class Decoder(nn.Module):
         self.head = None if tie_embeddings else nn.Linear(d_model, n_rows, bias=False)
         self.loss = loss()
         checkpointing = activation_checkpointing()
-        for index, built in enumerate(self.blocks):
-            checkpointing.apply(index, built)
+        for layer_index, built in enumerate(self.blocks):
+            checkpointing.apply(layer_index, built)
         if eos_id is None and any(mixer.document_mask for mixer in self.mixers):
             raise ValueError("attention.document_mask=true needs an end-of-document token, which the tokenizer has not")
 
@@ -134,16 +124,12 @@ class Decoder(nn.Module):
         return self.embedding.weight if self.head is None else self.head.weight
 
     def initialize(self, seed: int) -> None:
-        """Draw all weights, a pure function of the seed and each parameter's name; see `init.initialize`."""
+        """Draw all weights, a pure function of the seed and each parameter's name."""
         init.initialize(self, seed, self.init_std, self.n_layers, self.scale_residual_init, self.std_factors)
-
-    def follow_base(self, base: "Decoder") -> None:
-        """Maximal update parametrization: logits are divided by the growth of d_model (2203.03466, table 8)."""
-        self.output_scale = base.embedding.embedding_dim / self.embedding.embedding_dim
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> LossTerms:
         """The training loss of predicting targets (B, T) from tokens (B, T), int64; targets of −100 are left out."""
-        hidden_BTD, terms = self._hidden(tokens_BT)
+        hidden_BTD, terms = self.hidden(tokens_BT)
         return self.loss(hidden_BTD, self.head_weight, targets_BT, self.vocab_size).plus(terms)
 
     def logits(self, tokens_BT: Tensor, cache: "DecoderCache | None" = None) -> Tensor:
@@ -151,17 +137,13 @@ class Decoder(nn.Module):
 
         With a cache, the tokens follow those it has seen, and it takes them in.
         """
-        return F.linear(self.hidden(tokens_BT, cache), self.head_weight)[..., : self.vocab_size]
+        return F.linear(self.hidden(tokens_BT, cache)[0], self.head_weight)[..., : self.vocab_size]
 
-    def hidden(self, tokens_BT: Tensor, cache: "DecoderCache | None" = None) -> Tensor:
-        """Final hidden states (B, T, D), normalised and scaled, ready for the head.
+    def hidden(self, tokens_BT: Tensor, cache: "DecoderCache | None" = None) -> tuple[Tensor, Auxiliary]:
+        """Final hidden states (B, T, D), ready for the head, and the sums of the blocks' terms of the loss.
 
         Raises ValueError if T, with what is cached, is more than context_length, or than the cache has room for.
         """
-        return self._hidden(tokens_BT, cache)[0]
-
-    def _hidden(self, tokens_BT: Tensor, cache: "DecoderCache | None" = None) -> tuple[Tensor, Auxiliary]:
-        """The hidden states, and the sums of the blocks' terms of the loss."""
         terms: Auxiliary = {}
         contexts = self.contexts(tokens_BT, cache)
         new_ids = contexts[0].position_ids[:, contexts[0].n_seen :]
@@ -178,16 +160,15 @@ class Decoder(nn.Module):
 
     def contexts(self, tokens_BT: Tensor, cache: "DecoderCache | None" = None) -> list[SequenceContext]:
         """What each block is told of positions, documents and masks; the cache is told of the tokens."""
-        n_seen = 0 if cache is None else cache.n_seen
+        n_seen, room = (0, self.context_length) if cache is None else (cache.n_seen, cache.room)
         if cache is not None:
             tokens_BT = torch.cat((cache.tokens, tokens_BT), dim=1)
         n_tokens, device, mixers = tokens_BT.shape[1], tokens_BT.device, self.mixers
-        what = f"the input has {n_tokens} tokens a sequence" + (", with those cached" if n_seen else "")
-        if n_tokens > self.context_length:
-            raise ValueError(f"{what}, model.context_length={self.context_length}")
+        if n_tokens > room:
+            what = f"the input has {n_tokens} tokens a sequence" + (", with those cached" if n_seen else "")
+            limit = f"model.context_length={room}" if room == self.context_length else f"the cache was made for {room}"
+            raise ValueError(f"{what}, {limit}")
         if cache is not None:
-            if n_tokens > cache.room:
-                raise ValueError(f"{what}, and the cache was made for {cache.room}: ask new_cache for more")
             cache.tokens = tokens_BT
         document_ids, position_ids = None, torch.arange(n_tokens, device=device)[None]
         if any(mixer.document_mask for mixer in mixers):
@@ -204,14 +185,9 @@ class Decoder(nn.Module):
             slopes=None if slopes_H is None else slopes_H[self.local_heads],
             n_seen=n_seen,
         )
-        masks: dict[Hashable, SequenceContext] = {}
-        for mixer in mixers:
-            if (key := mixer.mask_key()) not in masks:
-                masks[key] = shared._replace(**mixer.masks(shared))
-        by_layer = [masks[mixer.mask_key()] for mixer in mixers]
-        if cache is None:
-            return by_layer
-        return [context._replace(cache=own) for context, own in zip(by_layer, cache.layers, strict=True)]
+        masks = {key: mixer.masks(shared) for key, mixer in {mixer.mask_key(): mixer for mixer in mixers}.items()}
+        caches = [None] * len(mixers) if cache is None else cache.layers
+        return [shared._replace(**masks[m.mask_key()], cache=own) for m, own in zip(mixers, caches, strict=True)]
 
     def new_cache(
         self,
@@ -224,23 +200,23 @@ class Decoder(nn.Module):
 
         None where a layer has no cache, or heads are divided among ranks: then all is computed anew for each token.
         """
-        weight = self.embedding.weight
-        device = weight.device if device is None else device
+        device = device or self.embedding.weight.device
         if dtype is None:
-            dtype = weight.dtype
-            if torch.is_autocast_enabled(device.type):
-                dtype = torch.get_autocast_dtype(device.type)
-        sizes = n_sequences, self.context_length if n_tokens is None else min(n_tokens, self.context_length)
-        layers = [mixer.new_cache(*sizes, device, dtype) for mixer in self.mixers]
+            autocast = torch.is_autocast_enabled(device.type)
+            dtype = torch.get_autocast_dtype(device.type) if autocast else self.embedding.weight.dtype
+        room = min(n_tokens or self.context_length, self.context_length)
+        layers = [mixer.new_cache(n_sequences, room, device, dtype) for mixer in self.mixers]
         known = [layer for layer in layers if layer is not None]
         if len(known) < len(layers) or self.local_heads != slice(None):
             return None
-        return DecoderCache(known, torch.empty(n_sequences, 0, dtype=torch.int64, device=device), sizes[1])
+        return DecoderCache(known, torch.empty(n_sequences, 0, dtype=torch.int64, device=device), room)
 
     def cache_bytes_per_token(self, dtype: torch.dtype = torch.bfloat16) -> float | None:
         """Bytes of the cache of one sequence at full context, for each token of that; None if there is no cache."""
         cache = self.new_cache(device=torch.device("meta"), dtype=dtype)
-        return None if cache is None else cache.n_bytes / self.context_length
+        if cache is None:
+            return None
+        return sum(tensor.nbytes for layer in cache.layers for tensor in layer.values()) / self.context_length
 
     def attention_kernel(self, device: torch.device, dtype: torch.dtype) -> str:
         """What computes attention there, for the record: of layers that differ, all that occur."""
@@ -250,37 +226,34 @@ class Decoder(nn.Module):
     def parameter_counts(self) -> dict[str, int]:
         """Parameters by part, which sum to `total`: padding rows count, a tied head is 0, `norm` those of blocks."""
 
-        def count(*modules: nn.Module | None) -> int:
+        def count(modules: Iterable[nn.Module | None]) -> int:
             return sum(p.numel() for module in modules if module is not None for p in module.parameters())
 
-        attention, feedforward = (sum(count(getattr(b, n)) for b in self.blocks) for n in ("attention", "feedforward"))
-        return {
-            "embedding": count(self.embedding),
-            "position": count(self.position),
-            "attention": attention,
-            "feedforward": feedforward,
-            "norm": count(self.blocks, self.embedding_norm, self.final_norm) - attention - feedforward,
-            "head": count(self.head),
-            "total": count(self),
+        counts = {
+            "embedding": count([self.embedding]),
+            "position": count([self.position]),
+            "attention": count(self.mixers),
+            "feedforward": count(block.feedforward for block in self.blocks),  # type: ignore[misc]
+            "norm": 0,
+            "head": count([self.head]),
         }
+        return counts | {"norm": count([self]) - sum(counts.values()), "total": count([self])}
 
     def forward_flops_per_token(self) -> int:
         """Multiply-adds × 2 of one token's forward pass at full context_length (PaLM 2204.02311, appendix B).
 
-        Of the blocks, what each module says by a method `flops_per_token`, or else 2 for each weight of its matrices;
-        and of the head with its padding, tied or not. Look-ups are free; norms, activations, rotations and the softmax
-        are left out, as in the convention. Backward costs twice as much; recomputation comes on top.
+        Those of the blocks (`flops_per_token`) and of the head with its padding, tied or not. Look-ups, norms,
+        activations, rotations and the softmax are left out. Backward costs twice as much; recomputation comes on top.
         """
         return flops_per_token(self.blocks) + 2 * self.head_weight.numel()
 
 
 @dataclass
 class DecoderCache:
-    """The tokens that a decoder has seen, and what its layers keep of them: for text token by token, or in pieces.
+    """The tokens that a decoder has seen, and what its layers keep of them.
 
     cache = decoder.new_cache()
-    logits = decoder.logits(prompt_BT, cache)[:, -1]
-    logits = decoder.logits(next_B[:, None], cache)[:, -1]
+    logits = decoder.logits(prompt_BT, cache)[:, -1], then of each next token: decoder.logits(next_B1, cache)[:, -1]
     """
 
     layers: list[Cache]
@@ -289,13 +262,7 @@ class DecoderCache:
 
     @property
     def n_seen(self) -> int:
-        """How many tokens of each sequence are in it."""
         return self.tokens.shape[1]
-
-    @property
-    def n_bytes(self) -> int:
-        """The size of all tensors."""
-        return sum(tensor.nbytes for layer in self.layers for tensor in layer.values())
 
 
 def supplied(factory: Callable[..., Any], **names: Any) -> Any:

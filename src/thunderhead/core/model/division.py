@@ -18,14 +18,14 @@ from typing import Literal
 Division = Literal["columns", "rows", "replicated", "replicated_on_shards", "into_shards"]
 
 
-def refuse_uneven(setting: str, count: int, n_ranks: int, values: str | None = None) -> None:
-    """Raise ValueError unless n_ranks divides what a setting counts; `values` says what would do."""
+def refuse_uneven(setting: str, count: int, n_ranks: int) -> None:
+    """Raise ValueError unless n_ranks divides what a setting counts."""
     if count % n_ranks:
-        below, above = count - count % n_ranks, count + n_ranks - count % n_ranks
-        nearest = " or ".join(f"{setting}={n}" for n in (below, above) if n)
-        divisors = [n for n in range(1, count + 1) if count % n == 0]
-        fitting = ", ".join(str(n) for n in divisors[:12])
-        raise ValueError(
-            f"{setting}={count} cannot be divided among {n_ranks} tensor-parallel ranks: use "
-            f"{values or nearest}, or a tensor_parallel_size of {fitting}"
-        )
+        fitting = f"use a multiple of {n_ranks}, or a tensor_parallel_size of {divisors(count)}"
+        raise ValueError(f"{setting}={count} cannot be divided among {n_ranks} tensor-parallel ranks: {fitting}")
+
+
+def divisors(n: int) -> str:
+    """The divisors of n in words: "1, 2 or 4"."""
+    *most, last = [str(i) for i in range(1, n + 1) if n % i == 0]
+    return f"{', '.join(most)} or {last}" if most else last

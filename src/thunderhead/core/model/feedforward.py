@@ -53,7 +53,7 @@ class FeedForward(nn.Module):
         return y_BTD
 
     def tensor_parallel_plan(self, n_ranks: int) -> dict[str, Division]:
-        """Each rank has 1/n_ranks of the hidden dimensions. Raises ValueError if these cannot be divided so."""
+        """Each rank has 1/n_ranks of the hidden dimensions."""
         refuse_uneven("model.d_ff", self.up_proj.out_features, n_ranks)
         return {"up_proj": "columns", "down_proj": "rows"}
 
@@ -61,10 +61,8 @@ class FeedForward(nn.Module):
 class GatedFeedForward(nn.Module):
     """A gated linear unit: down(f(gate(x)) · up(x)) (Shazeer 2002.05202): SwiGLU, GEGLU and ReGLU by `gate`.
 
-    - d_ff: the hidden size (model.d_ff); None = hidden_ratio · d_model, rounded up to `multiple_of`.
     - gate: "silu" (SwiGLU), "gelu" (GEGLU) or "relu" (ReGLU).
-    - beta: of Swish(x) = x · sigmoid(beta · x); "silu" only.
-    - approximate: of "gelu": "none" (erf) or "tanh".
+    - d_ff, beta, approximate: as of `FeedForward`, but None is rounded up to `multiple_of`.
     - hidden_ratio: None = 8/3, so that three matrices have as many parameters as the two of an ungated 4 · d_model.
     - multiple_of: None = 8 (alignment of tensor cores; under 1 % more parameters from d_model = 256 on). Llama: 256.
 
@@ -98,15 +96,16 @@ class GatedFeedForward(nn.Module):
         return y_BTD
 
     def tensor_parallel_plan(self, n_ranks: int) -> dict[str, Division]:
-        """Each rank has 1/n_ranks of the hidden dimensions. Raises ValueError if these cannot be divided so."""
+        """Each rank has 1/n_ranks of the hidden dimensions."""
         refuse_uneven("model.d_ff", self.up_proj.out_features, n_ranks)
         return {"gate_proj": "columns", "up_proj": "columns", "down_proj": "rows"}
 
 
 def _refuse_ignored(d_ff: int | None, **settings: float | None) -> None:
-    given = [f"activation.{name}={value}" for name, value in settings.items() if value is not None]
-    if d_ff is not None and given:
-        raise ValueError(f"model.d_ff={d_ff} fixes the hidden size, {given[0]} would change nothing: give one of them")
+    for name, value in settings.items():
+        if d_ff is not None and value is not None:
+            message = f"fixes the hidden size, activation.{name}={value} would change nothing: give one of them"
+            raise ValueError(f"model.d_ff={d_ff} {message}")
 
 
 def _nonlinearity(kind: str, name: str, beta: float, approximate: str) -> Callable[[Tensor], Tensor]:

@@ -3,11 +3,11 @@
 import hashlib
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
-from torch.distributed.tensor.placement_types import _StridedShard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class ResidualProjection(nn.Linear):
@@ -30,7 +30,7 @@ def initialize(  # noqa: PLR0917 - of the model's own settings, in their order
     - nn.Linear, nn.Embedding: normal(0, std) cut at ±3 std (GPT-2's std is 0.02; the cut as in torchtitan); biases 0.
     - ResidualProjection: std / sqrt(2 · n_layers) if `scale_residual`, so that the variance of the residual stream does
       not grow with depth (Radford et al. 2019, section 2.3: two branches a layer).
-    - `std_factors`: of parameters by name; their std is multiplied by it.
+    - `std_factors`: of parameters by name, multiply the std.
     - any other module with parameters of its own: by its own `reset_parameters()`.
 
     Every tensor has its own generator, seeded by (seed, name of the parameter), on the CPU in float32: a module added
@@ -59,46 +59,28 @@ def initialize(  # noqa: PLR0917 - of the model's own settings, in their order
 def _reset(module: nn.Module, module_name: str, own: dict[str, nn.Parameter], seed: int) -> None:
     """Run the module's own reset_parameters on full CPU tensors and copy these in."""
     where = f"{module_name} ({type(module).__name__})"
-    if not callable(reset := getattr(module, "reset_parameters", None)):
+    if not callable(getattr(module, "reset_parameters", None)):
         raise ValueError(f"cannot initialise {where}: it has parameters ({', '.join(own)}) and no reset_parameters()")
-    try:
-        for name, parameter in own.items():
-            setattr(module, name, nn.Parameter(torch.full(parameter.shape, math.nan)))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_seed_of(seed, module_name))
-            reset()
-        drawn = {name: getattr(module, name).detach() for name in own}
-    finally:
-        for name, parameter in own.items():
-            setattr(module, name, parameter)
+    # It acts on a twin, as the parameters themselves may be parts of sharded ones, which others hold on to.
+    twin: Any = object.__new__(type(module))
+    fresh = {name: nn.Parameter(torch.full(parameter.shape, math.nan)) for name, parameter in own.items()}
+    twin.__dict__ = module.__dict__ | {"_parameters": module._parameters | fresh}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_seed_of(seed, module_name))
+        twin.reset_parameters()
     for name, parameter in own.items():
-        if drawn[name].isnan().any():
+        if twin._parameters[name].isnan().any():
             raise ValueError(f"cannot initialise {where}: its reset_parameters() leaves {name!r} unset")
-        _copy_in(parameter, drawn[name])
+        _copy_in(parameter, twin._parameters[name])
 
 
 def _seed_of(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]) >> 1  # 63 bits: a non-negative int64
 
 
-def _local_part(full: Tensor, parameter: DTensor) -> Tensor:
-    """The part of this rank. A dimension that is divided twice was divided by the innermost mesh dimension first."""
-    mesh = parameter.device_mesh
-    coordinate = mesh.get_coordinate()
-    assert coordinate is not None
-    for mesh_dim in reversed(range(mesh.ndim)):
-        placement = parameter.placements[mesh_dim]
-        if not placement.is_replicate():
-            assert isinstance(placement, Shard | _StridedShard)
-            chunks = full.chunk(mesh.size(mesh_dim), placement.dim)
-            index = coordinate[mesh_dim]
-            full = chunks[index] if index < len(chunks) else full.narrow(placement.dim, 0, 0)
-    return full
-
-
-def _copy_in(parameter: nn.Parameter, full: Tensor) -> None:
+def _copy_in(parameter: Tensor, full: Tensor) -> None:
     """Copy a full CPU tensor into a parameter; of a sharded one, into this rank's slice without communication."""
     if isinstance(parameter, DTensor):
-        parameter.to_local().copy_(_local_part(full, parameter))
-    else:
-        parameter.copy_(full)
+        full = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()
+        parameter = parameter.to_local()
+    parameter.copy_(full)

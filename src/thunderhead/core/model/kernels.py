@@ -1,7 +1,7 @@
-"""softmax(q k^T · scale) v in other ways than scaled_dot_product_attention.
+"""softmax(q k^T · scale) v in other ways than scaled_dot_product_attention. A scale of None is 1 / sqrt(E).
 
-Shape letters: B sequences, T tokens a sequence, S with those before, H query heads, G key/value heads, E dimensions
-of a query or key head, V of a value head. A scale of None is 1 / sqrt(E).
+Shape letters: B sequences, T tokens, S with those before, H query heads, G key/value heads, E dimensions of a query or
+key head, V of a value head.
 """
 
 import math
@@ -48,7 +48,6 @@ def softcapped(  # noqa: PLR0917
     q_BHTE: Tensor, k_BGSE: Tensor, v_BGSV: Tensor, mask: Tensor | None, softcap: float, scale: float | None
 ) -> Tensor:
     """Softmax(cap · tanh(q k^T · scale / cap) + mask) v, (B, H, T, V): of the few queries that follow cached tokens."""
-    assert mask is not None or q_BHTE.shape[2] == 1, "without a mask, for one query only"
     shared_by = q_BHTE.shape[1] // k_BGSE.shape[1]
     k_BHSE, v_BHSV = (x.repeat_interleave(shared_by, dim=1) for x in (k_BGSE, v_BGSV))
     scale = 1 / math.sqrt(q_BHTE.shape[-1]) if scale is None else scale
@@ -77,17 +76,14 @@ def flex(  # noqa: PLR0917
         return score
 
     # Uncompiled, flex_attention materialises all scores; an enclosing torch.compile takes it in by itself.
-    attend = _compiled_flex_attention() if q_BHTE.is_cuda and not torch.compiler.is_compiling() else flex_attention
+    attend = _compiled(flex_attention) if q_BHTE.is_cuda and not torch.compiler.is_compiling() else flex_attention
     score_mod = None if softcap is None and slopes_H is None else modify
     grouped = q_BHTE.shape[1] != k_BGTE.shape[1]
-    y = attend(q_BHTE, k_BGTE, v_BGTV, score_mod, block_mask, scale=scale, enable_gqa=grouped)
-    assert isinstance(y, Tensor)
-    return y
+    y_BHTV: Tensor = attend(q_BHTE, k_BGTE, v_BGTV, score_mod, block_mask, scale=scale, enable_gqa=grouped)
+    return y_BHTV
 
 
-@cache
-def _compiled_flex_attention() -> Any:
-    return torch.compile(flex_attention)
+_compiled: Any = cache(torch.compile)
 
 
 def fused(  # noqa: PLR0917

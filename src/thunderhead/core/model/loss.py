@@ -4,6 +4,8 @@ Shape letters: B sequences, T tokens a sequence, N = B · T, D model dimensions,
 """
 
 import math
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,34 +21,27 @@ IGNORED_TARGET = -100
 
 AUTO_CHUNK_BYTES = 2**29
 """chunk_size="auto" keeps the float32 logits of a chunk within 512 MiB, of which about 3 are alive at the peak: little
-beside the rest of a step, and yet enough to fill a device. What fits stays in one piece: the head runs once then."""
+beside the rest of a step, and yet enough to fill a device."""
 
 Auxiliary = dict[str, Tensor]
 """Terms of the loss by name, scalars. A branch of a block may return (y_BTD, terms) in place of y_BTD."""
 
 
 class LossTerms(NamedTuple):
-    """Scalars in float32 (float64 of a float64 model): loss = cross_entropy + sum of auxiliary, to differentiate.
-
-    - cross_entropy: the mean over the valid targets.
-    - auxiliary: all other terms by name, weighted already.
-    """
+    """Scalars in float32 (float64 of a float64 model): loss = cross_entropy + sum of auxiliary, to differentiate."""
 
     loss: Tensor
-    cross_entropy: Tensor
-    auxiliary: Auxiliary
+    cross_entropy: Tensor  # the mean over the valid targets
+    auxiliary: Auxiliary  # weighted already
 
     def plus(self, more: Auxiliary) -> "LossTerms":
-        """With further terms in the loss.
-
-        Raises ValueError for one that is called `loss`, as the cross-entropy is in the logs.
-        """
+        """With further terms in the loss; ValueError for one that is called as the cross-entropy is in the logs."""
         if "loss" in more:
             raise ValueError("loss: a term of it is called `loss`, as the cross-entropy is in the logs: rename it")
         return LossTerms(sum(more.values(), self.loss), self.cross_entropy, summed(self.auxiliary, more))
 
 
-def with_terms(output: "Tensor | tuple[Tensor, Auxiliary]") -> tuple[Tensor, Auxiliary]:
+def with_terms(output: Tensor | tuple[Tensor, Auxiliary]) -> tuple[Tensor, Auxiliary]:
     """What a branch or a block returned, y or (y, terms), as the latter."""
     return output if isinstance(output, tuple) else (output, {})
 
@@ -56,20 +51,18 @@ def summed(terms: Auxiliary, more: Auxiliary) -> Auxiliary:
     return terms | {name: terms[name] + value if name in terms else value for name, value in more.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
 class NextTokenLoss:
     """Mean over valid targets of cross-entropy + z_loss · log² Z, Z the sum of the exponentiated logits.
 
     - z_loss: weight of the penalty that keeps log Z near 0 (PaLM 2204.02311, section 5: 1e-4).
     - chunk_size: tokens whose logits are computed at a time; each chunk's are computed again in the backward pass
-      instead of being kept. None = all at once; "auto" = all at once if B · T · V float32 logits fit in 512 MiB
-      (`AUTO_CHUNK_BYTES`), else the fewest equal chunks that each do. Changes memory and speed, not the result.
+      instead of being kept. None = all at once; "auto" = the fewest equal chunks that fit in `AUTO_CHUNK_BYTES`.
+      Changes memory and speed, not the result.
     """
 
-    def __init__(
-        self, *, z_loss: NonNegativeFloat = 0.0, chunk_size: PositiveInt | Literal["auto"] | None = "auto"
-    ) -> None:
-        self.z_loss = z_loss
-        self.chunk_size = chunk_size
+    z_loss: NonNegativeFloat = 0.0
+    chunk_size: PositiveInt | Literal["auto"] | None = "auto"
 
     def __call__(self, hidden_BTD: Tensor, weight_VD: Tensor, targets_BT: Tensor, vocab_size: int) -> LossTerms:
         """The loss of predicting `targets_BT` from hidden states through the head's weights.
@@ -78,28 +71,21 @@ class NextTokenLoss:
         """
         hidden_ND, targets_N = hidden_BTD.flatten(0, 1), targets_BT.flatten()
         chunk = self.tokens_per_chunk(len(targets_N), len(weight_VD))
-        if chunk >= len(targets_N):
-            sums = self._sums(hidden_ND, weight_VD, targets_N, vocab_size)
-        else:
-            # torch's F.linear_cross_entropy would round a bf16 loss to bf16 and knows no z-loss.
-            parts = [
-                checkpoint(self._sums, hidden, weight_VD, targets, vocab_size, use_reentrant=False)
-                for hidden, targets in zip(torch.split(hidden_ND, chunk), torch.split(targets_N, chunk), strict=True)
-            ]
-            sums = torch.stack(parts).sum(dim=0)
+        # torch's F.linear_cross_entropy would round a bf16 loss to bf16 and knows no z-loss.
+        sums = self._sums if chunk >= len(targets_N) else partial(checkpoint, self._sums, use_reentrant=False)
+        pieces = zip(torch.split(hidden_ND, chunk), torch.split(targets_N, chunk), strict=True)
+        total = torch.stack([sums(hidden, weight_VD, targets, vocab_size) for hidden, targets in pieces]).sum(dim=0)
         n_valid = (targets_N != IGNORED_TARGET).sum().clamp(min=1)
-        cross_entropy = sums[0] / n_valid
-        z_loss = {"z_loss": sums[1] / n_valid} if self.z_loss else {}
+        cross_entropy = total[0] / n_valid
+        z_loss = {"z_loss": total[1] / n_valid} if self.z_loss else {}
         return LossTerms(cross_entropy, cross_entropy, {}).plus(z_loss)
 
     def tokens_per_chunk(self, n_tokens: int, n_logits: int) -> int:
         """How many of n_tokens tokens are computed at a time, with n_logits logits each."""
-        if self.chunk_size is None:
-            return n_tokens
         if self.chunk_size == "auto":
             n_chunks = math.ceil(n_tokens * n_logits * 4 / AUTO_CHUNK_BYTES)
             return math.ceil(n_tokens / max(n_chunks, 1))
-        return min(self.chunk_size, n_tokens)
+        return min(self.chunk_size or n_tokens, n_tokens)
 
     def _sums(self, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, vocab_size: int) -> Tensor:
         """The sum of cross-entropy over the valid targets and, with a z-loss, that of weighted log² Z: a vector."""

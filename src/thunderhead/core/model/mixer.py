@@ -18,8 +18,7 @@ class SequenceMixer(nn.Module):
     """The interface, with the answers of a mixer that has neither heads nor masks, positions or a cache.
 
     A subclass takes what it needs of d_model, n_heads, context_length, bias, layer_index and n_layers, by these names
-    and without defaults; after a * come its settings. It defines `forward`; the rest where these answers are not its
-    own. `Attention` is the one for softmax(q k^T) v.
+    and without defaults; after a * come its settings. It defines `forward`, and the rest where it has other answers.
 
     - rotary_dim: dimensions of a head that positions may rotate; 0 = the mixer does not use `context.rotation`.
     - document_mask: whether it keeps documents apart, and wants `context.document_ids` for it.
@@ -38,8 +37,7 @@ class SequenceMixer(nn.Module):
     def new_cache(self, n_sequences: int, n_tokens: int, device: torch.device, dtype: torch.dtype) -> Cache | None:
         """Tensors with room for n_tokens tokens, of which none was seen yet; None: it cannot go on from a cache.
 
-        They are allocated here at full size, which is what `Decoder.cache_bytes_per_token` measures. `forward` may
-        write into them, or put others of the same shape in their place.
+        `forward` may write into them, or put others of the same shape in their place.
         """
         return None
 

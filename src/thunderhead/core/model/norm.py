@@ -5,11 +5,7 @@ from torch import Tensor, nn
 
 
 def normalize(norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(x), computed in the dtype of the norm's weights.
-
-    Under autocast a branch hands over bfloat16 while the weights are float32: torch.nn.RMSNorm then leaves its fused
-    kernel, with a warning, and the mean of squares is better taken in float32 anyway.
-    """
+    """norm(x) in the dtype of its weights, where autocast hands over bfloat16: the fused kernels want one dtype."""
     weight = getattr(norm, "weight", None)
     y: Tensor = norm(x if weight is None else x.to(weight.dtype))
     return y

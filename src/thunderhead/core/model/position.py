@@ -1,7 +1,6 @@
 """How the order of tokens enters the model. Tables are computed in the forward pass: no buffers to shard or round.
 
-Shape letters: B sequences, T tokens a sequence, D model dimensions, H query heads, E dimensions of a head, of which R
-are rotated.
+Shape letters: B sequences, T tokens, D model dimensions, H query heads, E dimensions of a head, of which R are rotated.
 """
 
 from typing import Annotated
@@ -54,10 +53,8 @@ class RotaryPosition(Position):
         self.theta = theta
         self.rotated_dim = int(rotary_dim * fraction)
         if rotary_dim and (self.rotated_dim < 2 or self.rotated_dim % 2):
-            raise ValueError(
-                f"position=rope rotates pairs of dimensions: {rotary_dim} rotary dimensions a head × position.fraction="
-                f"{fraction:g} gives {self.rotated_dim}, which must be a positive even number"
-            )
+            product = f"{rotary_dim} rotary dimensions a head × position.fraction={fraction:g} = {self.rotated_dim}"
+            raise ValueError(f"position=rope rotates pairs of dimensions: {product} must be a positive even number")
 
     def frequencies(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
         """Angle a token of each rotated pair, (R/2)."""
@@ -65,8 +62,7 @@ class RotaryPosition(Position):
 
     def rotation(self, position_ids: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Cos and sin of the angles, the R/2 of them twice over: dimension i is paired with i + R/2."""
-        angles = position_ids[..., None] * self.frequencies(position_ids.device, dtype)
-        angles = torch.cat((angles, angles), dim=-1)
+        angles = (position_ids[..., None] * self.frequencies(position_ids.device, dtype)).repeat(1, 1, 2)
         return angles.cos(), angles.sin()
 
 

@@ -25,10 +25,8 @@ def parameter_groups(
     A group that decays says nothing about weight decay, so the optimizer's own `weight_decay` holds; the others carry
     `weight_decay: 0.0`. Works on meta and DTensor parameters alike.
 
-    Args:
-        model: a decoder, with its output head as `model.head`: a linear layer, or None when the embedding is used.
-        decay_embeddings: decay the embedding tables (nanoGPT) or do not (OLMo 2).
-        no_decay: fnmatch patterns of further parameter names that do not decay (`blocks.*.attention.*`).
+    - decay_embeddings: decay the embedding tables (nanoGPT) or do not (OLMo 2).
+    - no_decay: fnmatch patterns of further parameter names that do not decay (`blocks.*.attention.*`).
 
     Returns dicts with `name` and `params`, and `weight_decay` where it is 0; in the order of GROUPS, none empty.
     Raises ValueError if a pattern in `no_decay` matches no trainable parameter.
@@ -41,15 +39,16 @@ def parameter_groups(
     undecayed = {id(names[name]) for pattern in no_decay for name in _matches(pattern, names)}
     undecayed |= set() if decay_embeddings else tables
 
-    groups: dict[str, dict[str, Any]] = {
-        name: {"name": name, "params": []} | ({} if name in ("matrices", "embeddings") else {"weight_decay": 0.0})
-        for name in GROUPS
-    }
+    sorted_by_name: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
     for parameter in filter(lambda p: p.requires_grad, model.parameters()):  # each shared parameter once
         name = "embeddings" if id(parameter) in tables or parameter is head_weight else "matrices"
         name += "_no_decay" if id(parameter) in undecayed else ""
-        groups[name if parameter.ndim >= 2 else "vectors"]["params"].append(parameter)
-    return [group for group in groups.values() if group["params"]]
+        sorted_by_name[name if parameter.ndim >= 2 else "vectors"].append(parameter)
+    return [
+        {"name": name, "params": params} | ({} if name in ("matrices", "embeddings") else {"weight_decay": 0.0})
+        for name, params in sorted_by_name.items()
+        if params
+    ]
 
 
 def holds_matrices(group: dict[str, Any]) -> bool:

@@ -17,18 +17,13 @@ Warmup = NonNegativeFloat | NonNegativeInt
 def warmup_steps(warmup: Warmup, total_steps: int) -> int:
     """Steps of warm-up in a run; ValueError for a float of 1 or more, or a warm-up that leaves no step after it."""
     longest = total_steps - 1
-    if isinstance(warmup, float):
-        if not 0 <= warmup < 1:
-            raise ValueError(
-                f"scheduler.warmup={warmup} is not a fraction of the run: use a float from 0 to below 1 "
-                f"(0.02 for 2 %), or an integer number of steps up to {longest}"
-            )
+    if isinstance(warmup, float) and 0 <= warmup < 1:
         return min(round(warmup * total_steps), longest)
+    if isinstance(warmup, float):
+        raise ValueError(f"scheduler.warmup={warmup} is not a fraction of the run: use one below 1, or a whole number")
     if not 0 <= warmup <= longest:
-        raise ValueError(
-            f"scheduler.warmup={warmup} steps do not fit a run of {total_steps} steps: at most {longest} do, "
-            "so that a step is left after them; a fraction below 1 (0.02) adapts to the run"
-        )
+        fits = f"at most {longest} do, or a fraction below 1 (0.02)"
+        raise ValueError(f"scheduler.warmup={warmup} steps do not fit a run of {total_steps} steps: {fits}")
     return warmup
 
 
@@ -46,9 +41,8 @@ def linear(step: int, total_steps: int, *, warmup: Warmup = 0.02, final_ratio: F
 def cosine(step: int, total_steps: int, *, warmup: Warmup = 0.02, final_ratio: Fraction = 0.1) -> float:
     """Warm-up, then half a cosine to `final_ratio` (Loshchilov & Hutter 1608.03983; to 10 %: Chinchilla 2203.15556)."""
     w = warmup_steps(warmup, total_steps)
-    return (
-        rise(step, w) if step < w else fall((1 + math.cos(math.pi * progress(step, w, total_steps))) / 2, final_ratio)
-    )
+    half_wave = (1 + math.cos(math.pi * progress(step, w, total_steps))) / 2
+    return rise(step, w) if step < w else fall(half_wave, final_ratio)
 
 
 def rise(step: int, w: int) -> float:
