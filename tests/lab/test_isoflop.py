@@ -14,6 +14,7 @@ from thunderhead.core.config import ConfigError
 from thunderhead.lab.execution import Running
 from thunderhead.lab.isoflop import HeldOut, read_settings, run_isoflop
 from thunderhead.lab.jobs import Job
+from thunderhead.lab.sweep import Sweep
 from thunderhead.scaling_law import read_law
 from thunderhead.training.record import write_json, write_text
 from tiny import tiny
@@ -78,12 +79,9 @@ def run(lines: Sequence[str], folder: Path, executor: LawExecutor, **changes: An
     asked: dict[str, Any] = {"held_out": HeldOut("d32", 1.6e10), "overrides": [], "seeds": []}
     return run_isoflop(
         given | {name: value for name, value in changes.items() if name in given},
+        sweep=Sweep(folder, executor, ["-m"], PLAN),
         **asked | {name: value for name, value in changes.items() if name in asked},
         compose=lambda more: config.plain(config.compose([*lines, *more])),
-        plan=PLAN,
-        folder=folder,
-        executor=executor,
-        arguments=["-m"],
     )
 
 
