@@ -118,7 +118,7 @@ class GridSweeper(ThunderheadSweeper):
 class IsoFlopSweeper(ThunderheadSweeper):
     """Sizes of the model at equal compute budgets, and a scaling law fitted to them.
 
-    `settings` are those of `thunderhead.lab.isoflop.settings`; of `params`, only the seed may have several values.
+    `settings` are those of `thunderhead.lab.isoflop.Settings`; of `params`, only the seed may have several values.
     """
 
     def __init__(self, *, params: dict[str, Any] | None = None, baseline: None = None, **settings: Any):
@@ -127,7 +127,7 @@ class IsoFlopSweeper(ThunderheadSweeper):
     def run(self, arguments: list[str]) -> int:
         from thunderhead.lab.isoflop import read_settings, run_isoflop
 
-        held_out = read_settings(self.settings)
+        settings = read_settings(self.settings)
         problems, seeds, fixed = [], [], []
         if self.baseline is not None:
             problems.append(Problem("hydra.sweeper.baseline", "a scaling law compares with none: leave it out"))
@@ -141,8 +141,7 @@ class IsoFlopSweeper(ThunderheadSweeper):
                 fixed.append(str(override.input_line))
         if problems:
             raise ConfigError(problems)
-        sweep = self.begin()
-        return run_isoflop(self.settings, held_out, sweep, overrides=fixed, seeds=seeds, compose=self.compose)
+        return run_isoflop(settings, self.begin(), overrides=fixed, seeds=seeds, compose=self.compose)
 
 
 class OptunaSweeper(ThunderheadSweeper):

@@ -1,6 +1,7 @@
 """An IsoFLOP grid: every size of the model at every compute budget, a larger run to be predicted, then the law."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,31 +23,31 @@ class HeldOut(NamedTuple):
     flops: PositiveFloat
 
 
-def settings(
-    *,
-    sizes: dict[str, dict[str, Any]],
-    budgets: list[PositiveFloat],
-    held_out: HeldOut | None,
-    min_steps: PositiveInt,
-    count: Count,
-) -> None:
-    """The sweeper's settings, for the check: see conf/experiment/scaling_law.yaml.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The sweeper's: see conf/experiment/scaling_law.yaml.
 
     `sizes` has by name what makes a model of that size, `budgets` training FLOPs; `held_out` is a larger run, which the
     law predicts; combinations with fewer than `min_steps` optimizer steps are left out, and named.
     """
 
+    sizes: dict[str, dict[str, Any]]
+    budgets: list[PositiveFloat]
+    held_out: HeldOut | None
+    min_steps: PositiveInt
+    count: Count
 
-def read_settings(given: dict[str, Any]) -> HeldOut | None:
-    """Check the sweeper's settings, and give the held-out run; ConfigError if a value does not fit."""
-    if problems := check({"hydra.sweeper": {"_target_": f"{__name__}.settings", **given}}):
+
+def read_settings(given: dict[str, Any]) -> Settings:
+    """Check the sweeper's settings; ConfigError if a value does not fit."""
+    if problems := check({"hydra.sweeper": {"_target_": f"{__name__}.Settings", **given}}):
         raise ConfigError(problems)
-    return HeldOut(**given["held_out"]) if given["held_out"] is not None else None
+    held_out = HeldOut(**given["held_out"]) if given["held_out"] is not None else None
+    return Settings(**given | {"held_out": held_out})
 
 
 def run_isoflop(
-    given: Mapping[str, Any],
-    held_out: HeldOut | None,
+    given: Settings,
     sweep: Sweep,
     *,
     overrides: Sequence[str],
@@ -55,13 +56,13 @@ def run_isoflop(
 ) -> int:
     """Run the grid, fit the law and report; gives the exit status, as `run_grid` does, and its ConfigError.
 
-    `given` and `held_out` are the sweeper's settings, checked; `overrides` those of all runs; each combination is
-    trained with all `seeds`, none = the configuration's; `compose` gives the resolved configuration of overrides.
+    `overrides` are those of all runs; each combination is trained with all `seeds`, none = the configuration's;
+    `compose` gives the resolved configuration of overrides.
     """
-    sizes, budgets, least = given["sizes"], given["budgets"], given["min_steps"]
-    _refuse(sizes, budgets, held_out, overrides)
+    _refuse(given, overrides)
+    sizes, budgets, least = given.sizes, given.budgets, given.min_steps
     points = [(size, flops) for flops in sorted(budgets) for size in sizes]
-    points += [held_out] if held_out is not None else []
+    points += [given.held_out] if given.held_out is not None else []
 
     def composed(size: str, flops: float, *more: str) -> Config:
         lines = [f"{path}={value}" for path, value in sizes[size].items()]
@@ -86,17 +87,16 @@ def run_isoflop(
         folder: Path, runs: Sequence[Run], *, failures: Sequence[Failure], notes: Sequence[str], **_: Any
     ) -> Path:
         """Report the law: it has no baseline, and its points have no arms."""
-        law = {"count": given["count"], "fit_up_to": max(budgets)}
-        return write_law_report(folder, runs, failures=failures, notes=[*told, *notes], **law)
+        found: dict[str, Any] = {"failures": failures, "notes": [*told, *notes]}
+        return write_law_report(folder, runs, count=given.count, fit_up_to=max(budgets), **found)
 
     sweep.report = report
     return run_grid(candidates, sweep)
 
 
-def _refuse(
-    sizes: Mapping[str, Any], budgets: Sequence[float], held_out: HeldOut | None, overrides: Sequence[str]
-) -> None:
-    problems = []
+def _refuse(given: Settings, overrides: Sequence[str]) -> None:
+    sizes, budgets, held_out = given.sizes, given.budgets, given.held_out
+    problems: list[Problem] = []
     for name, n, least in (("sizes", len(sizes), 3), ("budgets", len(set(budgets)), 2)):
         if n < least:
             problems.append(Problem(f"hydra.sweeper.{name}", f"a law needs at least {least} {name}, not {n}"))
