@@ -1,5 +1,9 @@
 import logging
 import os
+
+# Before numpy is there: on busy cores, its threads wait for each other a hundred times as long as they work.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path

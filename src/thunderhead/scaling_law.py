@@ -1,4 +1,4 @@
-"""A fitted scaling law: `thunderhead.lab.law` fits it, reports write it to a law.json, and budgets read it from there.
+"""A fitted scaling law: `thunderhead.lab.scaling` fits it, reports write it to a law.json, and budgets read it there.
 
 It lies beside the rings, because options and the lab both know it and neither knows the other.
 """
@@ -28,12 +28,9 @@ class Optimum(NamedTuple):
 class Law:
     """L(N, D) = E + A / N^alpha + B / D^beta in nats a token (Hoffmann et al. 2203.15556, section 3.3).
 
-    Args:
-        count: which parameters N counts.
-        E, A, B, alpha, beta: of the formula.
-        flops_coefficient, flops_exponent: training FLOPs a token = flops_coefficient · N^flops_exponent. 6 and 1 are
-            the usual approximation, which leaves attention out; small models are far from it.
-        parameters, tokens, flops: the smallest and the largest N, D and training compute that it was fitted on.
+    Training FLOPs a token are flops_coefficient · N^flops_exponent: 6 and 1 are the usual approximation, which leaves
+    attention out; small models are far from it. `parameters`, `tokens`, `flops` are the smallest and the largest N, D
+    and training compute that it was fitted on; `count` says which parameters N counts.
     """
 
     count: Count
@@ -98,11 +95,9 @@ def read_law(path: str | Path) -> Law:
     try:
         return _File.model_validate_json(Path(path).read_bytes()).law
     except OSError as error:
-        raise ValueError(
-            f"{path} cannot be read ({error.strerror}): give the law.json of a report that experiment=scaling_law or "
-            "compare.py scaling=total made"
-        ) from error
+        made = "experiment=scaling_law or compare.py scaling=total"
+        raise ValueError(f"{path} cannot be read ({error.strerror}): give a law.json, which {made} makes") from error
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(map(str, first["loc"]))
         raise ValueError(f"{path} is no fitted law: {f'{where}: ' * bool(where)}{first['msg']}") from error

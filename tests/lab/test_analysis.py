@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from simulated import write_arms, write_run
 
+from thunderhead.core.config import ConfigError
 from thunderhead.lab.analysis import analyse
 from thunderhead.lab.runs import Failure, read_runs
 from thunderhead.training.record import write_json
@@ -35,17 +36,17 @@ def test_many_arms_are_compared_with_the_first(tmp_path: Path) -> None:
 
 
 def test_an_unknown_baseline_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no arm is called 'mla'.*the arms are 'mha', 'mqa', 'gqa'"):
+    with pytest.raises(ConfigError, match=r"^baseline: no arm is called 'mla'.*the arms are 'mha', 'mqa', 'gqa'"):
         analyse(read_runs([write_arms(tmp_path, LOSSES)]), baseline="mla")
 
 
 @pytest.mark.parametrize("left_a_record", [True, False])
 def test_a_baseline_that_failed_is_replaced_and_told(tmp_path: Path, left_a_record: bool) -> None:
     write_arms(tmp_path, LOSSES)
-    failures = [] if left_a_record else [Failure("mla seed=1", "exit status 1")]
+    names = {tmp_path / "9": "mla"}  # as a sweep has planned it
     if left_a_record:
         write_run(tmp_path / "9", ["attention=mla"], steps=20)
-    found = analyse(read_runs([tmp_path]), baseline="mla", failures=failures)
+    found = analyse(read_runs([tmp_path]), baseline="mla", names=names)
     assert found.reference is not None
     assert found.reference.name == "mha"
     assert "The baseline mla has no finished run; mha stands in." in found.warnings

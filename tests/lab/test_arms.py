@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from simulated import write_arms, write_run
 
+from thunderhead.core.config import ConfigError
 from thunderhead.lab import arms as grouping
 from thunderhead.lab.arms import Arm, make_arms
 from thunderhead.lab.runs import read_runs
@@ -69,7 +70,7 @@ def test_of_equal_runs_the_last_counts(tmp_path: Path) -> None:
 def test_finding_an_arm(tmp_path: Path) -> None:
     arms = make_arms(read_runs([write_arms(tmp_path, {"attention=mha": [3.0], "attention=mqa": [3.0]})]))
     assert grouping.find(arms, "mqa") is grouping.find(arms, "attention=mqa") is arms[1]
-    with pytest.raises(ValueError, match=r"no arm is called 'mhaa'; did you mean 'mha'\?; the arms are 'mha', 'mqa'"):
+    with pytest.raises(ConfigError, match=r"no arm is called 'mhaa'; did you mean 'mha'\?; the arms are 'mha', 'mqa'"):
         grouping.find(arms, "mhaa")
 
 

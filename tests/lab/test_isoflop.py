@@ -12,8 +12,9 @@ from hydra_plugins.thunderhead_sweeps.sweepers import planner
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.execution import Running
-from thunderhead.lab.isoflop import HeldOut, read_settings, run_isoflop
+from thunderhead.lab.isoflop import HeldOut, Settings, read_settings, run_isoflop
 from thunderhead.lab.jobs import Job
+from thunderhead.lab.sweep import Sweep
 from thunderhead.scaling_law import read_law
 from thunderhead.training.record import write_json, write_text
 from tiny import tiny
@@ -74,16 +75,13 @@ def lines(text_corpus: Path, shards_dir: Path) -> list[str]:
 
 
 def run(lines: Sequence[str], folder: Path, executor: LawExecutor, **changes: Any) -> int:
-    given = {"sizes": SIZES, "budgets": BUDGETS, "min_steps": 80, "count": "total"}
-    asked: dict[str, Any] = {"held_out": HeldOut("d32", 1.6e10), "overrides": [], "seeds": []}
+    given = {"sizes": SIZES, "budgets": BUDGETS, "held_out": HeldOut("d32", 1.6e10), "min_steps": 80, "count": "total"}
+    asked: dict[str, Any] = {"overrides": [], "seeds": []}
     return run_isoflop(
-        given | {name: value for name, value in changes.items() if name in given},
+        Settings(**given | {name: value for name, value in changes.items() if name in given}),
+        Sweep(folder, executor, ["-m"], PLAN),
         **asked | {name: value for name, value in changes.items() if name in asked},
         compose=lambda more: config.plain(config.compose([*lines, *more])),
-        plan=PLAN,
-        folder=folder,
-        executor=executor,
-        arguments=["-m"],
     )
 
 
@@ -178,8 +176,8 @@ def test_a_size_that_cannot_be_built_is_refused(lines: list[str], tmp_path: Path
 
 def test_the_sweepers_settings_are_checked() -> None:
     good: dict[str, Any] = {"sizes": SIZES, "budgets": BUDGETS, "min_steps": 50, "count": "total"}
-    assert read_settings(good | {"held_out": {"size": "d32", "flops": 1e10}}) == HeldOut("d32", 1e10)
-    assert read_settings(good | {"held_out": None}) is None
+    assert read_settings(good | {"held_out": {"size": "d32", "flops": 1e10}}).held_out == HeldOut("d32", 1e10)
+    assert read_settings(good | {"held_out": None}).held_out is None
     with pytest.raises(ConfigError) as refused:
         read_settings(good | {"held_out": {"size": "d32"}, "budgets": [-1.0], "count": "some"})
     for path in ("hydra.sweeper.held_out", "hydra.sweeper.budgets", "hydra.sweeper.count"):

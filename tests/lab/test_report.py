@@ -37,9 +37,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_arms(folder, LOSSES)
     write_run(folder / "9", ["attention=mla"], steps=40)
     failures = [Failure("mla seed=2", "exit status 1: <script>alert(1)</script>")]
-    return write_report(
-        folder, read_runs([folder]), failures=failures, notes=["The best lr lies on the edge."], quiet=True
-    )
+    return write_report(folder, read_runs([folder]), failures=failures, notes=["The best lr lies on the edge."])
 
 
 def text(html: str) -> str:
@@ -80,7 +78,7 @@ def test_what_was_matched(tmp_path: Path) -> None:
     match = {"by": "params", "target": 30_000, "reached": 29_970, "set": {"model.d_ff": 90}}
     write_run(tmp_path / "1", ["attention=mha"])
     write_run(tmp_path / "2", ["attention=mqa", "model.d_ff=90"], match=match, summary={"parameters": 29_970})
-    html = write_report(tmp_path, read_runs([tmp_path]), quiet=True).read_text()
+    html = write_report(tmp_path, read_runs([tmp_path])).read_text()
     row = table(html, "matching")[1]
     assert row[1] == "30 k (−0.10 %)"
     assert row[-1] == "params: 30 k of 30 k (−0.10 %) by model.d_ff=90"
@@ -90,7 +88,7 @@ def test_further_metrics_and_loss_terms_are_shown_by_name(tmp_path: Path) -> Non
     measured = {"metrics": {"top5": 0.25}, "loss_terms": {"loss": 3.0, "balance": 0.0125}}
     write_run(tmp_path / "1", ["attention=mha"], summary=measured)
     write_run(tmp_path / "2", ["attention=mqa"], summary={"accuracy": 0.5})
-    path = write_report(tmp_path, read_runs([tmp_path]), quiet=True)
+    path = write_report(tmp_path, read_runs([tmp_path]))
     html = path.read_text()
     assert '<th scope="col">top5</th><th scope="col">accuracy</th>' in html
     assert table(html, "training") == [["mha", "0.0125"], ["mqa", "–"]]
@@ -143,9 +141,9 @@ def test_tensorboard_finds_the_hyperparameters(report: Path) -> None:
 
 def test_writing_again_replaces(tmp_path: Path) -> None:
     runs = read_runs([write_arms(tmp_path / "runs", LOSSES)])
-    write_report(tmp_path / "out", runs, quiet=True)
+    write_report(tmp_path / "out", runs)
     (tmp_path / "out" / "hparams" / "notes.txt").write_text("mine")
-    path = write_report(tmp_path / "out", runs[:1], quiet=True)
+    path = write_report(tmp_path / "out", runs[:1])
     assert "There is nothing to compare: one arm has finished." in path.read_text()
     assert [file.name for file in sorted((tmp_path / "out" / "figures").iterdir())] == ["curves.png", "results.png"]
     assert len(list((tmp_path / "out" / "hparams").rglob("events*"))) == 1
@@ -169,7 +167,7 @@ def test_whatever_there_is_gives_a_report(tmp_path: Path, what: str) -> None:
     if what == "bits per byte":
         runs = read_runs([write_arms(tmp_path / "runs", LOSSES)])
     metric = "bits_per_byte" if what == "bits per byte" else "auto"
-    page = text(write_report(tmp_path / "out", runs, metric=metric, quiet=True).read_text())  # type: ignore[arg-type]
+    page = text(write_report(tmp_path / "out", runs, metric=metric).read_text())  # type: ignore[arg-type]
     expected = {
         "nothing": "No finished run",
         "unfinished": "unfinished: step 20 of 100",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from simulated import FLOPS_PER_TOKEN, SPEED, TOKENS_PER_STEP, write_arms, write_run
 
+from thunderhead.core.config import ConfigError
 from thunderhead.lab.analysis import analyse
 from thunderhead.lab.runs import Curve, Match, Run, read_runs
 from thunderhead.training.record import write_json
@@ -59,9 +60,9 @@ def test_what_did_not_come_to_its_end_says_why(tmp_path: Path) -> None:
 def test_all_folders_without_a_run_are_named_at_once(tmp_path: Path) -> None:
     write_arms(tmp_path / "good", {"attention=mha": [3.0]})
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no run") as caught:
+    with pytest.raises(ConfigError, match="holds no run") as caught:
         read_runs([tmp_path / "good", tmp_path / "empty", tmp_path / "missing"])
-    assert [Path(line.split()[0]).name for line in str(caught.value).splitlines()] == ["empty", "missing"]
+    assert [Path(problem.message.split()[0]).name for problem in caught.value.problems] == ["empty", "missing"]
 
 
 # --- records of any loggers and callbacks ---------------------------------------------------------------------------
@@ -92,7 +93,7 @@ def test_what_is_not_in_a_row_was_not_measured(tmp_path: Path) -> None:
     assert list(validated.tokens) == [10_000, 30 * TOKENS_PER_STEP]
     assert list(validated.flops) == [5e8, 30 * TOKENS_PER_STEP * FLOPS_PER_TOKEN]
     assert list(run.curve("val/accuracy").loss) == [0.5]
-    assert run.loss_terms == {"balance": 0.01}
+    assert run.loss_terms == {"train/balance": 0.01}
     assert run.curve("val/nothing").loss.size == 0
 
 
@@ -101,7 +102,7 @@ def test_what_is_not_in_a_row_was_not_measured(tmp_path: Path) -> None:
     [
         ("metrics.csv", "", "metrics.csv: is empty"),
         ("metrics.csv", "1,2,3\n4,5,6\n", "metrics.csv: has no column `step`"),
-        ("metrics.csv", "step,train/loss\n10,4.0\n20,much\n", "metrics.csv: the row of step '20'"),
+        ("metrics.csv", "step,train/loss\n10,4.0\n20,much\n", "metrics.csv: could not convert string to float: 'much'"),
         ("summary.json", '{"val_loss": 3.0, "st', "summary.json: "),
         ("summary.json", '{"steps": 100}', "summary.json: val_loss is None"),
         ("summary.json", "[" * 100_000, "summary.json: "),

@@ -14,6 +14,7 @@ from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.execution import LocalExecutor
 from thunderhead.lab.search import reports, run_search, space_of
+from thunderhead.lab.sweep import Sweep
 from tiny import tiny
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_training.py")))
@@ -44,8 +45,8 @@ def test_a_search_finds_the_optimum_and_goes_on(text_corpus: Path, shards_dir: P
     def search(n_trials: int) -> int:
         return run_search(
             space, [], lambda lines: config.plain(config.compose(tiny(text_corpus, shards_dir, *lines))),
-            tmp_path / "sweep", executor=LocalExecutor(1, FAKE), plan=planner(), n_jobs=1, n_trials=n_trials,
-            seed=1, pruner="none", n_startup_trials=3, arguments=[],
+            Sweep(tmp_path / "sweep", LocalExecutor(1, FAKE), [], planner()), n_jobs=1, n_trials=n_trials,
+            seed=1, pruner="none", n_startup_trials=3,
         )  # fmt: skip
 
     assert search(4) == 0
@@ -67,8 +68,8 @@ def test_a_trial_above_the_median_is_ended_and_told(
     def search(n_trials: int) -> list[dict[str, Any]]:
         status = run_search(
             space, [], lambda lines: config.plain(config.compose(tiny(text_corpus, shards_dir, *lines))),
-            tmp_path / "sweep", executor=LocalExecutor(1, FAKE), plan=planner(), n_jobs=1, n_trials=n_trials,
-            seed=3, pruner="median", n_startup_trials=2, arguments=[],
+            Sweep(tmp_path / "sweep", LocalExecutor(1, FAKE), [], planner()), n_jobs=1, n_trials=n_trials,
+            seed=3, pruner="median", n_startup_trials=2,
         )  # fmt: skip
         assert status == 0
         study: list[dict[str, Any]] = json.loads((tmp_path / "sweep" / "study.json").read_text())["trials"]
@@ -101,8 +102,8 @@ def test_a_combination_that_is_refused_is_a_failed_trial(
     def search(folder: Path, seed: int) -> int:
         return run_search(
             space, [], lambda lines: config.plain(config.compose(tiny(text_corpus, shards_dir, *lines))),
-            folder, executor=LocalExecutor(1, FAKE), plan=planner(), n_jobs=1, n_trials=4, seed=seed, pruner="none",
-            n_startup_trials=4, arguments=[],
+            Sweep(folder, LocalExecutor(1, FAKE), [], planner()), n_jobs=1, n_trials=4, seed=seed, pruner="none",
+            n_startup_trials=4,
         )  # fmt: skip
 
     assert search(tmp_path / "later", seed=2) == 1

@@ -16,6 +16,7 @@ from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.execution import LocalExecutor, share
 from thunderhead.lab.grid import Candidate, run_grid
+from thunderhead.lab.sweep import Sweep
 from tiny import tiny
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_training.py")))
@@ -35,10 +36,8 @@ def grid(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., i
             lines = [*overrides, *(f"{group}={option}" for group, option in choices.items())]
             composed = config.plain(config.compose(tiny(text_corpus, shards_dir, *lines)))
             candidates.append(Candidate(choices, composed))
-        executor = LocalExecutor(n_jobs, FAKE)
-        return run_grid(
-            candidates, tmp_path / "sweep", executor=executor, plan=planner(), baseline=baseline, arguments=["-m"]
-        )
+        sweep = Sweep(tmp_path / "sweep", LocalExecutor(n_jobs, FAKE), ["-m"], planner())
+        return run_grid(candidates, sweep, baseline=baseline)
 
     return run
 

@@ -4,12 +4,15 @@ Hydra imports this module at every start: what is heavy is imported where it is 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+
+from thunderhead.core.config import ConfigError, Problem
 
 if TYPE_CHECKING:
     from thunderhead.lab.execution import Executor
@@ -25,8 +28,6 @@ class ThunderheadLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Refused: another package's sweeper knows nothing of matching, resuming and the report."""
-        from thunderhead.core.config import ConfigError, Problem
-
         raise ConfigError([Problem("hydra/sweeper", "is not Thunderhead's: use hydra/sweeper=grid or optuna")])
 
     def executor(self) -> "Executor":
@@ -52,8 +53,6 @@ class SlurmLauncher(ThunderheadLauncher):
         self.n_jobs, self.parameters = n_jobs, containers(parameters)
 
     def executor(self) -> "Executor":
-        from pathlib import Path
-
         from thunderhead.lab.slurm import SlurmJobs
 
         folder = Path(str(self.config.hydra.sweep.dir)).resolve() / "slurm"

@@ -16,10 +16,13 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from thunderhead.core.config import Config, ConfigError, Problem, check, plain
+
 from .launchers import ThunderheadLauncher, containers
 
 if TYPE_CHECKING:
     from thunderhead.lab.jobs import PlanRun
+    from thunderhead.lab.sweep import Sweep
 
 
 def planner() -> "PlanRun":
@@ -29,7 +32,7 @@ def planner() -> "PlanRun":
 
     plans: dict[str, Plan] = {}
 
-    def plan(config: dict[str, Any]) -> Plan:
+    def plan(config: Config) -> Plan:
         check_config(config)
         key = arm_key(config)
         if key not in plans:
@@ -43,7 +46,8 @@ def planner() -> "PlanRun":
 class ThunderheadSweeper(Sweeper):
     """What all sweepers share: composing a run's configuration, and the launcher.
 
-    `sweep` runs a sweep, and ends the program with its exit status if that is not 0.
+    `params` are what an experiment sweeps over. `run` runs a sweep and gives its exit status; if that is not 0, `sweep`
+    ends the program with it.
     """
 
     params: dict[str, Any]
@@ -56,26 +60,23 @@ class ThunderheadSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def place(self) -> dict[str, Any]:
-        """The sweep's folder, what runs its jobs, and what was typed, to go on with later."""
-        from thunderhead.core.config import ConfigError, Problem
+    def begin(self) -> "Sweep":
+        """A sweep in its folder, with what runs and plans its jobs, and what was typed, to go on with later."""
+        from thunderhead.lab.sweep import Sweep
 
         if not isinstance(self.launcher, ThunderheadLauncher):
             name = type(self.launcher).__name__
             message = f"{name} cannot run this sweep: leave it out, and for two runs at a time hydra.launcher.n_jobs=2"
             raise ConfigError([Problem("hydra/launcher", f"{message}; or hydra/launcher=slurm")])
-        folder = Path(str(self.config.hydra.sweep.dir))
-        return {"folder": folder, "executor": self.launcher.executor(), "arguments": sys.argv[1:]}
+        return Sweep(Path(str(self.config.hydra.sweep.dir)), self.launcher.executor(), sys.argv[1:], planner())
 
     def overrides(self, arguments: Sequence[str]) -> list[Override]:
         """What is swept over: that of the experiment, then that of the command line."""
         lines = [*(f"{name}={value}" for name, value in self.params.items()), *arguments]
         return list(OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(lines))
 
-    def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
+    def compose(self, overrides: Sequence[str]) -> Config:
         """The resolved configuration of one combination."""
-        from thunderhead.core.config import plain
-
         composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         OmegaConf.set_struct(composed, False)
         del composed["hydra"]
@@ -86,16 +87,13 @@ class ThunderheadSweeper(Sweeper):
             sys.exit(status)
 
     def run(self, arguments: list[str]) -> int:
-        """Run it; gives the exit status."""
         raise NotImplementedError
 
 
 class GridSweeper(ThunderheadSweeper):
     """Every combination of the swept values.
 
-    Args:
-        baseline: name of the arm that others are matched to and compared with; None = matched to the first.
-        params: what an experiment sweeps over.
+    `baseline` names the arm that others are matched to and compared with; None = matched to the first.
     """
 
     def __init__(self, *, baseline: str | None = None, params: dict[str, Any] | None = None):
@@ -114,26 +112,22 @@ class GridSweeper(ThunderheadSweeper):
             lines = [line.partition("=") for line in combination]
             choices = {key.lstrip("+"): value for key, _, value in lines if len(values[key]) > 1}
             candidates.append(Candidate(choices, self.compose(combination)))
-        return run_grid(candidates, plan=planner(), baseline=self.baseline, **self.place())
+        return run_grid(candidates, self.begin(), baseline=self.baseline)
 
 
 class IsoFlopSweeper(ThunderheadSweeper):
     """Sizes of the model at equal compute budgets, and a scaling law fitted to them.
 
-    Args:
-        settings: as `thunderhead.lab.isoflop.settings` has them.
-        params: further overrides of all runs; only the seed may have several values.
-        baseline: None: there is none.
+    `settings` are those of `thunderhead.lab.isoflop.Settings`; of `params`, only the seed may have several values.
     """
 
     def __init__(self, *, params: dict[str, Any] | None = None, baseline: None = None, **settings: Any):
         self.params, self.baseline, self.settings = params or {}, baseline, containers(settings)
 
     def run(self, arguments: list[str]) -> int:
-        from thunderhead.core.config import ConfigError, Problem
         from thunderhead.lab.isoflop import read_settings, run_isoflop
 
-        held_out = read_settings(self.settings)
+        settings = read_settings(self.settings)
         problems, seeds, fixed = [], [], []
         if self.baseline is not None:
             problems.append(Problem("hydra.sweeper.baseline", "a scaling law compares with none: leave it out"))
@@ -147,24 +141,19 @@ class IsoFlopSweeper(ThunderheadSweeper):
                 fixed.append(str(override.input_line))
         if problems:
             raise ConfigError(problems)
-        asked: dict[str, Any] = {"overrides": fixed, "seeds": seeds, "compose": self.compose, "plan": planner()}
-        return run_isoflop(self.settings, held_out, **asked, **self.place())
+        return run_isoflop(settings, self.begin(), overrides=fixed, seeds=seeds, compose=self.compose)
 
 
 class OptunaSweeper(ThunderheadSweeper):
     """A search by Optuna's TPE for the lowest validation loss; as many trials at once as the launcher's n_jobs.
 
-    Args:
-        settings: as `thunderhead.lab.search.settings` has them.
-        params: what an experiment searches over.
+    `settings` are those of `thunderhead.lab.search.settings`.
     """
 
     def __init__(self, *, params: dict[str, Any] | None = None, **settings: Any):
         self.params, self.settings = params or {}, containers(settings)
 
     def run(self, arguments: list[str]) -> int:
-        from thunderhead.core.config import ConfigError, Problem, check
-
         try:
             from thunderhead.lab.search import run_search, space_of
         except ImportError as error:
@@ -173,4 +162,4 @@ class OptunaSweeper(ThunderheadSweeper):
             raise ConfigError(problems)
         space, fixed = space_of(self.overrides(arguments))
         n_jobs = getattr(self.launcher, "n_jobs", 1)
-        return run_search(space, fixed, self.compose, n_jobs=n_jobs, plan=planner(), **self.settings, **self.place())
+        return run_search(space, fixed, self.compose, self.begin(), n_jobs=n_jobs, **self.settings)

@@ -9,7 +9,7 @@ from thunderhead.lab import arms as grouping
 from thunderhead.lab import statistics
 from thunderhead.lab.arms import Arm
 from thunderhead.lab.runs import Curve, Failure, Run
-from thunderhead.lab.statistics import Comparison
+from thunderhead.lab.statistics import Comparison, Interval
 
 Metric = Literal["auto", "val_loss", "bits_per_byte"]
 UNITS = {"val_loss": "nats", "bits_per_byte": "bits a byte"}
@@ -45,6 +45,10 @@ class Analysis:
         losses = self.losses[arm.name].values()
         return sum(losses) / len(losses)
 
+    def interval(self, arm: Arm) -> Interval | None:
+        """Of that mean; None where the seeds do not tell it."""
+        return statistics.mean_interval(list(self.losses[arm.name].values()))
+
     def validation_curve(self, run: Run) -> Curve:
         """A run's way to its final loss, in this analysis' metric."""
         return run.curve("val/loss" if self.metric == "val_loss" else f"val/{self.metric}")
@@ -68,28 +72,23 @@ def analyse(
     names: Mapping[Path, str] | None = None,
     metric: Metric = "auto",
 ) -> Analysis:
-    """Compare runs; see `thunderhead.lab.report.write_report` for the arguments.
-
-    Raises:
-        UnknownArmError: no arm is called `baseline`.
-    """
+    """Compare runs; arguments and errors are those of `thunderhead.lab.report.write_report`."""
     broken = [run for run in runs if run.broken]
     arms = grouping.make_arms([run for run in runs if not run.broken], names)
     warnings = list(notes)
     left_out = [*failures, *(Failure(str(run.folder), run.broken) for run in broken)]
     for arm in arms:
         left_out += [_left_out(arm, run, str(run.unfinished)) for run in arm.incomplete]
-        diverged = sum("diverged" in str(run.unfinished) for run in arm.incomplete)
-        if diverged and arm.runs:
-            part = f"{diverged} of {diverged + len(arm.runs)} runs"
-            warnings.append(f"{arm.name}: {part} diverged and are left out, which flatters the others.")
+        n = sum("diverged" in str(run.unfinished) for run in arm.incomplete)
+        if n and arm.runs:
+            of = n + len(arm.runs)
+            warnings.append(f"{arm.name}: {n} of {of} runs diverged and are left out, which flatters the others.")
     chosen = _metric([arm for arm in arms if arm.runs], metric)
     for arm in arms:
         if len(arm.values(chosen)) < len(arm.runs):
             left_out += [_left_out(arm, run, f"has no {chosen}") for run in arm.runs.values()]
             arm.runs = {}
-    failed = [*(failure.run for failure in failures), *(run.folder.name for run in broken)]
-    reference = _reference(arms, baseline, failed, warnings)
+    reference = _reference(arms, baseline, set((names or {}).values()), warnings)
     compared = []
     for arm in arms:
         if arm.runs and (reason := _why_not(arm, reference, chosen)):
@@ -97,8 +96,9 @@ def analyse(
         elif arm.runs:
             compared.append(arm)
     if chosen != "val_loss" and metric == "auto":
-        why = "The arms have different tokenizers"
-        warnings.append(f"{why}, so bits per byte are compared: losses per token cannot be.")
+        warnings.append(
+            "The arms have different tokenizers, so bits per byte are compared: losses per token cannot be."
+        )
 
     pairs = _pairs([arm.name for arm in compared], reference.name if reference else None, baseline is not None)
     losses = {arm.name: dict(zip(arm.runs, arm.values(chosen), strict=True)) for arm in compared}
@@ -135,16 +135,16 @@ def _why_not(arm: Arm, reference: Arm | None, metric: str) -> str:
     return f"validated {other} than {reference.name}: their losses say nothing about each other"
 
 
-def _reference(arms: Sequence[Arm], baseline: str | None, failed: Sequence[str], warnings: list[str]) -> Arm | None:
-    """The baseline; the first arm with a result where none is given, or the given one failed."""
+def _reference(arms: Sequence[Arm], baseline: str | None, planned: set[str], warnings: list[str]) -> Arm | None:
+    """The baseline; the first arm with a result where none is given, or the given one, which was planned, has none."""
     first = next((arm for arm in arms if arm.runs), None)
     if baseline is None:
         return first
-    has_failed = any(baseline.rpartition("=")[2] in run for run in failed)
-    if arms and not (has_failed and all(arm.name != baseline for arm in arms)):
-        wanted = grouping.find(arms, baseline)
-        if wanted.runs:
-            return wanted
+    found = [arm for arm in arms if arm.name == baseline]
+    if arms and not found and baseline not in planned:
+        found = [grouping.find(arms, baseline)]
+    if found and found[0].runs:
+        return found[0]
     instead = f"; {first.name} stands in" if first else ""
     warnings.append(f"The baseline {baseline} has no finished run{instead}.")
     return first

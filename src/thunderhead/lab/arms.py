@@ -3,12 +3,13 @@
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thunderhead.core.config import Config, leaves, options, show, values_of
+from thunderhead.core.config import Config, ConfigError, Problem, leaves, options, show, values_of
 from thunderhead.lab.runs import Run
 
 # Settings that change where a run lies, what it shows or how it loads, and never a loss.
@@ -23,10 +24,6 @@ TOLERANCE = 0.01
 """Relative: budgets and sizes that miss each other by less count as equal."""
 
 
-class UnknownArmError(ValueError):
-    """No arm has the name that was asked for."""
-
-
 @dataclass
 class Arm:
     """Runs that differ in nothing but the seed."""
@@ -38,7 +35,7 @@ class Arm:
 
     @property
     def first(self) -> Run:
-        """A finished run, which speaks for all in what does not depend on the seed."""
+        """It speaks for all in what does not depend on the seed."""
         return next(iter(self.runs.values()))
 
     def values(self, name: str) -> list[float]:
@@ -52,19 +49,18 @@ class Arm:
 
 
 def make_arms(runs: Sequence[Run], names: Mapping[Path, str] | None = None) -> list[Arm]:
-    """Group runs into arms, in the order in which their first runs come.
+    """Group runs, finished or not, into arms, in the order in which their first runs come.
 
-    Args:
-        runs: finished or not; of several equal runs the one that finished last counts.
-        names: an arm's name by the folders of its runs, where somebody knows better than the configurations tell.
+    Of several equal runs the one that finished last counts. `names` has an arm's name by the folders of its runs, where
+    somebody knows better than the configurations tell.
     """
     grouped: dict[str, list[Run]] = {}
     for run in runs:
         grouped.setdefault(json.dumps(settings(run.config), sort_keys=True), []).append(run)
-    told = names or {}
-    given: list[str | None] = [told.get(members[0].folder) for members in grouped.values()]
-    if None in given or len(set(given)) < len(given):
-        given = [*arm_names([members[0] for members in grouped.values()])]
+    firsts = [members[0] for members in grouped.values()]
+    given = [(names or {}).get(run.folder, "") for run in firsts]
+    if "" in given or len(set(given)) < len(given):
+        given = arm_names(firsts)
     arms = []
     for name, members in zip(given, grouped.values(), strict=True):
         finished = [run for run in members if run.unfinished is None]
@@ -72,36 +68,33 @@ def make_arms(runs: Sequence[Run], names: Mapping[Path, str] | None = None) -> l
         by_seed = {run.seed: run for run in finished}
         incomplete = [run for run in members if run.unfinished is not None]
         repeated = [run for run in finished if by_seed[run.seed] is not run]
-        arms.append(Arm(str(name), dict(sorted(by_seed.items())), incomplete, repeated))
+        arms.append(Arm(name, dict(sorted(by_seed.items())), incomplete, repeated))
     return arms
 
 
 def find(arms: Sequence[Arm], name: str) -> Arm:
-    """The arm of this name; `attention=mha` is understood for `mha`.
-
-    Raises:
-        UnknownArmError: there is none; names those that there are.
-    """
+    """The arm of this name; `attention=mha` is understood for `mha`. ConfigError if there is none."""
     by_name = {arm.name: arm for arm in arms}
     for candidate in (name, name.partition("=")[2], name.rpartition(".")[2]):
         if candidate in by_name:
             return by_name[candidate]
     near = difflib.get_close_matches(name, by_name, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UnknownArmError(f"no arm is called {name!r}{hint}; the arms are {', '.join(map(repr, by_name))}")
+    message = f"no arm is called {name!r}{hint}; the arms are {', '.join(map(repr, by_name))}"
+    raise ConfigError([Problem("baseline", message)])
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Differences and names
+# --- differences and names --------------------------------------------------------------------------------------------
+
+
+def is_in(path: str, nodes: Iterable[str]) -> bool:
+    """Whether a config path is one of these, or below one."""
+    return any(path == node or path.startswith(f"{node}.") for node in nodes)
 
 
 def settings(config: Config) -> dict[str, Any]:
     """Every setting that may change a loss, by config path."""
-    return {
-        path: value
-        for path, value in leaves(config)
-        if not any(path == other or path.startswith(f"{other}.") for other in NO_DIFFERENCE)
-    }
+    return {path: value for path, value in leaves(config) if not is_in(path, NO_DIFFERENCE)}
 
 
 def differences(configs: Iterable[Config]) -> dict[str, list[Any]]:
@@ -116,9 +109,9 @@ def arm_names(runs: Sequence[Run]) -> list[str]:
 
     What a sweep solved for to match the arms is left out, unless nothing else tells them apart.
     """
-    if len(runs) == 1:
-        return [str(runs[0].config.get("name", "run"))]
     configs = [run.config for run in runs]
+    if len(configs) == 1:
+        return [str(configs[0].get("name", "run"))]
     solved = {path for run in runs if run.match for path in run.match.set}
     different = differences(configs)
     names = _names(configs, {path: values for path, values in different.items() if path not in solved})
@@ -176,13 +169,17 @@ def _option(group: str, node: Any, paths: set[str]) -> tuple[str | None, list[st
     return best
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# May they be compared?
+# --- may they be compared? --------------------------------------------------------------------------------------------
 
 
 def validation_data(run: Run) -> str:
     """What identifies the tokens that a run was validated on: equal for runs whose losses are of the same tokens."""
-    return str(run.result("validation_data") or validation_text(run) + _tokenizer(run))
+    if found := run.result("validation_data"):
+        return str(found)
+    file = run.folder / "tokenizer.json"
+    if file.is_file():
+        return validation_text(run) + hashlib.sha256(file.read_bytes()).hexdigest()
+    return validation_text(run) + json.dumps(run.config.get("tokenizer"), sort_keys=True)
 
 
 def validation_text(run: Run) -> str:
@@ -192,17 +189,13 @@ def validation_text(run: Run) -> str:
     return str(run.result("validation_text") or json.dumps(kept, sort_keys=True))
 
 
-def _tokenizer(run: Run) -> str:
-    file = run.folder / "tokenizer.json"
-    if file.is_file():
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    return json.dumps(run.config.get("tokenizer"), sort_keys=True)
-
-
 def matched(a: Arm, b: Arm) -> list[str]:
     """What is equal within TOLERANCE in two arms: of tokens, FLOPs, parameters; and time, where it was to be equal."""
-    quantities = {"tokens": "tokens", "flops": "FLOPs", "parameters": "parameters"}
-    found = [label for name, label in quantities.items() if _close(a.first.number(name), b.first.number(name))]
+    found = []
+    for name, label in {"tokens": "tokens", "flops": "FLOPs", "parameters": "parameters"}.items():
+        one, two = a.first.number(name), b.first.number(name)
+        if one is not None and two is not None and math.isclose(one, two, rel_tol=TOLERANCE):
+            found.append(label)
     ratio = _time_ratio(a, b)
     return found if ratio is None else [*found, f"time (missed by {percent(ratio - 1)})"]
 
@@ -219,35 +212,29 @@ def percent(part: float, digits: int = 1) -> str:
     return f"{part:+.{digits}%}".replace("-", "−").replace("%", " %")
 
 
-def _close(a: float | None, b: float | None) -> bool:
-    return a is not None and b is not None and abs(a - b) <= TOLERANCE * max(abs(a), abs(b))
-
-
 def warnings(arms: Sequence[Arm]) -> list[str]:
     """In what the runs differ beside their configurations, and in how much training: one sentence each."""
     runs = [run for arm in arms for run in arm.runs.values()]
     if not runs:
         return []
-    found = []
 
-    def several(values: Iterable[Any]) -> str:
+    def several(sentence: str, values: Iterable[Any]) -> list[str]:
+        """The sentence, where there are several values."""
         different = sorted({str(value) for value in values if value})
-        return ", ".join(different) if len(different) > 1 else ""
+        return [sentence.format(", ".join(different))] if len(different) > 1 else []
 
-    if commits := several((run.git.get("commit") or "")[:8] for run in runs):
-        message = f"The runs were made by different commits ({commits})"
-        found.append(f"{message}: a change of the code may be what is measured.")
+    by_commits = "The runs were made by different commits ({}): a change of the code may be what is measured."
+    found = several(by_commits, ((run.git.get("commit") or "")[:8] for run in runs))
     changes = {str(line).strip() for run in runs for line in run.git.get("changed_files") or [] if _is_code(line)}
     if changed := sorted(changes):
         found.append(f"Runs were made with uncommitted changes ({', '.join(changed[:3])}{' …' * (len(changed) > 3)}).")
     for package in ("torch", "lightning"):
-        if versions := several(run.environment.get("packages", {}).get(package) for run in runs):
-            found.append(f"The runs used different versions of {package}: {versions}.")
-    if devices := several(run.result("device") for run in runs):
-        found.append(f"The runs used different devices ({devices}): seconds and memory do not compare.")
-    precisions = several(run.result("precision") for run in runs)
-    if precisions and "precision.kind" not in differences(arm.first.config for arm in arms):
-        found.append(f"precision=auto came out differently: {precisions}.")
+        versions = (run.environment.get("packages", {}).get(package) for run in runs)
+        found += several(f"The runs used different versions of {package}: {{}}.", versions)
+    devices = (run.result("device") for run in runs)
+    found += several("The runs used different devices ({}): seconds and memory do not compare.", devices)
+    if "precision.kind" not in differences(arm.first.config for arm in arms):
+        found += several("precision=auto came out differently: {}.", (run.result("precision") for run in runs))
     if any(set(arm.runs) != set(arms[0].runs) for arm in arms):
         counts = "; ".join(f"{arm.name}: {', '.join(map(str, arm.runs))}" for arm in arms)
         found.append(f"Not all arms have the same seeds, and only equal seeds are pairs ({counts}).")
@@ -264,9 +251,8 @@ def _budget(arm: Arm, first: Arm) -> str:
     parts = []
     for name, label in (("tokens", "tokens"), ("flops", "FLOPs")):
         own, other = arm.first.number(name), first.first.number(name)
-        parts.append(
-            f"{own / other:.3g} × the {label}" if own is not None and other else f"an unknown part of the {label}"
-        )
+        part = f"{own / other:.3g} ×" if own is not None and other else "an unknown part of"
+        parts.append(f"{part} the {label}")
     message = f"{arm.name} trained on {' and '.join(parts)} of {first.name}"
     time = _time_ratio(arm, first)
     if time is None:

@@ -10,7 +10,6 @@ from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.types import Count, PositiveFloat
 from thunderhead.lab.analysis import Metric
-from thunderhead.lab.arms import UnknownArmError
 from thunderhead.lab.report import write_report
 from thunderhead.lab.runs import read_runs
 from thunderhead.lab.scaling_report import write_law_report
@@ -25,16 +24,7 @@ def settings(
     scaling: Count | None = None,
     fit_up_to: PositiveFloat | None = None,
 ) -> None:
-    """The top-level settings, for the check.
-
-    Args:
-        runs: folders.
-        metric: what is compared.
-        name: the report's.
-        baseline: the arm to compare with.
-        scaling: fit a scaling law instead, in which N counts these parameters.
-        fit_up_to: training FLOPs; the law has to predict larger runs.
-    """
+    """The top-level settings, for the check: see conf/compare.yaml."""
 
 
 def commas_to_list(arguments: list[str]) -> list[str]:
@@ -45,8 +35,7 @@ def commas_to_list(arguments: list[str]) -> list[str]:
 def compare_runs(config: DictConfig) -> Path:
     """Write the report of the runs in `runs` into the folder that Hydra gave this comparison.
 
-    Raises:
-        ConfigError: the configuration is refused, a folder holds no run, or no arm is called `baseline`.
+    ConfigError if the configuration is refused, a folder holds no run, or no arm is called `baseline`.
     """
     folder, chosen = command_line.output_dir(), configuration.plain(config)
     try:
@@ -61,14 +50,8 @@ def compare_runs(config: DictConfig) -> Path:
         if problems:
             raise ConfigError(problems)
         folders = chosen["runs"].split(",") if isinstance(chosen["runs"], str) else chosen["runs"]
-        try:
-            runs = read_runs(path.strip() for path in folders)
-        except ValueError as error:
-            raise ConfigError([Problem("runs", line) for line in str(error).splitlines()]) from error
-        try:
-            return write_law_report(folder, runs, **law) if law["count"] else write_report(folder, runs, **arms)
-        except UnknownArmError as error:
-            raise ConfigError([Problem("baseline", str(error))]) from error
+        runs = read_runs(path.strip() for path in folders)
+        return write_law_report(folder, runs, **law) if law["count"] else write_report(folder, runs, **arms)
     except ConfigError:
         with contextlib.suppress(OSError):  # Hydra made it before the comparison could be refused
             folder.rmdir()

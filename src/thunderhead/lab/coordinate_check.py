@@ -10,6 +10,7 @@ Shape letters: B sequences, T tokens a sequence.
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ from thunderhead.core.module import COMPONENTS, build_decoder, build_optimizer
 from thunderhead.core.terminal import say
 from thunderhead.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from thunderhead.lab.arms import option_of
-from thunderhead.lab.looks import look, panels, style
+from thunderhead.lab.looks import STYLE, look, panels
 
 Changes = dict[str, dict[int, float]]
 """Mean absolute change, by layer and width."""
@@ -55,8 +56,7 @@ def settings(
 def check_coordinates(config: DictConfig, resize: Resize) -> None:
     """Measure, print a table, draw coordinates.png; exit status 1 if the parametrization does not keep its promise.
 
-    Raises:
-        ConfigError: the configuration is refused, at some width.
+    ConfigError if the configuration is refused, at some width.
     """
     folder = command_line.output_dir()
     resolved = configuration.plain(config)
@@ -79,7 +79,7 @@ def check_coordinates(config: DictConfig, resize: Resize) -> None:
             raise
         raise ConfigError([Problem("", first_line(error))]) from error
     picture = folder / "coordinates.png"
-    with mpl.rc_context(style()):
+    with mpl.rc_context(STYLE):
         draw(measured).savefig(picture, dpi=110)
     name, found = list(measured.items())[-1]
     _show(name, found)
@@ -109,8 +109,7 @@ def changes(
     tokens are drawn by Zipf's law; the mean over `seeds` (of weights and tokens) counts. `values` are further settings
     by config path at every width.
 
-    Raises:
-        ValueError: a model or optimizer cannot be built at a width, or the attention cannot train on a CPU.
+    ValueError if a model or optimizer cannot be built at a width, or the attention cannot train on a CPU.
     """
     found: Changes = {}
     for width in widths:
@@ -125,7 +124,9 @@ def changes(
             decoder.initialize(seed)
             decoder.eval()
             optimizer = build_optimizer(sized, decoder)
-            tokens_BT1 = _zipf(sequences, decoder.context_length + 1, vocab_size, seed)
+            by_rank, generator = 1 / torch.arange(1, vocab_size + 1), torch.Generator().manual_seed(seed)
+            n_tokens = sequences * (decoder.context_length + 1)
+            tokens_BT1 = torch.multinomial(by_rank, n_tokens, True, generator=generator).view(sequences, -1)
             inputs_BT, targets_BT = tokens_BT1[:, :-1], tokens_BT1[:, 1:]
             before = _activations(decoder, inputs_BT, targets_BT)
             for _ in range(steps):
@@ -139,34 +140,22 @@ def changes(
     return found
 
 
-def _zipf(n_sequences: int, n_tokens: int, vocab_size: int, seed: int) -> Tensor:
-    """(B, T) tokens whose probability falls with 1 / rank."""
-    weights = 1 / torch.arange(1, vocab_size + 1)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.multinomial(weights, n_sequences * n_tokens, True, generator=generator).view(n_sequences, n_tokens)
-
-
 @torch.no_grad()
 def _activations(decoder: Decoder, inputs_BT: Tensor, targets_BT: Tensor) -> dict[str, Tensor]:
     """What the layers put out: embedding, branches and sum of each block, logits of the targets."""
     found: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: Any, inputs: Any, output: Tensor) -> None:
-            found[name] = output
+    def keep(name: str, module: Any, inputs: Any, output: Tensor) -> None:
+        found[name] = output
 
-        return hook
-
-    modules = {"embedding": decoder.embedding}
+    modules: dict[str, torch.nn.Module] = {"embedding": decoder.embedding}
     for index, block in enumerate(decoder.blocks):
         parts = {"attention": block.attention, "feed-forward": block.feedforward, "output": block}
         modules |= {f"block {index} {part}": module for part, module in parts.items()}  # type: ignore[misc]
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(functools.partial(keep, name)))
         logits_BTV = decoder.logits(inputs_BT)
-    finally:
-        for handle in handles:
-            handle.remove()
     target_BT = logits_BTV.gather(-1, targets_BT[..., None]).squeeze(-1)
     return found | {"target logits": target_BT - logits_BTV.mean(-1)}
 
@@ -198,10 +187,8 @@ def draw(measured: dict[str, Changes]) -> Figure:
 
 def _show(name: str, found: Changes) -> None:
     table = Table(box=None, pad_edge=False, header_style="cyan", title=f"{name}: mean |change| by width")
-    table.add_column("layer")
-    for width in next(iter(found.values())):
-        table.add_column(str(width), justify="right")
-    table.add_column("slope", justify="right")
+    for heading in ("layer", *map(str, next(iter(found.values()))), "slope"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
     for layer, slope in slopes(found).items():
         table.add_row(layer, *(f"{change:.3g}" for change in found[layer].values()), f"{slope:+.2f}")
     Console(highlight=False).print(table)

@@ -5,14 +5,11 @@ import fcntl
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import IO, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
@@ -46,7 +43,11 @@ class Executor(Protocol):
     """Where jobs run: `free` says how many may be started now."""
 
     def free(self) -> int: ...
-    def start(self, jobs: Sequence[Job]) -> list[Running]: ...
+    def start(self, jobs: Sequence[Job]) -> Sequence[Running]: ...
+
+
+Monitor = Callable[[Job], bool]
+"""Called for each running job now and then; true ends it early."""
 
 
 def log_file(folder: Path) -> Path:
@@ -54,33 +55,23 @@ def log_file(folder: Path) -> Path:
     return folder / "log.txt"
 
 
-class JobIsRunningError(Exception):
-    """Another process trains this job already."""
+# --- on this machine --------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class LocalProcess:
+class LocalProcess(subprocess.Popen[bytes]):
     """A job in a process of its own, in a session of its own, so that Ctrl-C reaches it through `stop` only."""
 
-    process: subprocess.Popen[bytes]
-    log: IO[bytes]
-    release: Callable[[], None]
+    def __init__(self, job: Job, program: Sequence[str], **options: Any):
+        with log_file(job.folder).open("ab") as log:
+            options |= {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+            super().__init__(prepare_start(job, program), start_new_session=True, **options)
 
-    def poll(self) -> int | None:
-        status = self.process.poll()
-        if status is not None and not self.log.closed:
-            self.log.close()
-            self.release()
-        return status
-
-    def stop(self) -> None:
-        """SIGTERM: a training run finishes its step, saves and ends."""
-        self.process.terminate()
+    stop = subprocess.Popen.terminate  # SIGTERM: a training run finishes its step, saves and ends
 
     def kill(self) -> None:
         """The process and those that it started."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
 
 
 class LocalExecutor:
@@ -90,48 +81,40 @@ class LocalExecutor:
     """
 
     def __init__(self, n_jobs: int, program: Sequence[str] = ()):
-        self._slots, self._n_jobs, self._program = list(range(n_jobs)), n_jobs, program
+        self._slots: list[LocalProcess | None] = [None] * n_jobs
+        self._program = program
 
     def free(self) -> int:
-        return len(self._slots)
+        return len(self._free())
 
-    def start(self, jobs: Sequence[Job]) -> list[Running]:
-        """Start a process for each.
+    def _free(self) -> list[int]:
+        return [slot for slot, process in enumerate(self._slots) if process is None or process.poll() is not None]
 
-        Raises:
-            JobIsRunningError: a process that an earlier sweep left behind still trains the job.
-        """
-        return [self._start(job) for job in jobs]
+    def start(self, jobs: Sequence[Job]) -> list[LocalProcess]:
+        """Start a process for each; OSError if one that an earlier sweep left behind still trains a job."""
+        return [self._start(job, slot) for job, slot in zip(jobs, self._free(), strict=False)]
 
-    def _start(self, job: Job) -> LocalProcess:
+    def _start(self, job: Job, slot: int) -> LocalProcess:
         job.folder.mkdir(parents=True, exist_ok=True)
         # .lock is the run's own; the process inherits this one: it is held until the process ends, however it does
         with (job.folder / ".job.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise JobIsRunningError(f"a process of an earlier start still trains {job.folder}") from None
-            slot, log = self._slots.pop(0), log_file(job.folder).open("ab")
-            process = subprocess.Popen(
-                prepare_start(job, self._program),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(slot),
-                start_new_session=True,
-                pass_fds=(lock.fileno(),),
-            )
-        return LocalProcess(process, log, lambda: self._slots.append(slot))
+                raise BlockingIOError(f"a process of an earlier start still trains {job.folder}") from None
+            process = LocalProcess(job, self._program, env=self._environment(slot), pass_fds=(lock.fileno(),))
+        self._slots[slot] = process
+        return process
 
     def _environment(self, slot: int) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         environment |= {"PYTHONUNBUFFERED": "1"}
-        if self._n_jobs > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, allowed_cores() // self._n_jobs)))
+        if (n_jobs := len(self._slots)) > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, allowed_cores() // n_jobs)))
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             here = map(str, range(torch.cuda.device_count()))
             if devices := [device for device in (visible.split(",") if visible is not None else here) if device]:
-                environment["CUDA_VISIBLE_DEVICES"] = ",".join(share(devices, self._n_jobs, slot))
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(share(devices, n_jobs, slot))
         return environment
 
 
@@ -141,63 +124,50 @@ def share(devices: Sequence[str], n_jobs: int, slot: int) -> list[str]:
     return list(devices[slot * each : (slot + 1) * each]) if each else [devices[slot % len(devices)]]
 
 
-Monitor = Callable[[Job], bool]
-"""Called for each running job now and then; true ends it early."""
+# --- until all have ended ---------------------------------------------------------------------------------------------
 
 
 def run_jobs(
-    jobs: Sequence[Job], executor: Executor, board: Board, monitor: Monitor | None = None
-) -> dict[Path, Outcome]:
-    """Run what is not finished, as many at a time as the executor takes.
+    jobs: Sequence[Job],
+    executor: Executor,
+    board: Board,
+    outcomes: dict[Path, Outcome],
+    monitor: Monitor | None = None,
+) -> None:
+    """Run what is not finished, in order, as many at a time as the executor takes; those with the same folder once.
 
-    A failed job does not stop the others. On Ctrl-C or SIGTERM the running jobs are asked to save and end; a second
-    one ends them at once.
-
-    Jobs are started in their order, those with the same folder once.
-
-    Returns:
-        How each ended, by its folder.
-
-    Raises:
-        Interrupted: after Ctrl-C or SIGTERM, with how those ended that were started, or had been finished before.
+    How each ended is noted in `outcomes`, by its folder. A failed job does not stop the others. On Ctrl-C or SIGTERM
+    the running jobs are asked to save and end, and KeyboardInterrupt is raised then; a second one ends them at once.
     """
-    watch = _Watch(executor, board)
+    watch = _Watch(executor, board, outcomes)
     waiting: deque[Job] = deque()
     for job in {job.folder: job for job in jobs}.values():
         if state(job.folder) == "finished":
             watch.end(job, Outcome("finished", already=True), "finished before")
         else:
             waiting.append(job)
-    with _sigterm_as_interrupt():
-        try:
-            while waiting or watch.running:
-                while waiting and (n := executor.free()) > 0:
-                    watch.start([waiting.popleft() for _ in range(min(n, len(waiting)))])
-                watch.collect()
-                watch.prune(monitor)
-                board.refresh([job for job, _ in watch.running.values()])
-                if watch.running:
-                    time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:
-            watch.stop()
-            raise Interrupted(watch.outcomes) from None
-    return watch.outcomes
-
-
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM ended the jobs; holds how those that had started ended."""
-
-    def __init__(self, outcomes: dict[Path, Outcome]):
-        super().__init__()
-        self.outcomes = outcomes
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, as for Ctrl-C
+    try:
+        while waiting or watch.running:
+            while waiting and (n := executor.free()) > 0:
+                watch.start([waiting.popleft() for _ in range(min(n, len(waiting)))])
+            watch.collect()
+            watch.prune(monitor)
+            board.refresh([job for job, _ in watch.running.values()])
+            if watch.running:
+                time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        watch.stop()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Watch:
     """The jobs that run, by their folders, and how others ended."""
 
-    def __init__(self, executor: Executor, board: Board):
-        self.executor, self.board = executor, board
-        self.outcomes: dict[Path, Outcome] = {}
+    def __init__(self, executor: Executor, board: Board, outcomes: dict[Path, Outcome]):
+        self.executor, self.board, self.outcomes = executor, board, outcomes
         self.running: dict[Path, tuple[Job, Running]] = {}
         self.pruned: set[Path] = set()
         self.killed = False
@@ -206,7 +176,7 @@ class _Watch:
         resumed = {job.folder for job in batch if state(job.folder) == "partial"}
         try:
             processes = self.executor.start(batch)
-        except (JobIsRunningError, OSError) as error:
+        except OSError as error:
             for job in batch:
                 self.end(job, Outcome("failed", str(error)))
             return
@@ -238,15 +208,17 @@ class _Watch:
         for _, process in self.running.values():
             process.stop()
         try:
-            while self.running:
-                self.collect()
-                time.sleep(POLL_SECONDS)
+            self._wait()
         except KeyboardInterrupt:
             self.killed = True
             for _, process in self.running.values():
                 process.kill()
-            while self.running:
-                self.collect()
+            self._wait()
+
+    def _wait(self) -> None:
+        while self.running:
+            self.collect()
+            time.sleep(POLL_SECONDS)
 
 
 def _outcome(job: Job, status: int, *, pruned: bool, killed: bool) -> Outcome:
@@ -258,30 +230,13 @@ def _outcome(job: Job, status: int, *, pruned: bool, killed: bool) -> Outcome:
         return Outcome("stopped", "killed" if status < 0 else "stopped and saved")
     if status == -signal.SIGKILL:
         return Outcome("failed", "killed from outside; the system does so when memory runs out")
-    return Outcome("failed", f"exit status {status}: {last_words(log_file(job.folder))}")
+    return Outcome("failed", f"exit status {status}: {_last_words(log_file(job.folder))}")
 
 
-def last_words(log: Path) -> str:
+def _last_words(log: Path) -> str:
     """The last line of a log that says something: of a refusal the first problem."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    if not lines:
-        return "nothing was printed"
     refusals = [index for index, line in enumerate(lines) if line.startswith("error:")]
     if refusals and refusals[-1] + 1 < len(lines):
         return lines[refusals[-1] + 1]
-    return lines[-1]
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # where no signal arrives
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return lines[-1] if lines else "nothing was printed"

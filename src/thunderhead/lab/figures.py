@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy.stats import binned_statistic
 
-from thunderhead.lab import statistics
 from thunderhead.lab.analysis import Analysis
 from thunderhead.lab.arms import option_of, setting
 from thunderhead.lab.looks import WIDTH, Look, legend, look, panels
@@ -41,8 +40,7 @@ def results(analysis: Analysis) -> Figure:
         axes.errorbar([mean], [y], ls="", **looks[name].of_marks, markersize=8, **bars)
 
     for arm in arms:
-        losses = list(analysis.losses[arm.name].values())
-        row(left, arm.name, losses, analysis.mean(arm), statistics.mean_interval(losses))
+        row(left, arm.name, list(analysis.losses[arm.name].values()), analysis.mean(arm), analysis.interval(arm))
     left.set_yticks(list(heights.values()), list(heights))
     left.set_ylim(-0.6, len(arms) - 0.4)
     left.set_xlabel(f"final validation loss ({analysis.unit}); small marks: seeds")
@@ -62,6 +60,16 @@ def _bars(mean: float, interval: Interval | None) -> list[list[float]] | None:
     return [[mean - interval.low], [interval.high - mean]] if interval else None
 
 
+def _draw_band(
+    axes: Axes, its: Look, curves: Sequence[Curve], axis: str, end: float, *, alpha: float, **line: Any
+) -> list[float]:
+    """Draw the mean of curves, and a band from the lowest to the highest; gives the heights after the warm-up."""
+    x, mean, low, high = band(curves, axis, end)
+    axes.plot(x, mean, **its.of_line, markevery=max(1, len(x) // 8), **line)
+    axes.fill_between(x, low, high, color=its.colour, alpha=alpha, linewidth=0)
+    return [*low[x >= WARM_UP * end], *high[x >= WARM_UP * end]]
+
+
 def curves(analysis: Analysis) -> Figure:
     """Loss against tokens, FLOPs and seconds: lines for training, marks for validation, bands from seed to seed."""
     by_tokens = analysis.metric == "val_loss"  # per token, so that training and validation share an axis
@@ -77,10 +85,7 @@ def curves(analysis: Analysis) -> Figure:
         for arm in analysis.arms:
             its = _looks(analysis)[arm.name]
             if trained[arm.name] and by_tokens:
-                x, mean, low, high = band(trained[arm.name], axis, end)
-                axes.plot(x, mean, **its.of_line, linewidth=1.5)
-                axes.fill_between(x, low, high, color=its.colour, alpha=0.15, linewidth=0)
-                drawn += [*low[x >= WARM_UP * end], *high[x >= WARM_UP * end]]
+                drawn += _draw_band(axes, its, trained[arm.name], axis, end, alpha=0.15)
             validated = [c for run in arm.runs.values() if (c := analysis.validation_curve(run)).tokens.size]
             if validated and len({len(curve.loss) for curve in validated}) == 1:
                 at, loss = (np.mean([getattr(curve, name) for curve in validated], axis=0) for name in (axis, "loss"))
@@ -111,17 +116,11 @@ def differences(analysis: Analysis) -> Figure | None:
     drawn: list[float] = []
     for arm in analysis.arms:
         seeds = [seed for seed in arm.runs if seed in reference.runs and arm is not reference]
-        paired = [
-            _difference(arm.runs[seed].curve("train/loss"), reference.runs[seed].curve("train/loss")) for seed in seeds
-        ]
-        paired = [curve for curve in paired if curve.tokens.size]
-        if not paired:
-            continue
-        its, end = _looks(analysis)[arm.name], max(float(curve.tokens[-1]) for curve in paired)
-        x, mean, low, high = band(paired, "tokens", end)
-        axes.plot(x, mean, **its.of_line, marker=its.marker, markevery=max(1, len(x) // 8), label=arm.name)
-        axes.fill_between(x, low, high, color=its.colour, alpha=0.18, linewidth=0)
-        drawn += [*low[x >= WARM_UP * end], *high[x >= WARM_UP * end]]
+        curves = [[runs[seed].curve("train/loss") for runs in (arm.runs, reference.runs)] for seed in seeds]
+        paired = [found for ours, theirs in curves if (found := _difference(ours, theirs)).tokens.size]
+        if paired:
+            its, end = _looks(analysis)[arm.name], max(float(curve.tokens[-1]) for curve in paired)
+            drawn += _draw_band(axes, its, paired, "tokens", end, alpha=0.18, marker=its.marker, label=arm.name)
     if not drawn:
         return None
     margin = 0.1 * (max(*drawn, 0) - min(*drawn, 0)) or 0.01
@@ -205,26 +204,28 @@ def _telling(values: Mapping[str, Any], columns: Mapping[str, Sequence[Any]]) ->
     return [setting(path, values[path]) for path in kept]
 
 
-def pareto(analysis: Analysis, costs: Sequence[tuple[str, dict[str, float]]]) -> Figure | None:
-    """Final loss against costs of inference; the line joins the arms that no other beats in both.
+def pareto(analysis: Analysis) -> Figure | None:
+    """Final loss against costs of inference, lower is better; the line joins the arms that no other beats in both.
 
-    Args:
-        analysis: for the losses.
-        costs: a label, and the cost by arm, lower is better; those in which arms differ by less than 1 % are left out.
+    Costs in which the arms differ by less than 1 % are left out; None if all are.
     """
-    shown = [(label, cost) for label, cost in costs if len(cost) > 1 and max(cost.values()) > 1.01 * min(cost.values())]
+    labels = {"cache_bytes_per_token": "cache (bytes per token)", "parameters": "parameters"}
+    costs = {label: _means(analysis, name) for name, label in labels.items()}
+    speeds = _means(analysis, "decode_tokens_per_second")
+    costs["decoding (ms per token)"] = {arm: 1000 / speed for arm, speed in speeds.items()}
+    shown = {k: cost for k, cost in costs.items() if len(cost) > 1 and max(cost.values()) > 1.01 * min(cost.values())}
     if not shown:
         return None
     figure, axes_of = panels(len(shown), 4, WIDTH if len(shown) > 1 else 6.5, sharey=True)
-    for axes, (label, cost) in zip(axes_of, shown, strict=True):
+    for axes, (label, cost) in zip(axes_of, shown.items(), strict=True):
         arms = [arm for arm in analysis.ranking if arm.name in cost]
         points = [(cost[arm.name], analysis.mean(arm)) for arm in arms]
         line: Any = {"color": "#999999", "linewidth": 1.2, "zorder": 0, "drawstyle": "steps-post"}
         axes.plot(*zip(*pareto_front(points), strict=True), **line)
         for arm, (x, y) in zip(arms, points, strict=True):
             its = _looks(analysis)[arm.name]
-            bars = _bars(y, statistics.mean_interval(list(analysis.losses[arm.name].values())))
-            axes.errorbar([x], [y], yerr=bars, ls="", **its.of_marks, markersize=9, capsize=4, label=arm.name)
+            bars: Any = {"yerr": _bars(y, analysis.interval(arm)), "capsize": 4, "label": arm.name}
+            axes.errorbar([x], [y], ls="", **its.of_marks, markersize=9, **bars)
         axes.set_xlabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(EngFormatter())
@@ -234,6 +235,10 @@ def pareto(analysis: Analysis, costs: Sequence[tuple[str, dict[str, float]]]) ->
         axes.label_outer()
     figure.suptitle("Lower left is better; the line is the Pareto front")
     return figure
+
+
+def _means(analysis: Analysis, name: str) -> dict[str, float]:
+    return {arm.name: mean for arm in analysis.arms if (mean := arm.mean(name))}
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -13,12 +13,11 @@ from thunderhead.core.config import Config, ConfigError, Problem, build
 from thunderhead.core.terminal import say
 from thunderhead.lab import match as matching
 from thunderhead.lab import tune as tuning
-from thunderhead.lab.execution import Executor, Interrupted
+from thunderhead.lab.arms import is_in
 from thunderhead.lab.jobs import Job, Plan, PlanRun, arm_key, make_job, name_of, without_seed
 from thunderhead.lab.match import Matching
-from thunderhead.lab.report import write_report
-from thunderhead.lab.runs import Match, read_metrics, read_summary
-from thunderhead.lab.sweep import SINGLE_RUN, Report, Sweep
+from thunderhead.lab.runs import Match, read_metrics
+from thunderhead.lab.sweep import SINGLE_RUN, Sweep
 from thunderhead.lab.tune import Bracket
 from thunderhead.training import record
 
@@ -48,48 +47,28 @@ class Arm:
         self.members = [member._replace(config=config) for member, config in zip(self.members, configs, strict=True)]
 
 
-def run_grid(
-    candidates: Sequence[Candidate],
-    folder: Path,
-    *,
-    executor: Executor,
-    plan: PlanRun,
-    arguments: list[str],
-    baseline: str | None = None,
-    report: Report = write_report,
-) -> int:
-    """Run all combinations, in order, and report.
+def run_grid(candidates: Sequence[Candidate], sweep: Sweep, *, baseline: str | None = None) -> int:
+    """Run all combinations, in order, and report; gives the exit status: 0, 1 if jobs failed, 130 after Ctrl-C.
 
-    Args:
-        candidates: the combinations.
-        folder: the sweep's; what is finished there is not trained again.
-        executor: where jobs run.
-        plan: plans a run.
-        arguments: of the command line, to go on with later.
-        baseline: name of the arm to match and compare with; None = the first is matched to, and the report chooses.
-        report: what is written in the end.
-
-    Returns:
-        The exit status: 0, 1 if jobs failed, 130 after Ctrl-C.
-
-    Raises:
-        ConfigError: some combination is refused; nothing was started.
+    What is finished in the sweep's folder is not trained again. `baseline` names the arm to match and compare with;
+    None = the first is matched to, and the report chooses. ConfigError if some combination is refused, before any runs.
     """
     match, bracket = sweep_options(candidates)
-    arms = make_arms(candidates, plan)
+    arms = make_arms(candidates, sweep.plan)
     names = [arm.name for arm in arms]
     if baseline is not None and baseline not in names:
         raise ConfigError([Problem("hydra.sweeper.baseline", f"no arm is called {baseline}: {', '.join(names)}")])
     reference = arms[names.index(baseline)] if baseline is not None else arms[0]
-    refuse_varied(match, bracket, candidates)
     if any(c.config["dry_run"] for c in candidates):
-        _match(arms, reference, match, None)
+        if match.solves and match.measures:
+            say(f"match={match.by}: the number of steps is known once the speed of each arm is measured")
+        else:
+            _match(arms, reference, match, sweep)
         for arm in arms:
-            p = plan(arm.members[0].config)
+            p = sweep.plan(arm.members[0].config)
             size = f"{p.parameters['total']:,} parameters, {p.steps:,} steps, {p.tokens:,} tokens, {p.flops:.3g} FLOPs"
             say(f"{arm.name}: {len(arm.members)} run(s), {size}")
         return 0
-    sweep = Sweep(folder, executor, arguments, report)
     sweep.begin()
     interrupted = False
     try:
@@ -98,24 +77,23 @@ def run_grid(
             _tune(arms, bracket, sweep)
         sweep.jobs = _jobs(arms, sweep)
         sweep.run(sweep.jobs, "Sweep")
-    except (Interrupted, KeyboardInterrupt):
+    except KeyboardInterrupt:
         interrupted = True
-    _record_measured_time(sweep, reference.name)
+    if match.by == "time":
+        _record_measured_time(sweep, reference.name)
     status = sweep.end(interrupted=interrupted, baseline=baseline)
     if status:
-        say(f"go on with: {Path(sys.argv[0]).name} -m resume={folder}")
+        say(f"go on with: {Path(sys.argv[0]).name} -m resume={sweep.folder}")
     return status
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Before anything starts
+# --- before anything starts -------------------------------------------------------------------------------------------
 
 
 def sweep_options(candidates: Sequence[Candidate]) -> tuple[Any, Any]:
     """The one choice of `match` and `tune`; the candidates' own are set to none.
 
-    Raises:
-        ConfigError: there are several choices, or one is refused.
+    ConfigError if there are several choices, one is refused, or sets what the sweep varies.
     """
     options = []
     for group in ("match", "tune"):
@@ -128,35 +106,48 @@ def sweep_options(candidates: Sequence[Candidate]) -> tuple[Any, Any]:
     if any(candidate.config.get("resume") for candidate in candidates):
         message = "is no sweep folder (it has no sweep.json): give logs/sweeps/<name>/<time>"
         raise ConfigError([Problem("resume", message)])
+    match, bracket = options
+    varied = candidates[0].choices
+    solved = {path: own for own in match.solves for path in varied if is_in(path, [own])}
+    problems = [Problem(path, f"match={match.by} solves for {own}: leave one out") for path, own in solved.items()]
+    tried = [path for path in bracket.multipliers if path in varied]
+    problems += [Problem(path, f"tune tries multiples of {path} in each arm: leave one out") for path in tried]
+    if problems:
+        raise ConfigError(problems)
     for candidate in candidates:
         candidate.config.update(SINGLE_RUN)
-    return options[0], options[1]
+    return match, bracket
+
+
+def plan_all(named: Sequence[tuple[str, Config]], plan: PlanRun) -> list[Plan]:
+    """Check and plan configurations; ConfigError with all their problems, each once, and whose they are."""
+    plans: list[Plan] = []
+    found: dict[Problem, list[str]] = {}
+    for name, config in named:
+        try:
+            plans.append(plan(config))
+        except ConfigError as error:
+            for problem in error.problems:
+                found.setdefault(problem, []).append(name)
+    if found:
+        where = {p: f" (in {', '.join(names)})" * (len(names) < len(named)) for p, names in found.items()}
+        raise ConfigError([Problem(p.path, p.message + where[p]) for p in found])
+    return plans
 
 
 def make_arms(candidates: Sequence[Candidate], plan: PlanRun) -> list[Arm]:
-    """Check and plan every candidate, and group them by their configurations.
+    """Check and plan every candidate, and group them by their configurations; ConfigError with all their problems.
 
     Values may follow from the seed (optimizer.lr=${…}): candidates that share a name are several arms then, and the
     seeds are added to it.
-
-    Raises:
-        ConfigError: all problems of all candidates, each once.
     """
     arms: dict[str, Arm] = {}
-    found: dict[Problem, list[str]] = {}
-    for candidate in candidates:
-        key = arm_key(candidate.config)
-        try:
-            planned = plan(candidate.config)
-            arm = arms.setdefault(key, Arm(name_of(without_seed(candidate.choices)), [], planned))
-            if candidate.config["seed"] not in [member.config["seed"] for member in arm.members]:
-                arm.members.append(candidate)
-        except ConfigError as error:
-            for problem in error.problems:
-                found.setdefault(problem, []).append(" ".join(candidate.choices.values()))
-    if found:
-        where = {p: f" (in {', '.join(names)})" * (len(names) < len(candidates)) for p, names in found.items()}
-        raise ConfigError([Problem(p.path, p.message + where[p]) for p in found])
+    plans = plan_all([(" ".join(candidate.choices.values()), candidate.config) for candidate in candidates], plan)
+    for candidate, planned in zip(candidates, plans, strict=True):
+        name = name_of(without_seed(candidate.choices))
+        arm = arms.setdefault(arm_key(candidate.config), Arm(name, [], planned))
+        if candidate.config["seed"] not in [member.config["seed"] for member in arm.members]:
+            arm.members.append(candidate)
     uses = Counter(arm.name for arm in arms.values())
     for arm in arms.values():
         if uses[arm.name] > 1:
@@ -164,29 +155,11 @@ def make_arms(candidates: Sequence[Candidate], plan: PlanRun) -> list[Arm]:
     return list(arms.values())
 
 
-def refuse_varied(match: Any, bracket: Any, candidates: Sequence[Candidate]) -> None:
-    """Raise ConfigError where matching or tuning sets what the sweep varies."""
-    problems = []
-    for path in match.solves:
-        for varied in candidates[0].choices:
-            if varied == path or varied.startswith(f"{path}."):
-                problems.append(Problem(varied, f"match={match.by} solves for {path}: leave one of them out"))
-    for path in bracket.multipliers:
-        if path in candidates[0].choices:
-            problems.append(Problem(path, f"tune tries multiples of {path} in each arm: leave one of them out"))
-    if problems:
-        raise ConfigError(problems)
+# --- match and tune ---------------------------------------------------------------------------------------------------
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Match and tune
-
-
-def _match(arms: Sequence[Arm], reference: Arm, match: Matching, sweep: Sweep | None) -> None:
+def _match(arms: Sequence[Arm], reference: Arm, match: Matching, sweep: Sweep) -> None:
     if not match.solves:
-        return
-    if sweep is None and match.measures:
-        say(f"match={match.by}: the number of steps is known once the speed of each arm is measured")
         return
 
     def measure_of(arm: Arm) -> matching.Measure:
@@ -207,9 +180,8 @@ def _match(arms: Sequence[Arm], reference: Arm, match: Matching, sweep: Sweep | 
         raise ConfigError(problems)
 
 
-def _measured_speed(arm: Arm, config: Config, sweep: Sweep | None) -> float:
+def _measured_speed(arm: Arm, config: Config, sweep: Sweep) -> float:
     """Train a few steps, once in the life of a sweep; an arm's members have one speed."""
-    assert sweep is not None
     short = matching.measuring_run({**config, "seed": 1}, config["budget"]["steps"])
     job = make_job(arm.varied, short, sweep.folder, "speed")
     if job.folder not in sweep.outcomes:
@@ -224,10 +196,10 @@ def _tune(arms: Sequence[Arm], bracket: Bracket, sweep: Sweep) -> None:
     """Run every arm's trials, and give its members the best of the values tried."""
     tried: list[tuple[Arm, list[tuning.Trial], list[Job]]] = []
     for arm in arms:
-        first = arm.members[0]
-        seed = first.config["seed"] if bracket.seed is None else bracket.seed
+        config = arm.members[0].config
+        seed = config["seed"] if bracket.seed is None else bracket.seed
         try:
-            trials = tuning.trials({**first.config, "seed": seed}, bracket.multipliers)
+            trials = tuning.trials({**config, "seed": seed}, bracket.multipliers)
         except ValueError as error:
             raise ConfigError([Problem("tune", f"{error} (in {arm.name})")]) from error
         values = [arm.varied | {path: f"{value:.3g}" for path, value in trial.value.items()} for trial in trials]
@@ -244,13 +216,16 @@ def _tune(arms: Sequence[Arm], bracket: Bracket, sweep: Sweep) -> None:
 
 def _take_best(arm: Arm, trials: Sequence[tuning.Trial], jobs: Sequence[Job], sweep: Sweep) -> dict[str, Any]:
     """Give an arm the values of its best trial, note it, and return what tuning.json holds about the arm."""
-    losses = [(read_summary(job.folder) or {}).get("val_loss") for job in jobs]
-    tried = [{"multiplier": t.multiplier, "value": t.value} for t in trials]
-    table: dict[str, Any] = {"trials": [t | {"val_loss": loss} for t, loss in zip(tried, losses, strict=True)]}
+    losses = [(record.read_summary(job.folder) or {}).get("val_loss") for job in jobs]
+    tried = [
+        {"multiplier": trial.multiplier, "value": trial.value, "val_loss": loss}
+        for trial, loss in zip(trials, losses, strict=True)
+    ]
+    table: dict[str, Any] = {"trials": tried, "best": None}
     index = tuning.best(losses)
     if index is None:
         sweep.notes.append(f"{arm.name}: no trial of its tuning has a finite loss; its default values are kept.")
-        return table | {"best": None}
+        return table
     chosen = trials[index]
     table["best"] = chosen.value
     values = ", ".join(f"{p}={v:.3g} (×{chosen.multiplier[p]:g})" for p, v in chosen.value.items())
@@ -280,12 +255,10 @@ def _jobs(arms: Sequence[Arm], sweep: Sweep) -> list[Job]:
 
 def _record_measured_time(sweep: Sweep, reference: str) -> None:
     """Put seconds that were measured in place of those forecast: of a job, and of the mean run of the reference."""
-    summaries = {job.folder: read_summary(job.folder) or {} for job in sweep.jobs}
-    seconds = {folder: summary["seconds"] for folder, summary in summaries.items() if summary.get("seconds")}
+    summaries = {job.folder: record.read_summary(job.folder) for job in sweep.jobs}
+    seconds = {folder: summary["seconds"] for folder, summary in summaries.items() if summary}
     of_reference = [value for folder, value in seconds.items() if sweep.names[folder] == reference]
+    target = {"target": statistics.fmean(of_reference)} if of_reference else {}
     for folder, reached in seconds.items():
-        path = folder / "match.json"
-        content = record.read_json(path) if path.is_file() else {"by": None}
-        if content["by"] == "time":
-            target = {"target": statistics.fmean(of_reference)} if of_reference else {}
-            record.write_json(path, content | target | {"reached": reached})
+        content = record.read_json(folder / "match.json")
+        record.write_json(folder / "match.json", content | target | {"reached": reached})

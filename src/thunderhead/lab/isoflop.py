@@ -1,84 +1,76 @@
 """An IsoFLOP grid: every size of the model at every compute budget, a larger run to be predicted, then the law."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from thunderhead.core.config import Config, ConfigError, Problem, check
 from thunderhead.core.terminal import say
 from thunderhead.core.types import Count, PositiveFloat, PositiveInt
-from thunderhead.lab.grid import Candidate, run_grid
-from thunderhead.lab.jobs import PlanRun
+from thunderhead.lab.grid import Candidate, plan_all, run_grid
 from thunderhead.lab.runs import Failure, Run
 from thunderhead.lab.scaling_report import write_law_report
-from thunderhead.lab.sweep import SINGLE_RUN
+from thunderhead.lab.sweep import SINGLE_RUN, Sweep
 
 FLOPS = "budget.flops"
 
 
 class HeldOut(NamedTuple):
-    """The run that the law is to predict."""
+    """The run that the law is to predict: its size, and its training FLOPs."""
 
     size: str
     flops: PositiveFloat
 
 
-def settings(
-    *,
-    sizes: dict[str, dict[str, Any]],
-    budgets: list[PositiveFloat],
-    held_out: HeldOut | None,
-    min_steps: PositiveInt,
-    count: Count,
-) -> None:
-    """The sweeper's settings, for the check.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The sweeper's: see conf/experiment/scaling_law.yaml.
 
-    Args:
-        sizes: by name, what makes a model of that size: {d64: {model.d_model: 64, optimizer.lr: 1.0e-2}}.
-        budgets: training FLOPs.
-        held_out: size and training FLOPs of a larger run, which the law predicts; None = nothing is predicted.
-        min_steps: combinations with fewer optimizer steps are left out, and named.
-        count: which parameters N counts.
+    `sizes` has by name what makes a model of that size, `budgets` training FLOPs; `held_out` is a larger run, which the
+    law predicts; combinations with fewer than `min_steps` optimizer steps are left out, and named.
     """
+
+    sizes: dict[str, dict[str, Any]]
+    budgets: list[PositiveFloat]
+    held_out: HeldOut | None
+    min_steps: PositiveInt
+    count: Count
+
+
+def read_settings(given: dict[str, Any]) -> Settings:
+    """Check the sweeper's settings; ConfigError if a value does not fit."""
+    if problems := check({"hydra.sweeper": {"_target_": f"{__name__}.Settings", **given}}):
+        raise ConfigError(problems)
+    held_out = HeldOut(**given["held_out"]) if given["held_out"] is not None else None
+    return Settings(**given | {"held_out": held_out})
 
 
 def run_isoflop(
-    given: Mapping[str, Any],
-    held_out: HeldOut | None,
+    given: Settings,
+    sweep: Sweep,
     *,
     overrides: Sequence[str],
     seeds: Sequence[str],
     compose: Callable[[Sequence[str]], Config],
-    plan: PlanRun,
-    **place: Any,
 ) -> int:
-    """Run the grid, fit the law and report.
+    """Run the grid, fit the law and report; gives the exit status, as `run_grid` does, and its ConfigError.
 
-    Args:
-        given: the sweeper's settings, checked.
-        held_out: that of the settings.
-        overrides: of all runs.
-        seeds: to train each combination with; none = the configuration's.
-        compose: gives the resolved configuration of some overrides.
-        plan: plans a run.
-        place: folder, executor and arguments, as `run_grid` takes them.
-
-    Returns:
-        The exit status: 0, 1 if jobs failed, 130 after Ctrl-C.
-
-    Raises:
-        ConfigError: nothing was started.
+    `overrides` are those of all runs; each combination is trained with all `seeds`, none = the configuration's;
+    `compose` gives the resolved configuration of overrides.
     """
-    sizes, budgets, least = given["sizes"], given["budgets"], given["min_steps"]
-    _refuse(sizes, budgets, held_out, overrides)
+    _refuse(given, overrides)
+    sizes, budgets, least = given.sizes, given.budgets, given.min_steps
     points = [(size, flops) for flops in sorted(budgets) for size in sizes]
-    points += [held_out] if held_out is not None else []
+    points += [given.held_out] if given.held_out is not None else []
 
     def composed(size: str, flops: float, *more: str) -> Config:
         lines = [f"{path}={value}" for path, value in sizes[size].items()]
         return compose([*overrides, *lines, f"{FLOPS}={flops:g}", *more])
 
-    of_a_step = _flops_of_a_step({size: composed(size, max(flops for _, flops in points)) for size in sizes}, plan)
+    most = max(flops for _, flops in points)
+    plans = plan_all([(size, composed(size, most) | SINGLE_RUN) for size in sizes], sweep.plan)
+    of_a_step = {size: p.flops_per_token * p.tokens_per_step for size, p in zip(sizes, plans, strict=True)}
     candidates, left_out = [], []
     for size, flops in points:
         if (n := int(flops / of_a_step[size])) < least:
@@ -95,31 +87,19 @@ def run_isoflop(
         folder: Path, runs: Sequence[Run], *, failures: Sequence[Failure], notes: Sequence[str], **_: Any
     ) -> Path:
         """Report the law: it has no baseline, and its points have no arms."""
-        law = {"count": given["count"], "fit_up_to": max(budgets)}
-        return write_law_report(folder, runs, failures=failures, notes=[*told, *notes], **law)
+        found: dict[str, Any] = {"failures": failures, "notes": [*told, *notes]}
+        return write_law_report(folder, runs, count=given.count, fit_up_to=max(budgets), **found)
 
-    return run_grid(candidates, plan=plan, report=report, **place)
-
-
-def read_settings(given: dict[str, Any]) -> HeldOut | None:
-    """Check the sweeper's settings, and give the held-out run.
-
-    Raises:
-        ConfigError: a value does not fit.
-    """
-    if problems := check({"hydra.sweeper": {"_target_": f"{__name__}.settings", **given}}):
-        raise ConfigError(problems)
-    return HeldOut(**given["held_out"]) if given["held_out"] is not None else None
+    sweep.report = report
+    return run_grid(candidates, sweep)
 
 
-def _refuse(
-    sizes: Mapping[str, Any], budgets: Sequence[float], held_out: HeldOut | None, overrides: Sequence[str]
-) -> None:
-    problems = []
-    if len(sizes) < 3:
-        problems.append(Problem("hydra.sweeper.sizes", f"a law needs at least 3 sizes, not {len(sizes)}"))
-    if len(set(budgets)) < 2:
-        problems.append(Problem("hydra.sweeper.budgets", f"a law needs at least 2 budgets, not {len(set(budgets))}"))
+def _refuse(given: Settings, overrides: Sequence[str]) -> None:
+    sizes, budgets, held_out = given.sizes, given.budgets, given.held_out
+    problems: list[Problem] = []
+    for name, n, least in (("sizes", len(sizes), 3), ("budgets", len(set(budgets)), 2)):
+        if n < least:
+            problems.append(Problem(f"hydra.sweeper.{name}", f"a law needs at least {least} {name}, not {n}"))
     if held_out is not None and held_out.size not in sizes:
         message = f"{held_out.size!r} is no size: {', '.join(sizes)}"
         problems.append(Problem("hydra.sweeper.held_out.size", message))
@@ -137,18 +117,3 @@ def _refuse(
             problems.append(Problem(path, "an IsoFLOP grid needs budget=flops"))
     if problems:
         raise ConfigError(problems)
-
-
-def _flops_of_a_step(configs: Mapping[str, Config], plan: PlanRun) -> dict[str, int]:
-    """Training FLOPs of an optimizer step of each size."""
-    found: dict[str, int] = {}
-    problems: dict[Problem, None] = {}
-    for size, config in configs.items():
-        try:
-            planned = plan(config | SINGLE_RUN)
-            found[size] = planned.flops_per_token * planned.tokens_per_step
-        except ConfigError as error:
-            problems |= dict.fromkeys(error.problems)
-    if problems:
-        raise ConfigError(list(problems))
-    return found

@@ -1,8 +1,7 @@
 """The runs of a sweep: what one is, where it lies, and whether it is finished.
 
-A job is one run with everything decided: a resolved single-run configuration. It is known by a hash of that
-configuration, so that the next start of the sweep finds what is finished and what is not. An arm is what is compared:
-the jobs that differ in nothing but the seed.
+A job is one run with everything decided. It is known by a hash of its resolved configuration, so that the next start of
+the sweep finds what is finished and what is not. An arm is what is compared: jobs that differ in nothing but the seed.
 """
 
 import hashlib
@@ -14,14 +13,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from thunderhead.core.config import Config, to_yaml
-from thunderhead.lab.runs import last_metrics, read_summary
+from thunderhead.lab.runs import last_metrics
 from thunderhead.training import record
 
 NOT_IN_KEY = ("name", "resume", "dry_run")
 """Top-level settings that change where a run lies or whether it starts, not what it is."""
 LABEL_LENGTH = 80
-
-State = Literal["new", "partial", "finished"]
 
 
 class Plan(NamedTuple):
@@ -92,9 +89,9 @@ def without_seed(choices: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in choices.items() if name != "seed"}
 
 
-def state(folder: Path) -> State:
+def state(folder: Path) -> Literal["new", "partial", "finished"]:
     """`finished` with a summary, `partial` with a checkpoint to go on from, else `new`."""
-    if read_summary(folder) is not None:
+    if record.read_summary(folder) is not None:
         return "finished"
     if (folder / "config.yaml").is_file() and any((folder / "checkpoints").glob("*.ckpt")):
         return "partial"
@@ -113,17 +110,15 @@ def prepare_start(job: Job, program: Sequence[str] = ()) -> list[str]:
     """
     folder = job.folder.resolve()
     record.write_text(folder / "job" / "job.yaml", to_yaml(job.config))
-    command = [
+    return [
         *(program or this_program()),
         *("--config-path", str(folder / "job"), "--config-name", "job"),
         *(f"hydra.run.dir={folder}", "hydra.output_subdir=null", "hydra/job_logging=stdout"),
+        *([f"resume={folder}"] if state(folder) == "partial" else []),
     ]
-    return [*command, f"resume={folder}"] if state(folder) == "partial" else command
 
 
 def steps(folder: Path) -> tuple[int, int] | None:
     """Optimizer steps logged so far, and planned; None before the run has a plan."""
-    if not (folder / "plan.json").is_file():
-        return None
-    rows = last_metrics(folder)
-    return int(rows[-1]["step"]) if rows else 0, int(record.read_json(folder / "plan.json")["steps"])
+    file, rows = folder / "plan.json", last_metrics(folder)
+    return (int(rows[-1]["step"]) if rows else 0, record.read_json(file)["steps"]) if file.is_file() else None

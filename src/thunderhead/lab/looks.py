@@ -10,6 +10,12 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 WIDTH = 11.0
 """Inches of the widest figure."""
+STYLE: Any = {
+    **{"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False},
+    **{"font.size": 10, "axes.titlesize": 10.5, "figure.titlesize": 10.5, "legend.frameon": False},
+    **{"svg.hashsalt": "thunderhead", "axes.formatter.useoffset": False, "axes.unicode_minus": True},
+}
+"""For `matplotlib.rc_context`."""
 
 
 class Look(NamedTuple):
@@ -42,12 +48,3 @@ def legend(axes: Axes, where: Literal["upper right", "best"] = "best") -> None:
     """In columns where there are many lines; it gets no room of its own, which would leave the axes none."""
     n = len(axes.get_legend_handles_labels()[1])
     axes.legend(loc=where, ncols=1 + n // 12, fontsize="xx-small" if n > 12 else None).set_in_layout(False)
-
-
-def style() -> Any:
-    """Settings of matplotlib, for `matplotlib.rc_context`."""
-    return {
-        **{"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False},
-        **{"font.size": 10, "axes.titlesize": 10.5, "figure.titlesize": 10.5, "legend.frameon": False},
-        **{"svg.hashsalt": "thunderhead", "axes.formatter.useoffset": False, "axes.unicode_minus": True},
-    }

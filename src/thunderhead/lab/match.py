@@ -56,12 +56,7 @@ class Unmatched:
 
 @dataclass(frozen=True, kw_only=True)
 class EqualParameters(Matching):
-    """Equal parameter counts, by the feed-forward width; counted on the meta device.
-
-    Args:
-        count: which parameters: `total`, or `non_embedding` (without token and position tables and an untied head).
-        multiple_of: the width is rounded to it.
-    """
+    """Equal parameter counts (on the meta device), by the feed-forward width, which is rounded to `multiple_of`."""
 
     count: Count
     multiple_of: PositiveInt
@@ -83,9 +78,9 @@ class EqualParameters(Matching):
                 f"match=params cannot be met: without feed-forward layers this arm has {2 * one - two:,} parameters "
                 f"already, the baseline has {target:,.0f} in all"
             )
-        solved = _with_width(config, multiples * self.multiple_of)
-        settings = {"model.d_ff": multiples * self.multiple_of}
-        return solved, Match(self.by, target, self._parameters(solved, plan), settings)
+        width = multiples * self.multiple_of
+        solved = _with_width(config, width)
+        return solved, Match(self.by, target, self._parameters(solved, plan), {"model.d_ff": width})
 
     def _parameters(self, config: Config, plan: Plan) -> int:
         with torch.device("meta"):
@@ -99,46 +94,48 @@ def _with_width(config: Config, d_ff: int) -> Config:
     return {**config, "model": model, "activation": {**config["activation"], **unset}}
 
 
+class _BySteps(Matching):
+    """Equal in what every step of an arm costs as much of."""
+
+    solves = ("budget",)
+
+    def of_a_step(self, config: Config, plan: Plan, measure: Measure) -> float:
+        raise NotImplementedError
+
+    def target(self, config: Config, plan: Plan, measure: Measure) -> float:
+        return plan.steps * self.of_a_step(config, plan, measure)
+
+    def apply(self, config: Config, plan: Plan, target: float, measure: Measure) -> tuple[Config, Match]:
+        of_a_step = self.of_a_step(config, plan, measure)
+        steps = max(1, round(target / of_a_step))
+        return with_steps(config, steps), Match(self.by, target, steps * of_a_step, {"budget.steps": steps})
+
+
 @dataclass(frozen=True, kw_only=True)
-class EqualFlops(Matching):
+class EqualFlops(_BySteps):
     """Equal training FLOPs, by the number of steps."""
 
     by = "flops"
     unit = "training FLOPs"
-    solves = ("budget",)
 
-    def target(self, config: Config, plan: Plan, measure: Measure) -> float:
-        return plan.flops
-
-    def apply(self, config: Config, plan: Plan, target: float, measure: Measure) -> tuple[Config, Match]:
-        return _nearest_steps(self, config, target, plan.flops_per_token * plan.tokens_per_step)
+    def of_a_step(self, config: Config, plan: Plan, measure: Measure) -> float:
+        return plan.flops_per_token * plan.tokens_per_step
 
 
 @dataclass(frozen=True, kw_only=True)
-class EqualTime(Matching):
+class EqualTime(_BySteps):
     """Equal training time (without validation) on this machine, by the number of steps, from a measured speed.
 
-    Args:
-        steps: of the measured run of each arm.
+    What an arm reaches is a forecast until it has trained. `steps` are those of the measured run of each arm.
     """
 
     steps: PositiveInt
     by = "time"
     unit = "seconds"
-    solves = ("budget",)
     measures = True
 
-    def target(self, config: Config, plan: Plan, measure: Measure) -> float:
-        return plan.tokens / measure(with_steps(config, self.steps))
-
-    def apply(self, config: Config, plan: Plan, target: float, measure: Measure) -> tuple[Config, Match]:
-        """`reached` is a forecast until the arm has trained."""
-        return _nearest_steps(self, config, target, plan.tokens_per_step / measure(with_steps(config, self.steps)))
-
-
-def _nearest_steps(matching: Matching, config: Config, target: float, of_a_step: float) -> tuple[Config, Match]:
-    steps = max(1, round(target / of_a_step))
-    return with_steps(config, steps), Match(matching.by, target, steps * of_a_step, {"budget.steps": steps})
+    def of_a_step(self, config: Config, plan: Plan, measure: Measure) -> float:
+        return plan.tokens_per_step / measure(with_steps(config, self.steps))
 
 
 def with_steps(config: Config, steps: int) -> Config:

@@ -3,10 +3,10 @@
 import base64
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 import matplotlib as mpl
@@ -21,6 +21,7 @@ from thunderhead.training import record
 
 NONE = "–"
 """Stands for what was not measured."""
+Item = TypeVar("Item")
 
 
 class Rows(NamedTuple):
@@ -29,6 +30,11 @@ class Rows(NamedTuple):
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     caption: str = ""
+
+
+def table(items: Iterable[Item], columns: Mapping[str, Callable[[Item], str]], caption: str = "") -> Rows:
+    """A row an item; `columns` say what stands in a cell."""
+    return Rows([*columns], [[cell(item) for cell in columns.values()] for item in items], caption)
 
 
 def number(value: Any, form: str) -> str:
@@ -48,23 +54,30 @@ def write(
     template: str,
     *,
     subtitle: str,
-    drawn: Mapping[str, tuple[str, Figure | None]],
+    figures: Mapping[str, tuple[str, Callable[[Item], Figure | None]]],
+    of: Item | None,
     left_out: Sequence[Failure],
     **content: Any,
 ) -> Path:
     """Write report.html from a template of this folder, and its figures as PNG files, in place of earlier ones.
 
-    The page's subtitle gets date and program; `drawn` holds the figures that the report may have, by file name, with
-    what they show; `left_out` runs that have no result; `content` what else the template takes.
+    The page's subtitle gets date and program; `figures` holds by file name what a figure shows, and what draws it `of`
+    what was found, if anything was; `left_out` runs that have no result; `content` what else the template takes.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     pictures = {}
-    for name, (caption, figure) in drawn.items():
-        file = folder / "figures" / f"{name}.png"
-        file.unlink(missing_ok=True)
-        if figure is not None:
-            with mpl.rc_context(looks.style()):
-                pictures[name] = _save(figure, file) | {"caption": caption}
+    with mpl.rc_context(looks.STYLE):
+        for name, (caption, draw) in figures.items():
+            file = folder / "figures" / f"{name}.png"
+            file.unlink(missing_ok=True)
+            if of is None or (figure := draw(of)) is None:
+                continue
+            figure.savefig(file, dpi=150)
+            svg = io.BytesIO()  # for the page, where it stays sharp on paper
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+            source = f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
+            width = f"{100 * figure.get_figwidth() / looks.WIDTH:.0f}"
+            pictures[name] = {"source": source, "width": width, "caption": caption}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("thunderhead.lab", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -78,15 +91,6 @@ def write(
     return folder / "report.html"
 
 
-def _save(figure: Figure, file: Path) -> dict[str, str]:
-    """Write a PNG file, and give an SVG for the page, where it stays sharp on paper."""
-    figure.savefig(file, dpi=150)
-    svg = io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    source = f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
-    return {"source": source, "width": f"{100 * figure.get_figwidth() / looks.WIDTH:.0f}"}
-
-
 def write_csv(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
@@ -96,12 +100,17 @@ def write_csv(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
 
 
 def tell(
-    console: Console, answers: Iterable[tuple[str, str]], warnings: Iterable[str], left_out: Iterable[Failure], how: str
+    console: Console,
+    answers: Iterable[tuple[str, str]],
+    warnings: Iterable[str],
+    left_out: Iterable[Failure],
+    *,
+    how: str,
+    report: Path | None,
 ) -> None:
     """The answers, each with the colour of its mark, what to beware of, and runs that were not compared, or fitted."""
-    for colour, sentence in answers:
-        console.print(f"[{colour}]•[/] {escape(sentence)}", soft_wrap=True)
-    for warning in warnings:
-        console.print(f"[yellow]read with care:[/] {escape(warning)}", soft_wrap=True)
-    for run, reason in left_out:
-        console.print(f"[red]not {how}:[/] {escape(run)}: {escape(reason)}", soft_wrap=True)
+    lines = [f"[{colour}]•[/] {escape(sentence)}" for colour, sentence in answers]
+    lines += [f"[yellow]read with care:[/] {escape(warning)}" for warning in warnings]
+    lines += [f"[red]not {how}:[/] {escape(run)}: {escape(reason)}" for run, reason in left_out]
+    for line in [*lines, f"[cyan]report[/] {escape(str(report))}"] if report else lines:
+        console.print(line, soft_wrap=True)

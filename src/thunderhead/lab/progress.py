@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from thunderhead.lab.jobs import Job, steps
-from thunderhead.lab.runs import last_metrics, read_summary
+from thunderhead.lab.runs import last_metrics
+from thunderhead.training.record import read_summary
 
 REFRESH_SECONDS = 2.0
 STYLES = {"running": "bold", "finished": "green", "failed": "bold red", "pruned": "yellow", "stopped": "yellow"}
@@ -21,14 +22,16 @@ COLUMNS = {"train/loss": ".3f", "val/loss": ".4f", "tokens_per_second": ",.0f"}
 
 @dataclass
 class _Row:
+    name: str
     state: str = "waiting"
     note: str = ""
     since: float = 0.0
     first_step: int = 0
     at: tuple[int, int] | None = None
-    loss: str = ""
-    val_loss: str = ""
-    speed: str = ""
+    measured: dict[str, float] = field(default_factory=dict)
+
+    def shown(self, column: str) -> str:
+        return f"{self.measured[column]:{COLUMNS[column]}}" if column in self.measured else ""
 
     @property
     def time_left(self) -> str:
@@ -39,19 +42,11 @@ class _Row:
 
 
 class Board:
-    """Progress across jobs, read from their records.
-
-    Args:
-        jobs: all rows, in order.
-        title: above the table.
-        console: None = standard output.
-    """
+    """Progress across jobs, a row each, read from their records; `console` None = standard output."""
 
     def __init__(self, jobs: Sequence[Job], title: str, console: Console | None = None):
-        self._console = console or Console(highlight=False)
-        self._rows = {job.folder: _Row() for job in jobs}
-        self._names = {job.folder: job.name for job in jobs}
-        self._title = title
+        self._console, self._title = console or Console(highlight=False), title
+        self._rows = {job.folder: _Row(job.name) for job in jobs}
         self._live: Live | None = None
         self._refreshed = 0.0
 
@@ -85,7 +80,8 @@ class Board:
         row.state, row.note = state, note
         self._read(job.folder, row)
         if self._live is None:
-            result = f", validation loss {row.val_loss}" if state == "finished" and row.val_loss else ""
+            loss = row.shown("val/loss")
+            result = f", validation loss {loss}" if state == "finished" and loss else ""
             self.say(f"{job.name}: {state}{result}" + (f" ({note})" if note else ""))
 
     def refresh(self, running: Sequence[Job]) -> None:
@@ -99,12 +95,9 @@ class Board:
 
     def _read(self, folder: Path, row: _Row) -> None:
         row.at = steps(folder) or row.at
-        last = {column: value for measured in last_metrics(folder) for column, value in measured.items()}
-        row.loss, row.val_loss, row.speed = (
-            f"{last[column]:{form}}" if column in last else "" for column, form in COLUMNS.items()
-        )
+        row.measured = {column: value for measured in last_metrics(folder) for column, value in measured.items()}
         if (summary := read_summary(folder)) is not None and "val_loss" in summary:
-            row.val_loss = f"{summary['val_loss']:.4f}"
+            row.measured["val/loss"] = summary["val_loss"]
 
     def table(self) -> Table:
         """All jobs as they stand."""
@@ -114,9 +107,9 @@ class Board:
         table.add_column("")
         for heading in ("step", "loss", "val loss", "tokens/s", "left"):
             table.add_column(heading, justify="right", no_wrap=True)
-        for folder, row in self._rows.items():
+        for row in self._rows.values():
             at = f"{row.at[0]:,}/{row.at[1]:,}" if row.at else ""
             state = row.state if row.state != "failed" else f"failed: {row.note}"
             shown = f"[{STYLES.get(row.state, 'dim')}]{escape(state)}[/]"
-            table.add_row(escape(self._names[folder]), shown, at, row.loss, row.val_loss, row.speed, row.time_left)
+            table.add_row(escape(row.name), shown, at, *map(row.shown, COLUMNS), row.time_left)
         return table

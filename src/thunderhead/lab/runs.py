@@ -1,11 +1,8 @@
 """Finished and unfinished runs, read back from their records; nothing here trains or writes.
 
 A run folder holds config.yaml, plan.json, environment.json, metrics.csv and, once finished, summary.json (see
-`thunderhead.training.record`). A sweep that matched its arms adds match.json:
-
-    {"by": "params", "target": 3196608, "reached": 3196416, "set": {"model.d_ff": 530}}
-
-A record may have been made with any loggers and callbacks: what is not there was not measured.
+`thunderhead.training.record`); a sweep that matched its arms adds match.json. A record may have been made with any
+loggers and callbacks: what is not there was not measured.
 """
 
 import csv
@@ -21,7 +18,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from thunderhead.core.config import Config, first_line
+from thunderhead.core.config import Config, ConfigError, Problem, first_line
 from thunderhead.training import record
 
 Array = NDArray[np.float64]
@@ -43,7 +40,7 @@ class Match(NamedTuple):
     by: str  # params | flops | time
     target: float
     reached: float
-    set: dict[str, Any]  # config paths that were solved for, with their values
+    set: dict[str, Any]  # config paths that were solved for, with their values: {"model.d_ff": 530}
 
     @property
     def missed(self) -> float:
@@ -65,13 +62,10 @@ class Curve(NamedTuple):
         None if it never did. The first point has none before it: what comes out there is at most.
         """
         below = np.flatnonzero(self.loss <= loss)
-        if below.size == 0:
+        if not below.size:
             return None
-        at = int(below[0])
-        if at == 0:
-            return tuple(float(axis[0]) for axis in self[:3])
-        part = (self.loss[at - 1] - loss) / (self.loss[at - 1] - self.loss[at])
-        return tuple(float(axis[at - 1] + part * (axis[at] - axis[at - 1])) for axis in self[:3])
+        ends = [below[0], max(below[0] - 1, 0)]
+        return tuple(float(np.interp(loss, self.loss[ends], axis[ends])) for axis in self[:3])
 
 
 @dataclass(frozen=True)
@@ -109,10 +103,14 @@ class Run:
     def git(self) -> dict[str, Any]:
         return self.environment.get("git") or {}
 
-    def result(self, name: str) -> Any:
-        """A value of the summary, or of its further validation metrics; None where it was not measured."""
+    @cached_property
+    def _results(self) -> dict[str, Any]:
         summary = self.summary or {}
-        return summary.get(name, (summary.get("metrics") or {}).get(name))
+        return self.loss_terms | (summary.get("metrics") or {}) | summary
+
+    def result(self, name: str) -> Any:
+        """A value of the summary, a further validation metric or a loss term; None where it was not measured."""
+        return self._results.get(name)
 
     def number(self, name: str) -> float | None:
         """The same, if it is a number."""
@@ -123,26 +121,25 @@ class Run:
     def metrics(self) -> list[str]:
         """Names of further validation metrics."""
         summary = self.summary or {}
-        names = [*(name for name in ("accuracy",) if name in summary), *(summary.get("metrics") or {})]
-        return [name for name in dict.fromkeys(names) if name not in SHOWN_ANYWAY]
+        names = dict.fromkeys([*{"accuracy"}.intersection(summary), *(summary.get("metrics") or {})])
+        return [name for name in names if name not in SHOWN_ANYWAY]
 
     @property
     def loss_terms(self) -> dict[str, float]:
-        """Auxiliary terms of the training loss by name: as the summary has them, else as they were logged last."""
-        logged = {column: value for row in self.rows for column, value in row.items()}
+        """Auxiliary terms of the training loss, as train/<name>: of the summary, else as they were logged last."""
         terms = (self.summary or {}).get("loss_terms")
-        if not isinstance(terms, dict):
-            terms = {name[6:]: value for name, value in logged.items() if name.startswith("train/")}
-        return {name: value for name, value in terms.items() if name != "loss"}
+        if isinstance(terms, dict):
+            found = {f"train/{name}": value for name, value in terms.items()}
+        else:
+            found = {name: value for row in self.rows for name, value in row.items() if name.startswith("train/")}
+        return {name: value for name, value in found.items() if name != "train/loss"}
 
     def curve(self, column: str) -> Curve:
-        """A column of metrics.csv: train/loss at each logged step, val/loss at each validation."""
-        return self._curves.get(column, Curve(*np.empty((4, 0))))
+        """A column of metrics.csv: train/loss at each logged step, val/loss at each validation.
 
-    @cached_property
-    def _curves(self) -> dict[str, Curve]:
-        """The seconds are those that the logged tokens took at their logged speeds."""
-        found: dict[str, list[tuple[float, ...]]] = {}
+        The seconds are those that the logged tokens took at their logged speeds.
+        """
+        points = []
         seconds = tokens_timed = 0.0
         for row in self.rows:
             tokens = row.get("tokens", row["step"] * self.plan.get("tokens_per_step", math.nan))
@@ -150,31 +147,28 @@ class Run:
             if row.get("tokens_per_second", 0) > 0:
                 seconds += (tokens - tokens_timed) / row["tokens_per_second"]
                 tokens_timed = tokens
-            for name, value in row.items():
-                if name not in COUNTERS and math.isfinite(value):
-                    found.setdefault(name, []).append((tokens, flops, seconds, value))
-        return {name: Curve(*np.array(points).T) for name, points in found.items()}
+            if math.isfinite(row.get(column, math.nan)):
+                points.append((tokens, flops, seconds, row[column]))
+        return Curve(*np.reshape(points, (-1, 4)).T)
 
 
 def read_runs(folders: Iterable[Path | str]) -> list[Run]:
     """The runs in these folders: run folders, or folders above them such as a sweep's; unfinished and broken ones too.
 
-    Args:
-        folders: in this order; runs below one folder by name, numbers as numbers. A run found twice counts once.
-
-    Raises:
-        ValueError: a folder is not there or holds no run; names all such folders.
+    In the order of the folders; runs below one by name, numbers as numbers. A run found twice counts once. ConfigError
+    with all folders that are not there or hold no run.
     """
     found: dict[Path, Run] = {}
     problems = []
     for folder in map(Path, folders):
-        records = sorted((path.parent for path in folder.rglob("plan.json")), key=_by_number)
-        records = [place for place in records if (place / "config.yaml").is_file()]
+        planned = sorted((path.parent for path in folder.rglob("plan.json")), key=_by_number)
+        records = [place for place in planned if (place / "config.yaml").is_file()]
         if not records:
-            problems.append(f"{folder} holds no run (a run has config.yaml and plan.json): give logs/runs/… or a sweep")
+            message = f"{folder} holds no run (a run has config.yaml and plan.json): give logs/runs/… or a sweep"
+            problems.append(Problem("runs", message))
         found |= {place.resolve(): _read(place) for place in records if place.resolve() not in found}
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ConfigError(problems)
     return list(found.values())
 
 
@@ -190,18 +184,14 @@ def _read(folder: Path) -> Run:
             _load(folder / f"{name}.json", *numbers) if (folder / f"{name}.json").exists() else None
             for name, numbers in needed.items()
         )
-        solved = Match(match["by"], match["target"], match["reached"], match["set"]) if match is not None else None
+        solved = Match(*(match[name] for name in Match._fields)) if match is not None else None
         return Run(folder, config, plan, environment or {}, summary, solved, read_metrics(folder))
     except (ValueError, KeyError) as error:
         return Run(folder, {}, {}, {}, None, None, [], broken=f"cannot be read: {error}")
 
 
 def _load(file: Path, *numbers: str) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file.
-
-    Raises:
-        ValueError: there is none, or it lacks one of the numbers that it must hold.
-    """
+    """The mapping in a YAML or JSON file; ValueError if there is none, or it lacks one of these numbers."""
     try:
         text = file.read_text(encoding="utf-8")
         content = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
@@ -218,27 +208,22 @@ def _load(file: Path, *numbers: str) -> dict[str, Any]:
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The numbers of metrics.csv, a mapping for each row with a step; no rows where there is no such file.
 
-    Columns that neither count nor are of training or validation are other callbacks', and left out.
-
-    Raises:
-        ValueError: the file has no header, or holds what is no number.
+    Columns that neither count nor are of training or validation are other callbacks', and left out. ValueError if the
+    file has no header, or holds what is no number.
     """
     file = folder / "metrics.csv"
+    if not file.is_file():
+        return []
     try:
-        if file.is_file() and not file.stat().st_size:
+        if not file.stat().st_size:
             raise ValueError("is empty")
-        columns, rows = record.read_rows(file) if file.is_file() else (["step"], [])
+        columns, rows = record.read_rows(file)
+        if "step" not in columns:
+            raise ValueError("has no column `step`")
+        known = [name for name in columns if name in COUNTERS or name.startswith(("train/", "val/"))]
+        found = [{name: float(row[name]) for name in known if row[name]} for row in rows]
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{file.name}: {first_line(error)}") from error
-    if "step" not in columns:
-        raise ValueError(f"{file.name}: has no column `step`")
-    known = [name for name in columns if name in COUNTERS or name.startswith(("train/", "val/"))]
-    found = []
-    for row in rows:
-        try:
-            found.append({name: float(row[name]) for name in known if row[name]})
-        except ValueError as error:
-            raise ValueError(f"{file.name}: the row of step {row['step']!r}: {error}") from error
     return [row for row in found if "step" in row]
 
 
@@ -248,11 +233,3 @@ def last_metrics(folder: Path) -> list[dict[str, float]]:
         return read_metrics(folder)
     except ValueError:
         return []
-
-
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The results of a finished run; None if there are none, or half of them."""
-    try:
-        return _load(folder / "summary.json")
-    except ValueError:
-        return None

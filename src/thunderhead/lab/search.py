@@ -13,20 +13,36 @@ from optuna.trial import TrialState
 from thunderhead.core.config import Config, ConfigError, Problem
 from thunderhead.core.terminal import say
 from thunderhead.core.types import NonNegativeInt, PositiveInt
-from thunderhead.lab.execution import PRUNED, Executor, Interrupted, Outcome
-from thunderhead.lab.jobs import Job, PlanRun, make_job, state
-from thunderhead.lab.runs import Failure, last_metrics, read_summary
+from thunderhead.lab.execution import PRUNED, Outcome
+from thunderhead.lab.jobs import Job, make_job, state
+from thunderhead.lab.runs import Failure, last_metrics
 from thunderhead.lab.sweep import SINGLE_RUN, Sweep
 from thunderhead.training import record
+
+
+def space_of(overrides: Sequence[Override]) -> tuple[dict[str, BaseDistribution], list[str]]:
+    """What is searched, and the overrides that stay; ConfigError if that is nothing, or what cannot be searched."""
+    space, fixed, problems = {}, [], []
+    for override in overrides:
+        if not override.is_sweep_override():
+            fixed.append(str(override.input_line))
+            continue
+        try:
+            space[override.get_key_element()] = distribution(override)
+        except ValueError as error:
+            problems.append(Problem("", str(error)))
+    if not space and not problems:
+        message = "has nothing to search: optimizer.lr=tag(log, interval(1e-4, 1e-2))"
+        problems.append(Problem("hydra/sweeper=optuna", message))
+    if problems:
+        raise ConfigError(problems)
+    return space, fixed
 
 
 def distribution(override: Override) -> BaseDistribution:
     """What Optuna draws from: a,b,c · range(1, 8) · interval(0.1, 1) · tag(log, interval(1e-4, 1e-2)).
 
-    An interval between whole numbers without a decimal point is one of whole numbers.
-
-    Raises:
-        ValueError: no sweep of these kinds.
+    An interval between whole numbers without a decimal point is one of whole numbers. ValueError for other sweeps.
     """
     value = override.value()
     log = "log" in getattr(value, "tags", ())
@@ -42,12 +58,19 @@ def distribution(override: Override) -> BaseDistribution:
             return IntDistribution(int(start), last, step=int(step))
         return FloatDistribution(start, stop, step=step)
     if isinstance(value, IntervalSweep):
-        assert value.start is not None
-        assert value.end is not None
-        if isinstance(value.start, int) and isinstance(value.end, int):
-            return IntDistribution(value.start, value.end, log=log)
-        return FloatDistribution(float(value.start), float(value.end), log=log)
+        low, high = value.start, value.end
+        assert low is not None
+        assert high is not None
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log=log)
+        return FloatDistribution(float(low), float(high), log=log)
     raise ValueError(f"{override.key_or_group}: Optuna cannot search {override.get_value_element_as_str()}")
+
+
+def settings(
+    *, n_trials: PositiveInt, seed: NonNegativeInt, pruner: Literal["none", "median"], n_startup_trials: NonNegativeInt
+) -> None:
+    """The sweeper's settings, for the check: see conf/hydra/sweeper/optuna.yaml."""
 
 
 def reports(folder: Path) -> dict[int, float]:
@@ -55,52 +78,30 @@ def reports(folder: Path) -> dict[int, float]:
     return {int(row["step"]): row["val/loss"] for row in last_metrics(folder) if "val/loss" in row}
 
 
-def settings(
-    *, n_trials: PositiveInt, seed: NonNegativeInt, pruner: Literal["none", "median"], n_startup_trials: NonNegativeInt
-) -> None:
-    """The sweeper's settings, for the check.
-
-    Args:
-        n_trials: in all.
-        seed: of the sampler.
-        pruner: `median` ends trials that are worse than the median of earlier ones at their step.
-        n_startup_trials: random trials before TPE, and finished ones before pruning.
-    """
-
-
 def run_search(
     space: Mapping[str, BaseDistribution],
     fixed: Sequence[str],
     compose: Callable[[Sequence[str]], Config],
-    folder: Path,
+    sweep: Sweep,
     *,
-    executor: Executor,
-    plan: PlanRun,
     n_jobs: int,
     n_trials: int,
     seed: int,
     pruner: str,
     n_startup_trials: int,
-    arguments: list[str],
 ) -> int:
-    """Search by TPE (Bergstra et al. 2011) for the lowest validation loss.
+    """Search by TPE (Bergstra et al. 2011) for the lowest validation loss; gives the exit status, as `run_grid` does.
 
     Trials run in groups of `n_jobs`. The sampler is seeded and told the results in order: a search that goes on draws
     the trials that it had, finds them finished by their keys, or pruned by what they logged, and continues. The study
-    is in study.json. A combination that is refused counts as a failed trial.
-
-    Returns:
-        The exit status: 0, 1 if trials failed, 130 after Ctrl-C.
-
-    Raises:
-        ConfigError: the first combination is refused; nothing was started.
+    is in study.json. A combination that is refused counts as a failed trial; ConfigError if it is the first one.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=n_startup_trials, constant_liar=n_jobs > 1),
         pruner=optuna.pruners.MedianPruner(n_startup_trials) if pruner == "median" else optuna.pruners.NopPruner(),
     )
-    sweep, interrupted = Sweep(folder, executor, arguments), False
+    interrupted = False
     trials: dict[Path, tuple[optuna.Trial, Job]] = {}  # of the group under way
 
     def is_hopeless(job: Job) -> bool:
@@ -111,15 +112,15 @@ def run_search(
                 trial.report(loss, step)
         return trial.should_prune()
 
-    while len(study.trials) < n_trials and not interrupted:
+    while len(study.trials) < n_trials:
         trials.clear()
         for _ in range(min(n_jobs, n_trials - len(study.trials))):
             trial = study.ask(dict(space))
             choices = {path: f"{v:.6g}" if isinstance(v, float) else str(v) for path, v in trial.params.items()}
             config = compose([*fixed, *(f"{path}={value}" for path, value in choices.items())]) | SINGLE_RUN
-            job = make_job({"trial": str(trial.number), **choices}, config, folder)
+            job = make_job({"trial": str(trial.number), **choices}, config, sweep.folder)
             try:
-                plan(config)
+                sweep.plan(config)
             except ConfigError as error:
                 if trial.number == 0:  # nothing was started
                     raise
@@ -141,16 +142,18 @@ def run_search(
         try:
             waiting = [job for job in jobs if job.folder not in pruned]
             sweep.run(waiting, f"Search, {len(study.trials)} of {n_trials} trials", is_hopeless)
-        except (Interrupted, KeyboardInterrupt):
+        except KeyboardInterrupt:
             interrupted = True
             break
         for trial, job in trials.values():
             if state(job.folder) == "finished":
                 is_hopeless(job)  # tells what an earlier start logged
             _tell(study, trial, job, sweep.outcomes[job.folder])
-    told = [(t.number, t.state.name.lower(), t.value, t.params) for t in study.trials]
-    names = ("number", "state", "val_loss", "params")
-    record.write_json(folder / "study.json", {"trials": [dict(zip(names, each, strict=True)) for each in told]})
+    told = [
+        {"number": t.number, "state": t.state.name.lower(), "val_loss": t.value, "params": t.params}
+        for t in study.trials
+    ]
+    record.write_json(sweep.folder / "study.json", {"trials": told})
     if any(trial.state == TrialState.COMPLETE for trial in study.trials):
         best = study.best_trial
         values = (f"{path}={v:.4g}" if isinstance(v, float) else f"{path}={v}" for path, v in best.params.items())
@@ -159,31 +162,8 @@ def run_search(
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, job: Job, outcome: Outcome) -> None:
-    loss = (read_summary(job.folder) or {}).get("val_loss", math.nan)
+    loss = (record.read_summary(job.folder) or {}).get("val_loss", math.nan)
     if math.isfinite(loss):
         study.tell(trial, loss)
     else:
         study.tell(trial, state=TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL)
-
-
-def space_of(overrides: Sequence[Override]) -> tuple[dict[str, BaseDistribution], list[str]]:
-    """What is searched, and the overrides that stay.
-
-    Raises:
-        ConfigError: nothing is searched, or something that cannot be.
-    """
-    space, fixed, problems = {}, [], []
-    for override in overrides:
-        if not override.is_sweep_override():
-            fixed.append(str(override.input_line))
-            continue
-        try:
-            space[override.get_key_element()] = distribution(override)
-        except ValueError as error:
-            problems.append(Problem("", str(error)))
-    if not space and not problems:
-        message = "has nothing to search: optimizer.lr=tag(log, interval(1e-4, 1e-2))"
-        problems.append(Problem("hydra/sweeper=optuna", message))
-    if problems:
-        raise ConfigError(problems)
-    return space, fixed

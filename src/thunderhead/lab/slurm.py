@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ import submitit
 
 from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.processes import is_slurm_task
-from thunderhead.lab.execution import NOT_INHERITED, POLL_SECONDS, Running, log_file
-from thunderhead.lab.jobs import Job, prepare_start, this_program
+from thunderhead.lab.execution import NOT_INHERITED, POLL_SECONDS, LocalProcess, Running
+from thunderhead.lab.jobs import Job, this_program
 
 SAVING_SECONDS = 80  # submitit warns 90 seconds before the end
 
@@ -23,25 +22,19 @@ class ArmJob:
 
     def __init__(self, job: Job, program: Sequence[str]):
         self.job, self.program = job, tuple(program)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: LocalProcess | None = None
         self._told = False
 
     def __call__(self) -> int:
         # One task is an ordinary run, which starts its own processes; several tasks are the ranks of one run.
         drop = {"HYDRA_FULL_ERROR"} if is_slurm_task() else NOT_INHERITED
         environment = {name: value for name, value in os.environ.items() if name not in drop}
-        with log_file(self.job.folder).open("ab") as log:
-            self._process = subprocess.Popen(
-                prepare_start(self.job, self.program),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # SLURM's warning is not for it, and a second SIGTERM would end it at once
-            )
-            signal.signal(signal.SIGTERM, lambda number, frame: self._terminate())  # scancel's, which submitit ignores
-            while (status := self._process.poll()) is None:  # not wait(): the signal's handler could not wait, too
-                time.sleep(POLL_SECONDS)
-            return status
+        # In a session of its own: SLURM's warning is not for it, and a second SIGTERM would end it at once.
+        self._process = LocalProcess(self.job, self.program, env=environment)
+        signal.signal(signal.SIGTERM, lambda number, frame: self._terminate())  # scancel's, which submitit ignores
+        while (status := self._process.poll()) is None:  # not wait(): the signal's handler could not wait, too
+            time.sleep(POLL_SECONDS)
+        return status
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Called by submitit before time runs out: let the run save, and queue the job again."""
@@ -77,13 +70,10 @@ class SlurmRunning:
 
 
 class SlurmJobs:
-    """All jobs at once, as an array of which `n_jobs` run at a time.
+    """All jobs at once, as an array of which `n_jobs` run at a time, by `program` (() = this one).
 
-    Args:
-        folder: for submitit's files, on a file system that all nodes see.
-        max_num_timeout: how often a job goes on after its time was up.
-        program: what trains a job; () = this program.
-        parameters: submitit's.
+    `folder` is for submitit's files, on a file system that all nodes see; a job goes on `max_num_timeout` times after
+    its time was up; `parameters` are submitit's.
     """
 
     def __init__(
@@ -101,10 +91,10 @@ class SlurmJobs:
         except RuntimeError as error:
             message = "needs SLURM's srun, which is not on this machine: use hydra/launcher=processes"
             raise ConfigError([Problem("hydra/launcher=slurm", message)]) from error
-        renamed = {"timeout_min": "time", "mem_gb": "mem"}
-        given = {renamed.get(key, key): value for key, value in parameters.items() if value not in (None, [], {})}
-        if "mem" in given:
-            given["mem"] = f"{given['mem']}GB"
+        parameters["time"] = parameters.pop("timeout_min", None)
+        if memory := parameters.pop("mem_gb", None):
+            parameters["mem"] = f"{memory}GB"
+        given = {key: value for key, value in parameters.items() if value not in (None, [], {})}
         self.executor.update_parameters(job_name=name, array_parallelism=n_jobs, **given)
         self._program = program or this_program()  # of the node that submits
 

@@ -4,6 +4,7 @@ Runs of equal seed start from the same weights and see the same tokens, so that 
 than the losses do. All formulas are scipy's and statsmodels'.
 """
 
+import bisect
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -88,12 +89,7 @@ class Comparison:
 
 
 def compare(losses: Mapping[str, Mapping[int, float]], pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
-    """Compare arms.
-
-    Args:
-        losses: final losses by arm, then seed.
-        pairs: (arm, against); the family of comparisons that Holm's correction covers.
-    """
+    """Compare arms by their final losses, by arm, then seed; Holm's correction covers all `pairs` (arm, against)."""
     paired = [
         {seed: loss - losses[b][seed] for seed, loss in sorted(losses[a].items()) if seed in losses[b]}
         for a, b in pairs
@@ -160,13 +156,9 @@ def _detectable_effect(n: int, alpha: float) -> float:
 def seeds_needed(mean: float, spread: float, alpha: float = ALPHA) -> int | None:
     """Pairs that resolve a true difference of `mean` with a probability of POWER; None = more than MOST_SEEDS."""
     effect = abs(mean) / spread if spread else 0.0
-    low, high = 1, MOST_SEEDS  # low does not suffice
-    if _power(effect, high, alpha) < POWER:
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _power(effect, middle, alpha) >= POWER else (middle, high)
-    return high
+    counts = range(2, MOST_SEEDS + 1)
+    index = bisect.bisect_left(counts, POWER, key=lambda n: _power(effect, n, alpha))
+    return counts[index] if index < len(counts) else None
 
 
 def _power(effect: float, n: int, alpha: float) -> float:
@@ -179,32 +171,30 @@ def _power(effect: float, n: int, alpha: float) -> float:
     return 1.0 if math.isnan(power) else power
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# In words
+# --- in words ---------------------------------------------------------------------------------------------------------
 
 
 def sentence(found: Comparison, unit: str, matched: Sequence[str], n_comparisons: int = 1) -> str:
     """A comparison in plain words.
 
-    Args:
-        found: the comparison.
-        unit: of the losses: nats or bits a byte.
-        matched: what is equal in both arms: tokens, FLOPs, …
-        n_comparisons: in the report, for a result that only the correction for their number takes away.
+    `unit` is of the losses, `matched` what is equal in both arms (tokens, FLOPs, …), `n_comparisons` how many the
+    report has, for a result that only the correction for their number takes away.
     """
     name = f"{found.arm} − {found.against}"
-    equal = f", matched {_listed(matched)}" if matched else ", budgets not matched"
+    listed = " and ".join([", ".join(matched[:-1]), matched[-1]] if len(matched) > 1 else matched)
+    equal = f", matched {listed}" if matched else ", budgets not matched"
     if found.n == 0:
         return f"{name}: not compared, they have no seed in common."
     if found.n == 1:
-        shown = signed(found.mean)
-        return f"{name} = {shown} {unit} (1 seed{equal}): one seed cannot resolve anything; train more seeds."
+        once = f"{name} = {signed(found.mean)} {unit} (1 seed{equal})"
+        return f"{once}: one seed cannot resolve anything; train more seeds."
     if found.t is None or found.p is None:
         if found.mean == 0:
             return f"{name} = 0 {unit} (all {found.n} seeds{equal}): identical, the setting changed nothing."
         shown = f"{name} = {signed(found.mean)} {unit} at each of {found.n} seeds{equal}"
         return f"{shown}: no spread to judge by, the seed changed nothing."
-    digits = _digits(found.t.high - found.t.low)
+    width = found.t.high - found.t.low
+    digits = min(6, max(3, 1 - math.floor(math.log10(width)))) if width > 0 else 4  # two of the interval's width
     low, high, mean = (signed(value, digits) for value in (*found.t, found.mean))
     what = f"{name} = {mean} {unit} (95 % CI {low} … {high}, {found.n} seeds{equal})"
     if found.resolved:
@@ -218,17 +208,8 @@ def sentence(found: Comparison, unit: str, matched: Sequence[str], n_comparisons
     return f"{what}: {why}, {smallest}; one of this size takes {needed} seeds."
 
 
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
-
-
 def signed(value: float, digits: int = 4) -> str:
     """+0.012, −0.012, 0.000."""
     shown = f"{abs(value):.{digits}f}"
     sign = "" if float(shown) == 0 else "+" if value > 0 else "−"
     return sign + shown
-
-
-def _digits(width: float) -> int:
-    """Decimals that show an interval of this width with two digits, three at least."""
-    return min(6, max(3, 1 - math.floor(math.log10(width)))) if width > 0 else 4

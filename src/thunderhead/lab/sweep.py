@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from thunderhead.lab.execution import Executor, Interrupted, Monitor, Outcome, log_file, run_jobs
-from thunderhead.lab.jobs import Job, steps
+from thunderhead.lab.execution import Executor, Monitor, Outcome, log_file, run_jobs
+from thunderhead.lab.jobs import Job, PlanRun, steps
 from thunderhead.lab.progress import Board
 from thunderhead.lab.report import write_report
 from thunderhead.lab.runs import Failure, read_runs
@@ -19,14 +19,12 @@ SINGLE_RUN = {
 """What a job's configuration holds for the groups that act on a sweep: it is an ordinary run."""
 
 
-Report = Callable[..., Path]
-"""Writes what a sweep found into its folder: called as `thunderhead.lab.report.write_report`."""
-
-
 @dataclass
 class Sweep:
     """A sweep's folder, where its jobs run, and what is to be said about it in the end.
 
+    - arguments: of the command line, to go on with later. plan: plans a run, or refuses it.
+    - report: what is written in the end, called as `thunderhead.lab.report.write_report`.
     - jobs: of the comparison. names: their arms, by folder. outcomes: of all jobs that were started, by folder.
     - failures, pruned, notes: for the report.
     """
@@ -34,7 +32,8 @@ class Sweep:
     folder: Path
     executor: Executor
     arguments: list[str]
-    report: Report = write_report
+    plan: PlanRun
+    report: Callable[..., Path] = write_report
     jobs: list[Job] = field(default_factory=list)
     names: dict[Path, str] = field(default_factory=dict)
     outcomes: dict[Path, Outcome] = field(default_factory=dict)
@@ -47,14 +46,13 @@ class Sweep:
         record.write_json(self.folder / "sweep.json", {"arguments": self.arguments})
 
     def run(self, jobs: Sequence[Job], title: str, monitor: Monitor | None = None) -> None:
-        """Run jobs, and note how they ended."""
+        """Run jobs, and note how they ended; KeyboardInterrupt if Ctrl-C or SIGTERM ended them."""
+        outcomes: dict[Path, Outcome] = {}
         try:
             with Board(jobs, title) as board:
-                found = run_jobs(jobs, self.executor, board, monitor)
-        except Interrupted as interrupted:
-            self.note(jobs, interrupted.outcomes)
-            raise
-        self.note(jobs, found)
+                run_jobs(jobs, self.executor, board, outcomes, monitor)
+        finally:
+            self.note(jobs, outcomes)
 
     def note(self, jobs: Sequence[Job], outcomes: dict[Path, Outcome]) -> None:
         self.outcomes |= outcomes
@@ -77,9 +75,6 @@ class Sweep:
         without = {folder for folder, outcome in self.outcomes.items() if outcome.state in ("failed", "pruned")}
         folders = [job.folder for job in self.jobs if job.folder not in without]
         recorded = [place for place in folders if (place / "plan.json").is_file() and (place / "config.yaml").is_file()]
-        known = baseline if baseline in [self.names[place] for place in recorded] else None
-        if baseline is not None and known is None:
-            self.notes.append(f"No run of the baseline {baseline} has begun yet.")
         found = {"failures": [*self.failures, *self.pruned], "notes": self.notes, "names": self.names}
-        self.report(self.folder, read_runs(recorded), baseline=known, **found)
+        self.report(self.folder, read_runs(recorded), baseline=baseline, **found)
         return 130 if interrupted else 1 if self.failures else 0

@@ -23,11 +23,9 @@ class Untuned:
 
 @dataclass(frozen=True, kw_only=True)
 class Bracket:
-    """The same multipliers for every arm.
+    """The same multiples, by config path, of the value that each arm has there.
 
-    Args:
-        multipliers: config path → multiples of the value that the arm has there.
-        seed: of the trials; None = the first of the arm's seeds.
+    `seed` is of the trials; None = the first of the arm's seeds.
     """
 
     multipliers: dict[str, list[PositiveFloat]]
@@ -49,8 +47,7 @@ class Trial(NamedTuple):
 def trials(config: Config, multipliers: Mapping[str, Sequence[float]]) -> list[Trial]:
     """All points of the bracket around a configuration; a value of 0 stays 0 and has one point.
 
-    Raises:
-        ValueError: a path does not lead to a number.
+    ValueError if a path does not lead to a number.
     """
     axes, values = [], dict(leaves(config))
     for path, factors in multipliers.items():
@@ -80,9 +77,6 @@ def best(losses: Sequence[float | None]) -> int | None:
 
 def at_edge(trial: Trial, all_trials: Sequence[Trial]) -> list[str]:
     """Config paths in which the trial has the smallest or the largest of several multipliers."""
-    edges = []
-    for path, factor in trial.multiplier.items():
-        factors = {other.multiplier[path] for other in all_trials}
-        if len(factors) > 1 and factor in (min(factors), max(factors)):
-            edges.append(path)
-    return edges
+    tried = {path: {other.multiplier[path] for other in all_trials} for path in trial.multiplier}
+    several = {path: factors for path, factors in tried.items() if len(factors) > 1}
+    return [path for path, found in several.items() if trial.multiplier[path] in (min(found), max(found))]
