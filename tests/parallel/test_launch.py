@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from thunderhead.core import processes
+from thunderhead import processes
 from thunderhead.training.record import read_json
 
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}

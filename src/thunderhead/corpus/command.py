@@ -9,11 +9,11 @@ from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem, first_line
 from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.run import build_data
-from thunderhead.core.terminal import say
 from thunderhead.core.types import PositiveInt
 from thunderhead.corpus.curation_report import write_report
 from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.text_data import TextData
+from thunderhead.terminal import say
 
 
 def _settings(*, processes: PositiveInt | None = None) -> None:

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from thunderhead.core.terminal import quantity
+from thunderhead.terminal import quantity
 
 # Okabe & Ito's colours, which all kinds of sight tell apart; grey is for what was kept.
 _COLOURS = ("#D55E00", "#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#009E73", "#F0E442", "#000000")

@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from thunderhead.core.data.manifest import FORMAT, Manifest, Shard, SplitName, TokenizerRecord
-from thunderhead.core.processes import allowed_cores
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.corpus.batch_processing import SPLIT_RULE, Batch, Encode, inspect, is_validation, remembered
 from thunderhead.corpus.curation import Curation, Filter
 from thunderhead.corpus.shard_files import CHUNK_BYTES, ShardWriter
 from thunderhead.corpus.sources import Document, Source, check_sources, named
+from thunderhead.processes import allowed_cores
 from thunderhead.training.record import write_text
 
 _BATCH_CHARACTERS = 1 << 20  # text that is tokenized at once

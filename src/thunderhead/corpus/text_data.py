@@ -8,11 +8,11 @@ from annotated_types import Gt, Lt
 
 from thunderhead.core.config import Problem
 from thunderhead.core.data.manifest import Manifest
-from thunderhead.core.processes import global_rank
-from thunderhead.core.terminal import say
 from thunderhead.corpus.prepare import Preparation
 from thunderhead.corpus.shard_data import ShardData, refusals
 from thunderhead.corpus.sources import Source, check_sources
+from thunderhead.processes import global_rank
+from thunderhead.terminal import say
 
 
 @dataclass(eq=False, repr=False)

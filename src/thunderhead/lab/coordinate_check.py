@@ -29,10 +29,10 @@ from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, first_line
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import COMPONENTS, build_decoder, build_optimizer
-from thunderhead.core.terminal import say
 from thunderhead.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from thunderhead.lab.arms import option_of
 from thunderhead.lab.looks import STYLE, look, panels
+from thunderhead.terminal import say
 
 Changes = dict[str, dict[int, float]]
 """Mean absolute change, by layer and width."""

@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
-from thunderhead.core.processes import RANK_VARIABLES, allowed_cores
 from thunderhead.lab.jobs import Job, prepare_start, state
 from thunderhead.lab.progress import Board
+from thunderhead.processes import RANK_VARIABLES, allowed_cores
 
 POLL_SECONDS = 0.5
 PRUNED = "its validation loss was above the median of the trials before it"

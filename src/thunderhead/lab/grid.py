@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, build
-from thunderhead.core.terminal import say
 from thunderhead.lab import match as matching
 from thunderhead.lab import tune as tuning
 from thunderhead.lab.arms import is_in
@@ -19,6 +18,7 @@ from thunderhead.lab.match import Matching
 from thunderhead.lab.runs import Match, read_metrics
 from thunderhead.lab.sweep import SINGLE_RUN, Sweep
 from thunderhead.lab.tune import Bracket
+from thunderhead.terminal import say
 from thunderhead.training import record
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from thunderhead.core.config import Config, ConfigError, Problem, check
-from thunderhead.core.terminal import say
 from thunderhead.core.types import Count, PositiveFloat, PositiveInt
 from thunderhead.lab.grid import Candidate, plan_all, run_grid
 from thunderhead.lab.runs import Failure, Run
 from thunderhead.lab.scaling_report import write_law_report
 from thunderhead.lab.sweep import SINGLE_RUN, Sweep
+from thunderhead.terminal import say
 
 FLOPS = "budget.flops"
 

@@ -12,13 +12,13 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from thunderhead.core.config import show
-from thunderhead.core.terminal import quantity, size
 from thunderhead.lab import figures, page, statistics
 from thunderhead.lab.analysis import Analysis, Metric, analyse
 from thunderhead.lab.arms import Arm, percent
 from thunderhead.lab.page import NONE, Rows, interval, number
 from thunderhead.lab.runs import Failure, Run
 from thunderhead.lab.statistics import Comparison, signed
+from thunderhead.terminal import quantity, size
 
 CACHE = "cache_bytes_per_token"
 RESULTS = (

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from rich.console import Console
 
-from thunderhead.core.terminal import quantity
 from thunderhead.core.types import Count, counted
 from thunderhead.lab import arms as grouping
 from thunderhead.lab import page
@@ -22,6 +21,7 @@ from thunderhead.lab.page import NONE, Rows, interval, number
 from thunderhead.lab.runs import Failure, Run
 from thunderhead.lab.scaling import SAME_BUDGET, Fit, Parabola, Point, by_budget, fit
 from thunderhead.lab.statistics import Interval
+from thunderhead.terminal import quantity
 from thunderhead.training import record
 
 SCALED = ("model", "budget", "optimizer.lr", "batch", "scheduler", "validation", "trainer", "data.path")

@@ -11,12 +11,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from thunderhead.core.config import Config, ConfigError, Problem
-from thunderhead.core.terminal import say
 from thunderhead.core.types import NonNegativeInt, PositiveInt
 from thunderhead.lab.execution import PRUNED, Outcome
 from thunderhead.lab.jobs import Job, make_job, state
 from thunderhead.lab.runs import Failure, last_metrics
 from thunderhead.lab.sweep import SINGLE_RUN, Sweep
+from thunderhead.terminal import say
 from thunderhead.training import record
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import submitit
 
 from thunderhead.core.config import ConfigError, Problem
-from thunderhead.core.processes import is_slurm_task
 from thunderhead.lab.execution import NOT_INHERITED, POLL_SECONDS, LocalProcess, Running
 from thunderhead.lab.jobs import Job, this_program
+from thunderhead.processes import is_slurm_task
 
 SAVING_SECONDS = 80  # submitit warns 90 seconds before the end
 

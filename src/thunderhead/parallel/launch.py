@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from thunderhead.core.config import escaped, quoted, to_yaml
-from thunderhead.core.processes import RANK_VARIABLES, allowed_cores
+from thunderhead.processes import RANK_VARIABLES, allowed_cores
 
 LAUNCHED = "THUNDERHEAD_LAUNCHED"
 SAVING_SECONDS = 600  # that processes have to end the step and save, once they are told to stop

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from thunderhead.core.terminal import complain, quantity, say, size
+from thunderhead.terminal import complain, quantity, say, size
 from thunderhead.training.plan import Plan
 
 __all__ = ["complain", "say"]

@@ -11,11 +11,11 @@ from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, build
 from thunderhead.core.data.datamodule import asked
-from thunderhead.core.processes import global_rank, is_rank
 from thunderhead.core.run import REFUSALS, Problems, Run, build_run
 from thunderhead.core.trust import trust_typed
 from thunderhead.core.types import NonNegativeInt
 from thunderhead.parallel import launch
+from thunderhead.processes import global_rank, is_rank
 from thunderhead.training import display, hardware, record
 from thunderhead.training import resume as resuming
 from thunderhead.training.batch import AUTO

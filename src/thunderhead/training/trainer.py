@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from thunderhead.core.config import Problem, first_line
-from thunderhead.core.processes import is_rank
 from thunderhead.core.run import Run
+from thunderhead.processes import is_rank
 from thunderhead.training.callbacks.state import AtomicCheckpointIO, BackgroundCheckpointIO
 from thunderhead.training.plan import Plan
 
