@@ -16,6 +16,7 @@ import torch
 from thunderhead.lab.jobs import Job, prepare_start, state
 from thunderhead.lab.progress import Board
 from thunderhead.processes import RANK_VARIABLES, allowed_cores
+from thunderhead.training.record import read_summary
 
 POLL_SECONDS = 0.5
 PRUNED = "its validation loss was above the median of the trials before it"
@@ -26,7 +27,7 @@ NOT_INHERITED = {*RANK_VARIABLES, "HYDRA_FULL_ERROR", "SLURM_PROCID", "SLURM_NTA
 class Outcome(NamedTuple):
     """How a job ended."""
 
-    state: Literal["finished", "failed", "stopped", "pruned"]
+    state: Literal["finished", "failed", "stopped", "pruned", "diverged"]
     message: str = ""  # of a failure
     already: bool = False  # it was finished before this start
 
@@ -226,6 +227,8 @@ def _outcome(job: Job, status: int, *, pruned: bool, killed: bool) -> Outcome:
         return Outcome("finished")
     if pruned:
         return Outcome("pruned", PRUNED)
+    if status == 1 and (diverged := (read_summary(job.folder) or {}).get("diverged")):
+        return Outcome("diverged", f"at step {diverged['step']:,}: {diverged['what']}")
     if status in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM) or killed:
         return Outcome("stopped", "killed" if status < 0 else "stopped and saved")
     if status == -signal.SIGKILL:

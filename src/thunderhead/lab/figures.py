@@ -162,8 +162,8 @@ def learning_rates(analysis: Analysis) -> Figure | None:
     for index, arm in enumerate(analysis.arms):
         panel = option_of("parametrization", arm.first.config) if is_parametrized else ""
         line = " ".join(_telling({path: column[index] for path, column in others.items()}, others))
-        rate = float(analysis.different[LR][index])
-        found.setdefault(panel, {}).setdefault(line, []).append((rate, analysis.mean(arm)))
+        if isinstance(rate := arm.first.config.get("optimizer", {}).get("lr"), int | float):
+            found.setdefault(panel, {}).setdefault(line, []).append((float(rate), analysis.mean(arm)))
     found = {panel: {k: sorted(v) for k, v in lines.items() if len(v) > 1} for panel, lines in found.items()}
     found = {panel: lines for panel, lines in found.items() if lines}
     if not found:

@@ -1,15 +1,14 @@
 """The way of a grid of runs: check and plan all → match → tune → run → report."""
 
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from thunderhead.command_line import shown
 from thunderhead.core import config as configuration
-from thunderhead.core.config import Config, ConfigError, Problem, build
+from thunderhead.core.config import Config, ConfigError, Problem, build, quoted
 from thunderhead.lab import match as matching
 from thunderhead.lab import tune as tuning
 from thunderhead.lab.arms import is_in
@@ -83,7 +82,7 @@ def run_grid(candidates: Sequence[Candidate], sweep: Sweep, *, baseline: str | N
         _record_measured_time(sweep, reference.name)
     status = sweep.end(interrupted=interrupted, baseline=baseline)
     if status:
-        say(f"go on with: {Path(sys.argv[0]).name} -m resume={sweep.folder}")
+        say(f"go on with: {shown('train.py', '-m', f'resume={quoted(str(sweep.folder))}')}")
     return status
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from thunderhead.core.config import Config, to_yaml
+from thunderhead.core.config import Config, escaped, quoted, to_yaml
 from thunderhead.lab.runs import last_metrics
 from thunderhead.training import record
 
@@ -109,12 +109,12 @@ def prepare_start(job: Job, program: Sequence[str] = ()) -> list[str]:
     By `program`; () = this one, by this Python.
     """
     folder = job.folder.resolve()
-    record.write_text(folder / "job" / "job.yaml", to_yaml(job.config))
+    record.write_text(folder / "job" / "job.yaml", to_yaml(escaped(job.config)))
     return [
         *(program or this_program()),
         *("--config-path", str(folder / "job"), "--config-name", "job"),
-        *(f"hydra.run.dir={folder}", "hydra.output_subdir=null", "hydra/job_logging=stdout"),
-        *([f"resume={folder}"] if state(folder) == "partial" else []),
+        *(f"hydra.run.dir={quoted(str(folder))}", "hydra.output_subdir=null", "hydra/job_logging=stdout"),
+        *([f"resume={quoted(str(folder))}"] if state(folder) == "partial" else []),
     ]
 
 

@@ -16,7 +16,14 @@ from thunderhead.lab.runs import last_metrics
 from thunderhead.training.record import read_summary
 
 REFRESH_SECONDS = 2.0
-STYLES = {"running": "bold", "finished": "green", "failed": "bold red", "pruned": "yellow", "stopped": "yellow"}
+STYLES = {
+    "running": "bold",
+    "finished": "green",
+    "failed": "bold red",
+    "pruned": "yellow",
+    "stopped": "yellow",
+    "diverged": "red",
+}
 COLUMNS = {"train/loss": ".3f", "val/loss": ".4f", "tokens_per_second": ",.0f"}
 
 

@@ -91,12 +91,14 @@ class Run:
         """Why this run cannot be compared; None if it came to the end of its schedule with a finite loss."""
         if self.broken:
             return self.broken
+        if self.summary is not None and not math.isfinite(self.summary["val_loss"]):
+            at = (self.summary.get("diverged") or {}).get("step")
+            last = f"diverged: the final validation loss is {self.summary['val_loss']}"
+            return last if at is None else f"diverged at step {at:,} of {self.plan['steps']:,}"
         if self.summary is None or self.summary["steps"] < self.plan["steps"]:
             step = int(self.rows[-1]["step"]) if self.rows else 0
             why = "stopped early by a callback" if (self.summary or {}).get("stopped_early") else "unfinished"
             return f"{why}: step {step:,} of {self.plan['steps']:,}"
-        if not math.isfinite(self.summary["val_loss"]):
-            return f"diverged: the final validation loss is {self.summary['val_loss']}"
         return None
 
     @property
