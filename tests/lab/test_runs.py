@@ -51,7 +51,7 @@ def test_what_did_not_come_to_its_end_says_why(tmp_path: Path) -> None:
     raised = write_run(tmp_path / "3")  # its budget was raised, and it has not been resumed to the end
     write_json(raised / "plan.json", json.loads((raised / "plan.json").read_text()) | {"steps": 200})
     nan = float("nan")
-    write_run(tmp_path / "4", steps=40, summary={"val_loss": nan, "diverged": {"step": 37, "what": "the loss"}})
+    write_run(tmp_path / "4", summary={"val_loss": nan, "steps": 40, "diverged": {"step": 37, "what": "the loss"}})
     assert [run.unfinished for run in read_runs([tmp_path])] == [
         "unfinished: step 40 of 100",
         "diverged: the final validation loss is nan",
