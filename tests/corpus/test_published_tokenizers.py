@@ -221,7 +221,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         TiktokenTokenizer(path=str(own), pattern="(")
     with pytest.raises(ValueError, match=r"tokenizer\.eos_id=5 is the id of a token of text: 270 is free"):
         TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+", eos_id=5)
-    node = {"_target_": "thunderhead.corpus.published_tokenizers.TiktokenTokenizer", "path": "", "eos_id": 2**32}
+    node = {"_target_": "thunderhead.corpus.published_tokenizers.TiktokenTokenizer", "path": "", "eos_id": 2**24}
     assert [problem.path for problem in check({"tokenizer": node})] == ["tokenizer.eos_id"]
     own.write_text("".join(own.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(ValueError, match="1 of 256 bytes"):
@@ -299,3 +299,12 @@ def test_ids_above_65_535_are_written_and_read_exactly(kind: str, tmp_path: Path
     assert sum(i >= 2**16 for ids in oracle for i in ids) >= 80
     again = manifest.load_tokenizer()
     assert sorted(again.decode(document[:-1]) for document in found) == sorted(texts)
+
+
+def test_an_absurd_id_is_refused_before_anything_of_its_size_is_made(tmp_path: Path) -> None:
+    vocabulary = {"a": 0, "</s>": 1, "b": 4_000_000_000}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "a"}
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    with pytest.raises(ValueError, match=r"tokenizer\.path: its ids go up to 4,000,000,000"):
+        HuggingFaceTokenizer(path=str(file), eos="</s>")

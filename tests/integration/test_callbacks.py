@@ -7,7 +7,7 @@ import pytest
 
 from thunderhead.lab.runs import read_runs
 from thunderhead.training import resume
-from thunderhead.training.record import read_json
+from thunderhead.training.record import read_mapping
 
 EARLY_STOPPING = (
     "+callbacks.early_stopping={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, min_delta: 100,"
@@ -19,10 +19,10 @@ def test_early_stopping_ends_a_run_as_if_it_were_done(
     run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = run("budget.steps=8", "validation.every=2", "callbacks=default", EARLY_STOPPING)
-    summary = read_json(folder / "summary.json")
+    summary = read_mapping(folder / "summary.json")
     assert summary["stopped_early"]
     assert summary["steps"] == 4  # the second validation is not better by 100 nats
-    assert summary["tokens"] == 4 * read_json(folder / "plan.json")["tokens_per_step"]
+    assert summary["tokens"] == 4 * read_mapping(folder / "plan.json")["tokens_per_step"]
     assert sum(source["tokens"] for source in summary["ledger"].values()) == summary["tokens"]
     assert (folder / "sample.txt").read_text()
     assert "ended early, at step 4 of 8: a callback stopped the run" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from thunderhead.training.record import read_json, read_rows
+from thunderhead.training.record import read_mapping, read_rows
 
 STEPS = ("budget.steps=12", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=2", "validation.every=4")
 
@@ -35,7 +35,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_finite_state(
     told = capsys.readouterr()
     folder = Path(told.err.split("resume=")[1].split()[0])
     assert f"diverged at step {noticed}: " in told.err
-    summary = read_json(folder / "summary.json")
+    summary = read_mapping(folder / "summary.json")
     assert summary["diverged"]["step"] == noticed
     assert math.isnan(summary["val_loss"])
     assert summary["steps"] <= 10  # the next logged step, validation or checkpoint
@@ -47,7 +47,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_finite_state(
 
 def test_skip_leaves_out_the_steps_and_counts_them(run: Callable[..., Path]) -> None:
     folder = run(*STEPS, poison([3, 7]), "on_divergence=skip", "trainer.gradient_clip_val=null")
-    summary = read_json(folder / "summary.json")
+    summary = read_mapping(folder / "summary.json")
     assert (summary["steps"], summary["skipped_steps"], summary["skipped"]) == (12, 2, [3, 7])
     assert math.isfinite(summary["val_loss"])
     losses = [float(row["train/loss"]) for row in read_rows(folder / "metrics.csv")[1]]

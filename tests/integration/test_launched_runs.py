@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from thunderhead.training.record import REPOSITORY, read_json, read_rows
+from thunderhead.training.record import REPOSITORY, read_mapping, read_rows
 from tiny import prepared, tiny
 
 TRAIN = str(REPOSITORY / "train.py")
@@ -64,13 +64,13 @@ def folders(text_corpus: Path, shards_dir: Path, tmp_path_factory: pytest.TempPa
 @pytest.mark.parametrize("name", ["own", "torchrun"])
 def test_two_processes_leave_one_record(name: str, folders: dict[str, Path]) -> None:
     folder = only_run(folders[name])
-    plan = read_json(folder / "plan.json")
+    plan = read_mapping(folder / "plan.json")
     assert plan["data_parallel_size"] == 2
-    assert read_json(folder / "summary.json")["steps"] == 3
+    assert read_mapping(folder / "summary.json")["steps"] == 3
     assert (folder / "sample.txt").read_text().startswith("${HOME} is")
 
 
 def test_torchrun_trains_as_the_own_launcher(folders: dict[str, Path]) -> None:
     own, torchrun = (only_run(folders[name]) for name in ("own", "torchrun"))
     assert rows(torchrun) == rows(own)
-    assert read_json(torchrun / "summary.json")["val_loss"] == read_json(own / "summary.json")["val_loss"]
+    assert read_mapping(torchrun / "summary.json")["val_loss"] == read_mapping(own / "summary.json")["val_loss"]

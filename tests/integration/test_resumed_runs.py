@@ -14,7 +14,7 @@ from ranks import Case, train_in_processes
 from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.training import resume as resuming
-from thunderhead.training.record import read_rows, write_rows
+from thunderhead.training.record import read_mapping, read_rows, write_rows
 from thunderhead.training.run import train
 from tiny import tiny, train_here
 
@@ -396,6 +396,19 @@ def test_changed_settings_take_effect_when_sharded(
         assert settings_of(tmp_path / strategy / "checkpoints" / "last.ckpt") == expected
         losses = [torch.tensor([float(loss) for _, loss in rows_of(f)]) for f in (tmp_path / strategy, whole)]
         torch.testing.assert_close(*losses)
+
+
+def test_going_on_from_an_earlier_checkpoint_leaves_the_branch(run: Callable[..., Path]) -> None:
+    """Later checkpoints are set aside, and `resume=<run>` goes on with the new branch, not with the longer one."""
+    folder = run(*SETTINGS)
+    go_on(str(folder / "checkpoints" / "step-6.ckpt"), "budget.steps=7", "optimizer.lr=0.02")
+    assert {file.name for file in (folder / "checkpoints" / "abandoned").iterdir()} >= {"step-8.ckpt"}
+    newest = resuming.find(str(folder), folder).checkpoint
+    assert newest is not None
+    assert torch.load(newest, weights_only=True)["global_step"] == 7
+    go_on(str(folder), "budget.steps=9")
+    assert [int(row["step"]) for row in read_rows(folder / "metrics.csv")[1]] == [*range(1, 10)]
+    assert read_mapping(folder / "summary.json")["steps"] == 9
 
 
 @pytest.mark.parametrize("how", ["relative", "moved", "with other settings"])

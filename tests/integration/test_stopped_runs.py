@@ -20,7 +20,7 @@ def train_py(*overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "train.py", *overrides],
         cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -37,7 +37,7 @@ def wait_for_steps(process: subprocess.Popen[str], run_dir: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("devices", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(("devices", "number"), [(1, signal.SIGINT), (1, signal.SIGUSR1), (2, signal.SIGTERM)])
 def test_a_signal_stops_and_saves(
     devices: int, number: signal.Signals, text_corpus: Path, shards_dir: Path, tmp_path: Path
 ) -> None:
@@ -60,3 +60,26 @@ def test_a_signal_stops_and_saves(
     steps = [int(row["step"]) for row in read_rows(run_dir / "metrics.csv")[1] if row["train/loss"]]
     assert steps == list(range(1, reached + 6))
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == reached + 5
+
+
+def test_a_signal_ends_a_long_validation(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> None:
+    """The last validation, too: the run is saved within it, and makes it up."""
+    run_dir = tmp_path / "run"
+    slow = "+callbacks.slow={_target_: slow_validation.SlowValidation, seconds: 1.0}"
+    lines = tiny(text_corpus, shards_dir, "callbacks=default", "data.max_validation_tokens=4096", "budget.steps=3")
+    process = train_py(*lines, slow, f"hydra.run.dir={run_dir}")
+    deadline = time.monotonic() + 120
+    while not (run_dir / "validating").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "Traceback" not in output
+    assert "stopped at step 3 of 3; go on with: " in output
+
+    resumed = train_py(f"resume={run_dir}", "callbacks.slow.seconds=0.0", "trust=[slow_validation]")
+    output, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, output
+    assert json.loads((run_dir / "summary.json").read_text())["steps"] == 3

@@ -3,6 +3,7 @@
 All cases of a number of processes run in one group of processes, as starting one takes seconds.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterable
 from itertools import product
@@ -16,7 +17,7 @@ from ranks import Case, train_in_processes, train_one
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.training.plan import Plan
-from thunderhead.training.record import read_json, read_rows
+from thunderhead.training.record import read_mapping, read_rows
 from tiny import OPTIONS, plan_of, tiny
 
 # Dynamo hides this warning of its own look at activations, which does not help where warnings are errors.
@@ -114,8 +115,8 @@ def assert_same(run: Ran, reference: Ran, tolerance: float = FIVE_DIGITS) -> Non
     for column, relative in (("train/loss", tolerance), ("grad_norm", 10 * tolerance)):
         expected = [(step, pytest.approx(value, rel=relative)) for step, value in reference.rows(column)]
         assert run.rows(column) == expected
-    assert read_json(run.folder / "data.json") == read_json(reference.folder / "data.json")
-    summaries = [read_json(one.folder / "summary.json") for one in (run, reference)]
+    assert read_mapping(run.folder / "data.json") == read_mapping(reference.folder / "data.json")
+    summaries = [read_mapping(one.folder / "summary.json") for one in (run, reference)]
     assert summaries[0]["val_loss"] == pytest.approx(summaries[1]["val_loss"], rel=tolerance)
     assert summaries[0]["tokens"] == summaries[1]["tokens"]
 
@@ -219,7 +220,7 @@ def test_what_a_rank_stores_falls_with_their_number(
 @pytest.mark.parametrize("n", [2, 4])
 def test_the_plan_knows_what_a_rank_of_zero1_stores(n: int, two: dict[str, Ran], four: dict[str, Ran]) -> None:
     run = {2: two, 4: four}[n]["base zero1"]
-    planned = read_json(run.folder / "plan.json")["memory"]
+    planned = read_mapping(run.folder / "plan.json")["memory"]
     steps_of_each_parameter = 500  # bytes
     for part in ("parameters", "gradients", "optimizer_state"):
         assert planned[part] == pytest.approx(run.said[part], abs=steps_of_each_parameter)
@@ -277,7 +278,7 @@ def test_a_step_that_overflows_on_one_rank_is_left_out_on_all(
 ) -> None:
     run = (two if n == 2 else four)[f"overflow {name}"]
     assert "error" not in run.said, run.said["error"]
-    first, *others = [read_json(run.folder / f"overflow-{rank}.json") for rank in range(n)]
+    first, *others = [json.loads((run.folder / f"overflow-{rank}.json").read_text()) for rank in range(n)]
     assert all(
         [(at["scale"], at["steps"]) for at in other] == [(at["scale"], at["steps"]) for at in first] for other in others
     )

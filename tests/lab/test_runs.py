@@ -109,7 +109,7 @@ def test_what_is_not_in_a_row_was_not_measured(tmp_path: Path) -> None:
         ("summary.json", '{"val_loss": 3.0, "st', "summary.json: "),
         ("summary.json", '{"steps": 100}', "summary.json: val_loss is None"),
         ("summary.json", "[" * 100_000, "summary.json: "),
-        ("plan.json", "[]", "plan.json: is no mapping"),
+        ("plan.json", "[]", "plan.json is damaged (it is no mapping)"),
         ("config.yaml", "a: [", "config.yaml: "),
         ("config.yaml", "name: x", "config.yaml: seed"),
     ],

@@ -15,7 +15,7 @@ from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import ModelSpec
 from thunderhead.options.compile import CPU_FLOPS_PER_THREAD, Compile
 from thunderhead.parallel.strategies import fsdp, single
-from thunderhead.training.record import read_json
+from thunderhead.training.record import read_mapping
 from tiny import tiny
 
 # Dynamo looks at .grad of activations.
@@ -109,12 +109,12 @@ def test_auto_leaves_alone_what_cannot_be_compiled() -> None:
 def test_a_run_records_what_was_compiled(
     run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = read_json(run("compile=auto") / "plan.json")
+    plan = read_mapping(run("compile=auto") / "plan.json")
     assert plan["compile"] == "none"
     assert "compile none (auto: about 0 s of training expected" in " ".join(capsys.readouterr().out.split())
     monkeypatch.setattr("thunderhead.options.compile.PAYS_AFTER", 0.0)
     folder = run("compile=auto", "compile.backend=eager")
-    assert read_json(folder / "plan.json")["compile"] == "model"
+    assert read_mapping(folder / "plan.json")["compile"] == "model"
 
 
 @pytest.mark.parametrize("scope", ["block", "model"])

@@ -16,7 +16,7 @@ from thunderhead.core.model.attention import Attention
 from thunderhead.core.module import LanguageModel, build_decoder
 from thunderhead.lab.match import EqualParameters
 from thunderhead.options.mup import MaximalUpdate
-from thunderhead.training.record import read_json, read_rows, read_summary
+from thunderhead.training.record import read_mapping, read_rows, read_summary
 from tiny import plan_of, tiny, train_here
 
 MODEL = {"d_model": 512, "n_heads": 8, "d_ff": None, "n_layers": 2}
@@ -78,7 +78,7 @@ def test_at_the_bases_width_a_run_is_the_standard_one(optimizer: str, run: Calla
     rates, configured = ([float(row[1]) for row in rows(folder) if row[1]] for folder in (wider, standard))
     assert rates == pytest.approx(configured)  # without the multipliers
     assert rows(wider) != rows(standard)
-    assert "muP: 2 × the base width 16" in read_json(wider / "plan.json")["notes"]
+    assert "muP: 2 × the base width 16" in read_mapping(wider / "plan.json")["notes"]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from thunderhead.training.record import read_json, read_rows
+from thunderhead.training.record import read_mapping, read_rows
 
 
 def flat(step: int, total_steps: int) -> float:
@@ -25,5 +25,5 @@ BARE: dict[str, dict[str, Any]] = {
 def test_it_plans_and_trains(name: str, run: Callable[..., Path], with_nodes: Callable[[dict[str, Any]], None]) -> None:
     with_nodes(BARE[name])
     folder = run()
-    assert read_json(folder / "plan.json")["steps"] == 2
+    assert read_mapping(folder / "plan.json")["steps"] == 2
     assert len([row for row in read_rows(folder / "metrics.csv")[1] if row["train/loss"]]) == 2

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from outside.own_data import ProgressionData
 from thunderhead.core.config import ConfigError
-from thunderhead.training.record import read_json, read_rows
+from thunderhead.training.record import read_mapping, read_rows
 
 
 class Several(ProgressionData):
@@ -47,7 +47,7 @@ def test_loaders_without_names_are_numbered(trained: Callable[..., Path]) -> Non
     _, last = read_rows(folder / "metrics.csv")[1]
     losses = [float(last[f"val/loss/{number}"]) for number in range(3)]
     assert len(set(losses)) == 3
-    assert read_json(folder / "summary.json")["val_loss"] == pytest.approx(sum(losses) / 3)
+    assert read_mapping(folder / "summary.json")["val_loss"] == pytest.approx(sum(losses) / 3)
 
 
 def test_as_many_loaders_as_names(trained: Callable[..., Path]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from crash import Crash
 from thunderhead import command_line
-from thunderhead.training.record import read_json
+from thunderhead.training.record import read_mapping
 from tiny import tiny, train_here
 
 SEARCH = f"hydra.searchpath=[file://{Path(__file__).parent}/conf]"
@@ -37,7 +37,7 @@ def test_mixers_train_and_write_text(choices: tuple[str, ...], trained: Callable
     folder = trained(*choices)
     losses = [float(row["train/loss"]) for row in rows_of(folder)]
     assert losses[-1] < losses[0]
-    summary = read_json(folder / "summary.json")
+    summary = read_mapping(folder / "summary.json")
     assert summary["cache_bytes_per_token"] > 0
     assert summary["decode_tokens_per_second"] > 0
     assert (folder / "sample.txt").read_text()
@@ -53,9 +53,9 @@ def test_experts_balance_is_logged_reported_and_resumed_bitwise(
         # two layers, each at least about its least value 0.01 · 1, and little more in so few steps
         assert 0.019 < float(row["train/balance"]) < 0.04
         assert 0 < float(row["train/z_loss"]) < 0.1
-    terms = read_json(whole / "summary.json")["loss_terms"]
+    terms = read_mapping(whole / "summary.json")["loss_terms"]
     assert terms["balance"] == float(rows_of(whole)[-1]["train/balance"])
-    dense, plan = read_json(trained() / "plan.json"), read_json(whole / "plan.json")
+    dense, plan = read_mapping(trained() / "plan.json"), read_mapping(whole / "plan.json")
     # of four experts two are active, and a router of 32 × 4
     matrices = dense["parameters"]["feedforward"]
     assert plan["flops_per_token"] - dense["flops_per_token"] == 3 * 2 * (matrices + 2 * 32 * 4)
@@ -78,7 +78,7 @@ def test_every_learning_rate_is_logged(trained: Callable[..., Path]) -> None:
     folder = trained("optimizer=soap", "optimizer.lr=3.0e-3", "optimizer.embedding_lr=1.0e-3")
     for row in rows_of(folder):
         assert float(row["lr/embeddings"]) == pytest.approx(float(row["lr"]) / 3)
-    assert read_json(folder / "summary.json")["val_loss"] < 5.6
+    assert read_mapping(folder / "summary.json")["val_loss"] < 5.6
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
@@ -87,7 +87,7 @@ def test_a_foreign_data_module_trains_and_is_resumed(tmp_path: Path, monkeypatch
     kept = [line for line in lines if not line.startswith(("data.path", "data.shards_dir", "tokenizer"))]
     folder = tmp_path / "run"
     train_here([SEARCH, *kept, "callbacks.checkpoint.every_n_train_steps=2"], folder)
-    summary = read_json(folder / "summary.json")
+    summary = read_mapping(folder / "summary.json")
     assert summary["steps"] == 6
     assert rows_of(folder)[-1]["val/loss"] == str(summary["val_loss"])
     monkeypatch.setattr(command_line, "invocation_overrides", lambda: ["budget.steps=8"])

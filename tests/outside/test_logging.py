@@ -13,7 +13,7 @@ import torch
 from outside.json_lines import JsonLines
 from thunderhead.core.config import CONF_DIR
 from thunderhead.core.module import LanguageModel
-from thunderhead.training.record import read_json, read_rows
+from thunderhead.training.record import read_mapping, read_rows
 from tiny import tiny
 
 OUTSIDE = Path(__file__).parent
@@ -59,7 +59,7 @@ def test_a_logger_gets_settings_plan_rows_and_text(outside: Callable[..., Path])
 
 def test_a_metric_of_validation_is_one_function(outside: Callable[..., Path]) -> None:
     folder = outside("metrics=confidence", "callbacks=default")
-    summary = read_json(folder / "summary.json")
+    summary = read_mapping(folder / "summary.json")
     _, last = read_rows(folder / "metrics.csv")[1]
     assert float(last["val/confidence"]) == summary["metrics"]["confidence"]
     # by the model's own checkpoint, over validation tokens of no particular batch: a probability near 1/257

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from thunderhead import processes
-from thunderhead.training.record import read_json
+from thunderhead.training.record import read_mapping
 
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
 SRUN = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "mine", "SLURM_NTASKS": "8", "SLURM_PROCID": "5"}
@@ -45,4 +45,4 @@ def test_a_run_of_one_process_within_a_slurm_job(
     """It is no task among others, whatever Lightning makes of the variables."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert read_json(run("strategy=ddp") / "summary.json")["steps"] == 2
+    assert read_mapping(run("strategy=ddp") / "summary.json")["steps"] == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from thunderhead.training.record import REPOSITORY, read_json
+from thunderhead.training.record import REPOSITORY, read_mapping
 from tiny import tiny
 
 SCRIPT = REPOSITORY / "scripts" / "slurm" / "train.sbatch"
@@ -102,8 +102,8 @@ def test_tasks_train_together(text_corpus: Path, shards_dir: Path, tmp_path: Pat
     ended = sbatch(tmp_path, *lines, "trainer.accelerator=cpu", "trainer.devices=2", **shape)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     folder = tmp_path / "logs" / "runs" / "slurm" / "4711"
-    assert read_json(folder / "plan.json")["data_parallel_size"] == 2
-    assert read_json(folder / "summary.json")["steps"] == 4
+    assert read_mapping(folder / "plan.json")["data_parallel_size"] == 2
+    assert read_mapping(folder / "summary.json")["steps"] == 4
     again = sbatch(tmp_path, "budget.steps=6", **shape)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert read_json(folder / "summary.json")["steps"] == 6
+    assert read_mapping(folder / "summary.json")["steps"] == 6

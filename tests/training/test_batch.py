@@ -16,7 +16,7 @@ from thunderhead.core.config import ConfigError
 from thunderhead.parallel import launch
 from thunderhead.training import hardware
 from thunderhead.training.batch import Batch, largest_that_fits
-from thunderhead.training.record import read_json, read_rows
+from thunderhead.training.record import read_mapping, read_rows
 from tiny import train_here
 
 MIB = 2**20
@@ -110,7 +110,7 @@ SETTINGS = ("dropout=gpt2", "batch.global_tokens=256", "budget.steps=3")  # 8 se
 def by_hand(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run with micro-batches of 4, on a host that has just enough memory for them."""
     folder = run(*SETTINGS, "batch.micro_size=4")
-    needed = sum(read_json(folder / "plan.json")["memory"].values())
+    needed = sum(read_mapping(folder / "plan.json")["memory"].values())
     monkeypatch.setattr(hardware, "free_host_memory", lambda: 2 * needed + 1000)
     return folder
 
@@ -122,7 +122,7 @@ def test_a_run_finds_it_and_its_losses_are_those_of_the_number(
     found = run(*SETTINGS, "batch.micro_size=auto")
     assert capsys.readouterr().out.count("batch.micro_size=auto: 4: by the estimate it needs") == 1
     assert losses(found) == losses(by_hand)
-    plan = read_json(found / "plan.json")
+    plan = read_mapping(found / "plan.json")
     assert (plan["micro_batch_size"], plan["accumulation"]) == (4, 2)
     assert plan["why_micro_batch"].startswith("by the estimate it needs")
     assert "micro_size: auto" in (found / "config.yaml").read_text()  # so that arms of a sweep stay alike
@@ -135,7 +135,7 @@ def test_a_resumed_run_keeps_it(
     monkeypatch.setattr(hardware, "free_host_memory", lambda: 2**40)
     with patch.object(command_line, "invocation_overrides", lambda: ["budget.steps=4"]):
         train_here([f"resume={found}"], tmp_path / "new")
-    plan = read_json(found / "plan.json")
+    plan = read_mapping(found / "plan.json")
     assert (plan["micro_batch_size"], plan["steps"]) == (4, 4)
     assert "micro_size: auto" in (found / "config.yaml").read_text()
     assert len(losses(found)) == 4

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from thunderhead.core.trust import is_trusted
 
 EOS = "<|endoftext|>"
-MAX_VOCAB_SIZE = 2**32  # what uint32 can tell apart
+MAX_VOCAB_SIZE = 2**24  # far more than any published; there are arrays with a number for each id
 # By which manifests name the kinds that come with Thunderhead.
 KINDS = {
     "byte": "thunderhead.corpus.trained_tokenizers.ByteTokenizer",

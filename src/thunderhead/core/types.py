@@ -2,7 +2,8 @@
 
 from typing import Annotated, Literal, NamedTuple
 
-from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
+from pydantic import AfterValidator
 
 PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
@@ -13,6 +14,19 @@ WholeNumber = Annotated[float, Gt(0), MultipleOf(1)]
 Probability = Annotated[float, Ge(0), Lt(1)]
 """A dropout probability: 1 would erase everything."""
 Fraction = Annotated[float, Ge(0), Le(1)]
+
+PathText = Annotated[str, MinLen(1)]
+"""A path or a URL; an unset variable of the shell (`data.path=$TEXT`) is none, though Python takes it for `.`."""
+
+
+def _inside(name: str) -> str:
+    if any(part in ("", ".", "..") for part in name.replace("\\", "/").split("/")):
+        raise ValueError("must name a folder inside of logs/: letters, not '..' or a path that begins with '/'")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_inside)]
+"""What becomes part of a path below logs/."""
 
 Count = Literal["total", "non_embedding"]
 

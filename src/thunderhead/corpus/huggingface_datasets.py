@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from thunderhead.core.config import first_line
-from thunderhead.core.types import PositiveInt
+from thunderhead.core.types import PathText, PositiveInt
 from thunderhead.corpus.sources import Document, Source
 from thunderhead.corpus.text_files import cut, listing, text_of, walk
 
@@ -29,7 +29,7 @@ class HuggingFaceDataset(Source):
     """
 
     _: KW_ONLY
-    dataset: str  # name on the hub (HuggingFaceFW/fineweb-edu), or a folder of .parquet, .jsonl … files
+    dataset: PathText  # name on the hub (HuggingFaceFW/fineweb-edu), or a folder of .parquet, .jsonl … files
     subset: str | None = None  # its configuration; null: the only one
     split: str = "train"  # that is read; the validation split is taken from it, by hash, as of any source
     revision: str | None = None  # commit, tag or branch; null: main

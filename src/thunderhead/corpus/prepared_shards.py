@@ -15,7 +15,7 @@ from thunderhead.core.config import Problem
 from thunderhead.core.data.manifest import Manifest, MissingFileError, ShardError, SplitName
 from thunderhead.core.data.order import Sample
 from thunderhead.core.data.shard_datamodule import Blocks
-from thunderhead.core.types import PositiveFloat, PositiveInt
+from thunderhead.core.types import PathText, PositiveFloat, PositiveInt
 from thunderhead.corpus.chunk_cache import ChunkCache, Prefetcher
 from thunderhead.corpus.object_storage import Remote, fetch_record
 from thunderhead.corpus.shard_data import ShardData, refusals
@@ -35,9 +35,9 @@ class PreparedShards(ShardData):
     """
 
     _: KW_ONLY
-    path: str  # a folder with manifest.json, or its URL (see `Remote`)
+    path: PathText  # a folder with manifest.json, or its URL (see `Remote`)
     sources: Mapping[str, Share] | None = None  # weights, for all sources of the manifest; null: they weigh the same
-    cache_dir: str = "data/cache"  # for what is fetched from object storage; several runs may share it
+    cache_dir: PathText = "data/cache"  # for what is fetched from object storage; several runs may share it
     cache_bytes: PositiveInt = 20_000_000_000  # of chunks in `cache_dir`, at most
     attempts: PositiveInt = 6  # to get an object until the run is given up, with pauses of 1, 2, 4 … 30 s between
     timeout: PositiveFloat = 30.0  # seconds without an answer, or with less than 10 kB of it in each, end an attempt

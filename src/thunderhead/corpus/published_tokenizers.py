@@ -17,6 +17,7 @@ from tokenizers import pre_tokenizers
 
 from thunderhead.core.config import first_line
 from thunderhead.core.tokenizer import EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens
+from thunderhead.core.types import PathText
 
 # How published tokenizers spell the end of a document, the likeliest first: GPT-2, Llama 2, Llama 3, Gemma …
 _EOS_SPELLINGS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|endofdocument|>", "<|end▁of▁sentence|>")
@@ -51,7 +52,7 @@ class LibraryTokenizer(Tokenizer):
         tokenizer.encode_special_tokens = True  # the spelling of EOS in a text is text (files do not keep this)
         self._tokenizer, self._eos = tokenizer, eos
         self._vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size, self.eos_id = max(self._vocabulary.values()) + 1, self._vocabulary[eos]  # ids may have holes
+        self.vocab_size, self.eos_id = _size(self._vocabulary.values()), self._vocabulary[eos]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         # np.array refuses an id that the type cannot hold, where astype would wrap around.
@@ -123,7 +124,7 @@ class HuggingFaceTokenizer(PublishedTokenizer, LibraryTokenizer):
 
     name = "huggingface"
 
-    def __init__(self, *, path: str, eos: str | None = None):
+    def __init__(self, *, path: PathText, eos: str | None = None):
         file = Path(path).expanduser()
         file = file / "tokenizer.json" if file.is_dir() else file
         text = _read(file, "a tokenizer.json, or the folder that holds one").decode("utf-8", "replace")
@@ -165,7 +166,7 @@ class TiktokenTokenizer(PublishedTokenizer):
     name = "tiktoken"
     vocab_size = eos_id = 0  # until `_set` knows
 
-    def __init__(self, *, path: str, pattern: str | None = None, eos_id: TokenId | None = None):
+    def __init__(self, *, path: PathText, pattern: str | None = None, eos_id: TokenId | None = None):
         file = Path(path).expanduser()
         content = _read(file, "a file of tiktoken's, such as r50k_base.tiktoken")
         try:
@@ -195,7 +196,7 @@ class TiktokenTokenizer(PublishedTokenizer):
             free = max(self._by_id) + 1
             raise ValueError(f"tokenizer.eos_id={eos_id} is the id of a token of text: {free} is free")
         self._by_id[eos_id] = EOS.encode()
-        self.vocab_size = max(self._by_id) + 1
+        self.vocab_size = _size(self._by_id)
         try:
             self._encoding = tiktoken.Encoding(
                 self.name, pat_str=pattern, mergeable_ranks=self._ranks, special_tokens={EOS: eos_id}
@@ -233,6 +234,13 @@ def _configured_eos(folder: Path) -> str | None:
     except (OSError, ValueError):
         return None
     return eos.get("content") if isinstance(eos, dict) else eos
+
+
+def _size(ids: Iterable[int]) -> int:
+    """The size of a vocabulary of these ids, which may have holes."""
+    if (size := max(ids) + 1) > MAX_VOCAB_SIZE:
+        raise ValueError(f"tokenizer.path: its ids go up to {size - 1:,}, and {MAX_VOCAB_SIZE:,} tokens are the most")
+    return size
 
 
 def _find_eos(tokenizer: tokenizers.Tokenizer, eos: str | None, path: str) -> str:

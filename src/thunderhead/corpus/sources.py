@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from annotated_types import Ge
 
 from thunderhead.core.config import placed
-from thunderhead.core.types import NonNegativeFloat, PositiveFloat
+from thunderhead.core.types import NonNegativeFloat, PathText, PositiveFloat
 from thunderhead.corpus.text_files import PACKED, check_field, cut, listing, named_errors, nearest, read, text_of, walk
 
 Suffix = Literal[".txt", ".md", ".py", ".jsonl", ".parquet"]
@@ -130,7 +130,7 @@ class LocalText(Source):
     """
 
     _: KW_ONLY
-    path: str  # a file or a folder
+    path: PathText  # a file or a folder
     suffixes: Sequence[Suffix] = get_args(Suffix)  # in a folder; each also stands for its .gz and .zst
     text_field: str = "text"  # field (.jsonl) or column (.parquet) that holds the text
     max_document_bytes: Annotated[int, Ge(64)] | None = 16384

@@ -8,6 +8,7 @@ from annotated_types import Gt, Lt
 
 from thunderhead.core.config import Problem
 from thunderhead.core.data.manifest import Manifest
+from thunderhead.core.types import PathText
 from thunderhead.corpus.prepare import Preparation
 from thunderhead.corpus.shard_data import ShardData, refusals
 from thunderhead.corpus.sources import Source, check_sources
@@ -21,8 +22,8 @@ class TextData(ShardData):
 
     _: KW_ONLY
     sources: Mapping[str, Source]  # where the text comes from, by name
-    path: str | None = None  # a place for data.path=…, for sources to refer to as ${data.path}
-    shards_dir: str = "data/shards"  # for shards of all corpora, each under its own key
+    path: PathText | None = None  # a place for data.path=…, for sources to refer to as ${data.path}
+    shards_dir: PathText = "data/shards"  # for shards of all corpora, each under its own key
     validation_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05  # of the documents, by hash, never trained on
 
     def shares(self) -> Mapping[str, Source]:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
-from thunderhead.core.types import Count, PositiveFloat
+from thunderhead.core.types import Count, FolderName, PositiveFloat
 from thunderhead.lab.analysis import Metric
 from thunderhead.lab.report import write_report
 from thunderhead.lab.runs import read_runs
@@ -19,7 +19,7 @@ def settings(
     *,
     runs: str | list[str],
     metric: Metric,
-    name: str,
+    name: FolderName,
     baseline: str | None = None,
     scaling: Count | None = None,
     fit_up_to: PositiveFloat | None = None,

@@ -259,5 +259,5 @@ def _record_measured_time(sweep: Sweep, reference: str) -> None:
     of_reference = [value for folder, value in seconds.items() if sweep.names[folder] == reference]
     target = {"target": statistics.fmean(of_reference)} if of_reference else {}
     for folder, reached in seconds.items():
-        content = record.read_json(folder / "match.json")
+        content = record.read_mapping(folder / "match.json")
         record.write_json(folder / "match.json", content | target | {"reached": reached})

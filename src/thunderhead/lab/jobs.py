@@ -16,7 +16,7 @@ from thunderhead.core.config import Config, escaped, quoted, to_yaml
 from thunderhead.lab.runs import last_metrics
 from thunderhead.training import record
 
-NOT_IN_KEY = ("name", "resume", "dry_run")
+NOT_IN_KEY = {"name", "resume", "dry_run", "trust"}
 """Top-level settings that change where a run lies or whether it starts, not what it is."""
 LABEL_LENGTH = 80
 
@@ -121,4 +121,4 @@ def prepare_start(job: Job, program: Sequence[str] = ()) -> list[str]:
 def steps(folder: Path) -> tuple[int, int] | None:
     """Optimizer steps logged so far, and planned; None before the run has a plan."""
     file, rows = folder / "plan.json", last_metrics(folder)
-    return (int(rows[-1]["step"]) if rows else 0, record.read_json(file)["steps"]) if file.is_file() else None
+    return (int(rows[-1]["step"]) if rows else 0, record.read_mapping(file)["steps"]) if file.is_file() else None

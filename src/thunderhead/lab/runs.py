@@ -6,7 +6,6 @@ loggers and callbacks: what is not there was not measured.
 """
 
 import csv
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from thunderhead.core.config import Config, ConfigError, Problem, first_line
@@ -188,19 +186,13 @@ def _read(folder: Path) -> Run:
         )
         solved = Match(*(match[name] for name in Match._fields)) if match is not None else None
         return Run(folder, config, plan, environment or {}, summary, solved, read_metrics(folder))
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, ConfigError) as error:
         return Run(folder, {}, {}, {}, None, None, [], broken=f"cannot be read: {error}")
 
 
 def _load(file: Path, *numbers: str) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file; ValueError if there is none, or it lacks one of these numbers."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        content = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{file.name}: {first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file.name}: is no mapping")
+    """The mapping in a file; ConfigError if there is none, ValueError if it lacks one of these numbers."""
+    content = record.read_mapping(file)
     for name in numbers:
         if not isinstance(content.get(name), int | float):
             raise ValueError(f"{file.name}: {name} is {content.get(name)!r}, not a number")

@@ -21,6 +21,10 @@ from thunderhead.core.config import escaped, quoted, to_yaml
 from thunderhead.processes import RANK_VARIABLES, allowed_cores
 
 LAUNCHED = "THUNDERHEAD_LAUNCHED"
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+"""They end a run after the step under way, with a checkpoint of it."""
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+    SIGNALS.append(signal.SIGHUP)
 SAVING_SECONDS = 600  # that processes have to end the step and save, once they are told to stop
 
 
@@ -51,8 +55,9 @@ def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str,
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         shutdown_timeout=SAVING_SECONDS,
+        signals_to_handle=",".join(number.name for number in SIGNALS),
     )
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     with patch.dict(os.environ, environment, clear=True):
         try:
             elastic_launch(agent, sys.executable)(*arguments)

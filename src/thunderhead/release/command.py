@@ -12,13 +12,14 @@ from thunderhead.core.module import GROUPS, LanguageModel
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.tokenizer import load_tokenizer as load_kind
 from thunderhead.core.trust import trust_typed
+from thunderhead.core.types import PathText
 from thunderhead.training import hardware
-from thunderhead.training.record import read_json
+from thunderhead.training.record import read_mapping
 from thunderhead.training.resume import damage, recorded_config
 
 
 def settings(
-    *, run: str, checkpoint: Literal["last", "best"] = "last", accelerator: str = "auto", trust: Sequence[str] = ()
+    *, run: PathText, checkpoint: Literal["last", "best"] = "last", accelerator: str = "auto", trust: Sequence[str] = ()
 ) -> None:
     """The top-level settings, for the check; conf/generate.yaml says what each does."""
 
@@ -69,6 +70,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a run, of the kind that data.json names; raises ConfigError if it cannot be read."""
     file = folder / "tokenizer.json"
     try:
-        return load_kind(read_json(folder / "data.json")["tokenizer"]["name"], file.read_text(encoding="utf-8"))
+        return load_kind(read_mapping(folder / "data.json")["tokenizer"]["name"], file.read_text(encoding="utf-8"))
     except Exception as error:  # missing, damaged (each library has its own error), or of another kind
         raise ConfigError([Problem("run", f"{file} cannot be read: {first_line(error)}")]) from error

@@ -27,7 +27,7 @@ from thunderhead.training.callbacks.divergence import DivergenceError, WatchDive
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.profile import ProfileSteps
 from thunderhead.training.callbacks.state import CheckpointError, ExactResume
-from thunderhead.training.callbacks.stop import StopOnSignal
+from thunderhead.training.callbacks.stop import StopOnSignal, StoppedError
 from thunderhead.training.loggers import log_text
 from thunderhead.training.plan import Plan
 from thunderhead.training.trainer import CheckBatches, make_trainer, quiet_lightning, reason
@@ -126,6 +126,8 @@ def _fit_or_stop(
                 trainer.save_checkpoint(stop.checkpoint)
         except DivergenceError as error:
             diverged = error
+        except StoppedError:
+            has_ended = False
         finally:
             log_metrics.write(trainer)
         try:
@@ -141,6 +143,8 @@ def _fit_or_stop(
         # each rank reads for itself: whoever cannot go on says so
         display.complain(f"{reason(error)}; {_stopped(trainer, run.folder)}")
         raise SystemExit(1) from None
+    finally:
+        stop.close()
     if diverged is None and not has_ended:
         if trainer.is_global_zero:
             display.say(_stopped(trainer, run.folder))

@@ -16,8 +16,11 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import yaml
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from thunderhead.core.config import ConfigError, Problem
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STAGED = ".resuming"  # in a run's folder
@@ -56,9 +59,18 @@ def to_json(content: Any) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_mapping(file: Path, where: str = "") -> dict[str, Any]:
+    """The mapping in a JSON or YAML file of a record; ConfigError, for the setting `where`, if it is damaged."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("it is no mapping")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())[:200]
+        message = f"{file} is damaged ({why}): copy it from a backup, or start a new run"
+        raise ConfigError([Problem(where, message)]) from None
+    return content
 
 
 def stage(run_dir: Path, files: Mapping[str, str]) -> None:
@@ -146,7 +158,7 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows = [row for row in reader if None not in row.values()]
-    return list(reader.fieldnames or []), rows
+        return list(reader.fieldnames or []), rows
 
 
 def write_rows(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
@@ -161,4 +173,4 @@ def write_rows(path: Path, columns: list[str], rows: list[dict[str, str]]) -> No
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
     """The results of a finished run, or None."""
     path = run_dir / "summary.json"
-    return read_json(path) if path.exists() else None
+    return read_mapping(path) if path.exists() else None

@@ -1,16 +1,15 @@
 """Which run to go on with, and from which of its checkpoints."""
 
 import contextlib
-import json
 import math
+import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
@@ -76,7 +75,7 @@ def is_finished(run_dir: Path) -> bool:
     summary, plan = record.read_summary(run_dir), run_dir / "plan.json"
     if summary is None or not plan.is_file():
         return False
-    return "stopped_early" in summary or summary["steps"] >= record.read_json(plan)["steps"]
+    return "stopped_early" in summary or summary["steps"] >= record.read_mapping(plan)["steps"]
 
 
 def _newest(run_dir: Path) -> Found:
@@ -121,6 +120,16 @@ def _steps(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
 
 
+def set_aside(run_dir: Path, steps: int) -> None:
+    """Move checkpoints of more steps into checkpoints/abandoned: who goes on from an earlier one leaves that branch."""
+    for file in (run_dir / CHECKPOINTS).glob("*.ckpt"):
+        with contextlib.suppress(Exception):  # a damaged one is of no branch
+            if _steps(file) > steps:
+                aside = file.parent / "abandoned" / file.name
+                aside.parent.mkdir(exist_ok=True)
+                os.replace(file, aside)
+
+
 def check(checkpoint: Path, run: Run, plan: Plan) -> list[str]:
     """Tell which settings of the model and of its training have changed since an intact checkpoint, and may.
 
@@ -136,7 +145,7 @@ def check(checkpoint: Path, run: Run, plan: Plan) -> list[str]:
             change = f"{show(before)} → {show(now)}"
             problems.append(Problem(path, f"changed since the checkpoint ({change}): {why}: set it back"))
     finished = record.read_summary(checkpoint.parents[1])
-    if finished is not None and finished["steps"] >= plan.steps:
+    if finished is not None and finished["steps"] >= plan.steps and content["global_step"] >= plan.steps:
         message = f"the run has made all its {finished['steps']:,} steps: raise the budget, as budget.steps=…"
         problems.append(Problem("resume", message))
     elif content["global_step"] > plan.steps:
@@ -210,7 +219,7 @@ def recorded_config(run_dir: Path, where: str = "resume") -> Config:
     if not file.is_file():
         message = f"{run_dir} is no run folder (it has no config.yaml): give one of logs/runs/<name>/<time>"
         raise ConfigError([Problem(where, message)])
-    config = _read(file, yaml.safe_load, where)
+    config = record.read_mapping(file, where)
     refuse_untrusted(config)
     return {**config, "trust": []}
 
@@ -218,19 +227,7 @@ def recorded_config(run_dir: Path, where: str = "resume") -> Config:
 def recorded_overrides(run_dir: Path) -> list[str]:
     """Overrides that a run was started and resumed with; raises ConfigError if environment.json is damaged."""
     file = run_dir / "environment.json"
-    return list(_read(file, json.loads, "resume").get("overrides", [])) if file.is_file() else []
-
-
-def _read(file: Path, parse: Callable[[str], Any], where: str) -> dict[str, Any]:
-    try:
-        content = parse(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it holds no mapping")
-    except (yaml.YAMLError, ValueError) as error:  # which bytes that are no UTF-8 or JSON are, too
-        why = " ".join(str(error).split())
-        message = f"{file} is damaged ({why}): copy it from a backup, or start a new run"
-        raise ConfigError([Problem(where, message)]) from None
-    return content
+    return list(record.read_mapping(file, "resume").get("overrides", [])) if file.is_file() else []
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from thunderhead.core.config import Config, ConfigError, Problem, build
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.run import REFUSALS, Problems, Run, build_run
 from thunderhead.core.trust import trust_typed
-from thunderhead.core.types import NonNegativeInt
+from thunderhead.core.types import FolderName, NonNegativeInt, PathText
 from thunderhead.parallel import launch
 from thunderhead.processes import global_rank, is_rank
 from thunderhead.training import display, hardware, record
@@ -34,7 +34,7 @@ OPTIONAL = ("match", "tune", "debug", "tokenizer", "metrics")
 
 def settings(
     *,
-    name: str,
+    name: FolderName,
     seed: NonNegativeInt,
     dry_run: bool,
     keep_freed_memory: bool,
@@ -42,7 +42,7 @@ def settings(
     background_checkpoints: bool,
     on_divergence: Action,
     trust: Sequence[str] = (),
-    resume: str | None = None,
+    resume: PathText | None = None,
 ) -> None:
     """The top-level settings, for the check; conf/train.yaml says what each does."""
 
@@ -59,7 +59,7 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
         folder = run_dir if checkpoint is None or launch.is_launched() else checkpoint.parents[1]
         is_auto, recorded = resolved.get("batch", {}).get("micro_size") == AUTO, None
         if is_auto and checkpoint is not None:  # what it stood for before; the plan takes it if it can
-            recorded = int(record.read_json(folder / "plan.json")["micro_batch_size"])
+            recorded = int(record.read_mapping(folder / "plan.json")["micro_batch_size"])
         run, plan = plan_config(resolved, folder, recorded)
         if is_auto and is_rank() and plan.micro_batch_size != recorded:
             raise ConfigError([Problem("batch.micro_size", NOT_AGREED)])

@@ -14,6 +14,7 @@ from thunderhead.core.run import Run
 from thunderhead.training import record
 from thunderhead.training.loggers import draw_schedule, log_by_tokens, log_figure
 from thunderhead.training.plan import Plan
+from thunderhead.training.resume import set_aside
 
 
 class LogMetrics(Callback):
@@ -92,13 +93,15 @@ class LogMetrics(Callback):
             log_by_tokens(logger, log, row, tokens)
 
     def _begin(self, trainer: Trainer) -> None:
-        """When a run is sure to go on: what was staged is recorded; loggers forget what will be written again."""
+        """When a run is sure to go on: its record is taken over; what is of another branch, or comes again, goes."""
         if self._begun:
             return
         self._begun, self._step = True, trainer.global_step
         if not trainer.is_global_zero:
             return
         record.take_over(self.run.folder)
+        set_aside(self.run.folder, trainer.global_step)
+        (self.run.folder / "summary.json").unlink(missing_ok=True)  # of fewer steps, or of another branch
         for logger, _ in self._sinks:
             logger.log_hyperparams({**self.run.config, "planned": self.plan.to_dict()})
             if callable(forget := getattr(logger, "forget_from", None)):

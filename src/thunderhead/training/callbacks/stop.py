@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, stop."""
+"""Ctrl-C, SIGTERM and other signals that end a process: finish the step, save, stop."""
 
 import signal
 import time
@@ -9,11 +9,17 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from thunderhead.parallel.launch import SIGNALS
+
 PATIENCE = 5.0  # seconds until several ranks ask one another again, if no logged step comes before
 
 
+class StoppedError(RuntimeError):
+    """A signal ended a validation: the run was saved, and makes it up when it goes on."""
+
+
 class StopOnSignal(Callback):
-    """End the run after the step under way and save a checkpoint to resume from, if the run keeps any.
+    """End the run after the step, or the batch of a validation, under way; save a checkpoint, if the run keeps any.
 
     Lightning's own handling ends a run on SIGTERM with exit status 0 and nothing saved, and waits for ever if one rank
     of several got the signal. Here ranks agree at the end of a step. Several ranks, which asking costs a wait, ask at
@@ -30,28 +36,38 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._asked, self._next = (trainer.global_step, time.monotonic()), trainer.global_step + 1
         try:
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         except ValueError:  # not in the main thread, where signals never arrive
             self._before = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        self._stop_listening()  # so that the next one does what it always does
+        for another in SIGNALS:  # the next one ends the process; Lightning's handler would do so with status 0
+            signal.signal(another, signal.SIG_DFL)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After an optimizer step, stop if a signal came to any rank."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._agreed(trainer):
-            if trainer.checkpoint_callbacks:
-                trainer.save_checkpoint(self.checkpoint)
+            self._save(trainer)
             trainer.should_stop = True
 
-    def _agreed(self, trainer: Trainer) -> bool:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Do not wait for the end of a validation, which may take longer than who sent the signal waits."""
+        if self._before and self._agreed(trainer, at_once=True):
+            self._save(trainer)
+            raise StoppedError
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.checkpoint_callbacks:
+            trainer.save_checkpoint(self.checkpoint)
+
+    def _agreed(self, trainer: Trainer, at_once: bool = False) -> bool:
         if trainer.world_size == 1:
             return self.received is not None
         step, now = trainer.global_step, time.monotonic()
-        if step < self._next and step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if not at_once and step < self._next and step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return False
         asked, then = self._asked
         highest = torch.tensor([self.received or 0, now - then], device=trainer.strategy.root_device)
@@ -61,13 +77,8 @@ class StopOnSignal(Callback):
         self.received = int(number) or self.received  # which may have come while this rank waited for the others
         return int(number) > 0
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop_listening()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop_listening()
-
-    def _stop_listening(self) -> None:
+    def close(self) -> None:
+        """Listen no longer; the last validation and checkpoint come after training, and are part of the run."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
