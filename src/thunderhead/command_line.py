@@ -83,7 +83,8 @@ def with_overrides(
 
 def shown(program: str, *overrides: str) -> str:
     """A command as a shell takes it, for hints: `python train.py …`; quote texts for Hydra first (`quoted`)."""
-    return shlex.join(["python", program, *overrides])
+    in_double_quotes = {o: f'"{o}"' for o in overrides if "'" in o and not set(o) & set('"$`\\!')}
+    return " ".join(["python", program, *(in_double_quotes.get(o) or shlex.quote(o) for o in overrides)])
 
 
 def job(function: Callable[[DictConfig], Result], config: DictConfig) -> Result:

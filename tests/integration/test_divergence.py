@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from thunderhead.core.config import ConfigError
 from thunderhead.training.record import read_mapping, read_rows
 
 STEPS = ("budget.steps=12", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=2", "validation.every=4")
 
 
-def poison(steps: list[int], into: str = "gradient", value: str = "nan") -> str:
-    return f"+callbacks.poison={{_target_: poison.Poison, steps: {steps}, into: {into}, value: {value}}}"
+def poison(steps: list[int], into: str = "gradient", value: str = "nan", once: bool = False) -> str:
+    settings = f"steps: {steps}, into: {into}, value: {value}, once: {once}"
+    return f"+callbacks.poison={{_target_: poison.Poison, {settings}}}"
 
 
 def weights_are_finite(checkpoint: Path) -> bool:
@@ -75,3 +77,29 @@ def test_skipping_for_ever_is_divergence(run: Callable[..., Path]) -> None:
     with pytest.raises(SystemExit) as ended:
         run("budget.steps=40", "callbacks=default", poison(list(range(5, 41))), "on_divergence=skip")
     assert ended.value.code == 1
+
+
+def test_rollback_goes_back_and_leaves_out_the_data(run: Callable[..., Path]) -> None:
+    """A poisoned sample, as it were: the step diverges for as long as it comes, and it comes no more."""
+    folder = run(*STEPS, poison([7], once=True), "on_divergence=rollback", "trainer.log_every_n_steps=1")
+    summary = read_mapping(folder / "summary.json")
+    assert summary["steps"] == 12
+    assert math.isfinite(summary["val_loss"])
+    # 4 sequences a step: back from step 7 to the checkpoint of step 6, and on with sample 28
+    assert summary["rollbacks"] == [{"step": 7, "to": 6, "first_sample": 24, "next_sample": 28}]
+    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["TextData"]["samples"] == 12 * 4 + 4
+    rows = read_rows(folder / "metrics.csv")[1]
+    assert [int(row["step"]) for row in rows] == [*range(1, 13)]
+    assert all(math.isfinite(float(row["train/loss"])) for row in rows)
+
+
+def test_rollback_gives_up(run: Callable[..., Path]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(*STEPS, poison([7]), "on_divergence=rollback", "trainer.log_every_n_steps=1")
+    assert ended.value.code == 1
+
+
+def test_rollback_needs_checkpoints(run: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"^on_divergence: rollback needs checkpoints"):
+        run("on_divergence=rollback")

@@ -1,12 +1,12 @@
 """Every option of every group beside every option of every other group: trains, or is refused by name."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import combinations
 from pathlib import Path
 
 import pytest
-from allpairspy import AllPairs
 
 from thunderhead.core.config import ConfigError
 from thunderhead.training.record import read_rows
@@ -72,15 +72,24 @@ def pairs(options: Iterable[str]) -> set[frozenset[str]]:
 def covering_rows() -> list[list[str]]:
     """Choices of one option per group that together hold every valid pair.
 
-    allpairspy forgets a few pairs when it filters; for these, the first valid row with the two options put in.
+    Greedy, as AETG does it (Cohen et al. 1997): each row begins with a pair that is still missing, and takes in every
+    other group the option that completes the most of those.
     """
-    options = [[f"{group}={option}" for option in GROUPS[group]] for group in GROUPS]
-    rows = [list(row) for row in AllPairs(options, filter_func=is_valid)]
-    for missing in sorted(map(sorted, WANTED.difference(*map(pairs, rows)))):
-        put_in = {option.partition("=")[0]: option for option in missing}
-        candidates = [[put_in.get(option.partition("=")[0], option) for option in row] for row in rows]
-        rows.append(next(row for row in candidates if is_valid(row)))
-    return [sorted(row) for row in rows]
+    left, rows = set(WANTED), []
+    groups = sorted(GROUPS, key=lambda group: -len(GROUPS[group]))
+    while left:
+        wanted = Counter(option for pair in left for option in pair)
+        first = max(sorted(left, key=sorted), key=lambda pair: sum(wanted[option] for option in pair))
+        row = {option.partition("=")[0]: option for option in first}
+        for group in groups:
+            if group not in row:
+                options = [f"{group}={option}" for option in GROUPS[group]]
+                valid = [option for option in options if is_valid([*row.values(), option])]
+                completed = {o: sum(frozenset((o, other)) in left for other in row.values()) for o in valid}
+                row[group] = max(valid, key=lambda option: (completed[option], wanted[option]))
+        rows.append(sorted(row.values()))
+        left -= pairs(row.values())
+    return rows
 
 
 WANTED = pairs(f"{group}={option}" for group in GROUPS for option in GROUPS[group]) - {frozenset(p) for p in INVALID}

@@ -165,7 +165,7 @@ def test_a_store_that_goes_away_ends_the_run_in_one_line(
     (said,) = [line for line in output.err.splitlines() if line.startswith("error: ")]
     assert re.fullmatch(
         r"error: s3://bucket/prefix/text/train/chunk-\S+ could not be read after 2 attempts: .*as asked;"
-        rf" stopped at step \d+ of 60; go on with: python train\.py resume={run_dir}", said
+        rf" stopped at step \d+ of 60; go on with: python train\.py \"resume='{run_dir}'\"", said
     )  # fmt: skip
     assert "Traceback" not in output.out + output.err
     assert (run_dir / "checkpoints" / "last.ckpt").exists()

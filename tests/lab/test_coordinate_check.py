@@ -77,7 +77,7 @@ def test_the_program_draws_tells_and_ends_with_the_verdict(tmp_path: Path, capsy
         (("widths=[64,100]",), r"^d_model=100 is no whole number of heads .*: use a multiple of 16, or say values="),
         (
             ("values={attention.n_kv_head: 1}",),
-            r"^values: attention\.n_kv_head is no setting .*attention\.n_kv_heads\?$",
+            r"^values: attention\.n_kv_head is unknown .*attention\.n_kv_heads\?$",
         ),
         (("attention=mha", "attention.logit_softcap=5.0"), r"^attention\.logit_softcap and .* need flex_attention"),
         (("steps=0",), "^steps: 0 is not accepted"),

@@ -52,8 +52,19 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
         display.say(f"Attention kernel: {attention_kernel}")
     with quiet_lightning():
         diverged = _fit_or_stop(model, trainer, log_metrics, stop, checkpoint)
+        while diverged is not None and run.config["on_divergence"] == "rollback":
+            back = resuming.roll_back(run.folder, run.data, diverged.step, trainer.is_global_zero)
+            trainer.strategy.barrier()
+            if back is None:
+                break
+            if trainer.is_global_zero:
+                display.complain(f"{diverged}; going back to the last checkpoint, and on without the data since")
+            model, trainer, log_metrics, stop, watch = assemble(run, plan)
+            diverged = _fit_or_stop(model, trainer, log_metrics, stop, back)
 
     summary = _summary(run, plan, trainer, log_metrics) | {"attention_kernel": attention_kernel}
+    if watch.rollbacks:
+        summary["rollbacks"] = watch.rollbacks
     if watch.skipped:
         summary |= {"skipped_steps": len(watch.skipped), "skipped": watch.skipped}
     if diverged is not None:

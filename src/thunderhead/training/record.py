@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
@@ -97,9 +98,14 @@ def surroundings() -> dict[str, Any]:
         "command": sys.argv,
         "python": sys.version,
         "platform": platform.platform(),
-        "packages": dict(sorted((d.metadata["Name"], d.version) for d in distributions())),
+        "packages": dict(_packages()),
         "git": git_state(),
     }
+
+
+@functools.cache  # reading hundreds of files takes a moment
+def _packages() -> list[tuple[str, str]]:
+    return sorted((d.metadata["Name"], d.version) for d in distributions())
 
 
 def git_state() -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from thunderhead import command_line
 from thunderhead.core.config import Config, ConfigError, Problem, differences, first_line, plain, show
+from thunderhead.core.data.datamodule import TokenDataModule
 from thunderhead.core.module import COMPONENTS, LanguageModel, ModelSpec
 from thunderhead.core.run import Run
 from thunderhead.core.trust import refuse_untrusted
@@ -22,6 +23,7 @@ from thunderhead.training import record
 from thunderhead.training.plan import Plan
 
 CHECKPOINTS = "checkpoints"
+MOST_ROLLBACKS = 10
 SWITCHABLE = ("strategy", "compile", "activation_checkpointing")
 """Groups that say how a run is computed and not what: a resumed run may choose others."""
 
@@ -128,6 +130,30 @@ def set_aside(run_dir: Path, steps: int) -> None:
                 aside = file.parent / "abandoned" / file.name
                 aside.parent.mkdir(exist_ok=True)
                 os.replace(file, aside)
+
+
+def roll_back(run_dir: Path, data: TokenDataModule, diverged_at: int, write: bool) -> Path | None:
+    """The newest checkpoint, changed so that the run leaves out the data from there to the step that diverged.
+
+    As PaLM went on after spikes of its loss (2204.02311, 5.1): the same weights on other data. One rank writes it.
+    None if there is no checkpoint, or the run was rolled back MOST_ROLLBACKS times already.
+    """
+    newest, rolled = _newest(run_dir).checkpoint, run_dir / CHECKPOINTS / "rollback"
+    if newest is None:
+        return None
+    content = torch.load(newest, map_location="cpu", weights_only=True)
+    watch, seen = content["callbacks"]["WatchDivergence"], content[type(data).__qualname__]
+    if len(watch["rollbacks"]) >= MOST_ROLLBACKS:
+        return None
+    assert data.trainer is not None
+    after = data.samples_seen - (data.trainer.global_step - diverged_at) * data.sequences_per_step
+    event = {"step": diverged_at, "to": content["global_step"], "first_sample": seen["samples"], "next_sample": after}
+    watch["rollbacks"] = [*watch["rollbacks"], event]
+    seen |= {"samples": after, "order": data.order_state(after)}
+    if write:
+        with record.replacing(rolled) as file:
+            torch.save(content, file)
+    return rolled
 
 
 def check(checkpoint: Path, run: Run, plan: Plan) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thunderhead.core.module import LanguageModel
 
-Action = Literal["stop", "skip"]
+Action = Literal["stop", "skip", "rollback"]
 NEVER = 2**62  # later than any step
 PATIENCE = 20  # steps in a row that are left out until that is called divergence, too
 
@@ -34,13 +34,14 @@ class WatchDivergence(Callback):
     def __init__(self, action: Action):
         self.action = action
         self.skipped: list[int] = []  # steps left out
+        self.rollbacks: list[dict[str, int]] = []  # see `resume.roll_back`
         self._step, self._first = 0, torch.tensor(NEVER)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"skipped": list(self.skipped)}
+        return {"skipped": list(self.skipped), "rollbacks": list(self.rollbacks)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.skipped = list(state_dict["skipped"])
+        self.skipped, self.rollbacks = list(state_dict["skipped"]), list(state_dict["rollbacks"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)

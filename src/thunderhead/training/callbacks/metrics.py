@@ -44,10 +44,10 @@ class LogMetrics(Callback):
         self._step, self._row, self._begun = 0, dict[str, float](), False
         self._compiles = plan.compile != "none"  # in the first step of this process
         # It stands between Lightning and the loggers: what others log comes here, and whole rows go there.
-        self._sinks: list[tuple[Logger, Callable[..., None]]] = [
-            (each, each.log_metrics) for each in run.loggers.values()
-        ]
+        self._sinks: list[tuple[Logger, Callable[..., None]]] = []
         for logger in run.loggers.values():
+            vars(logger).pop("log_metrics", None)  # of before a rollback
+            self._sinks.append((logger, logger.log_metrics))
             logger.log_metrics = self._join  # type: ignore[method-assign]
         self._checkpoint_io: Any = None
         self._saved_before = 0.0  # seconds of writing checkpoints in processes before this one
