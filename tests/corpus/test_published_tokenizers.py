@@ -221,7 +221,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         TiktokenTokenizer(path=str(own), pattern="(")
     with pytest.raises(ValueError, match=r"tokenizer\.eos_id=5 is the id of a token of text: 270 is free"):
         TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+", eos_id=5)
-    node = {"_target_": "thunderhead.corpus.published_tokenizers.TiktokenTokenizer", "path": "", "eos_id": 2**24}
+    node = {"_target_": "thunderhead.corpus.published_tokenizers.TiktokenTokenizer", "path": "x", "eos_id": 2**24}
     assert [problem.path for problem in check({"tokenizer": node})] == ["tokenizer.eos_id"]
     own.write_text("".join(own.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(ValueError, match="1 of 256 bytes"):

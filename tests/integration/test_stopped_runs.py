@@ -79,7 +79,7 @@ def test_a_signal_ends_a_long_validation(text_corpus: Path, shards_dir: Path, tm
     assert "Traceback" not in output
     assert "stopped at step 3 of 3; go on with: " in output
 
-    resumed = train_py(f"resume={run_dir}", "callbacks.slow.seconds=0.0", "trust=[slow_validation]")
+    resumed = train_py(f"resume={run_dir}", "++callbacks.slow.seconds=0.0", "trust=[slow_validation]")
     output, _ = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, output
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 3

@@ -162,6 +162,8 @@ def _resolve(config: DictConfig, run_dir: Path) -> tuple[Config, Path | None]:
     trust_typed(typing.cast(Config, OmegaConf.to_container(config, resolve=False)))
     if resume is None or launch.is_launched():  # whoever launched has found the checkpoint
         return configuration.plain(config) | {"resume": resume}, None if resume is None else Path(resume)
+    if not resume:
+        raise ConfigError([Problem("resume", "is empty: give a run's folder, one of its checkpoints, or auto")])
     if resume == "auto" and command_line.is_multirun():
         message = "auto looks for the last run of a name, and a sweep has many: give the folder of one run"
         raise ConfigError([Problem("resume", message)])
