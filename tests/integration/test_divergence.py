@@ -89,15 +89,18 @@ def test_rollback_goes_back_and_leaves_out_the_data(run: Callable[..., Path]) ->
     assert summary["rollbacks"] == [{"step": 7, "to": 6, "first_sample": 24, "next_sample": 28}]
     content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["TextData"]["samples"] == 12 * 4 + 4
+    assert not (folder / "checkpoints" / "rollback").exists()
     rows = read_rows(folder / "metrics.csv")[1]
     assert [int(row["step"]) for row in rows] == [*range(1, 13)]
     assert all(math.isfinite(float(row["train/loss"])) for row in rows)
 
 
-def test_rollback_gives_up(run: Callable[..., Path]) -> None:
+def test_rollback_gives_up_at_last(run: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
-        run(*STEPS, poison([7]), "on_divergence=rollback", "trainer.log_every_n_steps=1")
+        run(*STEPS, poison([7]), "on_divergence=rollback", "trainer.log_every_n_steps=1", "budget.steps=8")
     assert ended.value.code == 1
+    (summary,) = (read_mapping(file) for file in tmp_path.rglob("summary.json"))
+    assert [event["next_sample"] for event in summary["rollbacks"]] == [24 + 4 * n for n in range(1, 11)]
 
 
 def test_rollback_needs_checkpoints(run: Callable[..., Path]) -> None:

@@ -53,14 +53,18 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     with quiet_lightning():
         diverged = _fit_or_stop(model, trainer, log_metrics, stop, checkpoint)
         while diverged is not None and run.config["on_divergence"] == "rollback":
-            back = resuming.roll_back(run.folder, run.data, diverged.step, trainer.is_global_zero)
+            back = resuming.roll_back(run.folder, run.data, diverged.step, watch.rollbacks, trainer.is_global_zero)
             trainer.strategy.barrier()
             if back is None:
                 break
             if trainer.is_global_zero:
                 display.complain(f"{diverged}; going back to the last checkpoint, and on without the data since")
             model, trainer, log_metrics, stop, watch = assemble(run, plan)
-            diverged = _fit_or_stop(model, trainer, log_metrics, stop, back)
+            try:
+                diverged = _fit_or_stop(model, trainer, log_metrics, stop, back)
+            finally:
+                if trainer.is_global_zero:
+                    back.unlink()
 
     summary = _summary(run, plan, trainer, log_metrics) | {"attention_kernel": attention_kernel}
     if watch.rollbacks:
@@ -77,7 +81,8 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.finalize("failed")
-            display.complain(f"{diverged}; {_go_on(run.folder, 'optimizer.lr=<lower>')}")
+            lower = f"optimizer.lr={run.config['optimizer']['lr'] / 2:g}"
+            display.complain(f"{diverged}; {_go_on(run.folder, lower)}")
         raise SystemExit(1)
     _ornaments(run, plan, trainer, model, summary)
     if trainer.is_global_zero:

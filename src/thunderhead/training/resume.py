@@ -132,23 +132,23 @@ def set_aside(run_dir: Path, steps: int) -> None:
                 os.replace(file, aside)
 
 
-def roll_back(run_dir: Path, data: TokenDataModule, diverged_at: int, write: bool) -> Path | None:
+def roll_back(
+    run_dir: Path, data: TokenDataModule, diverged_at: int, before: list[dict[str, int]], write: bool
+) -> Path | None:
     """The newest checkpoint, changed so that the run leaves out the data from there to the step that diverged.
 
     As PaLM went on after spikes of its loss (2204.02311, 5.1): the same weights on other data. One rank writes it.
-    None if there is no checkpoint, or the run was rolled back MOST_ROLLBACKS times already.
+    None if there is no checkpoint, or `before` tells of MOST_ROLLBACKS already.
     """
     newest, rolled = _newest(run_dir).checkpoint, run_dir / CHECKPOINTS / "rollback"
-    if newest is None:
+    if newest is None or len(before) >= MOST_ROLLBACKS:
         return None
     content = torch.load(newest, map_location="cpu", weights_only=True)
-    watch, seen = content["callbacks"]["WatchDivergence"], content[type(data).__qualname__]
-    if len(watch["rollbacks"]) >= MOST_ROLLBACKS:
-        return None
+    seen = content[type(data).__qualname__]
     assert data.trainer is not None
     after = data.samples_seen - (data.trainer.global_step - diverged_at) * data.sequences_per_step
     event = {"step": diverged_at, "to": content["global_step"], "first_sample": seen["samples"], "next_sample": after}
-    watch["rollbacks"] = [*watch["rollbacks"], event]
+    content["callbacks"]["WatchDivergence"]["rollbacks"] = [*before, event]
     seen |= {"samples": after, "order": data.order_state(after)}
     if write:
         with record.replacing(rolled) as file:
@@ -272,8 +272,8 @@ def held(run_dir: Path) -> Iterator[None]:
         raise ConfigError([Problem("resume", f"{run_dir} is still being trained by another process")]) from None
     except (NotImplementedError, OSError):  # a file system without locks: then nobody can be asked
         pass
-    for left in (run_dir / CHECKPOINTS).glob(".*.ckpt.*"):  # see AtomicCheckpointIO
-        left.unlink()
+    for left in [*(run_dir / CHECKPOINTS).glob(".*.ckpt.*"), *(run_dir / CHECKPOINTS).glob("*rollback*")]:
+        left.unlink()  # of AtomicCheckpointIO, or of `roll_back`
     record.discard(run_dir)
     try:
         yield
