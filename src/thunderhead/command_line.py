@@ -4,7 +4,6 @@ Exit status: 0 done, 2 refused (one clear message, no traceback, nothing begun),
 """
 
 import difflib
-import json
 import os
 import re
 import shlex
@@ -140,14 +139,16 @@ def repeated_sweep(arguments: list[str]) -> list[str]:
     given = _joined(a for a in arguments if a not in (resumed, "-m", "--multirun"))
     keys = {a.partition("=")[0] for a in given if "=" in a} | {"hydra.sweep.dir"}
     try:
-        recorded = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["arguments"]
+        recorded = configuration.read_mapping(folder / "sweep.json", "resume")["arguments"]
         kept = [a for a in _joined(recorded) if a.partition("=")[0] not in keys]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ConfigError as error:
+        _refuse(error.problems)
+    except (KeyError, TypeError, AttributeError) as error:
         _refuse([Problem("resume", f"{folder / 'sweep.json'} is damaged ({error}): copy it from a backup")])
     if doubtful := [a for a in kept if "_target_" in a or (_OF_PROGRAMS.match(a) and not _HARMLESS.match(a))]:
         message = "could run code of whoever wrote it; if you know it, type it again beside resume=…"
         _refuse([Problem("resume", f"{folder / 'sweep.json'}: {a} {message}") for a in doubtful])
-    return [*kept, *given, f"hydra.sweep.dir={quoted(str(folder))}"]
+    return [*kept, *given, f"hydra.sweep.dir={quoted(folder)}"]
 
 
 def _joined(arguments: Iterable[str]) -> list[str]:

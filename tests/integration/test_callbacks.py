@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from thunderhead.core.config import read_mapping
 from thunderhead.lab.runs import read_runs
 from thunderhead.training import resume
-from thunderhead.training.record import read_mapping
 
 EARLY_STOPPING = (
     "+callbacks.early_stopping={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, min_delta: 100,"

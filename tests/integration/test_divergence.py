@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from thunderhead.core.config import ConfigError
-from thunderhead.training.record import read_mapping, read_rows
+from thunderhead.core.config import ConfigError, read_mapping
+from thunderhead.training.record import read_rows
 
 STEPS = ("budget.steps=12", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=2", "validation.every=4")
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from thunderhead.training.record import REPOSITORY, read_mapping, read_rows
+from thunderhead.core.config import read_mapping
+from thunderhead.training.record import REPOSITORY, read_rows
 from tiny import prepared, tiny
 
 TRAIN = str(REPOSITORY / "train.py")

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from ranks import Case, train_in_processes
 from thunderhead import command_line
 from thunderhead.core import config
+from thunderhead.core.config import read_mapping
 from thunderhead.training import resume as resuming
-from thunderhead.training.record import read_mapping, read_rows, write_rows
+from thunderhead.training.record import read_rows, write_rows
 from thunderhead.training.run import train
 from tiny import tiny, train_here
 

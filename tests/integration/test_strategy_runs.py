@@ -15,9 +15,9 @@ import torch
 
 from ranks import Case, train_in_processes, train_one
 from thunderhead.core import config
-from thunderhead.core.config import ConfigError
+from thunderhead.core.config import ConfigError, read_mapping
 from thunderhead.training.plan import Plan
-from thunderhead.training.record import read_mapping, read_rows
+from thunderhead.training.record import read_rows
 from tiny import OPTIONS, plan_of, tiny
 
 # Dynamo hides this warning of its own look at activations, which does not help where warnings are errors.

@@ -11,11 +11,11 @@ import torch
 from torch._dynamo.utils import counters
 
 from thunderhead.core import config
+from thunderhead.core.config import read_mapping
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import ModelSpec
 from thunderhead.options.compile import CPU_FLOPS_PER_THREAD, Compile
 from thunderhead.parallel.strategies import fsdp, single
-from thunderhead.training.record import read_mapping
 from tiny import tiny
 
 # Dynamo looks at .grad of activations.

@@ -11,12 +11,12 @@ import torch
 
 from thunderhead import command_line
 from thunderhead.core import config
-from thunderhead.core.config import ConfigError
+from thunderhead.core.config import ConfigError, read_mapping
 from thunderhead.core.model.attention import Attention
 from thunderhead.core.module import LanguageModel, build_decoder
 from thunderhead.lab.match import EqualParameters
 from thunderhead.options.mup import MaximalUpdate
-from thunderhead.training.record import read_mapping, read_rows, read_summary
+from thunderhead.training.record import read_rows, read_summary
 from tiny import plan_of, tiny, train_here
 
 MODEL = {"d_model": 512, "n_heads": 8, "d_ff": None, "n_layers": 2}

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from thunderhead.training.record import read_mapping, read_rows
+from thunderhead.core.config import read_mapping
+from thunderhead.training.record import read_rows
 
 
 def flat(step: int, total_steps: int) -> float:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from outside.own_data import ProgressionData
-from thunderhead.core.config import ConfigError
-from thunderhead.training.record import read_mapping, read_rows
+from thunderhead.core.config import ConfigError, read_mapping
+from thunderhead.training.record import read_rows
 
 
 class Several(ProgressionData):

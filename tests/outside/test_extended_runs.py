@@ -8,7 +8,7 @@ import pytest
 
 from crash import Crash
 from thunderhead import command_line
-from thunderhead.training.record import read_mapping
+from thunderhead.core.config import read_mapping
 from tiny import tiny, train_here
 
 SEARCH = f"hydra.searchpath=[file://{Path(__file__).parent}/conf]"

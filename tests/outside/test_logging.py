@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from outside.json_lines import JsonLines
-from thunderhead.core.config import CONF_DIR
+from thunderhead.core.config import CONF_DIR, read_mapping
 from thunderhead.core.module import LanguageModel
-from thunderhead.training.record import read_mapping, read_rows
+from thunderhead.training.record import read_rows
 from tiny import tiny
 
 OUTSIDE = Path(__file__).parent

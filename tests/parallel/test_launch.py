@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from thunderhead import processes
-from thunderhead.training.record import read_mapping
+from thunderhead.core.config import read_mapping
 
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
 SRUN = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "mine", "SLURM_NTASKS": "8", "SLURM_PROCID": "5"}

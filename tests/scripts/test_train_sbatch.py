@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from thunderhead.training.record import REPOSITORY, read_mapping
+from thunderhead.core.config import read_mapping
+from thunderhead.training.record import REPOSITORY
 from tiny import tiny
 
 SCRIPT = REPOSITORY / "scripts" / "slurm" / "train.sbatch"

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thunderhead import command_line
-from thunderhead.core.config import ConfigError
+from thunderhead.core.config import ConfigError, read_mapping
 from thunderhead.parallel import launch
 from thunderhead.training import hardware
 from thunderhead.training.batch import Batch, largest_that_fits
-from thunderhead.training.record import read_mapping, read_rows
+from thunderhead.training.record import read_rows
 from tiny import train_here
 
 MIB = 2**20

@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import functools
 import inspect
+import json
 import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -84,17 +85,15 @@ def escaped(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
-def quoted(value: str) -> str:
+_NO_TEXT = {"true", "false", "null", "nan", "inf"}  # in Hydra's override language
+
+
+def quoted(value: str | Path) -> str:
     """A text as a value in Hydra's override language, which reads it as exactly this text."""
-    if re.fullmatch(r"[A-Za-z_/][A-Za-z0-9_./-]*", value) and value.lower() not in (
-        "true",
-        "false",
-        "null",
-        "nan",
-        "inf",
-    ):
-        return value
-    text = re.sub(r"(\\*)'", r"\1\1\\'", escaped(value))
+    text = str(value)
+    if re.fullmatch(r"[A-Za-z_/][A-Za-z0-9_./-]*", text) and text.lower() not in _NO_TEXT:
+        return text
+    text = re.sub(r"(\\*)'", r"\1\1\\'", escaped(text))
     return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
 
 
@@ -139,6 +138,19 @@ def show(value: Any) -> str:
 
 def read_yaml(file: Path) -> Any:
     return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def read_mapping(file: Path, where: str = "") -> Config:
+    """The mapping in a JSON or YAML file of a record; ConfigError, for the setting `where`, if it is damaged."""
+    try:
+        content = read_yaml(file) if file.suffix == ".yaml" else json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no mapping")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())[:200]
+        message = f"{file} is damaged ({why}): copy it from a backup, or start a new run"
+        raise ConfigError([Problem(where, message)]) from None
+    return content
 
 
 def options(group: str) -> list[str]:

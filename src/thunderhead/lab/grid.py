@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from thunderhead.command_line import shown
 from thunderhead.core import config as configuration
-from thunderhead.core.config import Config, ConfigError, Problem, build, quoted
+from thunderhead.core.config import Config, ConfigError, Problem, build, quoted, read_mapping
 from thunderhead.lab import match as matching
 from thunderhead.lab import tune as tuning
 from thunderhead.lab.arms import is_in
@@ -82,7 +82,7 @@ def run_grid(candidates: Sequence[Candidate], sweep: Sweep, *, baseline: str | N
         _record_measured_time(sweep, reference.name)
     status = sweep.end(interrupted=interrupted, baseline=baseline)
     if status:
-        say(f"go on with: {shown('train.py', '-m', f'resume={quoted(str(sweep.folder))}')}")
+        say(f"go on with: {shown('train.py', '-m', f'resume={quoted(sweep.folder)}')}")
     return status
 
 
@@ -259,5 +259,5 @@ def _record_measured_time(sweep: Sweep, reference: str) -> None:
     of_reference = [value for folder, value in seconds.items() if sweep.names[folder] == reference]
     target = {"target": statistics.fmean(of_reference)} if of_reference else {}
     for folder, reached in seconds.items():
-        content = record.read_mapping(folder / "match.json")
+        content = read_mapping(folder / "match.json")
         record.write_json(folder / "match.json", content | target | {"reached": reached})

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from thunderhead.core.config import Config, escaped, quoted, to_yaml
+from thunderhead.core.config import Config, escaped, quoted, read_mapping, to_yaml
 from thunderhead.lab.runs import last_metrics
 from thunderhead.training import record
 
@@ -113,12 +113,12 @@ def prepare_start(job: Job, program: Sequence[str] = ()) -> list[str]:
     return [
         *(program or this_program()),
         *("--config-path", str(folder / "job"), "--config-name", "job"),
-        *(f"hydra.run.dir={quoted(str(folder))}", "hydra.output_subdir=null", "hydra/job_logging=stdout"),
-        *([f"resume={quoted(str(folder))}"] if state(folder) == "partial" else []),
+        *(f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null", "hydra/job_logging=stdout"),
+        *([f"resume={quoted(folder)}"] if state(folder) == "partial" else []),
     ]
 
 
 def steps(folder: Path) -> tuple[int, int] | None:
     """Optimizer steps logged so far, and planned; None before the run has a plan."""
     file, rows = folder / "plan.json", last_metrics(folder)
-    return (int(rows[-1]["step"]) if rows else 0, record.read_mapping(file)["steps"]) if file.is_file() else None
+    return (int(rows[-1]["step"]) if rows else 0, read_mapping(file)["steps"]) if file.is_file() else None

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thunderhead.core.config import Config, ConfigError, Problem, first_line
+from thunderhead.core.config import Config, ConfigError, Problem, first_line, read_mapping
 from thunderhead.training import record
 
 Array = NDArray[np.float64]
@@ -192,7 +192,7 @@ def _read(folder: Path) -> Run:
 
 def _load(file: Path, *numbers: str) -> dict[str, Any]:
     """The mapping in a file; ConfigError if there is none, ValueError if it lacks one of these numbers."""
-    content = record.read_mapping(file)
+    content = read_mapping(file)
     for name in numbers:
         if not isinstance(content.get(name), int | float):
             raise ValueError(f"{file.name}: {name} is {content.get(name)!r}, not a number")

@@ -4,7 +4,6 @@ Lightning's own launcher repeats the command line in every process, which inside
 sweep again in each. Here the processes get the one composed configuration instead.
 """
 
-import json
 import os
 import signal
 import sys
@@ -17,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from thunderhead.core.config import escaped, quoted, to_yaml
+from thunderhead.core.config import escaped, quoted, read_mapping, to_yaml
 from thunderhead.processes import RANK_VARIABLES, allowed_cores
 
 LAUNCHED = "THUNDERHEAD_LAUNCHED"
@@ -42,7 +41,7 @@ def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str,
     folder.mkdir(exist_ok=True)
     (folder / "job.yaml").write_text(to_yaml(escaped(config)))
     arguments = [sys.argv[0], "--config-path", str(folder.resolve()), "--config-name", "job"]
-    arguments += [f"hydra.run.dir={quoted(str(run_dir))}", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
+    arguments += [f"hydra.run.dir={quoted(run_dir)}", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
     threads = max(1, allowed_cores() // n_processes)
     environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     environment |= {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
@@ -69,5 +68,4 @@ def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str,
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    return summary
+    return read_mapping(run_dir / "summary.json")

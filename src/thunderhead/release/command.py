@@ -7,14 +7,13 @@ from typing import Literal
 from omegaconf import DictConfig
 
 from thunderhead.core import config as configuration
-from thunderhead.core.config import Config, ConfigError, Problem, build, factory, first_line
+from thunderhead.core.config import Config, ConfigError, Problem, build, factory, first_line, read_mapping
 from thunderhead.core.module import GROUPS, LanguageModel
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.tokenizer import load_tokenizer as load_kind
 from thunderhead.core.trust import trust_typed
 from thunderhead.core.types import PathText
 from thunderhead.training import hardware
-from thunderhead.training.record import read_mapping
 from thunderhead.training.resume import damage, recorded_config
 
 

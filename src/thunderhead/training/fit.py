@@ -178,7 +178,7 @@ def _stopped(trainer: Trainer, run_dir: Path) -> str:
 def _go_on(run_dir: Path, *changes: str) -> str:
     if not any((run_dir / resuming.CHECKPOINTS).glob("*.ckpt")):
         return "no checkpoint was kept"
-    return f"go on with: {command_line.shown('train.py', f'resume={quoted(str(run_dir))}', *changes)}"
+    return f"go on with: {command_line.shown('train.py', f'resume={quoted(run_dir)}', *changes)}"
 
 
 def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) -> dict[str, Any]:

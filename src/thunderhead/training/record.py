@@ -17,11 +17,10 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import yaml
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.config import read_mapping
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STAGED = ".resuming"  # in a run's folder
@@ -58,20 +57,6 @@ def write_json(path: Path, content: Any) -> None:
 def to_json(content: Any) -> str:
     """JSON, indented for readers."""
     return json.dumps(content, indent=2) + "\n"
-
-
-def read_mapping(file: Path, where: str = "") -> dict[str, Any]:
-    """The mapping in a JSON or YAML file of a record; ConfigError, for the setting `where`, if it is damaged."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        content = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
-        if not isinstance(content, dict):
-            raise ValueError("it is no mapping")
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())[:200]
-        message = f"{file} is damaged ({why}): copy it from a backup, or start a new run"
-        raise ConfigError([Problem(where, message)]) from None
-    return content
 
 
 def stage(run_dir: Path, files: Mapping[str, str]) -> None:

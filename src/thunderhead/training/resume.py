@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from thunderhead import command_line
-from thunderhead.core.config import Config, ConfigError, Problem, differences, first_line, plain, show
+from thunderhead.core.config import Config, ConfigError, Problem, differences, first_line, plain, read_mapping, show
 from thunderhead.core.data.datamodule import TokenDataModule
 from thunderhead.core.module import COMPONENTS, LanguageModel, ModelSpec
 from thunderhead.core.run import Run
@@ -77,7 +77,7 @@ def is_finished(run_dir: Path) -> bool:
     summary, plan = record.read_summary(run_dir), run_dir / "plan.json"
     if summary is None or not plan.is_file():
         return False
-    return "stopped_early" in summary or summary["steps"] >= record.read_mapping(plan)["steps"]
+    return "stopped_early" in summary or summary["steps"] >= read_mapping(plan)["steps"]
 
 
 def _newest(run_dir: Path) -> Found:
@@ -245,7 +245,7 @@ def recorded_config(run_dir: Path, where: str = "resume") -> Config:
     if not file.is_file():
         message = f"{run_dir} is no run folder (it has no config.yaml): give one of logs/runs/<name>/<time>"
         raise ConfigError([Problem(where, message)])
-    config = record.read_mapping(file, where)
+    config = read_mapping(file, where)
     refuse_untrusted(config)
     return {**config, "trust": []}
 
@@ -253,7 +253,7 @@ def recorded_config(run_dir: Path, where: str = "resume") -> Config:
 def recorded_overrides(run_dir: Path) -> list[str]:
     """Overrides that a run was started and resumed with; raises ConfigError if environment.json is damaged."""
     file = run_dir / "environment.json"
-    return list(record.read_mapping(file, "resume").get("overrides", [])) if file.is_file() else []
+    return list(read_mapping(file, "resume").get("overrides", [])) if file.is_file() else []
 
 
 @contextlib.contextmanager

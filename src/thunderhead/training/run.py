@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from thunderhead import command_line
 from thunderhead.core import config as configuration
-from thunderhead.core.config import Config, ConfigError, Problem, build
+from thunderhead.core.config import Config, ConfigError, Problem, build, read_mapping
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.run import REFUSALS, Problems, Run, build_run
 from thunderhead.core.trust import trust_typed
@@ -59,7 +59,7 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
         folder = run_dir if checkpoint is None or launch.is_launched() else checkpoint.parents[1]
         is_auto, recorded = resolved.get("batch", {}).get("micro_size") == AUTO, None
         if is_auto and checkpoint is not None:  # what it stood for before; the plan takes it if it can
-            recorded = int(record.read_mapping(folder / "plan.json")["micro_batch_size"])
+            recorded = int(read_mapping(folder / "plan.json")["micro_batch_size"])
         run, plan = plan_config(resolved, folder, recorded)
         if is_auto and is_rank() and plan.micro_batch_size != recorded:
             raise ConfigError([Problem("batch.micro_size", NOT_AGREED)])
@@ -209,7 +209,7 @@ def _refuse_to_overwrite(run_dir: Path) -> None:
     """A new run has a folder of its own; an arm of a sweep starts anew where it left nothing to go on from."""
     kept = [*(run_dir / resuming.CHECKPOINTS).glob("*.ckpt")] if not command_line.is_multirun() else []
     if kept or (run_dir / "summary.json").exists():
-        go_on = f"resume={configuration.quoted(str(run_dir))}"
+        go_on = f"resume={configuration.quoted(run_dir)}"
         message = f"{run_dir} holds a run already: give another folder, or go on with it by {go_on}"
         raise ConfigError([Problem("hydra.run.dir", message)])
 
