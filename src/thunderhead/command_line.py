@@ -80,10 +80,20 @@ def with_overrides(
     return configuration.plain(merged)
 
 
+def from_job(folder: Path, run_dir: Path) -> list[str]:
+    """Arguments that start train.py from the one configuration in `folder`/job.yaml, with its record in `run_dir`."""
+    place = ["--config-path", str(folder), "--config-name", "job", f"hydra.run.dir={quoted(run_dir)}"]
+    return [*place, "hydra.output_subdir=null", "hydra/job_logging=stdout"]
+
+
 def shown(program: str, *overrides: str) -> str:
     """A command as a shell takes it, for hints: `python train.py …`; quote texts for Hydra first (`quoted`)."""
-    in_double_quotes = {o: f'"{o}"' for o in overrides if "'" in o and not set(o) & set('"$`\\!')}
-    return " ".join(["python", program, *(in_double_quotes.get(o) or shlex.quote(o) for o in overrides)])
+    return " ".join(["python", program, *map(_for_shell, overrides)])
+
+
+def _for_shell(argument: str) -> str:
+    """In double quotes where they do, as Hydra's own are single; `shlex.quote` would take five characters for each."""
+    return f'"{argument}"' if "'" in argument and not re.search(r'["$`\\!]', argument) else shlex.quote(argument)
 
 
 def job(function: Callable[[DictConfig], Result], config: DictConfig) -> Result:

@@ -1,7 +1,12 @@
-"""Which of several processes this one is, by what launchers and schedulers put into the environment."""
+"""Which of several processes this one is, by what launchers put into the environment, and which signals end it."""
 
 import os
+import signal
 
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+"""They end a run after the step under way, with a checkpoint of it, and its process with 128 + their number."""
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+    SIGNALS.append(signal.SIGHUP)
 # Set by launchers and schedulers for the processes they start; torchrun must not inherit another launcher's.
 RANK_VARIABLES = (
     "RANK",

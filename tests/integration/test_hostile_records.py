@@ -207,6 +207,17 @@ def test_a_recorded_sweep_runs_nothing(argument: str, tmp_path: Path, capsys: py
     assert argument in "".join(capsys.readouterr().err.split("\n"))
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{}", '{"arguments": [5]}', '{"arguments"', "\u0000"])
+def test_a_damaged_sweep_is_refused_in_one_line(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        command_line.repeated_sweep([f"resume={tmp_path}"])
+    assert ended.value.code == 2
+    assert "sweep.json is damaged (" in capsys.readouterr().err
+
+
 def test_what_is_typed_again_beside_a_recorded_sweep_is_trusted(tmp_path: Path) -> None:
     recorded = ["-m", "--config-dir", "conf", "attention=mine,gqa", "hydra/launcher=slurm", "hydra.launcher.nodes=2"]
     (tmp_path / "sweep.json").write_text(json.dumps({"arguments": recorded}))

@@ -14,9 +14,11 @@ import pytest
 from hydra_plugins.thunderhead_sweeps.sweepers import planner
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
-from thunderhead.lab.execution import LocalExecutor, share
+from thunderhead.lab.execution import LocalExecutor, _outcome, share
 from thunderhead.lab.grid import Candidate, run_grid
+from thunderhead.lab.jobs import Job
 from thunderhead.lab.sweep import Sweep
+from thunderhead.processes import SIGNALS
 from tiny import tiny
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_training.py")))
@@ -174,3 +176,9 @@ def test_time_is_matched_by_measured_speeds(
 def test_devices_are_shared() -> None:
     assert [share("0123", 2, slot) for slot in range(2)] == [["0", "1"], ["2", "3"]]
     assert [share("01", 3, slot) for slot in range(3)] == [["0"], ["1"], ["0"]]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_job_that_any_of_the_signals_ended_has_stopped(number: signal.Signals, tmp_path: Path) -> None:
+    job = Job({}, {}, tmp_path)
+    assert _outcome(job, 128 + number, pruned=False, killed=False).state == "stopped"

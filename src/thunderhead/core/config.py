@@ -105,13 +105,17 @@ def to_yaml(config: Config) -> str:
 # --- values by config path --------------------------------------------------------------------------------------------
 
 
+def _below(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (config path, value) of everything that is no mapping, and of empty mappings."""
     if not isinstance(value, dict) or not value:
         yield path, value
         return
     for key, child in value.items():
-        yield from leaves(child, f"{path}.{key}" if path else str(key))
+        yield from leaves(child, _below(path, key))
 
 
 def set_value(config: Config, path: str, value: Any) -> Config:
@@ -204,7 +208,7 @@ def nodes(value: Any, path: str = "") -> Iterator[tuple[str, Config]]:
         if "_target_" in value:
             yield path, value
         for key, child in value.items():
-            yield from nodes(child, f"{path}.{key}" if path else str(key))
+            yield from nodes(child, _below(path, key))
     elif isinstance(value, list):
         for index, child in enumerate(value):
             yield from nodes(child, f"{path}[{index}]")
@@ -295,7 +299,7 @@ def _called(value: Any, path: str) -> Any:
             return factory(value, path)()
         except (ValueError, AssertionError) as error:
             raise ConfigError([Problem("", placed(path, first_line(error)))]) from error
-    return {key: _called(child, f"{path}.{key}" if path else str(key)) for key, child in value.items()}
+    return {key: _called(child, _below(path, key)) for key, child in value.items()}
 
 
 def supplied_names(target: Callable[..., Any]) -> list[str]:

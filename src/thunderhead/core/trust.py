@@ -10,18 +10,16 @@ import inspect
 from typing import Any
 
 import hydra
-import yaml
 from torch import nn
 from torch.optim import Optimizer
 
-from thunderhead.core.config import CONF_DIR, Config, ConfigError, Problem, nodes
+from thunderhead.core.config import CONF_DIR, Config, ConfigError, Problem, nodes, read_yaml
 
 
 @functools.cache
 def _shipped() -> frozenset[str]:
     """The targets that conf/ names."""
-    files = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in CONF_DIR.rglob("*.yaml"))
-    return frozenset(node["_target_"] for file in files for _, node in nodes(file))
+    return frozenset(node["_target_"] for file in CONF_DIR.rglob("*.yaml") for _, node in nodes(read_yaml(file)))
 
 
 _trusted: set[str] = set()

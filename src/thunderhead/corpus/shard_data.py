@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from thunderhead.core.config import Problem, first_line
+from thunderhead.core.config import Problem
 from thunderhead.core.data.datamodule import Draw, Entry
 from thunderhead.core.data.manifest import Manifest, SplitName
 from thunderhead.core.data.order import Sample
 from thunderhead.core.data.shard_datamodule import ShardDataModule
 from thunderhead.core.metrics import BitsPerByte
+from thunderhead.core.run import Problems
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.types import PositiveFloat, PositiveInt
 from thunderhead.corpus import mixture
@@ -216,14 +217,12 @@ class ShardData(ShardDataModule):
 
 
 def refusals(*checks: Callable[[], object]) -> list[Problem]:
-    """Try checks, and collect what they refuse with a ValueError, each thing once."""
-    found: dict[Problem, None] = {}
+    """Try checks, and collect what they refuse, each thing once."""
+    found = Problems()
     for check in checks:
-        try:
+        with found.collect():
             check()
-        except ValueError as error:
-            found[Problem("", first_line(error))] = None
-    return list(found)
+    return found
 
 
 def repetition(

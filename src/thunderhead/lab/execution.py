@@ -15,7 +15,7 @@ import torch
 
 from thunderhead.lab.jobs import Job, prepare_start, state
 from thunderhead.lab.progress import Board
-from thunderhead.processes import RANK_VARIABLES, allowed_cores
+from thunderhead.processes import RANK_VARIABLES, SIGNALS, allowed_cores
 from thunderhead.training.record import read_summary
 
 POLL_SECONDS = 0.5
@@ -229,7 +229,7 @@ def _outcome(job: Job, status: int, *, pruned: bool, killed: bool) -> Outcome:
         return Outcome("pruned", PRUNED)
     if status == 1 and (diverged := (read_summary(job.folder) or {}).get("diverged")):
         return Outcome("diverged", f"at step {diverged['step']:,}: {diverged['what']}")
-    if status in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM) or killed:
+    if status in (*(128 + number for number in SIGNALS), -signal.SIGTERM) or killed:
         return Outcome("stopped", "killed" if status < 0 else "stopped and saved")
     if status == -signal.SIGKILL:
         return Outcome("failed", "killed from outside; the system does so when memory runs out")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from thunderhead.command_line import from_job
 from thunderhead.core.config import Config, escaped, quoted, read_mapping, to_yaml
 from thunderhead.lab.runs import last_metrics
 from thunderhead.training import record
@@ -112,8 +113,7 @@ def prepare_start(job: Job, program: Sequence[str] = ()) -> list[str]:
     record.write_text(folder / "job" / "job.yaml", to_yaml(escaped(job.config)))
     return [
         *(program or this_program()),
-        *("--config-path", str(folder / "job"), "--config-name", "job"),
-        *(f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null", "hydra/job_logging=stdout"),
+        *from_job(folder / "job", folder),
         *([f"resume={quoted(folder)}"] if state(folder) == "partial" else []),
     ]
 

@@ -16,14 +16,11 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from thunderhead.core.config import escaped, quoted, read_mapping, to_yaml
-from thunderhead.processes import RANK_VARIABLES, allowed_cores
+from thunderhead.command_line import from_job
+from thunderhead.core.config import escaped, read_mapping, to_yaml
+from thunderhead.processes import RANK_VARIABLES, SIGNALS, allowed_cores
 
 LAUNCHED = "THUNDERHEAD_LAUNCHED"
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
-"""They end a run after the step under way, with a checkpoint of it."""
-if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
-    SIGNALS.append(signal.SIGHUP)
 SAVING_SECONDS = 600  # that processes have to end the step and save, once they are told to stop
 
 
@@ -40,8 +37,7 @@ def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str,
     folder = run_dir / "launch"
     folder.mkdir(exist_ok=True)
     (folder / "job.yaml").write_text(to_yaml(escaped(config)))
-    arguments = [sys.argv[0], "--config-path", str(folder.resolve()), "--config-name", "job"]
-    arguments += [f"hydra.run.dir={quoted(run_dir)}", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
+    arguments = [sys.argv[0], *from_job(folder.resolve(), run_dir)]
     threads = max(1, allowed_cores() // n_processes)
     environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     environment |= {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}

@@ -143,14 +143,14 @@ def roll_back(
     newest, rolled = _newest(run_dir).checkpoint, run_dir / CHECKPOINTS / "rollback"
     if newest is None or len(before) >= MOST_ROLLBACKS:
         return None
-    content = torch.load(newest, map_location="cpu", weights_only=True)
-    seen = content[type(data).__qualname__]
-    assert data.trainer is not None
-    after = data.samples_seen - (data.trainer.global_step - diverged_at) * data.sequences_per_step
-    event = {"step": diverged_at, "to": content["global_step"], "first_sample": seen["samples"], "next_sample": after}
-    content["callbacks"]["WatchDivergence"]["rollbacks"] = [*before, event]
-    seen |= {"samples": after, "order": data.order_state(after)}
     if write:
+        assert data.trainer is not None
+        after = data.samples_seen - (data.trainer.global_step - diverged_at) * data.sequences_per_step
+        content = torch.load(newest, map_location="cpu", weights_only=True)
+        seen, to = content[type(data).__qualname__], content["global_step"]
+        event = {"step": diverged_at, "to": to, "first_sample": seen["samples"], "next_sample": after}
+        content["callbacks"]["WatchDivergence"]["rollbacks"] = [*before, event]
+        seen |= {"samples": after, "order": data.order_state(after)}
         with record.replacing(rolled) as file:
             torch.save(content, file)
     return rolled

@@ -19,7 +19,7 @@ from thunderhead.processes import global_rank, is_rank
 from thunderhead.training import display, hardware, record
 from thunderhead.training import resume as resuming
 from thunderhead.training.batch import AUTO
-from thunderhead.training.callbacks.divergence import Action
+from thunderhead.training.callbacks import divergence
 from thunderhead.training.fit import fit
 from thunderhead.training.plan import Plan, plan_run
 from thunderhead.training.trainer import DERIVED, decided_elsewhere, reason
@@ -40,7 +40,7 @@ def settings(
     keep_freed_memory: bool,
     profile: bool,
     background_checkpoints: bool,
-    on_divergence: Action,
+    on_divergence: divergence.Action,
     trust: Sequence[str] = (),
     resume: PathText | None = None,
 ) -> None:
@@ -108,7 +108,7 @@ def plan_config(config: Config, folder: Path, micro_batch_size: int | None = Non
         machine = hardware.machine_of(config["trainer"], must_be_here=not config["dry_run"])
     with found.collect():
         run = build_run(config, folder, **machine)
-        found.note(*decided_elsewhere(run))
+        found.note(*decided_elsewhere(run), *divergence.problems(run))
         plan = plan_run(run, micro_batch_size)
     if found:
         raise ConfigError(found)

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from thunderhead.core.config import Problem, first_line
-from thunderhead.core.data.datamodule import TokenDataModule
 from thunderhead.core.run import Run
 from thunderhead.processes import is_rank
 from thunderhead.training.callbacks.state import AtomicCheckpointIO, BackgroundCheckpointIO
@@ -45,11 +44,7 @@ DECIDED = {
 
 
 def decided_elsewhere(run: Run) -> list[Problem]:
-    """What does not go together around the run: callbacks that decide what groups do, a rollback to nowhere."""
-    keeps = any(isinstance(each, lightning_callbacks.ModelCheckpoint) for each in run.callbacks.values())
-    if run.config["on_divergence"] == "rollback" and not (keeps and isinstance(run.data, TokenDataModule)):
-        message = "rollback needs checkpoints (callbacks=default) and data with an order of its samples: use stop"
-        return [Problem("on_divergence", message)]
+    """Callbacks of Lightning that would change what other groups decide."""
     return [
         Problem(f"callbacks.{name}", f"{why}: take it out")
         for name, callback in run.callbacks.items()

@@ -93,6 +93,10 @@ DAMAGE = {
         lambda folder: (folder / "manifest.json").write_text("{"),
         "manifest.json (is damaged|has format 99|contradicts itself)",
     ),
+    "manifest of a depth that no reader takes": (
+        lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
+        "manifest.json (is damaged|has format 99|contradicts itself)",
+    ),
     "manifest without a field": (
         lambda folder: edit_json(folder / "manifest.json", lambda manifest: manifest.pop("eos_id")),
         "manifest.json (is damaged|has format 99|contradicts itself)",

@@ -112,7 +112,7 @@ class Manifest:
         except FileNotFoundError:
             message = f"{folder} has no manifest.json, so it holds no shards, or half of them: {REMEDY}"
             raise MissingFileError(message) from None
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValidationError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError, ValidationError) as error:
             reason = str(error).replace("\n", " ")
             raise ShardError(f"{file} is damaged ({reason}): {REMEDY}") from None
         if manifest.format != FORMAT:

@@ -5,9 +5,13 @@ from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from thunderhead.core.config import Problem
+from thunderhead.core.data.datamodule import TokenDataModule
 from thunderhead.core.module import LanguageModel
+from thunderhead.core.run import Run
 
 Action = Literal["stop", "skip", "rollback"]
 NEVER = 2**62  # later than any step
@@ -20,6 +24,15 @@ class DivergenceError(RuntimeError):
     def __init__(self, step: int, what: str):
         super().__init__(f"diverged at step {step:,}: {what}")
         self.step, self.what = step, what
+
+
+def problems(run: Run) -> list[Problem]:
+    """A rollback needs somewhere to go back to, and data that can be left out."""
+    keeps = any(isinstance(callback, ModelCheckpoint) for callback in run.callbacks.values())
+    if run.config["on_divergence"] != "rollback" or (keeps and isinstance(run.data, TokenDataModule)):
+        return []
+    message = "rollback needs checkpoints (callbacks=default) and data with an order of its samples: use stop"
+    return [Problem("on_divergence", message)]
 
 
 class WatchDivergence(Callback):
@@ -72,9 +85,8 @@ class WatchDivergence(Callback):
     ) -> None:
         if self.action != "skip":
             self._watch(outputs["loss"])
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        is_over = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if is_over and (self._step == 1 or self._step % every == 0):
+        assert isinstance(pl_module, LanguageModel)
+        if trainer.global_step == self._step and pl_module.measure_step:  # the step is over, and logged
             self._look()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from thunderhead.parallel.launch import SIGNALS
+from thunderhead.processes import SIGNALS
 
 PATIENCE = 5.0  # seconds until several ranks ask one another again, if no logged step comes before
 
