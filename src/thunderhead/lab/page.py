@@ -1,7 +1,6 @@
 """What all reports are made of: tables, pictures, HTML pages, and lines on the terminal."""
 
 import base64
-import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -89,14 +88,6 @@ def write(
     )
     record.write_text(folder / "report.html", page)
     return folder / "report.html"
-
-
-def write_csv(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    record.write_text(file, buffer.getvalue())
 
 
 def tell(

@@ -19,6 +19,7 @@ from thunderhead.lab.page import NONE, Rows, interval, number
 from thunderhead.lab.runs import Failure, Run
 from thunderhead.lab.statistics import Comparison, signed
 from thunderhead.terminal import quantity, size
+from thunderhead.training import record
 
 CACHE = "cache_bytes_per_token"
 RESULTS = (
@@ -105,7 +106,7 @@ def _write_csv(path: Path, analysis: Analysis) -> None:
         for arm, run, settings, results in _cells(analysis)
     ]
     columns = ["arm", "seed", *_result_names(analysis), "kv_cache_bytes_per_token", *analysis.different]
-    page.write_csv(path, [*columns, "commit", "folder"], rows)
+    record.write_rows(path, [*columns, "commit", "folder"], rows)
 
 
 def _write_hparams(folder: Path, analysis: Analysis) -> None:

@@ -69,7 +69,7 @@ def write_law_report(
         point._asdict() | {"predicted": _predicted(found, point), "held_out": point.flops > most, "folder": place}
         for place, point in points.items()
     ]
-    page.write_csv(folder / "results.csv", [*Point._fields, "predicted", "held_out", "folder"], rows)
+    record.write_rows(folder / "results.csv", [*Point._fields, "predicted", "held_out", "folder"], rows)
     path = page.write(
         folder,
         "scaling.html.jinja",

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from thunderhead.core.config import Problem
 from thunderhead.core.data.datamodule import ENDLESS, Draw, TokenDataModule
 from thunderhead.core.data.manifest import SplitName
+from thunderhead.core.run import Problems
 from thunderhead.options.synthetic_tasks import SymbolTokenizer, Task
 
 
@@ -48,13 +49,11 @@ class TaskData(TokenDataModule):
         self.unigram_entropy = math.log(self.task.possible_answers)  # of who knows only which answers there are
 
     def problems(self, run: Any) -> list[Problem]:
-        found = []
-        try:
+        found = Problems()
+        with found.collect():
             self.setup("fit")
-        except ValueError as error:
-            found.append(Problem("", str(error)))
         if getattr(run.budget, "needs_epochs", False):
-            found.append(Problem("budget.epochs", "a synthetic task has no epochs: use budget=steps or budget=tokens"))
+            found.note(Problem("budget.epochs", "a synthetic task has no epochs: use budget=steps or budget=tokens"))
         return found
 
     def setup(self, stage: str) -> None:

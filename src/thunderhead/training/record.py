@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -152,10 +152,10 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         return list(reader.fieldnames or []), rows
 
 
-def write_rows(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
-    """Write a metrics.csv atomically."""
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV file atomically; ValueError for a row with what is no column."""
     lines = io.StringIO(newline="")
-    writer = csv.DictWriter(lines, columns, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(lines, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, lines.getvalue())
