@@ -24,14 +24,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from thunderhead.core import config as configuration
-from thunderhead.core.config import Config, ConfigError, Problem, escaped, options, quoted, unknown
+from thunderhead.core.config import Config, ConfigError, Problem, options, quoted, unknown
+from thunderhead.core.environment import escaped
 
 Result = typing.TypeVar("Result")
 
 
 def invocation_overrides() -> list[str]:
     """The overrides of this run, as typed (`attention=gqa`); empty outside of Hydra."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    if not HydraConfig.initialized():
+        return []
+    return typing.cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
 
 
 def is_multirun() -> bool:

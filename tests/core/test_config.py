@@ -267,6 +267,7 @@ AWKWARD = st.text(st.sampled_from("ab1 '\"\\${}()[],=:~-+.%#!é日\t\n"))
 @given(AWKWARD)
 @example("${HOME}")
 @example("run (1)")
+@example("\\\n")
 @example("null")
 @example("")
 def test_a_quoted_text_is_read_by_hydra_as_it_is(text: str) -> None:
@@ -278,3 +279,14 @@ def test_a_quoted_text_is_read_by_hydra_as_it_is(text: str) -> None:
 def test_what_is_resolved_is_not_resolved_again(text: str) -> None:
     node = {"_target_": "builtins.dict", "text": text, "more": [{"text": text}]}
     assert config.build(node) == {"text": text, "more": [{"text": text}]}
+
+
+def test_starts_in_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
+    """The folder is made when its name is asked for, by whoever asks first."""
+    asked = {"dir": f"${{new_folder:{tmp_path}/logs/12-00}}"}
+    first = OmegaConf.create(asked)
+    assert [first.dir, first.dir] == [f"{tmp_path}/logs/12-00"] * 2  # Hydra asks more than once
+    for number in (2, 3):
+        config._new_folder.cache_clear()  # another process
+        assert OmegaConf.create(asked).dir == f"{tmp_path}/logs/12-00-{number}"
+    assert {folder.name for folder in (tmp_path / "logs").iterdir()} == {"12-00", "12-00-2", "12-00-3"}

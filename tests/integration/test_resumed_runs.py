@@ -440,3 +440,23 @@ def test_checkpoints_are_known_again(
     assert {Path(s["dirpath"]) for s in states if "best_k_models" in s} == {folder / "checkpoints"}
     files = [file for s in states for file in [*s.get("best_k_models", {}), s.get("best_model_path")] if file]
     assert all(Path(file).exists() for file in files)
+
+
+@pytest.mark.parametrize("became", ["is gone", "has changed"])
+def test_shards_suffice_to_go_on(
+    became: str, text_corpus: Path, shards_dir: Path, losses: Callable[..., list[tuple[str, str]]], tmp_path: Path
+) -> None:
+    """The text may be gone from a cluster's scratch, or go on growing: the run keeps the tokens it began with."""
+    corpus = tmp_path / "text"
+    shutil.copytree(text_corpus, corpus)
+    whole, folder = losses("run", f"data.path={corpus}"), tmp_path / "run"
+    if became == "is gone":
+        shutil.rmtree(corpus)
+    else:
+        (corpus / "more.txt").write_text("And then there was more. " * 400, encoding="utf-8")
+    made = {folder.name for folder in shards_dir.iterdir()}
+    go_on(str(folder / "checkpoints" / "step-6.ckpt"))
+    assert rows_of(folder) == whole
+    assert {folder.name for folder in shards_dir.iterdir()} == made
+    with pytest.raises(config.ConfigError, match=r"data\.sources" if became == "is gone" else "training data"):
+        go_on(str(folder), "budget.steps=9", "data.validation_fraction=0.3")  # asks for other shards

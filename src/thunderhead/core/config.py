@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import functools
 import inspect
+import itertools
 import json
 import re
 import typing
@@ -22,6 +23,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from thunderhead.core.environment import escaped, resolved
 from thunderhead.core.types import Problem as Problem  # noqa: PLC0414 - for all who check a configuration
 
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
@@ -52,7 +54,20 @@ def _divide(dividend: int, divisor: int) -> int:
 
 
 OmegaConf.register_new_resolver("divide", _divide, replace=True)
+
+
+@functools.cache  # Hydra asks more than once
+def _new_folder(path: str) -> str:
+    """`${new_folder:logs/runs/…}` in YAML: this folder, or -2, -3 …; made at once, as another start may ask, too."""
+    for folder in itertools.chain([path], (f"{path}-{number}" for number in itertools.count(2))):
+        with contextlib.suppress(FileExistsError):
+            Path(folder).mkdir(parents=True)
+            break
+    return folder
+
+
 OmegaConf.register_new_resolver("larger", max, replace=True)  # `${larger:1024,${model.context_length}}`
+OmegaConf.register_new_resolver("new_folder", _new_folder, replace=True)
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
@@ -63,7 +78,7 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictCo
 
 
 def plain(config: DictConfig) -> Config:
-    """Resolve every interpolation and return plain dicts and lists.
+    """Resolve every interpolation and return plain dicts and lists; see `thunderhead.core.environment`.
 
     Raises ConfigError if a mandatory value (`???`) is missing, or an interpolation fails.
     """
@@ -71,18 +86,9 @@ def plain(config: DictConfig) -> Config:
     if missing := sorted(path for path, value in leaves(unresolved) if value == "???"):
         raise ConfigError([Problem(path, f"needs a value: {path}=…") for path in missing])
     try:
-        return typing.cast(Config, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        return typing.cast(Config, resolved(config))
     except OmegaConfBaseException as error:
         raise ConfigError([Problem(str(error.full_key or ""), str(error).splitlines()[0])]) from error
-
-
-def escaped(value: Any) -> Any:
-    """A resolved configuration in which `${` is text to whoever resolves it once more."""
-    if isinstance(value, dict):
-        return {key: escaped(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [escaped(child) for child in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 _NO_TEXT = {"true", "false", "null", "nan", "inf"}  # in Hydra's override language
@@ -94,7 +100,7 @@ def quoted(value: str | Path) -> str:
     if re.fullmatch(r"[A-Za-z_/][A-Za-z0-9_./-]*", text) and text.lower() not in _NO_TEXT:
         return text
     text = re.sub(r"(\\*)'", r"\1\1\\'", escaped(text))
-    return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
+    return "'" + re.sub(r"(\\+)\Z", r"\1\1", text) + "'"
 
 
 def to_yaml(config: Config) -> str:

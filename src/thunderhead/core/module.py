@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from thunderhead.core.config import Config, at, build, factory
+from thunderhead.core.environment import texts
 from thunderhead.core.metrics import Mean, names_of
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.loss import IGNORED_TARGET
@@ -43,7 +44,7 @@ class ModelSpec:
     @classmethod
     def of(cls, config: Config) -> Self:
         """Build the factories of a resolved configuration. Raises ValueError, which names the config paths."""
-        config = {group: config[group] for group in GROUPS}
+        config = {group: texts(config[group], str) for group in GROUPS}
         return cls(config, decoder_factory(config), optimizer_factory(config), factory(config["scheduler"]))
 
 

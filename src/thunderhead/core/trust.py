@@ -13,13 +13,20 @@ import hydra
 from torch import nn
 from torch.optim import Optimizer
 
-from thunderhead.core.config import CONF_DIR, Config, ConfigError, Problem, nodes, read_yaml
+from thunderhead.core.config import CONF_DIR, Config, ConfigError, Problem, leaves, nodes, read_yaml
+from thunderhead.core.environment import variables
 
 
 @functools.cache
 def _shipped() -> frozenset[str]:
     """The targets that conf/ names."""
     return frozenset(node["_target_"] for file in CONF_DIR.rglob("*.yaml") for _, node in nodes(read_yaml(file)))
+
+
+@functools.cache
+def _shipped_variables() -> frozenset[str]:
+    """The environment variables that conf/ names."""
+    return frozenset(name for file in CONF_DIR.rglob("*.yaml") for name in variables(read_yaml(file)))
 
 
 _trusted: set[str] = set()
@@ -31,8 +38,8 @@ def trust(*names: str) -> None:
 
 
 def trust_typed(config: Config) -> None:
-    """Trust what the user composed himself: the targets in it, at any depth, and what `trust` names."""
-    trust(*(str(node["_target_"]) for _, node in nodes(config)), *(config.get("trust") or ()))
+    """Trust what the user composed himself: targets and variables in it, at any depth, and what `trust` names."""
+    trust(*(str(node["_target_"]) for _, node in nodes(config)), *variables(config), *(config.get("trust") or ()))
 
 
 def is_trusted(target: Any) -> bool:
@@ -66,6 +73,21 @@ def refuse_untrusted(config: Config) -> None:
         Problem(f"{path}._target_", f"{target} {message.format(str(target).rpartition('.')[0] or target)}")
         for path, node in nodes(config)
         if not is_trusted(target := node["_target_"])
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def refuse_unknown_variables(config: Config) -> None:
+    """Raise ConfigError if a record asks for environment variables that neither conf/ nor the user names.
+
+    They may be secrets, which it could have sent elsewhere.
+    """
+    message = "reads the environment variable {0}, which a record may not choose; if you know it: trust=[{0}]"
+    problems = [
+        Problem(path, message.format(name))
+        for path, value in leaves(config)
+        for name in sorted(variables([value]) - _shipped_variables() - _trusted)
     ]
     if problems:
         raise ConfigError(problems)

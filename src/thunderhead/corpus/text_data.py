@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Gt, Lt
 
 from thunderhead.core.config import Problem
 from thunderhead.core.data.manifest import Manifest
-from thunderhead.core.types import PathText
+from thunderhead.core.types import FolderName, PathText
 from thunderhead.corpus.prepare import Preparation
 from thunderhead.corpus.shard_data import ShardData, refusals
 from thunderhead.corpus.sources import Source, check_sources
@@ -24,6 +25,7 @@ class TextData(ShardData):
     sources: Mapping[str, Source]  # where the text comes from, by name
     path: PathText | None = None  # a place for data.path=…, for sources to refer to as ${data.path}
     shards_dir: PathText = "data/shards"  # for shards of all corpora, each under its own key
+    shards_key: FolderName | None = None  # use these, if they are there, whatever became of the text since
     validation_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05  # of the documents, by hash, never trained on
 
     def shares(self) -> Mapping[str, Source]:
@@ -31,12 +33,16 @@ class TextData(ShardData):
 
     def problems(self, run: Any) -> list[Problem]:
         missing = [Problem("tokenizer", "needs an option: tokenizer=bpe")] if self.tokenizer is None else []
-        found = [*refusals(lambda: check_sources(self.sources, self.path)), *super().problems(run)]
+        needs_text = not self.is_prepared or self.manifest.key != self.shards_key
+        found = refusals(lambda: check_sources(self.sources, self.path)) if needs_text else []
+        found += super().problems(run)
         return missing + list(dict.fromkeys(found))
 
     def find(self) -> Manifest | None:
         if self.tokenizer is None or not self.sources:  # `problems` tells
             return None
+        if self.shards_key is not None and (folder := Path(self.shards_dir, self.shards_key)).is_dir():
+            return Manifest.load(folder)
         return self._preparation().find()
 
     def _preparation(self) -> Preparation:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from thunderhead.command_line import from_job
-from thunderhead.core.config import Config, escaped, quoted, read_mapping, to_yaml
+from thunderhead.core.config import Config, quoted, read_mapping, to_yaml
+from thunderhead.core.environment import escaped
 from thunderhead.lab.runs import last_metrics
 from thunderhead.training import record
 

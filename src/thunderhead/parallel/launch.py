@@ -17,7 +17,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from thunderhead.command_line import from_job
-from thunderhead.core.config import escaped, read_mapping, to_yaml
+from thunderhead.core.config import read_mapping, to_yaml
+from thunderhead.core.environment import escaped
 from thunderhead.processes import RANK_VARIABLES, SIGNALS, allowed_cores
 
 LAUNCHED = "THUNDERHEAD_LAUNCHED"

@@ -17,6 +17,7 @@ from thunderhead import command_line
 from thunderhead.core.config import ConfigError, Problem, quoted
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.data.manifest import ShardError
+from thunderhead.core.environment import hidden
 from thunderhead.core.metrics import as_metric
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import LanguageModel
@@ -240,6 +241,7 @@ def _ornaments(run: Run, plan: Plan, trainer: Trainer, model: LanguageModel, sum
         return
     record.write_json(run.folder / "summary.json", summary | {"decode_tokens_per_second": speed})
     if text is not None:
+        text = hidden(text)
         record.write_text(run.folder / "sample.txt", text)
         log_text(trainer.loggers, "sample", text, trainer.global_step)
         display.show_sample(text)

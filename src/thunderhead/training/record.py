@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from thunderhead.core.config import read_mapping
+from thunderhead.core.environment import hidden
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STAGED = ".resuming"  # in a run's folder
@@ -44,9 +45,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old one or the new one, never half of it."""
+    """Write a file so that a reader finds the old one or the new one, never half of it, and no secrets."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(hidden(text).encode())
 
 
 def write_json(path: Path, content: Any) -> None:

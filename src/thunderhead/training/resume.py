@@ -14,11 +14,22 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from thunderhead import command_line
-from thunderhead.core.config import Config, ConfigError, Problem, differences, first_line, plain, read_mapping, show
+from thunderhead.core.config import (
+    Config,
+    ConfigError,
+    Problem,
+    differences,
+    first_line,
+    plain,
+    read_mapping,
+    set_value,
+    show,
+)
 from thunderhead.core.data.datamodule import TokenDataModule
+from thunderhead.core.environment import of_record, recorded
 from thunderhead.core.module import COMPONENTS, LanguageModel, ModelSpec
 from thunderhead.core.run import Run
-from thunderhead.core.trust import refuse_untrusted
+from thunderhead.core.trust import refuse_unknown_variables, refuse_untrusted
 from thunderhead.training import record
 from thunderhead.training.plan import Plan
 
@@ -26,6 +37,8 @@ CHECKPOINTS = "checkpoints"
 MOST_ROLLBACKS = 10
 SWITCHABLE = ("strategy", "compile", "activation_checkpointing")
 """Groups that say how a run is computed and not what: a resumed run may choose others."""
+
+SHARDS_DEPEND_ON = ("data.sources", "data.path", "data.validation_fraction", "tokenizer", "curation")
 
 
 class Found(NamedTuple):
@@ -232,7 +245,19 @@ def resumed_config(checkpoint: Path, typed: DictConfig) -> Config:
     not_recorded = ("resume=", "trust=", "hydra")
     overrides = [o for o in command_line.invocation_overrides() if not o.startswith(not_recorded)]
     switched = {group: plain(typed[group]) for group in sorted(command_line.chosen(overrides).intersection(SWITCHABLE))}
-    return command_line.with_overrides(recorded_config(folder), overrides, recorded_overrides(folder), switched)
+    before = recorded_config(folder)
+    try:
+        sources = of_record(before)
+    except ValueError as error:
+        raise ConfigError([Problem("resume", f"{folder / 'config.yaml'} is damaged: {error}")]) from None
+    refuse_unknown_variables(sources)
+    config = command_line.with_overrides(sources, overrides, recorded_overrides(folder), switched)
+    changed = [path for path, *_ in differences(before, recorded(config))]
+    if "shards_key" in config["data"] and "data.shards_key" not in changed:
+        are_others = any(path.startswith(SHARDS_DEPEND_ON) for path in changed)
+        key = None if are_others else read_mapping(folder / "data.json", "resume").get("key")
+        config = set_value(config, "data.shards_key", key)
+    return config
 
 
 def recorded_config(run_dir: Path, where: str = "resume") -> Config:

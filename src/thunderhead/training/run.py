@@ -11,6 +11,7 @@ from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, build, read_mapping
 from thunderhead.core.data.datamodule import asked
+from thunderhead.core.environment import recorded
 from thunderhead.core.run import REFUSALS, Problems, Run, build_run
 from thunderhead.core.trust import trust_typed
 from thunderhead.core.types import FolderName, NonNegativeInt, PathText
@@ -57,11 +58,11 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
     try:
         resolved, checkpoint = _resolve(config, run_dir)
         folder = run_dir if checkpoint is None or launch.is_launched() else checkpoint.parents[1]
-        is_auto, recorded = resolved.get("batch", {}).get("micro_size") == AUTO, None
+        is_auto, before = resolved.get("batch", {}).get("micro_size") == AUTO, None
         if is_auto and checkpoint is not None:  # what it stood for before; the plan takes it if it can
-            recorded = int(read_mapping(folder / "plan.json")["micro_batch_size"])
-        run, plan = plan_config(resolved, folder, recorded)
-        if is_auto and is_rank() and plan.micro_batch_size != recorded:
+            before = int(read_mapping(folder / "plan.json")["micro_batch_size"])
+        run, plan = plan_config(resolved, folder, before)
+        if is_auto and is_rank() and plan.micro_batch_size != before:
             raise ConfigError([Problem("batch.micro_size", NOT_AGREED)])
     except BaseException:
         _remove_if_empty(run_dir)
@@ -199,7 +200,7 @@ def _record_of(run: Run, plan: Plan) -> dict[str, str]:
     return {
         **({"tokenizer.json": to_json()} if to_json is not None else {}),
         "data.json": record.to_json(asked(run.data, "summary")()),
-        "config.yaml": configuration.to_yaml(run.config),
+        "config.yaml": configuration.to_yaml(recorded(run.config)),
         "plan.json": record.to_json(plan.to_dict()),
         "environment.json": record.to_json(record.surroundings() | {"overrides": overrides}),
     }

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 
 from thunderhead.core.data.datamodule import asked
+from thunderhead.core.environment import recorded
 from thunderhead.core.module import LanguageModel
 from thunderhead.core.run import Run
 from thunderhead.training import record
@@ -103,7 +104,7 @@ class LogMetrics(Callback):
         set_aside(self.run.folder, trainer.global_step)
         (self.run.folder / "summary.json").unlink(missing_ok=True)  # of fewer steps, or of another branch
         for logger, _ in self._sinks:
-            logger.log_hyperparams({**self.run.config, "planned": self.plan.to_dict()})
+            logger.log_hyperparams({**recorded(self.run.config), "planned": self.plan.to_dict()})
             if callable(forget := getattr(logger, "forget_from", None)):
                 self._row = forget(trainer.global_step) | self._row
 
