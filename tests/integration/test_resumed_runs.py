@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from ranks import Case, train_in_processes
 from thunderhead import command_line
@@ -411,6 +412,23 @@ def test_going_on_from_an_earlier_checkpoint_leaves_the_branch(run: Callable[...
     go_on(str(folder), "budget.steps=9")
     assert [int(row["step"]) for row in read_rows(folder / "metrics.csv")[1]] == [*range(1, 10)]
     assert read_mapping(folder / "summary.json")["steps"] == 9
+
+
+def test_tensorboard_shows_one_branch(run: Callable[..., Path]) -> None:
+    """Each step once, also against tokens; what the first branch alone logged is gone, what came before it stays."""
+    folder = run(*SETTINGS, "logger=default")
+    go_on(str(folder / "checkpoints" / "step-6.ckpt"), "budget.steps=7", "optimizer.lr=0.02")
+    found: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append(event.step)
+    assert found["train/loss"] == [1, 2, 3, 4, 5, 6, 7]
+    assert found["val/loss"] == [3, 6, 7]
+    assert found["by_tokens/train/loss"] == [256 * step for step in range(1, 8)]
+    assert found["sample/text_summary"] == [7]
+    assert found["schedule/lr"] == [0, 6]
+    assert {tag for tag, steps in found.items() if max(steps) > 256 * 7 or len(steps) > len({*steps})} == set()
 
 
 @pytest.mark.parametrize("how", ["relative", "moved", "with other settings"])

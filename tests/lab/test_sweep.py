@@ -74,8 +74,13 @@ def test_failing_arms_do_not_stop_a_sweep_and_are_retried(
     assert set(states.values()) == {"finished"}
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_sweep_ended_by_a_signal_leaves_a_report_and_goes_on(
-    grid: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals,
+    grid: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "sweep"
     assert grid(attention=["mla"], seed=["1"]) == 0
@@ -87,12 +92,13 @@ def test_a_sweep_ended_by_a_signal_leaves_a_report_and_goes_on(
             if len(list(folder.glob("*/metrics.csv"))) == 2:
                 break
             time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     ender = threading.Thread(target=end)
     ender.start()
-    assert grid(attention=["mla", "mqa"], seed=["1", "2"], n_jobs=1) == 130
+    assert grid(attention=["mla", "mqa"], seed=["1", "2"], n_jobs=1) == 128 + number
     ender.join()
+    assert f"go on with: python train.py -m resume={folder}" in capsys.readouterr().out
     assert (folder / "report.html").is_file()
     partial = [f.parents[1] for f in folder.glob("*/checkpoints/last.ckpt")]
     assert len(partial) == 1

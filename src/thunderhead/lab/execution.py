@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -30,6 +31,18 @@ class Outcome(NamedTuple):
     state: Literal["finished", "failed", "stopped", "pruned", "diverged"]
     message: str = ""  # of a failure
     already: bool = False  # it was finished before this start
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the sweep."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
 
 
 class Running(Protocol):
@@ -137,8 +150,8 @@ def run_jobs(
 ) -> None:
     """Run what is not finished, in order, as many at a time as the executor takes; those with the same folder once.
 
-    How each ended is noted in `outcomes`, by its folder. A failed job does not stop the others. On Ctrl-C or SIGTERM
-    the running jobs are asked to save and end, and KeyboardInterrupt is raised then; a second one ends them at once.
+    How each ended is noted in `outcomes`, by its folder. A failed job does not stop the others. On Ctrl-C and other
+    SIGNALS the running jobs are asked to save and end, and Stopped is raised then; a second one ends them at once.
     """
     watch = _Watch(executor, board, outcomes)
     waiting: deque[Job] = deque()
@@ -147,7 +160,7 @@ def run_jobs(
             watch.end(job, Outcome("finished", already=True), "finished before")
         else:
             waiting.append(job)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, as for Ctrl-C
+    before = {number: signal.signal(number, _stop) for number in SIGNALS}
     try:
         while waiting or watch.running:
             while waiting and (n := executor.free()) > 0:
@@ -157,11 +170,12 @@ def run_jobs(
             board.refresh([job for job, _ in watch.running.values()])
             if watch.running:
                 time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
+    except Stopped:
         watch.stop()
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Watch:
@@ -210,7 +224,7 @@ class _Watch:
             process.stop()
         try:
             self._wait()
-        except KeyboardInterrupt:
+        except Stopped:
             self.killed = True
             for _, process in self.running.values():
                 process.kill()

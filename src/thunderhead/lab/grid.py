@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from thunderhead.command_line import shown
 from thunderhead.core import config as configuration
-from thunderhead.core.config import Config, ConfigError, Problem, build, quoted, read_mapping
+from thunderhead.core.config import Config, ConfigError, Problem, build, read_mapping
 from thunderhead.lab import match as matching
 from thunderhead.lab import tune as tuning
 from thunderhead.lab.arms import is_in
@@ -69,21 +68,18 @@ def run_grid(candidates: Sequence[Candidate], sweep: Sweep, *, baseline: str | N
             say(f"{arm.name}: {len(arm.members)} run(s), {size}")
         return 0
     sweep.begin()
-    interrupted = False
+    stopped = None
     try:
         _match(arms, reference, match, sweep)
         if bracket.multipliers:
             _tune(arms, bracket, sweep)
         sweep.jobs = _jobs(arms, sweep)
         sweep.run(sweep.jobs, "Sweep")
-    except KeyboardInterrupt:
-        interrupted = True
+    except KeyboardInterrupt as signal:
+        stopped = signal
     if match.by == "time":
         _record_measured_time(sweep, reference.name)
-    status = sweep.end(interrupted=interrupted, baseline=baseline)
-    if status:
-        say(f"go on with: {shown('train.py', '-m', f'resume={quoted(sweep.folder)}')}")
-    return status
+    return sweep.end(stopped=stopped, baseline=baseline)
 
 
 # --- before anything starts -------------------------------------------------------------------------------------------

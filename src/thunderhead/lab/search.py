@@ -101,7 +101,7 @@ def run_search(
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=n_startup_trials, constant_liar=n_jobs > 1),
         pruner=optuna.pruners.MedianPruner(n_startup_trials) if pruner == "median" else optuna.pruners.NopPruner(),
     )
-    interrupted = False
+    stopped = None
     trials: dict[Path, tuple[optuna.Trial, Job]] = {}  # of the group under way
 
     def is_hopeless(job: Job) -> bool:
@@ -142,8 +142,8 @@ def run_search(
         try:
             waiting = [job for job in jobs if job.folder not in pruned]
             sweep.run(waiting, f"Search, {len(study.trials)} of {n_trials} trials", is_hopeless)
-        except KeyboardInterrupt:
-            interrupted = True
+        except KeyboardInterrupt as signal:
+            stopped = signal
             break
         for trial, job in trials.values():
             if state(job.folder) == "finished":
@@ -158,7 +158,7 @@ def run_search(
         best = study.best_trial
         values = (f"{path}={v:.4g}" if isinstance(v, float) else f"{path}={v}" for path, v in best.params.items())
         say(f"best: trial {best.number}, validation loss {best.value:.4f}: {' '.join(values)}")
-    return sweep.end(interrupted=interrupted)
+    return sweep.end(stopped=stopped)
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, job: Job, outcome: Outcome) -> None:

@@ -1,14 +1,18 @@
 """What all sweeps share: a folder, jobs that run and how they ended, and the report of them."""
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from thunderhead.command_line import shown
+from thunderhead.core.config import quoted
 from thunderhead.lab.execution import Executor, Monitor, Outcome, log_file, run_jobs
 from thunderhead.lab.jobs import Job, PlanRun, steps
 from thunderhead.lab.progress import Board
 from thunderhead.lab.report import write_report
 from thunderhead.lab.runs import Failure, read_runs
+from thunderhead.terminal import say
 from thunderhead.training import record
 
 SINGLE_RUN = {
@@ -46,7 +50,7 @@ class Sweep:
         record.write_json(self.folder / "sweep.json", {"arguments": self.arguments})
 
     def run(self, jobs: Sequence[Job], title: str, monitor: Monitor | None = None) -> None:
-        """Run jobs, and note how they ended; KeyboardInterrupt if Ctrl-C or SIGTERM ended them."""
+        """Run jobs, and note how they ended; Stopped if a signal ended them."""
         outcomes: dict[Path, Outcome] = {}
         try:
             with Board(jobs, title) as board:
@@ -64,8 +68,8 @@ class Sweep:
                 at, of = steps(job.folder) or (0, 0)
                 self.pruned.append(Failure(job.name, f"pruned at step {at:,} of {of:,}: {outcome.message}"))
 
-    def end(self, *, interrupted: bool, baseline: str | None = None) -> int:
-        """Write sweep.json and the report of the jobs that are there; gives the exit status."""
+    def end(self, *, stopped: KeyboardInterrupt | None, baseline: str | None = None) -> int:
+        """Write sweep.json and the report of the jobs that are there, and say how to go on; gives the exit status."""
         told = {
             str(job.folder.relative_to(self.folder)): {"name": job.name, "arm": self.names[job.folder]}
             | (self.outcomes[job.folder]._asdict() if job.folder in self.outcomes else {"state": "waiting"})
@@ -77,4 +81,7 @@ class Sweep:
         recorded = [place for place in folders if (place / "plan.json").is_file() and (place / "config.yaml").is_file()]
         found = {"failures": [*self.failures, *self.pruned], "notes": self.notes, "names": self.names}
         self.report(self.folder, read_runs(recorded), baseline=baseline, **found)
-        return 130 if interrupted else 1 if self.failures else 0
+        if stopped is None and not self.failures:
+            return 0
+        say(f"go on with: {shown('train.py', '-m', f'resume={quoted(self.folder)}')}")
+        return 1 if stopped is None else 128 + getattr(stopped, "number", signal.SIGINT)

@@ -2,10 +2,16 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from thunderhead.training import record
 
 
 def log_text(loggers: Iterable[Logger], name: str, text: str, step: int) -> None:
@@ -36,6 +42,32 @@ def log_by_tokens(logger: Logger, log: Callable[..., None], row: Mapping[str, An
     """Give a TensorBoard-like logger, whose only axis is the step, the row once more with the tokens as its axis."""
     if callable(_tensorboard(logger, "add_scalar")):
         log({f"by_tokens/{name}": value for name, value in row.items()}, step=tokens)
+
+
+def forget_from(logger: Logger, step: int, tokens: int) -> None:
+    """Take out of TensorBoard's files what a resumed run writes again, or has left behind on another branch.
+
+    That is, values of step `step` on, and everything after it; `by_tokens/…` has tokens for steps.
+    """
+    if not isinstance(logger, TensorBoardLogger):
+        return
+    for file in Path(logger.log_dir).glob("events.out.tfevents.*"):
+        events = [*RawEventFileLoader(str(file)).Load()]
+        kept = [event for event in events if not _is_later(Event.FromString(event), step, tokens)]
+        if len(kept) < len(events):
+            logger.experiment.close()  # it may still write there; the next value opens another file
+            with record.replacing(file) as stream:
+                writer = RecordWriter(stream)
+                for event in kept:
+                    writer.write(event)
+
+
+def _is_later(event: Any, step: int, tokens: int) -> bool:
+    value = event.summary.value[0] if event.summary.value else None
+    if value is None:
+        return False
+    first = tokens if value.tag.startswith("by_tokens/") else step
+    return bool(event.step > first or (event.step == first and value.HasField("simple_value")))
 
 
 def _tensorboard(logger: Logger, name: str) -> Any:

@@ -13,7 +13,7 @@ from thunderhead.core.environment import recorded
 from thunderhead.core.module import LanguageModel
 from thunderhead.core.run import Run
 from thunderhead.training import record
-from thunderhead.training.loggers import draw_schedule, log_by_tokens, log_figure
+from thunderhead.training.loggers import draw_schedule, forget_from, log_by_tokens, log_figure
 from thunderhead.training.plan import Plan
 from thunderhead.training.resume import set_aside
 
@@ -107,6 +107,7 @@ class LogMetrics(Callback):
             logger.log_hyperparams({**recorded(self.run.config), "planned": self.plan.to_dict()})
             if callable(forget := getattr(logger, "forget_from", None)):
                 self._row = forget(trainer.global_step) | self._row
+            forget_from(logger, trainer.global_step, trainer.global_step * self.plan.tokens_per_step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock: validation is no training time. One that is made up for comes before the first batch."""
