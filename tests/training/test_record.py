@@ -2,8 +2,10 @@
 
 import json
 import os
+import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from thunderhead.training import record
@@ -92,3 +94,21 @@ def test_surroundings_can_be_written_as_json() -> None:
 def test_no_git_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(record, "REPOSITORY", tmp_path)
     assert record.git_state() is None
+
+
+def test_spikes_of_the_loss_are_found(tmp_path: Path) -> None:
+    """Against the definition, step by step; a run's own beginning, where the loss falls, is none."""
+    noise = np.random.default_rng(0).normal(0, 0.01, 2000)
+    losses = 3 + 7 * np.exp(-np.arange(2000) / 30) + noise
+    losses[[1200, 1700]] += 0.5
+    losses[1800] -= 0.5  # a fall is none
+    rows = [{"step": 10 * (i + 1), "train/loss": repr(float(loss))} for i, loss in enumerate(losses)]
+    rows += [{"step": 20_001, "train/loss": ""}]  # a row of validation alone
+    record.write_rows(tmp_path / "metrics.csv", ["step", "train/loss"], rows)
+    expected = []
+    for i in range(30, 2000):
+        before = [float(loss) for loss in losses[max(0, i - 1000) : i]]
+        if losses[i] - statistics.fmean(before) >= 7 * statistics.pstdev(before):
+            expected.append(10 * (i + 1))
+    assert record.loss_spikes(tmp_path) == expected == [12_010, 17_010]
+    assert record.loss_spikes(tmp_path / "nowhere") == []

@@ -95,6 +95,9 @@ def analyse(
             left_out += [_left_out(arm, run, reason) for run in arm.runs.values()]
         elif arm.runs:
             compared.append(arm)
+        spikes = [step for run in arm.runs.values() for step in run.result("loss_spikes") or ()]
+        if spikes:
+            warnings.append(f"{arm.name}: the training loss jumped in {len(spikes)} logged step(s): {spikes[:8]}.")
     if chosen != "val_loss" and metric == "auto":
         warnings.append(
             "The arms have different tokenizers, so bits per byte are compared: losses per token cannot be."

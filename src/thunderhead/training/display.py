@@ -90,6 +90,11 @@ def show_summary(summary: dict[str, Any]) -> None:
             table.add_row(source, f"{drawn}; validation loss {entry['val_loss']:.4f}")
     speed = "" if summary["tokens_per_second"] is None else f", {summary['tokens_per_second']:,.0f} tokens/s"
     table.add_row("training", f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s{speed}")
+    for name in ("loss_spikes", "skipped", "rollbacks"):
+        if events := summary.get(name):
+            steps = [event["step"] if isinstance(event, dict) else event for event in events]
+            shown = f"at step {', '.join(f'{step:,}' for step in steps[:8])}" + (" …" if len(steps) > 8 else "")
+            table.add_row(name.replace("_", " "), f"{len(steps)}, {shown} (inspect_batch.py shows its text)")
     _console.print()
     _console.print(table)
 

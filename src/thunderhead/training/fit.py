@@ -68,6 +68,8 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
                     back.unlink()
 
     summary = _summary(run, plan, trainer, log_metrics) | {"attention_kernel": attention_kernel}
+    if spikes := record.loss_spikes(run.folder):
+        summary["loss_spikes"] = spikes
     if watch.rollbacks:
         summary["rollbacks"] = watch.rollbacks
     if watch.skipped:

@@ -17,6 +17,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -25,6 +26,7 @@ from thunderhead.core.environment import hidden
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STAGED = ".resuming"  # in a run's folder
+SPIKE, FEWEST = 7, 30
 
 
 @contextlib.contextmanager
@@ -151,6 +153,19 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         reader = csv.DictReader(file)
         rows = [row for row in reader if None not in row.values()]
         return list(reader.fieldnames or []), rows
+
+
+def loss_spikes(run_dir: Path) -> list[int]:
+    """Logged steps whose training loss lies SPIKE standard deviations above the mean of those before it, or further.
+
+    OLMo 2 (2501.00656) scores runs so, with 7 standard deviations of the last 1,000 values.
+    """
+    path = run_dir / "metrics.csv"
+    rows = read_rows(path)[1] if path.exists() else []
+    found = [(int(row["step"]), float(row["train/loss"])) for row in rows if row.get("train/loss")]
+    losses = np.array([loss for _, loss in found])
+    before = ((step, loss, losses[max(0, i - 1000) : i]) for i, (step, loss) in enumerate(found) if i >= FEWEST)
+    return [step for step, loss, window in before if loss - window.mean() >= SPIKE * window.std() > 0]
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -253,11 +253,16 @@ def resumed_config(checkpoint: Path, typed: DictConfig) -> Config:
     refuse_unknown_variables(sources)
     config = command_line.with_overrides(sources, overrides, recorded_overrides(folder), switched)
     changed = [path for path, *_ in differences(before, recorded(config))]
-    if "shards_key" in config["data"] and "data.shards_key" not in changed:
-        are_others = any(path.startswith(SHARDS_DEPEND_ON) for path in changed)
-        key = None if are_others else read_mapping(folder / "data.json", "resume").get("key")
-        config = set_value(config, "data.shards_key", key)
-    return config
+    if any(path.startswith(SHARDS_DEPEND_ON) for path in changed):
+        return set_value(config, "data.shards_key", None) if config["data"].get("shards_key") else config
+    return config if "data.shards_key" in changed else with_its_shards(config, folder)
+
+
+def with_its_shards(config: Config, run_dir: Path) -> Config:
+    """The configuration of a run, with its data from the shards that it began with, whatever became of their text."""
+    if "shards_key" not in config["data"]:
+        return config
+    return set_value(config, "data.shards_key", read_mapping(run_dir / "data.json", "resume").get("key"))
 
 
 def recorded_config(run_dir: Path, where: str = "resume") -> Config:

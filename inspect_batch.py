@@ -1,0 +1,17 @@
+"""What a step was trained on: python inspect_batch.py run=logs/runs/… step=120 (see --help)."""
+
+import hydra
+from omegaconf import DictConfig
+
+from thunderhead import command_line
+from thunderhead.training.inspect_batch import text_of_batch
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="inspect_batch")
+def main(cfg: DictConfig) -> None:
+    """Print the text of the step's batch."""
+    print(command_line.job(text_of_batch, cfg))
+
+
+if __name__ == "__main__":
+    command_line.run(main, "inspect_batch")
