@@ -8,7 +8,7 @@ FIND_LINKS = $(shell $(BIN)/python -m pip config get global.find-links 2>/dev/nu
 # Runs and tests start many processes: each imports torch and friends, which takes twice as long without their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup train test test-slow check format docs
+.PHONY: help setup train test test-slow check format docs constraints
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,12 @@ check: setup  ## Formatting, lint, types, imports between the rings
 format: setup  ## Format the code and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+constraints: setup  ## Pin what is installed in constraints.txt, with hashes (torch without: its builds differ)
+	$(BIN)/uv pip freeze --exclude-editable --python $(BIN)/python > $(VENV)/frozen.txt
+	grep -v '^torch==' $(VENV)/frozen.txt | $(BIN)/uv pip compile - --quiet --universal --no-deps --generate-hashes \
+		--no-header --no-annotate > constraints.txt
+	grep '^torch==' $(VENV)/frozen.txt | sed 's/+.*//' >> constraints.txt
 
 docs: setup  ## Renew the README's table of options from conf/
 	$(BIN)/python -m thunderhead.docs

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,21 @@ def test_pages_that_are_linked_are_there() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links {target}"
+
+
+def test_each_dependency_has_its_licence_listed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+    for dependencies in (project["dependencies"], *project["optional-dependencies"].values()):
+        for dependency in dependencies:
+            name = re.split(r"[^A-Za-z0-9-]", dependency)[0]
+            assert name == "thunderhead" or re.search(rf"[ |]{name}[,;: |(]", listed), name
+
+
+def test_actions_are_pinned_by_hash() -> None:
+    """A tag can be moved to other code; a hash cannot."""
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    used = re.findall(r"uses: (\S+)", text)
+    assert used
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in used)
+    assert text.count("persist-credentials: false") == text.count("actions/checkout@")
