@@ -8,7 +8,7 @@ FIND_LINKS = $(shell $(BIN)/python -m pip config get global.find-links 2>/dev/nu
 # Runs and tests start many processes: each imports torch and friends, which takes twice as long without their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup train test test-slow check format docs constraints
+.PHONY: help setup train test test-slow check format docs constraints chaos
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: setup  ## Run the tests (no network, no GPU)
 
 test-slow: setup  ## Run the tests that take minutes, too
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m 'not gpu'
+
+chaos: setup  ## Inject faults into real runs, and renew the table of docs/reliability.md (about an hour)
+	$(BIN)/python benchmarks/chaos.py
 
 check: setup  ## Formatting, lint, types, imports between the rings
 	$(BIN)/ruff format --check .

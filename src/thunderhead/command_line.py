@@ -7,6 +7,7 @@ import difflib
 import os
 import re
 import shlex
+import signal
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ from rich.markup import escape
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, options, quoted, unknown
 from thunderhead.core.environment import escaped
+from thunderhead.processes import SIGNALS, Stopped, listen, stop
 
 Result = typing.TypeVar("Result")
 
@@ -121,8 +123,14 @@ def run(main: Callable[[], Any], config_name: str = "train") -> None:
         main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands every error to us
+    handler = listen(stop)  # until something of its own listens, as a run that trains
+    for number in SIGNALS:
+        signal.signal(number, handler)
     try:
         main()
+    except Stopped as stopped:
+        print(f"stopped by {signal.Signals(stopped.number).name}", file=sys.stderr)
+        sys.exit(128 + stopped.number)
     except ConfigError as error:
         _refuse(error.problems)
     except (HydraException, OmegaConfBaseException) as error:

@@ -2,11 +2,16 @@
 
 import os
 import signal
+import time
+from collections.abc import Callable
+from types import FrameType
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 """They end a run after the step under way, with a checkpoint of it, and its process with 128 + their number."""
 if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
     SIGNALS.append(signal.SIGHUP)
+GRACE = 10.0
+"""Seconds in which further signals change nothing: terminals, launchers and schedulers send several at once."""
 # Set by launchers and schedulers for the processes they start; torchrun must not inherit another launcher's.
 RANK_VARIABLES = (
     "RANK",
@@ -18,6 +23,42 @@ RANK_VARIABLES = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended what this process does; its number."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+def stop(number: int) -> None:
+    """Raise Stopped."""
+    raise Stopped(number)
+
+
+def end_at_once(number: int) -> None:
+    """Do what a signal does to who does not listen."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
+def listen(
+    first: Callable[[int], None], later: Callable[[int], None] = end_at_once
+) -> Callable[[int, FrameType | None], None]:
+    """A handler of SIGNALS: calls `first` with the number of the first one, and `later` for those after GRACE."""
+    since: float | None = None
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal since
+        if since is None:
+            since = time.monotonic()
+            first(number)
+        elif time.monotonic() - since > GRACE:
+            later(number)
+
+    return handle
 
 
 def is_slurm_task() -> bool:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the step under way, with a checkpoint to go on from."""
+"""Signals end a run after the step under way, with a checkpoint of it to go on from."""
 
 import json
 import os
@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from thunderhead.training.record import REPOSITORY, read_rows
 from tiny import tiny
 
 STEPS = 2000  # minutes, if nobody stops it
+INT, TERM, USR1, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP
 
 
 def train_py(*overrides: str) -> subprocess.Popen[str]:
@@ -37,23 +40,68 @@ def wait_for_steps(process: subprocess.Popen[str], run_dir: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("devices", "number"), [(1, signal.SIGINT), (1, signal.SIGUSR1), (2, signal.SIGTERM)])
-def test_a_signal_stops_and_saves(
-    devices: int, number: signal.Signals, text_corpus: Path, shards_dir: Path, tmp_path: Path
+def pid_of_rank(rank: int, run_dir: Path) -> int:
+    """Of a process that `launch` started; its loader's workers have the same environment, and another parent."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command, environment = (entry / "cmdline").read_text(), (entry / "environ").read_text()
+            if str(run_dir) in command and f"\0RANK={rank}\0" in environment:
+                found[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, UnicodeDecodeError):
+            continue
+    (pid,) = {pid for pid, parent in found.items() if parent not in found}
+    return pid
+
+
+@pytest.mark.parametrize(
+    ("devices", "target", "numbers"),
+    [
+        (1, "process", [INT]),
+        (1, "group", [TERM, TERM, INT]),  # with the loader's workers
+        (2, "process", [USR1, TERM]),
+        (2, "rank 1", [HUP]),
+        pytest.param(1, "process", [USR1, INT], marks=pytest.mark.slow),
+        pytest.param(1, "process", [HUP], marks=pytest.mark.slow),
+        pytest.param(1, "process", [TERM] * 5, marks=pytest.mark.slow),
+        pytest.param(2, "group", [INT, INT], marks=pytest.mark.slow),
+        pytest.param(2, "group", [TERM, HUP, USR1], marks=pytest.mark.slow),
+        pytest.param(2, "rank 0", [TERM, TERM], marks=pytest.mark.slow),
+        pytest.param(2, "rank 1", [USR1, INT], marks=pytest.mark.slow),
+    ],
+)
+def test_signals_stop_and_save(
+    devices: int,
+    target: str,
+    numbers: list[signal.Signals],
+    text_corpus: Path,
+    shards_dir: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
+    """Whatever comes to whom: a checkpoint of this very step, one line that says how to go on, the first's status."""
     run_dir = tmp_path / "run"
-    lines = tiny(text_corpus, shards_dir, "callbacks=default", "validation.every=1000")
+    lines = tiny(text_corpus, shards_dir, "callbacks=default", "validation.every=1000", "data.num_workers=1")
     lines += [f"budget.steps={STEPS}", f"trainer.devices={devices}", f"hydra.run.dir={run_dir}"]
     process = train_py(*lines)
     wait_for_steps(process, run_dir)
-    process.send_signal(number)
+    pid = pid_of_rank(int(target[-1]), run_dir) if target.startswith("rank") else process.pid
+    for number in numbers:
+        (os.killpg if target == "group" else os.kill)(pid, number)
+        time.sleep(0.1)
+    begin = time.monotonic()
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, output
+    seconds = time.monotonic() - begin
+    assert seconds < 40, output  # 10 where nothing else runs: benchmarks/chaos.py tells
+    assert process.returncode == 128 + numbers[0], output
     assert "Traceback" not in output
-    assert f"go on with: python train.py resume={run_dir}" in output
+    (said,) = [line for line in output.splitlines() if f"go on with: python train.py resume={run_dir}" in line]
     assert not (run_dir / "summary.json").exists()
 
     reached = int(read_rows(run_dir / "metrics.csv")[1][-1]["step"])
+    assert torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == reached
+    for name, value in (("seconds", seconds), ("saw", said), ("tokens_lost", 0)):
+        record_property(name, value)
     resumed = train_py(f"resume={run_dir}", f"budget.steps={reached + 5}")
     output, _ = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, output
@@ -73,9 +121,10 @@ def test_a_signal_ends_a_long_validation(text_corpus: Path, shards_dir: Path, tm
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(TERM)
+    process.send_signal(TERM)
     output, _ = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal.SIGTERM, output
+    assert process.returncode == 128 + TERM, output
     assert "Traceback" not in output
     assert "stopped at step 3 of 3; go on with: " in output
 
@@ -83,3 +132,28 @@ def test_a_signal_ends_a_long_validation(text_corpus: Path, shards_dir: Path, tm
     output, _ = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, output
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 3
+
+
+@pytest.mark.parametrize("number", [INT, TERM])
+def test_a_signal_before_the_first_step_is_told_in_one_line(
+    number: signal.Signals, text_corpus: Path, tmp_path: Path
+) -> None:
+    """While the data is prepared, say: the next start finds what is done, and there is no run."""
+    corpus, run_dir = tmp_path / "corpus", tmp_path / "run"
+    corpus.mkdir()
+    text = (text_corpus / "a.txt").read_text(encoding="utf-8") if (text_corpus / "a.txt").exists() else "word " * 50_000
+    for name in range(40):
+        (corpus / f"{name}.txt").write_text(text, encoding="utf-8")
+    lines = tiny(corpus, tmp_path / "shards", "tokenizer=bpe", f"data.path={corpus}", f"hydra.run.dir={run_dir}")
+    process = train_py(*lines)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("shards/.*.preparing")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert "Traceback" not in output
+    assert output.splitlines()[-1] == f"stopped by {number.name}"
+    assert not run_dir.exists()

@@ -9,14 +9,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
 from thunderhead.lab.jobs import Job, prepare_start, state
 from thunderhead.lab.progress import Board
-from thunderhead.processes import RANK_VARIABLES, SIGNALS, allowed_cores
+from thunderhead.processes import GRACE, RANK_VARIABLES, SIGNALS, Stopped, allowed_cores, listen, stop
 from thunderhead.training.record import read_summary
 
 POLL_SECONDS = 0.5
@@ -31,18 +30,6 @@ class Outcome(NamedTuple):
     state: Literal["finished", "failed", "stopped", "pruned", "diverged"]
     message: str = ""  # of a failure
     already: bool = False  # it was finished before this start
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal ended the sweep."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
 
 
 class Running(Protocol):
@@ -151,7 +138,7 @@ def run_jobs(
     """Run what is not finished, in order, as many at a time as the executor takes; those with the same folder once.
 
     How each ended is noted in `outcomes`, by its folder. A failed job does not stop the others. On Ctrl-C and other
-    SIGNALS the running jobs are asked to save and end, and Stopped is raised then; a second one ends them at once.
+    SIGNALS the running jobs are asked to save and end, and Stopped is raised then; another, after GRACE, ends them.
     """
     watch = _Watch(executor, board, outcomes)
     waiting: deque[Job] = deque()
@@ -160,7 +147,8 @@ def run_jobs(
             watch.end(job, Outcome("finished", already=True), "finished before")
         else:
             waiting.append(job)
-    before = {number: signal.signal(number, _stop) for number in SIGNALS}
+    handler = listen(stop, stop)
+    before: dict[int, Any] = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         while waiting or watch.running:
             while waiting and (n := executor.free()) > 0:
@@ -172,10 +160,9 @@ def run_jobs(
                 time.sleep(POLL_SECONDS)
     except Stopped:
         watch.stop()
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        raise  # and go on to pass over signals: the report has yet to be written
+    for number, previous in before.items():
+        signal.signal(number, previous)
 
 
 class _Watch:
@@ -219,7 +206,7 @@ class _Watch:
     def stop(self) -> None:
         """Let all save and end; interrupted once more, end them at once."""
         n = len(self.running)
-        self.board.say(f"Stopping: {n} running job(s) finish their step and save; again to end them at once")
+        self.board.say(f"Stopping: {n} running job(s) finish their step and save; again to end them, in {GRACE:.0f} s")
         for _, process in self.running.values():
             process.stop()
         try:

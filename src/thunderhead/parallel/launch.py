@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from torch.distributed.elastic.multiprocessing import api
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -19,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from thunderhead.command_line import from_job
 from thunderhead.core.config import read_mapping, to_yaml
 from thunderhead.core.environment import escaped
-from thunderhead.processes import RANK_VARIABLES, SIGNALS, allowed_cores
+from thunderhead.processes import RANK_VARIABLES, SIGNALS, allowed_cores, listen
 
 LAUNCHED = "THUNDERHEAD_LAUNCHED"
 SAVING_SECONDS = 600  # that processes have to end the step and save, once they are told to stop
@@ -28,6 +29,10 @@ SAVING_SECONDS = 600  # that processes have to end the step and save, once they 
 def is_launched() -> bool:
     """Whether `launch` started this process, so that the plan is already printed and recorded."""
     return LAUNCHED in os.environ
+
+
+def _stop(number: int) -> None:
+    raise SignalException(f"signal {number}", signal.Signals(number))
 
 
 def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str, Any]:
@@ -54,15 +59,19 @@ def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str,
         signals_to_handle=",".join(number.name for number in SIGNALS),
     )
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    with patch.dict(os.environ, environment, clear=True):
+    # The agent's own handler stops waiting for the processes when a second one comes.
+    once = patch.object(api, "_terminate_process_handler", listen(_stop))
+    stopped: SignalException | None = None
+    with patch.dict(os.environ, environment, clear=True), once:
         try:
             elastic_launch(agent, sys.executable)(*arguments)
         except ChildFailedError as error:
             _, failure = error.get_first_failure()
             raise SystemExit(max(failure.exitcode, 1)) from None
-        except SignalException as stopped:  # passed on to the processes, which have saved and said so
-            raise SystemExit(128 + int(stopped.sigval)) from None
+        except SignalException as error:  # passed on to the processes, which have saved and said so
+            stopped = error
+            raise SystemExit(128 + int(error.sigval)) from None
         finally:
-            for number, handler in handlers.items():
+            for number, handler in handlers.items() if stopped is None else ():  # see StopOnSignal.close
                 signal.signal(number, handler)
     return read_mapping(run_dir / "summary.json")

@@ -4,6 +4,7 @@ B: sequences of a micro-batch. T: model.context_length. Any LightningDataModule 
 what `RunData` says it may leave out all but vocab_size.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -253,8 +254,14 @@ class TokenDataModule(RunData):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            worker_init_fn=_in_a_group_of_its_own,
             generator=torch.Generator().manual_seed(0),  # else it draws from the global one, and changes dropout
         )
+
+
+def _in_a_group_of_its_own(worker: int) -> None:
+    """A signal to all processes of a run must not end its workers before it has saved; they end with their parent."""
+    os.setpgid(0, 0)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -3,13 +3,12 @@
 import signal
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from thunderhead.processes import SIGNALS
+from thunderhead.processes import SIGNALS, listen
 
 PATIENCE = 5.0  # seconds until several ranks ask one another again, if no logged step comes before
 
@@ -23,7 +22,8 @@ class StopOnSignal(Callback):
 
     Lightning's own handling ends a run on SIGTERM with exit status 0 and nothing saved, and waits for ever if one rank
     of several got the signal. Here ranks agree at the end of a step. Several ranks, which asking costs a wait, ask at
-    logged steps, and where steps are slow about every PATIENCE seconds. A second signal ends the process at once.
+    logged steps, and where steps are slow about every PATIENCE seconds. A signal that comes later than GRACE after the
+    first one ends the process at once.
     """
 
     def __init__(self, checkpoint: Path):
@@ -36,14 +36,13 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._asked, self._next = (trainer.global_step, time.monotonic()), trainer.global_step + 1
         try:
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            handler = listen(self._receive)
+            self._before = {number: signal.signal(number, handler) for number in SIGNALS}
         except ValueError:  # not in the main thread, where signals never arrive
             self._before = {}
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int) -> None:
         self.received = number
-        for another in SIGNALS:  # the next one ends the process; Lightning's handler would do so with status 0
-            signal.signal(another, signal.SIG_DFL)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -78,7 +77,10 @@ class StopOnSignal(Callback):
         return int(number) > 0
 
     def close(self) -> None:
-        """Listen no longer; the last validation and checkpoint come after training, and are part of the run."""
-        for number, handler in self._before.items():
+        """Listen no longer; the last validation and checkpoint come after training, and are part of the run.
+
+        One that was stopped goes on to pass over signals: the process has yet to end in order.
+        """
+        for number, handler in self._before.items() if self.received is None else ():
             signal.signal(number, handler)
         self._before = {}

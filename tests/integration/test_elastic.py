@@ -1,0 +1,62 @@
+"""torchrun's own restarts: a rank dies, all start again by the same command, and `resume=auto` goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_stopped_runs import pid_of_rank
+
+from thunderhead.core.config import read_mapping
+from thunderhead.training.record import REPOSITORY, read_rows
+from tiny import tiny
+
+
+def torchrun(name: str, n_processes: int, *overrides: str) -> subprocess.Popen[str]:
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
+    return subprocess.Popen(
+        [*agent, "--max-restarts=2", "train.py", "resume=auto", f"name={name}", *overrides],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def rows_of(run_dir: Path) -> list[tuple[str, str, str]]:
+    return [(row["step"], row["tokens"], row["train/loss"]) for row in read_rows(run_dir / "metrics.csv")[1]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_dies_is_started_again(rank: int, text_corpus: Path, shards_dir: Path, tmp_path: Path) -> None:
+    """The folder of the run is the first start's; every token comes once, in its order; also on one rank afterwards."""
+    runs = tmp_path / "runs"
+    settings = ("callbacks=default", "callbacks.checkpoint.every_n_train_steps=20", "budget.steps=200")
+    lines = [*tiny(text_corpus, shards_dir, *settings), f"hydra.run.dir={runs}/${{now:%Y-%m-%d_%H-%M-%S-%f}}"]
+    process = torchrun("elastic", 2, *lines)
+    deadline = time.monotonic() + 120
+    while not list(runs.glob("*/checkpoints/step-40.ckpt")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(pid_of_rank(rank, tmp_path), signal.SIGKILL)
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    (run_dir,) = (file.parent for file in runs.glob("*/summary.json"))
+    assert [folder for folder in runs.iterdir() if folder != run_dir] == []
+    assert f"Going on from {run_dir}/checkpoints/" in output
+
+    again = torchrun("elastic", 1, *lines, "budget.steps=220")
+    output, _ = again.communicate(timeout=180)
+    assert again.returncode == 0, output
+    assert read_mapping(run_dir / "summary.json")["steps"] == 220
+    whole = torchrun("whole", 2, *tiny(text_corpus, shards_dir, *settings), f"hydra.run.dir={tmp_path / 'whole'}")
+    output, _ = whole.communicate(timeout=180)
+    assert whole.returncode == 0, output
+    assert rows_of(run_dir)[:200] == rows_of(tmp_path / "whole")
+    assert [int(row[1]) for row in rows_of(run_dir)] == [128 * step for step in range(1, 221)]
