@@ -92,9 +92,7 @@ def main() -> None:
         failed += [f"{kind.file}::{case['name']}" for case in cases if not case["survived"]]
         print(lines[-1], flush=True)
     minutes = (time.monotonic() - begin) / 60
-    head = (
-        "| fault | tries | survived | tokens lost, at most | seconds to the end, at most | the user saw, for example |"
-    )
+    head = "| fault | tries | survived | tokens lost, at most | seconds to the end, at most | the user saw |"
     table = "\n".join([head, "|---|---|---|---|---|---|", *lines, "", f"`make chaos` took {minutes:.0f} minutes."])
     print(table)
     for name in failed:

@@ -76,6 +76,13 @@ def global_rank() -> int:
     return int(os.environ.get("RANK", os.environ["SLURM_PROCID"] if is_slurm_task() else "0"))
 
 
+def started_processes() -> int | None:
+    """How many processes the launcher started, on all machines; None if there is none."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return int(os.environ["SLURM_NTASKS"]) if is_slurm_task() else None
+
+
 def allowed_cores() -> int:
     """Cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,11 +14,13 @@ from thunderhead.core.config import read_mapping
 from thunderhead.training.record import REPOSITORY, read_rows
 from tiny import tiny
 
+DEVICES = "trainer.devices=auto"  # as many as torchrun starts
+
 
 def torchrun(name: str, n_processes: int, *overrides: str) -> subprocess.Popen[str]:
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
     return subprocess.Popen(
-        [*agent, "--max-restarts=2", "train.py", "resume=auto", f"name={name}", *overrides],
+        [*agent, "--max-restarts=2", "train.py", "resume=auto", f"name={name}", DEVICES, *overrides],
         cwd=REPOSITORY,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,

@@ -115,3 +115,16 @@ def test_free_memory_is_what_the_tightest_control_group_leaves(tmp_path: Path) -
     own.write_text("4:memory:/elsewhere\n")
     assert hardware._control_group_memory(root, own) == []
     assert 0 < hardware.free_host_memory() < 2**50
+
+
+def test_as_many_devices_as_a_launcher_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of which each took itself for the only one would all train by themselves, into one folder."""
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "6"), ("LOCAL_WORLD_SIZE", "3")):
+        monkeypatch.setenv(name, value)
+    asked = {"accelerator": "cpu", "num_nodes": 2}
+    for devices in ("auto", -1, 3):
+        assert hardware.machine_of({**asked, "devices": devices}, must_be_here=True)["world_size"] == 6
+    for world_size, devices, message in (("6", 1, "=1 on .*=2 are 2 .* 6 were started"), ("2", 3, "are 6 .* 2 were")):
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+        with pytest.raises(ValueError, match=message):
+            hardware.machine_of({**asked, "devices": devices}, must_be_here=True)

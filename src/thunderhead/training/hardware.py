@@ -13,6 +13,11 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 
+from thunderhead.processes import started_processes
+
+ALL = ("auto", -1, "-1")
+"""`trainer.devices` for all that there are; of processes that torchrun or srun started, for all of them."""
+
 
 def keep_freed_memory() -> bool:
     """Let glibc keep the big blocks of a training step instead of handing them to the system and back.
@@ -57,7 +62,7 @@ def device_count(devices: Any, accelerator: str, must_be_here: bool = True) -> i
     Raises ValueError for anything else, and for more GPUs than there are.
     """
     present = torch.cuda.device_count() if accelerator == "cuda" else 1
-    count = present if devices in ("auto", -1, "-1") else len(devices) if isinstance(devices, list) else devices
+    count = present if devices in ALL else len(devices) if isinstance(devices, list) else devices
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         choices = f"a number of devices, a list of indices, or auto ({present} on this machine)"
         raise ValueError(f"trainer.devices={devices}: write {choices}")
@@ -69,9 +74,15 @@ def device_count(devices: Any, accelerator: str, must_be_here: bool = True) -> i
 def machine_of(trainer: dict[str, Any], must_be_here: bool) -> dict[str, Any]:
     """What the group `trainer` asks for, as `Run` has it; raises ValueError as the two above."""
     accelerator = resolve_accelerator(trainer.get("accelerator", "auto"), must_be_here)
-    n_devices = device_count(trainer.get("devices", 1), accelerator, must_be_here)
+    devices, nodes, started = trainer.get("devices", 1), int(trainer.get("num_nodes", 1)), started_processes()
+    if started is not None and devices in ALL:
+        devices = int(os.environ.get("LOCAL_WORLD_SIZE", started // nodes))
+    n_devices = device_count(devices, accelerator, must_be_here)
     is_here = accelerators()[accelerator] and (accelerator != "cuda" or n_devices <= torch.cuda.device_count())
-    world_size = n_devices * int(trainer.get("num_nodes", 1))
+    world_size = n_devices * nodes
+    if must_be_here and started not in (None, world_size):  # each would train by itself
+        message = f"trainer.devices={n_devices} on trainer.num_nodes={nodes} are {world_size} process(es)"
+        raise ValueError(f"{message}, but {started} were started: set these to what torchrun or srun was told")
     return {"accelerator": accelerator, "is_here": is_here, "n_processes": n_devices, "world_size": world_size}
 
 

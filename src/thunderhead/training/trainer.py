@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from thunderhead.core.config import Problem, first_line
 from thunderhead.core.run import Run
 from thunderhead.processes import is_rank
+from thunderhead.training import hardware
 from thunderhead.training.callbacks.state import AtomicCheckpointIO, BackgroundCheckpointIO
 from thunderhead.training.plan import Plan
 
@@ -102,6 +103,8 @@ def make_trainer(run: Run, plan: Plan, callbacks: list[Callback]) -> Trainer:
     if not is_rank():  # else Lightning looks for one: in a shell within a SLURM job it would wait for tasks
         plugins.append(LightningEnvironment())
     given = {"num_sanity_val_steps": 0, "enable_model_summary": False} | run.trainer.keywords  # type: ignore[attr-defined]
+    if given.get("devices") in hardware.ALL:
+        given["devices"] = run.n_processes
     with quiet_lightning():
         return run.trainer.func(  # type: ignore[attr-defined,no-any-return]
             **given,

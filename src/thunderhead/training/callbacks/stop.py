@@ -29,6 +29,7 @@ class StopOnSignal(Callback):
     def __init__(self, checkpoint: Path):
         self.checkpoint = checkpoint
         self.received: int | None = None  # the signal that ended the run
+        self._listen = listen(self._receive)
         self._before: dict[int, Any] = {}
         self._asked: tuple[int, float] = (0, 0.0)  # (step, this rank's time then)
         self._next = 0  # the step after which ranks ask again at the latest; the same on all
@@ -36,8 +37,7 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._asked, self._next = (trainer.global_step, time.monotonic()), trainer.global_step + 1
         try:
-            handler = listen(self._receive)
-            self._before = {number: signal.signal(number, handler) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._listen) for number in SIGNALS}
         except ValueError:  # not in the main thread, where signals never arrive
             self._before = {}
 
@@ -79,8 +79,9 @@ class StopOnSignal(Callback):
     def close(self) -> None:
         """Listen no longer; the last validation and checkpoint come after training, and are part of the run.
 
-        One that was stopped goes on to pass over signals: the process has yet to end in order.
+        Once one has come, others are still passed over, of which Lightning has put back the handler of before: the
+        process has yet to end in order.
         """
-        for number, handler in self._before.items() if self.received is None else ():
-            signal.signal(number, handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler if self.received is None else self._listen)
         self._before = {}
