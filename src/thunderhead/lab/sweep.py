@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from thunderhead import disk
 from thunderhead.lab.execution import Executor, Monitor, Outcome, log_file, run_jobs
 from thunderhead.lab.jobs import Job, PlanRun, steps
 from thunderhead.lab.progress import Board
@@ -42,8 +43,9 @@ class Sweep:
     notes: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
-        """Write sweep.json, by which `resume=<folder>` knows the sweep."""
-        record.write_json(self.folder / "sweep.json", {"arguments": self.arguments})
+        """Write sweep.json, by which `resume=<folder>` knows the sweep; ConfigError if the disk does not take it."""
+        with disk.refusing():
+            record.write_json(self.folder / "sweep.json", {"arguments": self.arguments})
 
     def run(self, jobs: Sequence[Job], title: str, monitor: Monitor | None = None) -> None:
         """Run jobs, and note how they ended; KeyboardInterrupt if Ctrl-C or SIGTERM ended them."""
