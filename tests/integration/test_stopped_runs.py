@@ -44,9 +44,12 @@ def test_a_signal_stops_and_saves(
     run_dir = tmp_path / "run"
     lines = tiny(text_corpus, shards_dir, "callbacks=default", "validation.every=1000")
     lines += [f"budget.steps={STEPS}", f"trainer.devices={devices}", f"hydra.run.dir={run_dir}"]
-    process = train_py(*lines)
+    process = train_py(*lines, "data.num_workers=1")
     wait_for_steps(process, run_dir)
-    process.send_signal(number)
+    if number == signal.SIGINT:  # as a terminal does
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, output
     assert "Traceback" not in output

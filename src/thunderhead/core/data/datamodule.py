@@ -4,6 +4,7 @@ B: sequences of a micro-batch. T: model.context_length. Any LightningDataModule 
 what `RunData` says it may leave out all but vocab_size.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -252,9 +253,15 @@ class TokenDataModule(RunData):
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_apart,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
             generator=torch.Generator().manual_seed(0),  # else it draws from the global one, and changes dropout
         )
+
+
+def _apart(worker: int) -> None:
+    """Keep a worker from signals to the process group, as Ctrl-C: who trains saves first, and then ends its workers."""
+    os.setpgrp()
 
 
 def _as_it_is(batch: Any) -> Any:
