@@ -24,10 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
+from thunderhead import disk
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, options, quoted, unknown
 from thunderhead.core.environment import escaped
-from thunderhead.processes import SIGNALS, Stopped, listen, stop
+from thunderhead.processes import SIGNALS, Stopped, end_with_launcher, listen, stop
 
 Result = typing.TypeVar("Result")
 
@@ -104,7 +105,8 @@ def _for_shell(argument: str) -> str:
 def job(function: Callable[[DictConfig], Result], config: DictConfig) -> Result:
     """Call the function of a single run; a refusal ends the program here, before Hydra reports it as a failure."""
     try:
-        return function(config)
+        with disk.told():
+            return function(config)
     except ConfigError as error:
         if is_multirun():
             raise
@@ -119,6 +121,7 @@ def run(main: Callable[[], Any], config_name: str = "train") -> None:
     if "${" in os.getcwd():
         _refuse([Problem("", f"{os.getcwd()}: Hydra takes the ${{ in this path for a variable: start from another")])
     sys.argv[1:] = repeated_sweep(sys.argv[1:])
+    end_with_launcher()
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         main()
         return
@@ -139,7 +142,11 @@ def run(main: Callable[[], Any], config_name: str = "train") -> None:
         if not (str(error).startswith("Config group override must be") and (emptied := _unknown_options())):
             raise
         _refuse(emptied)  # to null
-    except BrokenPipeError:  # the reader has seen enough, as in `train.py --help | head`
+    except OSError as error:  # of Hydra, which makes the run's folder before we are called
+        if (why := disk.problem(error)) is not None:
+            _refuse([Problem("", why)])
+        if not isinstance(error, BrokenPipeError):  # the reader has seen enough, as in `train.py --help | head`
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,7 +1,10 @@
 """Which of several processes this one is, by what launchers put into the environment, and which signals end it."""
 
+import contextlib
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -12,6 +15,10 @@ if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
     SIGNALS.append(signal.SIGHUP)
 GRACE = 10.0
 """Seconds in which further signals change nothing: terminals, launchers and schedulers send several at once."""
+SAVING_SECONDS = 600  # that a process has to end the step and save, once it is told to stop
+WHEN_KILLED = "the system does so when memory runs out"
+PARENT = "THUNDERHEAD_PARENT"
+"""Where a launcher of ours leaves its process id for those that it starts."""
 # Set by launchers and schedulers for the processes they start; torchrun must not inherit another launcher's.
 RANK_VARIABLES = (
     "RANK",
@@ -86,3 +93,34 @@ def started_processes() -> int | None:
 def allowed_cores() -> int:
     """Cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def end_with(parent: int, end: Callable[[], None]) -> None:
+    """Call `end`, in a thread, when `parent`, which started this process, has ended, in whatever way."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        end()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_with_launcher() -> None:
+    """Have this process save and end when what started it is gone: our launcher, a sweep, or torchrun's agent.
+
+    Who was killed (kill -9, no memory) could not end it, and it would train on alone, and so would the next start.
+    Others, as a shell, may end before what they start. (prctl's PR_SET_PDEATHSIG is Linux' alone, and sets no limit.)
+    """
+    parent = os.environ.pop(PARENT, None)  # not handed on to what this process starts
+
+    def end() -> None:
+        if global_rank() == 0:
+            with contextlib.suppress(OSError):  # who read it may be gone, too
+                print("error: what started this process was killed: it saves and ends", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SAVING_SECONDS)  # it may wait for processes that are gone, too
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if parent is not None or "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with(int(parent or os.getppid()), end)

@@ -16,6 +16,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from thunderhead import disk
 from thunderhead.core.config import Config, ConfigError, Problem, check, plain
 
 from .launchers import ThunderheadLauncher, containers
@@ -83,7 +84,9 @@ class ThunderheadSweeper(Sweeper):
         return plain(composed)
 
     def sweep(self, arguments: list[str]) -> Any:
-        if status := self.run(arguments):
+        with disk.told():
+            status = self.run(arguments)
+        if status:
             sys.exit(status)
 
     def run(self, arguments: list[str]) -> int:

@@ -8,8 +8,6 @@ import itertools
 import os
 import pickle
 import signal
-import threading
-import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thunderhead.core.tokenizer import Tokenizer, Tokens
+from thunderhead.processes import end_with
 
 if TYPE_CHECKING:
     from thunderhead.corpus.curation import Filter
@@ -132,14 +131,7 @@ def _start(work: Work[Any], parent: int) -> None:
     global _work  # noqa: PLW0603 - sent once a process, not with every batch
     _work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them: the parent ends its workers
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent was killed."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    end_with(parent, lambda: os._exit(1))
 
 
 def _do(texts: list[str]) -> Any:

@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+from thunderhead import disk
 from thunderhead.core.data.manifest import FORMAT, Manifest, Shard, SplitName, TokenizerRecord
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.corpus.batch_processing import SPLIT_RULE, Batch, Encode, inspect, is_validation, remembered
@@ -93,7 +94,7 @@ class Preparation:
         key = self.key(fingerprints)
         folder, work = Path(self.shards_dir, key), Path(self.shards_dir, f".{key}.preparing")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.parent / f".{key}.lock"):
+        with disk.naming(folder), _lock(folder.parent / f".{key}.lock"):
             if (found := self.find()) is not None:
                 return found
             for name, source in self.sources.items():

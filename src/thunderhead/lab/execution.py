@@ -13,12 +13,24 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
+from thunderhead import disk
 from thunderhead.lab.jobs import Job, prepare_start, state
 from thunderhead.lab.progress import Board
-from thunderhead.processes import GRACE, RANK_VARIABLES, SIGNALS, Stopped, allowed_cores, listen, stop
+from thunderhead.processes import (
+    GRACE,
+    PARENT,
+    RANK_VARIABLES,
+    SIGNALS,
+    WHEN_KILLED,
+    Stopped,
+    allowed_cores,
+    listen,
+    stop,
+)
 from thunderhead.training.record import read_summary
 
 POLL_SECONDS = 0.5
+ORPHAN_SECONDS = 30  # that the process of a job has to save and end, after its sweep was killed
 PRUNED = "its validation loss was above the median of the trials before it"
 # Set for this process, by us or by a scheduler, and not meant for the jobs.
 NOT_INHERITED = {*RANK_VARIABLES, "HYDRA_FULL_ERROR", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"}
@@ -92,24 +104,29 @@ class LocalExecutor:
         return [slot for slot, process in enumerate(self._slots) if process is None or process.poll() is not None]
 
     def start(self, jobs: Sequence[Job]) -> list[LocalProcess]:
-        """Start a process for each; OSError if one that an earlier sweep left behind still trains a job."""
+        """Start a process for each; OSError if one that a killed sweep left behind does not end."""
         return [self._start(job, slot) for job, slot in zip(jobs, self._free(), strict=False)]
 
     def _start(self, job: Job, slot: int) -> LocalProcess:
         job.folder.mkdir(parents=True, exist_ok=True)
         # .lock is the run's own; the process inherits this one: it is held until the process ends, however it does
         with (job.folder / ".job.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BlockingIOError(f"a process of an earlier start still trains {job.folder}") from None
+            deadline = time.monotonic() + ORPHAN_SECONDS
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise BlockingIOError(f"a process of an earlier start still trains {job.folder}") from None
+                    time.sleep(POLL_SECONDS)
             process = LocalProcess(job, self._program, env=self._environment(slot), pass_fds=(lock.fileno(),))
         self._slots[slot] = process
         return process
 
     def _environment(self, slot: int) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-        environment |= {"PYTHONUNBUFFERED": "1"}
+        environment |= {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())}
         if (n_jobs := len(self._slots)) > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, allowed_cores() // n_jobs)))
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -180,7 +197,7 @@ class _Watch:
             processes = self.executor.start(batch)
         except OSError as error:
             for job in batch:
-                self.end(job, Outcome("failed", str(error)))
+                self.end(job, Outcome("failed", disk.problem(error) or str(error)))
             return
         for job, process in zip(batch, processes, strict=True):
             self.running[job.folder] = (job, process)
@@ -233,7 +250,7 @@ def _outcome(job: Job, status: int, *, pruned: bool, killed: bool) -> Outcome:
     if status in (*(128 + number for number in SIGNALS), -signal.SIGTERM) or killed:
         return Outcome("stopped", "killed" if status < 0 else "stopped and saved")
     if status == -signal.SIGKILL:
-        return Outcome("failed", "killed from outside; the system does so when memory runs out")
+        return Outcome("failed", f"killed from outside; {WHEN_KILLED}")
     return Outcome("failed", f"exit status {status}: {_last_words(log_file(job.folder))}")
 
 

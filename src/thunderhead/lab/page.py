@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
 
+from thunderhead import disk
 from thunderhead.lab import looks
 from thunderhead.lab.runs import Failure
 from thunderhead.lab.statistics import Interval, signed
@@ -71,7 +72,8 @@ def write(
             file.unlink(missing_ok=True)
             if of is None or (figure := draw(of)) is None:
                 continue
-            figure.savefig(file, dpi=150)
+            with disk.naming(file):
+                figure.savefig(file, dpi=150)
             svg = io.BytesIO()  # for the page, where it stays sharp on paper
             figure.savefig(svg, format="svg", metadata={"Date": None})
             source = f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from thunderhead import disk
 from thunderhead.command_line import shown
 from thunderhead.core.config import quoted
 from thunderhead.lab.execution import Executor, Monitor, Outcome, log_file, run_jobs
@@ -46,8 +47,9 @@ class Sweep:
     notes: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
-        """Write sweep.json, by which `resume=<folder>` knows the sweep."""
-        record.write_json(self.folder / "sweep.json", {"arguments": self.arguments})
+        """Write sweep.json, by which `resume=<folder>` knows the sweep; ConfigError if the disk does not take it."""
+        with disk.refusing():
+            record.write_json(self.folder / "sweep.json", {"arguments": self.arguments})
 
     def run(self, jobs: Sequence[Job], title: str, monitor: Monitor | None = None) -> None:
         """Run jobs, and note how they ended; Stopped if a signal ended them."""

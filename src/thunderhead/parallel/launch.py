@@ -4,6 +4,7 @@ Lightning's own launcher repeats the command line in every process, which inside
 sweep again in each. Here the processes get the one composed configuration instead.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -17,13 +18,17 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from thunderhead import disk
 from thunderhead.command_line import from_job
 from thunderhead.core.config import read_mapping, to_yaml
 from thunderhead.core.environment import escaped
-from thunderhead.processes import RANK_VARIABLES, SIGNALS, allowed_cores, listen
+from thunderhead.processes import PARENT, RANK_VARIABLES, SAVING_SECONDS, SIGNALS, WHEN_KILLED, allowed_cores, listen
 
 LAUNCHED = "THUNDERHEAD_LAUNCHED"
-SAVING_SECONDS = 600  # that processes have to end the step and save, once they are told to stop
+
+
+class KilledError(RuntimeError):
+    """One of the processes was killed, and the others were ended."""
 
 
 def is_launched() -> bool:
@@ -38,15 +43,18 @@ def _stop(number: int) -> None:
 def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str, Any]:
     """Train `config` in `n_processes` processes of this machine, and return the run's summary.
 
-    Raises SystemExit with the status of the process that failed first, or 128 + the signal that stopped them all.
+    Raises SystemExit with the status of the process that failed first, or 128 + the signal that stopped them all, and
+    KilledError if one was killed.
     """
     folder = run_dir / "launch"
-    folder.mkdir(exist_ok=True)
-    (folder / "job.yaml").write_text(to_yaml(escaped(config)))
+    with disk.naming(folder / "job.yaml"):
+        folder.mkdir(exist_ok=True)
+        (folder / "job.yaml").write_text(to_yaml(escaped(config)))
     arguments = [sys.argv[0], *from_job(folder.resolve(), run_dir)]
     threads = max(1, allowed_cores() // n_processes)
     environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
-    environment |= {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    environment |= {LAUNCHED: "1", PARENT: str(os.getpid())}
+    environment.setdefault("OMP_NUM_THREADS", str(threads))
     agent = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -64,14 +72,23 @@ def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str,
     stopped: SignalException | None = None
     with patch.dict(os.environ, environment, clear=True), once:
         try:
+            logging.disable(logging.ERROR)  # the agent's, of what is told here
             elastic_launch(agent, sys.executable)(*arguments)
         except ChildFailedError as error:
-            _, failure = error.get_first_failure()
-            raise SystemExit(max(failure.exitcode, 1)) from None
+            _, first = error.get_first_failure()
+            # in the same second: who was killed, then who lost the connection to it, then whom the agent has ended
+            at_first = [(rank, f) for rank, f in error.failures.items() if f.timestamp == first.timestamp]
+            rank, failure = min(at_first, key=lambda f: (f[1].exitcode == -signal.SIGTERM, f[1].exitcode >= 0))
+            if failure.exitcode < 0:
+                number = signal.Signals(-failure.exitcode)
+                why = f": {WHEN_KILLED}" if number == signal.SIGKILL else ""
+                raise KilledError(f"rank {rank} was ended by {number.name}{why}") from None
+            raise SystemExit(failure.exitcode) from None
         except SignalException as error:  # passed on to the processes, which have saved and said so
             stopped = error
             raise SystemExit(128 + int(error.sigval)) from None
         finally:
+            logging.disable(logging.NOTSET)
             for number, handler in handlers.items() if stopped is None else ():  # see StopOnSignal.close
                 signal.signal(number, handler)
     return read_mapping(run_dir / "summary.json")

@@ -4,6 +4,7 @@ import math
 import os
 import statistics
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
-from thunderhead import command_line
+from thunderhead import command_line, disk
 from thunderhead.core.config import ConfigError, Problem, quoted
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.data.manifest import ShardError
@@ -22,19 +23,22 @@ from thunderhead.core.metrics import as_metric
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import LanguageModel
 from thunderhead.core.run import REFUSALS, Run
+from thunderhead.parallel.launch import is_launched
+from thunderhead.processes import WHEN_KILLED
 from thunderhead.training import display, hardware, record
 from thunderhead.training import resume as resuming
 from thunderhead.training.callbacks.divergence import DivergenceError, WatchDivergence
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.profile import ProfileSteps
 from thunderhead.training.callbacks.state import CheckpointError, ExactResume
-from thunderhead.training.callbacks.stop import StopOnSignal, StoppedError
+from thunderhead.training.callbacks.stop import FAILED, StopOnSignal, StoppedError
 from thunderhead.training.loggers import log_text
 from thunderhead.training.plan import Plan
 from thunderhead.training.trainer import CheckBatches, make_trainer, quiet_lightning, reason
 
 WARM_UP = 3  # tokens of the measured decoding that do not count
 ENOUGH = 256  # tokens
+LOST = "another process of this run has ended"
 
 
 def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
@@ -43,6 +47,11 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     Raises ConfigError if something was refused before the first step, and SystemExit if the run was stopped, diverged
     or could not go on; it has said so.
     """
+    with disk.told(lambda: f"; {go_on(run.folder)}"):
+        return _fit(run, plan, checkpoint)
+
+
+def _fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     if run.config["keep_freed_memory"]:
         hardware.keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
@@ -85,7 +94,7 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
             for logger in trainer.loggers:
                 logger.finalize("failed")
             lower = f"optimizer.lr={run.config['optimizer']['lr'] / 2:g}"
-            display.complain(f"{diverged}; {_go_on(run.folder, lower)}")
+            display.complain(f"{diverged}; {go_on(run.folder, lower)}")
         raise SystemExit(1)
     _ornaments(run, plan, trainer, model, summary)
     if trainer.is_global_zero:
@@ -118,7 +127,7 @@ def assemble(run: Run, plan: Plan) -> tuple[LanguageModel, Trainer, LogMetrics, 
     )
     peak = hardware.peak_flops(run.accelerator, precision.compute_dtype)
     log_metrics = LogMetrics(run, plan, peak * plan.devices if peak else None)
-    stop = StopOnSignal(run.folder / resuming.CHECKPOINTS / "last.ckpt")
+    stop = StopOnSignal(run.folder / resuming.CHECKPOINTS / "last.ckpt", lambda: log_metrics.failed is not None)
     watch = WatchDivergence(run.config["on_divergence"])
     callbacks = [CheckBatches(plan), log_metrics, watch, *run.callbacks.values(), ExactResume(run.seed), stop]
     if run.config["profile"]:
@@ -153,32 +162,52 @@ def _fit_or_stop(
             trainer.strategy.checkpoint_io.teardown()  # waits for those in the background
         finally:
             trainer.strategy.barrier()  # a rank that ended before would have launchers end the one that writes
-    except (ValueError, CheckpointError, *REFUSALS) as error:
-        if not isinstance(error, CheckpointError) and not log_metrics.started:
+    except (ValueError, RuntimeError, OSError, EOFError, *REFUSALS) as error:
+        why = _from_outside(error)
+        if why is None and isinstance(error, (ValueError, *REFUSALS)) and not log_metrics.started:
             # damaged shards, a refused combination: found before the first step
             raise ConfigError([Problem("", reason(error))]) from error
-        if not isinstance(error, ShardError | CheckpointError):
+        if why is None:
             raise
         # each rank reads for itself: whoever cannot go on says so
-        display.complain(f"{reason(error)}; {_stopped(trainer, run.folder)}")
+        if why != LOST or (trainer.is_global_zero and not is_launched()):  # else who launched it tells which was lost
+            display.complain(f"{why}; {_stopped(trainer, run.folder)}")
         raise SystemExit(1) from None
     finally:
         stop.close()
+    if log_metrics.failed is not None:
+        display.complain(f"{disk.problem(log_metrics.failed)}; {_stopped(trainer, run.folder)}")
     if diverged is None and not has_ended:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and log_metrics.failed is None:
             display.say(_stopped(trainer, run.folder))
-        raise SystemExit(128 + stop.received if stop.received else 1)
+        raise SystemExit(128 + stop.received if stop.received not in (None, FAILED) else 1)
     if diverged is None and trainer.global_step < steps and trainer.is_global_zero:
         display.say(f"ended early, at step {trainer.global_step:,} of {steps:,}: a callback stopped the run")
     return diverged
 
 
+def _from_outside(error: Exception) -> str | None:
+    """What ended a run that was not its own fault, in one line: data, the disk, other processes; or None."""
+    line = reason(error)
+    sharer = [frame for frame in traceback.extract_tb(error.__traceback__) if "resource_sharer" in frame.filename]
+    if sharer and isinstance(error, EOFError | OSError):  # it was killed while it handed a batch over
+        line = "DataLoader worker (pid unknown) has ended"
+    if "DataLoader worker (pid" in line:  # torch raises it wherever the run happens to be
+        return f"{line.rstrip('. ')}: {WHEN_KILLED}; data.num_workers=0 needs the least"
+    if isinstance(error, ShardError | CheckpointError):
+        return line
+    if isinstance(error, torch.distributed.DistError) or "/gloo/" in line:
+        return LOST
+    return disk.problem(error) if isinstance(error, OSError) else None
+
+
 def _stopped(trainer: Trainer, run_dir: Path) -> str:
     """Say where a run ended before its time, and how to go on with it."""
-    return f"stopped at step {trainer.global_step:,} of {trainer.max_steps:,}; {_go_on(run_dir)}"
+    return f"stopped at step {trainer.global_step:,} of {trainer.max_steps:,}; {go_on(run_dir)}"
 
 
-def _go_on(run_dir: Path, *changes: str) -> str:
+def go_on(run_dir: Path, *changes: str) -> str:
+    """Say how to go on with a run that has ended before its time."""
     if not any((run_dir / resuming.CHECKPOINTS).glob("*.ckpt")):
         return "no checkpoint was kept"
     return f"go on with: {command_line.shown('train.py', f'resume={quoted(run_dir)}', *changes)}"

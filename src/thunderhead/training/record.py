@@ -21,6 +21,7 @@ import numpy as np
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from thunderhead import disk
 from thunderhead.core.config import read_mapping
 from thunderhead.core.environment import hidden
 
@@ -32,18 +33,20 @@ SPIKE, FEWEST = 7, 30
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes the place of `path` when all is on the disk: readers find the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock colleagues out
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with disk.naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock colleagues out
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # of a disk that has become read-only
+                os.unlink(temporary)
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -134,7 +137,7 @@ class MetricsCsv(Logger):
             columns, rows = read_rows(self.path) if self.path.exists() else ([], [])
             self._columns = list(dict.fromkeys([*columns, *row]))
             write_rows(self.path, self._columns, rows)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with disk.naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
 
     @rank_zero_only

@@ -1,6 +1,7 @@
 """Which run to go on with, and from which of its checkpoints."""
 
 import contextlib
+import fcntl
 import math
 import os
 import shutil
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from thunderhead import command_line
@@ -287,6 +287,25 @@ def recorded_overrides(run_dir: Path) -> list[str]:
 
 
 @contextlib.contextmanager
+def shared(run_dir: Path, *, at_first: int = fcntl.LOCK_SH) -> Iterator[None]:
+    """Keep others from a run's folder for as long as this process lives, beside the one that launched it.
+
+    With LOCK_EX `at_first`, raises ConfigError if another trains this run: then nobody else has it, and the processes
+    that this one launches may share it: it is free when the last of them has ended, however they do.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context((run_dir / ".lock").open("a"))
+            for kind in (at_first, fcntl.LOCK_SH):
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError([Problem("resume", f"{run_dir} is still being trained by another process")]) from None
+        except OSError:  # a file system without locks: then nobody can be asked
+            pass
+        yield
+
+
+@contextlib.contextmanager
 def held(run_dir: Path) -> Iterator[None]:
     """Hold a run's folder for this process, until it ends, however it ends; and remove half-written checkpoints.
 
@@ -295,26 +314,19 @@ def held(run_dir: Path) -> Iterator[None]:
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     is_new = not any(run_dir.iterdir())  # so that all in it is this run's
-    lock = FileLock(run_dir / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError([Problem("resume", f"{run_dir} is still being trained by another process")]) from None
-    except (NotImplementedError, OSError):  # a file system without locks: then nobody can be asked
-        pass
-    for left in [*(run_dir / CHECKPOINTS).glob(".*.ckpt.*"), *(run_dir / CHECKPOINTS).glob("*rollback*")]:
-        left.unlink()  # of AtomicCheckpointIO, or of `roll_back`
-    record.discard(run_dir)
-    try:
-        yield
-    except BaseException as error:
-        # of processes that were launched, the exit status tells
-        refused = isinstance(error, ConfigError) or (isinstance(error, SystemExit) and error.code == 2)
-        if is_new and (refused or not (run_dir / "config.yaml").exists()):
-            shutil.rmtree(run_dir, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                run_dir.parent.rmdir()
-        raise
-    finally:
-        record.discard(run_dir)  # of a resume that was refused
-        lock.release()
+    with shared(run_dir, at_first=fcntl.LOCK_EX):
+        for left in [*(run_dir / CHECKPOINTS).glob(".*.ckpt.*"), *(run_dir / CHECKPOINTS).glob("*rollback*")]:
+            left.unlink()  # of AtomicCheckpointIO, or of `roll_back`
+        record.discard(run_dir)
+        try:
+            yield
+        except BaseException as error:
+            # of processes that were launched, the exit status tells
+            refused = isinstance(error, ConfigError) or (isinstance(error, SystemExit) and error.code == 2)
+            if is_new and (refused or not (run_dir / "config.yaml").exists()):
+                shutil.rmtree(run_dir, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    run_dir.parent.rmdir()
+            raise
+        finally:
+            record.discard(run_dir)  # of a resume that was refused

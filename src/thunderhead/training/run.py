@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from thunderhead import command_line
+from thunderhead import command_line, disk
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, build, read_mapping
 from thunderhead.core.data.datamodule import asked
@@ -21,7 +21,7 @@ from thunderhead.training import display, hardware, record
 from thunderhead.training import resume as resuming
 from thunderhead.training.batch import AUTO
 from thunderhead.training.callbacks import divergence
-from thunderhead.training.fit import fit
+from thunderhead.training.fit import fit, go_on
 from thunderhead.training.plan import Plan, plan_run
 from thunderhead.training.trainer import DERIVED, decided_elsewhere, reason
 
@@ -67,9 +67,10 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
     except BaseException:
         _remove_if_empty(run_dir)
         raise
-    if launch.is_launched():
-        return float(fit(run, plan, checkpoint)["val_loss"])
     is_first = global_rank() == 0
+    if launch.is_launched():
+        with resuming.shared(folder) if is_first else contextlib.nullcontext():  # who launched it may be killed
+            return float(fit(run, plan, checkpoint)["val_loss"])
     if is_first:
         display.show_plan(plan)
     if run.is_dry or checkpoint is not None:
@@ -79,7 +80,7 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
 
     if checkpoint is None and is_first:
         _refuse_to_overwrite(folder)
-    with resuming.held(folder) if is_first else contextlib.nullcontext():
+    with disk.refusing(), resuming.held(folder) if is_first else contextlib.nullcontext():
         plan = _prepare(run, plan)
         changes = [] if checkpoint is None else resuming.check(checkpoint, run, plan)
         if is_first:
@@ -90,7 +91,11 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
                 record.take_over(folder)
         if run.n_processes > 1 and not is_rank():
             job = configuration.set_value(resolved, "batch.micro_size", plan.micro_batch_size)
-            summary = launch.launch(job, folder, run.n_processes)
+            try:
+                summary = launch.launch(job, folder, run.n_processes)
+            except launch.KilledError as error:
+                display.complain(f"{error}; {go_on(folder)}")
+                raise SystemExit(1) from None
         else:
             summary = fit(run, plan, checkpoint)
     if not is_first:

@@ -2,9 +2,11 @@
 
 import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -12,6 +14,7 @@ from lightning.pytorch import callbacks as lightning_callbacks
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from thunderhead import disk
 from thunderhead.core.config import Problem, first_line
 from thunderhead.core.run import Run
 from thunderhead.processes import is_rank
@@ -148,6 +151,10 @@ def quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # other settings, see ExactResume
         warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # torchmetrics has summed over the ranks
+        # TensorBoard writes in one, and raises it again with the next row
+        hook = threading.excepthook
+        quiet = patch.object(threading, "excepthook", lambda said: disk.problem(said.exc_value) or hook(said))
+        stack.enter_context(quiet)
         for logger in loggers:
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.WARNING)

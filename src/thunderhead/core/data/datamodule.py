@@ -253,15 +253,15 @@ class TokenDataModule(RunData):
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_apart,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
-            worker_init_fn=_in_a_group_of_its_own,
             generator=torch.Generator().manual_seed(0),  # else it draws from the global one, and changes dropout
         )
 
 
-def _in_a_group_of_its_own(worker: int) -> None:
-    """A signal to all processes of a run must not end its workers before it has saved; they end with their parent."""
-    os.setpgid(0, 0)
+def _apart(worker: int) -> None:
+    """Keep a worker from signals to the process group, as Ctrl-C: who trains saves first, and then ends its workers."""
+    os.setpgrp()
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,5 +1,6 @@
 """One row of metrics a step, handed to every logger: what other callbacks log joins the row of its step."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 
+from thunderhead import disk
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.environment import recorded
 from thunderhead.core.module import LanguageModel
@@ -42,6 +44,7 @@ class LogMetrics(Callback):
         self.steps_taken = 0  # by the optimizer: fp16 leaves out steps whose gradients overflow
         self.last_terms: dict[str, float] = {}
         self.started = False
+        self.failed: Exception | None = None  # of the disk that a logger writes to
         self._step, self._row, self._begun = 0, dict[str, float](), False
         self._compiles = plan.compile != "none"  # in the first step of this process
         # It stands between Lightning and the loggers: what others log comes here, and whole rows go there.
@@ -83,15 +86,27 @@ class LogMetrics(Callback):
         if self._step == 0:  # what is logged before the first step joins its row
             return
         row, self._row = self._row, {}
-        if not row or not trainer.is_global_zero:
+        if not row or not trainer.is_global_zero or self.failed is not None:
             return
         tokens = self._step * self.plan.tokens_per_step
         counters = {"tokens": tokens, "flops": float(tokens * self.plan.flops_per_token)}
         for source, share in self.ledger(self._step * self.plan.sequences_per_step).items():
             counters |= {f"{column}/{source}": value for column, value in share._asdict().items()}
         for logger, log in self._sinks:
-            log(counters | row | counters, step=self._step)  # they come first, and nobody else sets them
-            log_by_tokens(logger, log, row, tokens)
+            try:
+                with disk.naming(logger.save_dir or ""):
+                    log(counters | row | counters, step=self._step)  # they come first, and nobody else sets them
+                    log_by_tokens(logger, log, row, tokens)
+            except Exception as error:  # Lightning's TensorBoardLogger makes a ValueError of it
+                if disk.problem(error) is None:
+                    raise
+                # StopOnSignal ends the run, with a checkpoint that keeps the row
+                self.failed, self._row = error, row
+                for other in trainer.loggers:
+                    with contextlib.suppress(OSError):
+                        other.finalize("failed")
+                trainer.loggers = []
+                return
 
     def _begin(self, trainer: Trainer) -> None:
         """When a run is sure to go on: its record is taken over; what is of another branch, or comes again, goes."""

@@ -6,7 +6,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
-from thunderhead.training import display
+from thunderhead import disk
+from thunderhead.training import display, record
 
 WARM_UP = 5  # steps in which allocators, caches and compilers settle
 RECORDED = 3  # steps
@@ -50,11 +51,12 @@ class ProfileSteps(Callback):
             return
         profiler, self._profiler = self._profiler, None
         profiler.stop()
-        tensorboard_trace_handler(str(self.folder), worker_name=f"rank{trainer.global_rank}")(profiler)
+        with disk.naming(self.folder):
+            tensorboard_trace_handler(str(self.folder), worker_name=f"rank{trainer.global_rank}")(profiler)
         if trainer.is_global_zero:
             key = "self_device_time_total" if _on_gpu(trainer) else "self_cpu_time_total"
             operators = profiler.key_averages()
-            (self.folder / "table.txt").write_text(operators.table(sort_by=key, row_limit=-1))
+            record.write_text(self.folder / "table.txt", operators.table(sort_by=key, row_limit=-1))
             own_times = sorted(((row.key, row.count, getattr(row, key)) for row in operators), key=lambda row: -row[2])
             display.show_profile(own_times[:ROWS], total=sum(time for *_, time in own_times), folder=self.folder)
 

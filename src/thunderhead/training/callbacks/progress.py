@@ -1,5 +1,6 @@
 """The progress bar: optimizer steps, loss, speed and time left."""
 
+import contextlib
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -40,7 +41,8 @@ class StepProgress(Callback):
             if step % self.refresh_rate == 0 or step == steps:
                 self._progress.update(self._progress.task_ids[0], completed=step, metrics=self._metrics(trainer))
         elif step == self._first_step + 1 or step * 10 // steps != self._last * 10 // steps:
-            print(f"step {step}/{steps}  {self._metrics(trainer)}", flush=True)
+            with contextlib.suppress(OSError):  # where this goes may be full, or its reader gone
+                print(f"step {step}/{steps}  {self._metrics(trainer)}", flush=True)
         self._last = step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

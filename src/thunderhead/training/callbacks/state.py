@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 
+from thunderhead import disk
 from thunderhead.core.config import first_line
 from thunderhead.training import record
 
@@ -169,7 +170,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with record.replacing(Path(path)) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch's writer turns the former into the latter
-            raise CheckpointError(f"the checkpoint {path} could not be written: {first_line(error)}") from error
+            why = disk.problem(error) or f"{path} could not be written: {first_line(error)}"
+            raise CheckpointError(f"checkpoint {why}") from error
 
 
 class BackgroundCheckpointIO(AtomicCheckpointIO):

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from lightning import Callback, LightningModule, Trainer
 from thunderhead.processes import SIGNALS, listen
 
 PATIENCE = 5.0  # seconds until several ranks ask one another again, if no logged step comes before
+FAILED = 255  # above all signals, so that it is what ranks agree on
 
 
 class StoppedError(RuntimeError):
-    """A signal ended a validation: the run was saved, and makes it up when it goes on."""
+    """A validation, or a step that had not begun, was ended: the run was saved, and makes it up when it goes on."""
 
 
 class StopOnSignal(Callback):
@@ -23,11 +25,12 @@ class StopOnSignal(Callback):
     Lightning's own handling ends a run on SIGTERM with exit status 0 and nothing saved, and waits for ever if one rank
     of several got the signal. Here ranks agree at the end of a step. Several ranks, which asking costs a wait, ask at
     logged steps, and where steps are slow about every PATIENCE seconds. A signal that comes later than GRACE after the
-    first one ends the process at once.
+    first one ends the process at once. If what this rank must do beside training has `failed`, that ends the run alike,
+    with FAILED as its signal.
     """
 
-    def __init__(self, checkpoint: Path):
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Path, failed: Callable[[], bool] = lambda: False):
+        self.checkpoint, self.failed = checkpoint, failed
         self.received: int | None = None  # the signal that ended the run
         self._listen = listen(self._receive)
         self._before: dict[int, Any] = {}
@@ -43,6 +46,13 @@ class StopOnSignal(Callback):
 
     def _receive(self, number: int) -> None:
         self.received = number
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Alone, stop before the step, so that the row that could not be written is kept by the checkpoint."""
+        if trainer.world_size == 1 and self.failed():
+            self.received = FAILED
+            self._save(trainer)
+            raise StoppedError
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -63,6 +73,8 @@ class StopOnSignal(Callback):
             trainer.save_checkpoint(self.checkpoint)
 
     def _agreed(self, trainer: Trainer, at_once: bool = False) -> bool:
+        if self.failed():
+            self.received = FAILED
         if trainer.world_size == 1:
             return self.received is not None
         step, now = trainer.global_step, time.monotonic()

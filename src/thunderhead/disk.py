@@ -1,0 +1,82 @@
+"""What a full, read-only or failing disk says: one line with the path, the bytes that are free there, and a way out."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from thunderhead.core.config import ConfigError, Problem
+from thunderhead.terminal import complain
+
+_FULL = "make room there, or write elsewhere"
+_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EROFS: "have it mounted for writing, or write elsewhere",
+    errno.EACCES: "change its owner or mode, or write elsewhere",
+    errno.EPERM: "change its owner or mode, or write elsewhere",
+    errno.EIO: "the disk may be failing: look at the system's log",
+    errno.ESTALE: "the file server has forgotten it: mount it anew",
+}
+
+
+def _causes(error: BaseException | None) -> list[OSError]:
+    """What a disk refused, also where torch or Lightning tell of it in words of their own."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:  # what a thread raised again may be its own context
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return [cause for cause in chain if isinstance(cause, OSError) and cause.errno in _REMEDIES]
+
+
+def problem(error: BaseException | None) -> str | None:
+    """Say in one line what a disk refused; None: it is none's fault."""
+    found: list[tuple[Any, Any]] = [(cause.filename, cause.errno) for cause in _causes(error)]
+    if not found:
+        return None
+    name, number = next((place for place in found if place[0] is not None), found[0])
+    why, remedy = os.strerror(number), _REMEDIES[number]
+    if name is None:  # what is printed goes to a file, say
+        return f"the output, or a file that is not known, could not be written: {why}: {remedy}"
+    path = Path(os.fsdecode(name)).absolute()
+    there = next(place for place in (path, *path.parents) if place.exists())
+    what = "written" if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else "read or written"
+    return f"{path} could not be {what}: {why} ({shutil.disk_usage(there).free:,} bytes free there): {remedy}"
+
+
+@contextlib.contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Let errors of the disk within tell of `path`: where a write fails, Python does not know of which file."""
+    try:
+        yield
+    except Exception as error:
+        for cause in _causes(error):
+            cause.filename = cause.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Raise ConfigError where the disk ends what is within."""
+    try:
+        yield
+    except OSError as error:
+        if (why := problem(error)) is None:
+            raise
+        raise ConfigError([Problem("", why)]) from error
+
+
+@contextlib.contextmanager
+def told(then: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """End this program with one line and status 1 where the disk ends what is within; `then` says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if (why := problem(error)) is None:
+            raise
+        with contextlib.suppress(OSError):  # where this goes may be full, too
+            complain(why + then())
+        raise SystemExit(1) from None
