@@ -190,6 +190,9 @@ def check(config: Config, settings: Callable[..., Any] | None = None) -> list[Pr
         except Exception as error:  # whatever the import of a user's module raises is the answer
             problems.append(Problem(f"{path}._target_", f"cannot load {node['_target_']!r}: {first_line(error)}"))
             continue
+        if not callable(target):
+            problems.append(Problem(f"{path}._target_", f"{node['_target_']!r} is no class or function"))
+            continue
         arguments = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
         problems += _check_arguments(path, target, arguments, _supplied_to(path, target))
     return problems
@@ -245,7 +248,8 @@ def annotations(target: Callable[..., Any]) -> dict[str, Any]:
 
 def _check_value(where: str, value: Any, hint: Any) -> Iterator[Problem]:
     try:
-        adapter = pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+        settings = pydantic.ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        adapter = pydantic.TypeAdapter(hint, config=settings)
     except pydantic.PydanticUserError:  # a BaseModel or dataclass, which takes no configuration from outside
         adapter = pydantic.TypeAdapter(hint)
     except Exception:  # an annotation that pydantic has no schema for cannot be checked
@@ -265,7 +269,8 @@ def unknown(key: str, known: Sequence[str], owner: str = "") -> str:
     """Say that a key is unknown, with the nearest one that is known, or all."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     of = f" to {owner}" if owner else ""
-    return f"is unknown{of}" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(known))}")
+    others = f"known: {', '.join(sorted(known))}" if known else "it has no settings"
+    return f"is unknown{of}; " + (f"did you mean {near[0]}?" if near else others)
 
 
 def first_line(error: BaseException) -> str:

@@ -32,7 +32,8 @@ def trust(*names: str) -> None:
 
 def trust_typed(config: Config) -> None:
     """Trust what the user composed himself: the targets in it, at any depth, and what `trust` names."""
-    trust(*(str(node["_target_"]) for _, node in nodes(config)), *(config.get("trust") or ()))
+    named = config.get("trust")
+    trust(*(str(node["_target_"]) for _, node in nodes(config)), *(named if isinstance(named, list) else ()))
 
 
 def is_trusted(target: Any) -> bool:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
 from thunderhead import command_line
-from thunderhead.core.config import ConfigError, Problem, quoted
+from thunderhead.core.config import ConfigError, Problem, placed, quoted
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.data.manifest import ShardError
 from thunderhead.core.metrics import as_metric
@@ -45,7 +45,10 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     if run.config["keep_freed_memory"]:
         hardware.keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
-    model, trainer, log_metrics, stop, watch = assemble(run, plan)
+    try:
+        model, trainer, log_metrics, stop, watch = assemble(run, plan)
+    except (ValueError, *REFUSALS) as error:
+        raise ConfigError([Problem("", placed("trainer", reason(error)))]) from error
     attention_kernel: str | None = None
     if trainer.is_global_zero:  # others would ask rank 0's GPU
         attention_kernel = _attention_kernel(run, plan)

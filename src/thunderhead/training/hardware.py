@@ -71,7 +71,9 @@ def machine_of(trainer: dict[str, Any], must_be_here: bool) -> dict[str, Any]:
     accelerator = resolve_accelerator(trainer.get("accelerator", "auto"), must_be_here)
     n_devices = device_count(trainer.get("devices", 1), accelerator, must_be_here)
     is_here = accelerators()[accelerator] and (accelerator != "cuda" or n_devices <= torch.cuda.device_count())
-    world_size = n_devices * int(trainer.get("num_nodes", 1))
+    if (n_nodes := trainer.get("num_nodes", 1)) < 1:
+        raise ValueError(f"trainer.num_nodes={n_nodes}: write how many machines run this, 1 or more")
+    world_size = n_devices * int(n_nodes)
     return {"accelerator": accelerator, "is_here": is_here, "n_processes": n_devices, "world_size": world_size}
 
 

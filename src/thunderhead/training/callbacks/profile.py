@@ -54,7 +54,7 @@ class ProfileSteps(Callback):
         if trainer.is_global_zero:
             key = "self_device_time_total" if _on_gpu(trainer) else "self_cpu_time_total"
             operators = profiler.key_averages()
-            (self.folder / "table.txt").write_text(operators.table(sort_by=key, row_limit=-1))
+            (self.folder / "table.txt").write_text(operators.table(sort_by=key, row_limit=-1), encoding="utf-8")
             own_times = sorted(((row.key, row.count, getattr(row, key)) for row in operators), key=lambda row: -row[2])
             display.show_profile(own_times[:ROWS], total=sum(time for *_, time in own_times), folder=self.folder)
 
