@@ -71,7 +71,7 @@ def test_a_packed_record_of_ten_gigabytes_is_refused(suffix: str, tmp_path: Path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_text_that_many_rows_share_is_in_memory_once(tmp_path: Path) -> None:
+def test_a_text_that_many_rows_share_is_in_memory_a_few_times(tmp_path: Path) -> None:
     file, text = tmp_path / "a.parquet", "word " * 1_000_000
     rows = pa.DictionaryArray.from_arrays(pa.array([0] * 400, pa.int32()), pa.array([text]))
     pq.write_table(pa.table({"text": rows}), file, compression="zstd")

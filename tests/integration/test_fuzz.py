@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import CONF_DIR, ConfigError, Problem
-from thunderhead.training import hardware, run
+from thunderhead.training import display, hardware, run
 from thunderhead.training.plan import Plan
 from thunderhead.training.record import read_summary
 from tiny import DEFAULTS, OF_THE_HUB, OPTIONS, tiny, train_composed
@@ -120,18 +120,19 @@ def check(case: Case, corpus: Path, shards: Path) -> str:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), _apart(), _limited():
         run_dir = Path(folder, "run")
         run_dir.mkdir()
+        complained = list[str]()
         try:
-            loss = _train_py([*tiny(corpus, shards, *options), *overrides], run_dir)
+            with patch.object(display, "complain", complained.append):
+                loss = _train_py([*tiny(corpus, shards, *options), *overrides], run_dir)
         except ConfigError as error:
             _check_refusal(error)
             return "refused"
         except TooLargeError:
             return "planned"
         except SystemExit:
-            summary = read_summary(run_dir)
-            assert summary is not None
-            assert "diverged" in summary, summary
-            return "diverged"
+            (told,) = complained
+            assert NAMES.search(told)
+            return "diverged" if "diverged" in (read_summary(run_dir) or {}) else "failed"
         assert loss is None or math.isfinite(loss), loss
         return "trained"
 
@@ -147,7 +148,7 @@ def _train_py(overrides: list[str], run_dir: Path) -> float | None:
         composed = config.compose(overrides)
         try:
             losses.append(train_composed(composed, run_dir))
-        except ValueError as error:  # which `command_line.run` would take for Hydra's
+        except (ValueError, TypeError) as error:  # which `command_line.run` would take for Hydra's
             raise AssertionError(repr(error)) from error
         except ConfigError:
             assert not run_dir.exists(), "a refused run left something behind"

@@ -62,12 +62,12 @@ def test_the_hint_goes_on_in_a_folder_of_any_name(
     name: str, devices: int, text_corpus: Path, shards_dir: Path, tmp_path: Path
 ) -> None:
     here = tmp_path / name
-    poison = "+callbacks.poison={_target_: poison.Poison, steps: [4], into: weight}"
+    poison = "+callbacks.poison={_target_: poison.Poison, steps: [4]}"
     lines = overrides(text_corpus, shards_dir, here, f"name={quoted(name)}", f"trainer.devices={devices}", poison)
     go_on = hint(shell(shown("train.py", *lines), here))
     (run_dir,) = (here / "logs" / "runs" / name).iterdir()
     assert read_summary(run_dir).keys() >= {"diverged"}  # type: ignore[union-attr]
-    done = shell(f"{go_on} 'callbacks.poison.steps=[]' 'trust=[poison]'", here)
+    done = shell(f"{go_on} '++callbacks.poison.steps=[]' 'trust=[poison]'", here)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (read_summary(run_dir) or {})["steps"] == 5
     recorded = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ def test_the_hint_goes_on_with_a_sweep(name: str, text_corpus: Path, shards_dir:
     crash = "+callbacks.crash={_target_: crash.Crash, after: 3}"
     lines = overrides(text_corpus, shards_dir, here, f"name={quoted(name)}", "seed=1,2", crash)
     go_on = hint(shell(shown("train.py", "-m", *lines), here))
-    done = shell(f"{go_on} +callbacks.crash.after=1000", here)
+    done = shell(f"{go_on} ++callbacks.crash.after=1000", here)
     assert done.returncode == 0, done.stdout + done.stderr
     (sweep,) = (here / "logs" / "sweeps" / name).iterdir()
     prompts = [yaml.safe_load(file.read_text())["generation"]["prompt"] for file in sweep.glob("*/config.yaml")]

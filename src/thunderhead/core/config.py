@@ -27,6 +27,7 @@ from thunderhead.core.types import Problem as Problem  # noqa: PLC0414 - for all
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 # Hydra's own keys of a node; `_partial_` is the builder's business and never stands in YAML.
 HYDRA_KEYS = {"_target_", "_convert_", "_recursive_"}
+MOST_NAMED = 40  # names in a message
 Config = dict[str, Any]
 
 
@@ -269,7 +270,8 @@ def unknown(key: str, known: Sequence[str], owner: str = "") -> str:
     """Say that a key is unknown, with the nearest one that is known, or all."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     of = f" to {owner}" if owner else ""
-    others = f"known: {', '.join(sorted(known))}" if known else "it has no settings"
+    more = ", …" * (len(known) > MOST_NAMED)
+    others = f"known: {', '.join(sorted(known)[:MOST_NAMED])}{more}" if known else "it has no settings"
     return f"is unknown{of}; " + (f"did you mean {near[0]}?" if near else others)
 
 

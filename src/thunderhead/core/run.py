@@ -86,8 +86,13 @@ class Run:
         """
         sizes = self.data.vocab_size, asked(self.data, "eos_id")
         if sizes not in self._meta:
-            with torch.device("meta"):
-                self._meta[sizes] = self.model.decoder(*sizes)
+            try:
+                with torch.device("meta"):
+                    self._meta[sizes] = self.model.decoder(*sizes)
+            except RuntimeError as error:
+                if "overflow" not in str(error):  # of sizes that torch cannot count
+                    raise
+                raise ValueError(f"model: cannot be made ({first_line(error)})") from error
         return self._meta[sizes]
 
     def components(self) -> Iterator[Any]:

@@ -204,8 +204,7 @@ class LocalText(Source):
                 yield f":{number}", [found]
 
     def _parquet(self, file: Path, on_read: Callable[[int], None]) -> Iterator[tuple[str, Iterable[str]]]:
-        # As a dictionary: a text that many rows share is then in memory once.
-        with pq.ParquetFile(file, read_dictionary=[self.text_field]) as table:
+        with pq.ParquetFile(file) as table:
             check_field(table.schema_arrow.names, self.text_field, file)
             rows, size = table.metadata.num_rows, file.stat().st_size
             for group in map(table.metadata.row_group, range(table.num_row_groups)):
@@ -213,7 +212,8 @@ class LocalText(Source):
                     if column.path_in_schema == self.text_field:
                         refuse_long(column.total_uncompressed_size / max(group.num_rows, 1), str(file))
             row = told = 0
-            for batch in table.iter_batches(batch_size=256, columns=[self.text_field]):
+            # few at a time: a long text that all rows share is on the disk once
+            for batch in table.iter_batches(batch_size=16, columns=[self.text_field]):
                 for value in batch.column(0):
                     record = {self.text_field: value.as_py()}
                     if (text := text_of(record, self.text_field, f"{file}, row {row}")) is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
@@ -157,7 +158,7 @@ def _fit_or_stop(
         if not isinstance(error, CheckpointError) and not log_metrics.started:
             # damaged shards, a refused combination: found before the first step
             raise ConfigError([Problem("", reason(error))]) from error
-        if not isinstance(error, ShardError | CheckpointError):
+        if not isinstance(error, ShardError | CheckpointError | MisconfigurationException):
             raise
         # each rank reads for itself: whoever cannot go on says so
         display.complain(f"{reason(error)}; {_stopped(trainer, run.folder)}")
