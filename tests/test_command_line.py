@@ -1,7 +1,13 @@
 """Overrides of a recorded configuration, and sweeps that are repeated."""
 
-import pytest
+import shlex
+import subprocess
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import awkward
 from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError, Problem
@@ -36,3 +42,12 @@ def test_some_groups_of_a_recorded_configuration_may_be_switched() -> None:
     assert changed["strategy"]["replicate_size"] == 4
     back = command_line.with_overrides(changed, ["strategy=ddp"], ["strategy=ddp"], {"strategy": recorded["strategy"]})
     assert back["strategy"] == recorded["strategy"]  # the newest choice holds, not the first
+
+
+@given(st.lists(awkward.TEXT, max_size=3))
+def test_a_shown_command_is_what_a_shell_reads(texts: list[str]) -> None:
+    arguments = [f"resume={config.quoted(text)}" for text in texts] + texts
+    shown = command_line.shown("train.py", *arguments)
+    assert shlex.split(shown) == ["python", "train.py", *arguments]
+    read = subprocess.run(["bash", "-c", f"printf '%s\\0' {shown}"], capture_output=True, check=True).stdout.decode()
+    assert read.split("\0")[:-1] == ["python", "train.py", *arguments]

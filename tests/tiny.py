@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
+from omegaconf import DictConfig
+
 from thunderhead.core import config
 from thunderhead.core.config import CONF_DIR, Config
 from thunderhead.core.run import build_data
@@ -135,11 +137,16 @@ def tokenizer_file(option: str, folder: Path) -> Path:
 
 def train_here(overrides: Sequence[str], run_dir: Path) -> float | None:
     """`python train.py <overrides>` in this process, with its record in `run_dir`."""
+    return train_composed(config.compose(overrides), run_dir)
+
+
+def train_composed(composed: DictConfig, run_dir: Path) -> float | None:
+    """The same with what Hydra has composed."""
     with (  # which measure something, for half a second each
         patch.object(hardware, "measured_matmul_flops", lambda dtype: 1e12),
         patch.object(fit, "decode_tokens_per_second", lambda decoder, device: 100.0),
     ):
-        return train(config.compose(overrides), run_dir)
+        return train(composed, run_dir)
 
 
 def plan_of(resolved: Config) -> Plan:

@@ -138,10 +138,11 @@ def run(main: Callable[[], Any], config_name: str = "train") -> None:
         _refuse(error.problems)
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(_composition_problems(error, config_name))
-    except ValueError as error:
-        if not (str(error).startswith("Config group override must be") and (emptied := _unknown_options())):
+    except (ValueError, TypeError) as error:
+        if HydraConfig.initialized():
             raise
-        _refuse(emptied)  # to null
+        # Hydra's and OmegaConf's own while they compose: a group that is no text, a key of a list that is no number
+        _refuse(_unknown_options() or _guilty(config_name) or [Problem("", configuration.first_line(error))])
     except OSError as error:  # of Hydra, which makes the run's folder before we are called
         if (why := disk.problem(error)) is not None:
             _refuse([Problem("", why)])
@@ -231,11 +232,26 @@ def _composition_problems(error: Exception, config_name: str) -> list[Problem]:
     for override in parsed:
         key = override.key_or_group
         if not (override.is_add() or override.is_force_add() or key in known or key.startswith("hydra")):
-            siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]] or sorted(known)
+            above, siblings = key, list[str]()
+            while above and not siblings:
+                above = above.rpartition(".")[0]
+                siblings = [k for k in known if k.rpartition(".")[0] == above]
             near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5)
             near = near or difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
             problems.append(Problem(key, unknown(key, near or siblings)))
     return problems or hydras
+
+
+def _guilty(config_name: str) -> list[Problem]:
+    """What each override on the command line does wrong by itself."""
+    problems = []
+    for override in _typed_overrides():
+        try:
+            configuration.compose([str(override.input_line)], config_name)
+        except (ValueError, TypeError) as error:
+            message = f"cannot be set so ({configuration.first_line(error)})"
+            problems.append(Problem(override.key_or_group, message))
+    return problems
 
 
 def _typed_overrides() -> list[Override]:
@@ -250,8 +266,9 @@ def _unknown_options() -> list[Problem]:
     for override in _typed_overrides():
         group, known = override.key_or_group, options(override.key_or_group)
         chosen = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
+        chosen = [choice for each in chosen for choice in (each if isinstance(each, list) else [each])]
         for choice in chosen if known else ():
-            if choice is None or (isinstance(choice, str) and choice not in known and not elsewhere):
+            if not isinstance(choice, str) or (choice not in known and not elsewhere):
                 near = difflib.get_close_matches(str(choice), known, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]}? " if near else ""
                 problems.append(

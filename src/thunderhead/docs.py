@@ -18,7 +18,7 @@ BEGIN, END = "<!-- options: written by `python -m thunderhead.docs` -->", "<!-- 
 def sections() -> dict[str, dict[str, str | None]]:
     """The comments in the defaults list of train.yaml, each with its groups and their default options."""
     found: dict[str, dict[str, str | None]] = {}
-    for line in (CONF_DIR / "train.yaml").read_text().partition("defaults:\n")[2].splitlines():
+    for line in (CONF_DIR / "train.yaml").read_text(encoding="utf-8").partition("defaults:\n")[2].splitlines():
         if line.startswith("  # "):
             section = found.setdefault(line.removeprefix("  # "), {})
         elif (entry := yaml.safe_load(line)) and isinstance(entry, list) and isinstance(entry[0], dict):
@@ -30,7 +30,7 @@ def sections() -> dict[str, dict[str, str | None]]:
 
 def description(file: Path) -> str:
     """What an option is: whole sentences of the comment at the head of its file, the first line's if it ends there."""
-    head = itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
+    head = itertools.takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
     comment = [line.removeprefix("#").strip() for line in head if not line.startswith("# @package")]
     if not comment:
         raise ValueError(f"{file} does not begin with a comment that says what the option is")
@@ -70,5 +70,5 @@ def updated(readme: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text()))
+    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"{README.name} is up to date")

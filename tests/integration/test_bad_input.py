@@ -80,6 +80,25 @@ def refused(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
             "+callbacks.swa={_target_: lightning.pytorch.callbacks.StochasticWeightAveraging, swa_lrs: 0.01}",
             "SWA with `swa_epoch_start` as a float is not supported",
         ),
+        ("optimizer.lr=nan", "optimizer.lr: .nan is not accepted: should be a finite number"),
+        ("optimizer.weight_decay=1e400", "optimizer.weight_decay: .inf is not accepted: should be a finite number"),
+        ("seed=9223372036854775808", "seed: 9223372036854775808 is not accepted: should be less than"),
+        ("optimizer.foreach=true", "optimizer: `fused` and `foreach` cannot be `True` together"),
+        ("optimizer.capturable=true", "optimizer.capturable: needs CUDA, and this run is on cpu: set it to false"),
+        ("optimizer.differentiable=true", "optimizer.differentiable: is for gradients through the optimizer"),
+        ("trainer.gradient_clip_algorithm=text", "trainer: `gradient_clip_algorithm` text is invalid"),
+        ("trainer.num_nodes=0", "trainer.num_nodes=0: write how many machines run this, 1 or more"),
+        ("trust=1", "trust: 1 is not accepted"),
+        ("curation.filters=3", "curation.filters: 3 is not accepted: should be a mapping of names to settings"),
+        ("~loss._target_", "loss._target_: was taken out, and says what loss is"),
+        ("dropout.embedding={_target_: abc}", "dropout.embedding._target_: 'abc' is no class or function"),
+        (
+            "model.n_layers=1000000007",
+            "model.n_layers: 1000000007 is not accepted: should be less than or equal to 4096",
+        ),
+        ("model.d_model=1000000008", "model: cannot be made (Storage size calculation overflowed"),
+        ("activation.hidden_ratio=1e30", "activation.hidden_ratio: 1.0e+30 is not accepted"),
+        ("budget.steps=9223372036854775807", "data.sources.text would be seen"),  # and does not think about it for ever
         ("+logger.csv.save_dir=/tmp", "logger.csv.save_dir: is worked out by Thunderhead and cannot be set"),
     ],
 )
@@ -246,9 +265,11 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
                 "optimizer has no option adam; did you mean adamw?",
             ),
         ),
+        (("callbacks=4",), ("callbacks has no option 4; Options: default, none",)),
+        (("++trust.new=1",), ("trust.new cannot be set so (invalid literal for int()",)),
         (("callbacks=null",), ("callbacks has no option null; did you mean none? Options: default, none",)),
     ],
-    ids=["values", "unknown key", "unknown options", "no option"],
+    ids=["values", "unknown key", "unknown options", "a number", "a key of a list", "no option"],
 )
 def test_the_program_refuses(
     overrides: tuple[str, ...],

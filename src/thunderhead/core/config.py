@@ -29,6 +29,7 @@ from thunderhead.core.types import Problem as Problem  # noqa: PLC0414 - for all
 CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
 # Hydra's own keys of a node; `_partial_` is the builder's business and never stands in YAML.
 HYDRA_KEYS = {"_target_", "_convert_", "_recursive_"}
+MOST_NAMED = 40  # names in a message
 Config = dict[str, Any]
 
 
@@ -196,6 +197,9 @@ def check(config: Config, settings: Callable[..., Any] | None = None) -> list[Pr
         except Exception as error:  # whatever the import of a user's module raises is the answer
             problems.append(Problem(f"{path}._target_", f"cannot load {node['_target_']!r}: {first_line(error)}"))
             continue
+        if not callable(target):
+            problems.append(Problem(f"{path}._target_", f"{node['_target_']!r} is no class or function"))
+            continue
         arguments = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
         problems += _check_arguments(path, target, arguments, _supplied_to(path, target))
     return problems
@@ -251,7 +255,8 @@ def annotations(target: Callable[..., Any]) -> dict[str, Any]:
 
 def _check_value(where: str, value: Any, hint: Any) -> Iterator[Problem]:
     try:
-        adapter = pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+        settings = pydantic.ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        adapter = pydantic.TypeAdapter(hint, config=settings)
     except pydantic.PydanticUserError:  # a BaseModel or dataclass, which takes no configuration from outside
         adapter = pydantic.TypeAdapter(hint)
     except Exception:  # an annotation that pydantic has no schema for cannot be checked
@@ -271,7 +276,9 @@ def unknown(key: str, known: Sequence[str], owner: str = "") -> str:
     """Say that a key is unknown, with the nearest one that is known, or all."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     of = f" to {owner}" if owner else ""
-    return f"is unknown{of}" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(known))}")
+    more = ", …" * (len(known) > MOST_NAMED)
+    others = f"known: {', '.join(sorted(known)[:MOST_NAMED])}{more}" if known else "it has no settings"
+    return f"is unknown{of}; " + (f"did you mean {near[0]}?" if near else others)
 
 
 def first_line(error: BaseException) -> str:

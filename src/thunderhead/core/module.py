@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
-from thunderhead.core.config import Config, at, build, factory
+from thunderhead.core.config import Config, at, build, factory, first_line
 from thunderhead.core.environment import texts
 from thunderhead.core.metrics import Mean, names_of
 from thunderhead.core.model.decoder import Decoder
@@ -84,7 +84,10 @@ def optimizer_factory(config: Config) -> Callable[[Decoder], Optimizer]:
     def optimizer(decoder: Decoder) -> Optimizer:
         groups = make_groups(decoder)
         with at("optimizer"):  # torch's and others' own words do not say where
-            made: Optimizer = make(groups)
+            try:
+                made: Optimizer = make(groups)
+            except RuntimeError as error:  # torch's word on settings that exclude each other
+                raise ValueError(first_line(error)) from error
         parametrization.scale_learning_rates(made, decoder)
         return made
 

@@ -28,6 +28,7 @@ from thunderhead.core.config import (
     first_line,
     placed,
     setting,
+    show,
     takes,
 )
 from thunderhead.core.data.datamodule import asked
@@ -85,8 +86,13 @@ class Run:
         """
         sizes = self.data.vocab_size, asked(self.data, "eos_id")
         if sizes not in self._meta:
-            with torch.device("meta"):
-                self._meta[sizes] = self.model.decoder(*sizes)
+            try:
+                with torch.device("meta"):
+                    self._meta[sizes] = self.model.decoder(*sizes)
+            except RuntimeError as error:
+                if "overflow" not in str(error):  # of sizes that torch cannot count
+                    raise
+                raise ValueError(f"model: cannot be made ({first_line(error)})") from error
         return self._meta[sizes]
 
     def components(self) -> Iterator[Any]:
@@ -151,6 +157,8 @@ def build_all(nodes: Config, path: str, kind: type[Result], **supplied: Any) -> 
     Raises ConfigError, which names all that refuse their settings or are no `kind`.
     """
     built, problems = {}, Problems()
+    if not isinstance(nodes, dict):
+        raise ConfigError([Problem(path, f"{show(nodes)} is not accepted: should be a mapping of names to settings")])
     for name, node in nodes.items():
         where, is_node = f"{path}.{name}", isinstance(node, dict) and "_target_" in node
         target = hydra.utils.get_object(node["_target_"]) if is_node else None
@@ -174,7 +182,7 @@ def build_data(config: Config, *, micro_batch_size: int = 1, **sizes: int) -> Li
     problems, kinds = Problems(), _kinds_of_parts(config["data"])
     tokenizer, filters = None, dict[str, Any]()
     with problems.collect("curation"):
-        filters = build_all(config["curation"]["filters"], "curation.filters", kinds.get("filters", object))
+        filters = build_all(config["curation"].get("filters", {}), "curation.filters", kinds.get("filters", object))
     with problems.collect("tokenizer"):
         tokenizer = build(config["tokenizer"]) if config.get("tokenizer") is not None else None
     for name, kind in kinds.items():  # tried by themselves first, so that all that is wrong with them is told

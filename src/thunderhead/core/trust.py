@@ -39,7 +39,8 @@ def trust(*names: str) -> None:
 
 def trust_typed(config: Config) -> None:
     """Trust what the user composed himself: targets and variables in it, at any depth, and what `trust` names."""
-    trust(*(str(node["_target_"]) for _, node in nodes(config)), *variables(config), *(config.get("trust") or ()))
+    named = config.get("trust") if isinstance(config.get("trust"), list) else []
+    trust(*(str(node["_target_"]) for _, node in nodes(config)), *variables(config), *named)
 
 
 def is_trusted(target: Any) -> bool:

@@ -53,7 +53,7 @@ class ShardWriter:
         index = json.loads(file.read_bytes())
         index["updated_at"] = "0"  # litdata puts the time here; without it the same text gives the same bytes
         assert index["config"]["data_format"] == [DATA_FORMATS[self._dtype.name]]
-        file.write_text(json.dumps(index, sort_keys=True))
+        file.write_text(json.dumps(index, sort_keys=True), encoding="utf-8")
         chunks = []
         for chunk in index["chunks"]:
             sha256 = sha256_of(self._folder / chunk["filename"])

@@ -18,7 +18,18 @@ from annotated_types import Ge
 
 from thunderhead.core.config import placed
 from thunderhead.core.types import NonNegativeFloat, PathText, PositiveFloat
-from thunderhead.corpus.text_files import PACKED, check_field, cut, listing, named_errors, nearest, read, text_of, walk
+from thunderhead.corpus.text_files import (
+    PACKED,
+    check_field,
+    cut,
+    listing,
+    named_errors,
+    nearest,
+    read,
+    refuse_long,
+    text_of,
+    walk,
+)
 
 Suffix = Literal[".txt", ".md", ".py", ".jsonl", ".parquet"]
 
@@ -187,7 +198,7 @@ class LocalText(Source):
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
             if (found := text_of(record, self.text_field, f"{file}, line {number}")) is not None:
                 yield f":{number}", [found]
@@ -196,9 +207,15 @@ class LocalText(Source):
         with pq.ParquetFile(file) as table:
             check_field(table.schema_arrow.names, self.text_field, file)
             rows, size = table.metadata.num_rows, file.stat().st_size
+            for group in map(table.metadata.row_group, range(table.num_row_groups)):
+                for column in map(group.column, range(group.num_columns)):
+                    if column.path_in_schema == self.text_field:
+                        refuse_long(column.total_uncompressed_size / max(group.num_rows, 1), str(file))
             row = told = 0
-            for batch in table.iter_batches(batch_size=256, columns=[self.text_field]):
-                for record in batch.to_pylist():
+            # few at a time: a long text that all rows share is on the disk once
+            for batch in table.iter_batches(batch_size=16, columns=[self.text_field]):
+                for value in batch.column(0):
+                    record = {self.text_field: value.as_py()}
                     if (text := text_of(record, self.text_field, f"{file}, row {row}")) is not None:
                         yield f":{row}", [text]
                     row += 1

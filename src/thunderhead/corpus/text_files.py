@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 PACKED = {".gz": "gzip", ".zst": "zstd"}
+MAX_RECORD_BYTES = 1 << 26
+"""Of a line of .jsonl or a text of .parquet: 64 MiB, which no text has, but a packed file of zeros."""
 _BLOCK_BYTES = 1 << 16  # read at a time
 
 
@@ -74,12 +76,24 @@ def read(file: Path, on_read: Callable[[int], None], *, by_line: bool) -> Iterat
             # Arrow's reader, as zstandard's takes a file that was cut off for one that ends there.
             stream = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec), 1 << 20)
         told = 0
-        for part in decoded(iter(stream) if by_line else iter(lambda: stream.read(_BLOCK_BYTES), b""), file):
+
+        def take() -> bytes:
+            part: bytes = stream.readline(MAX_RECORD_BYTES + 1) if by_line else stream.read(_BLOCK_BYTES)
+            refuse_long(len(part), str(file))
+            return part
+
+        for part in decoded(iter(take, b""), file):
             yield part
             if (position := raw.tell()) >= told + _BLOCK_BYTES:
                 on_read(position - told)
                 told = position
         on_read(raw.tell() - told)
+
+
+def refuse_long(size: float, where: str) -> None:
+    """Refuse a record that would take memory many times its size on the disk, as a packed one may."""
+    if size > MAX_RECORD_BYTES:
+        raise ValueError(f"{where}: has a record of more than {MAX_RECORD_BYTES >> 20} MiB: cut it into several")
 
 
 def check_field(names: Iterable[str], field: str, where: object) -> None:
@@ -95,6 +109,7 @@ def text_of(record: object, field: str, where: str) -> str | None:
     text = record[field]
     if not isinstance(text, str | None):
         raise ValueError(f"{where}: {field} is {type(text).__name__}, not text")
+    refuse_long(len(text or ""), where)
     # JSON can spell half of a surrogate pair, which is no character and has no UTF-8.
     return text and text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 

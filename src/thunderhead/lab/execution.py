@@ -256,7 +256,7 @@ def _outcome(job: Job, status: int, *, pruned: bool, killed: bool) -> Outcome:
 
 def _last_words(log: Path) -> str:
     """The last line of a log that says something: of a refusal the first problem."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     refusals = [index for index, line in enumerate(lines) if line.startswith("error:")]
     if refusals and refusals[-1] + 1 < len(lines):
         return lines[refusals[-1] + 1]

@@ -13,7 +13,7 @@ from lion_pytorch import Lion
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from thunderhead.core.config import Config, leaves, set_value, unknown
+from thunderhead.core.config import Config, check, leaves, set_value, unknown
 from thunderhead.core.model.attention import Attention
 from thunderhead.core.types import PositiveInt
 
@@ -72,7 +72,10 @@ class MaximalUpdate(Standard):
 
     def base(self, config: Config) -> Config:
         """The model's configuration in the sizes of the base model; ValueError if it cannot be derived."""
-        return at_width(config, self.base_d_model, self.base_values, "parametrization.base_")
+        base = at_width(config, self.base_d_model, self.base_values, "parametrization.base_")
+        if problems := check(base):
+            raise ValueError(f"parametrization.base_values: {': '.join(problems[0])}")
+        return base
 
     def scale(self, decoder: Any, base: Any) -> None:
         """Scale a decoder from its base model, before `initialize`.

@@ -35,7 +35,7 @@ class ScaledRotaryPosition(RotaryPosition):
         theta: PositiveFloat = 10_000.0,
         fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
         scaling: Literal["none", "linear", "ntk", "llama3"] = "none",
-        factor: Annotated[float, Ge(1)] | None = None,
+        factor: Annotated[float, Ge(1), Le(1e6)] | None = None,
         low_freq_factor: PositiveFloat | None = None,
         high_freq_factor: PositiveFloat | None = None,
         original_context_length: PositiveInt | None = None,

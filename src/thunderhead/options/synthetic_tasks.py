@@ -13,13 +13,14 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from thunderhead.core.data.manifest import SplitName
 from thunderhead.core.data.order import permutation
 from thunderhead.core.tokenizer import EOS, Tokenizer, Tokens
 from thunderhead.core.types import PositiveFloat, PositiveInt
 
+Symbols = Annotated[int, Gt(0), Le(2**16)]
 VALIDATION_SEED = 0  # the same sequences for every seed of a run, so that losses compare
 _cached_permutation = lru_cache(maxsize=4)(permutation)
 
@@ -74,7 +75,7 @@ class Induction(Task):
     symbols are in the context is right in 1 of T/4 to T/2 cases.
     """
 
-    vocabulary: PositiveInt  # different symbols, at least T/2
+    vocabulary: Symbols  # different symbols, at least T/2
 
     @property
     def symbols(self) -> Sequence[str]:
@@ -112,8 +113,8 @@ class AssociativeRecall(Task):
     random values. As here the next token is the answer, it can be read afterwards, which tells nothing new.
     """
 
-    keys: PositiveInt  # different ones; a token is a key or a value
-    values: PositiveInt
+    keys: Symbols  # different ones; a token is a key or a value
+    values: Symbols
     pairs: PositiveInt  # in a sequence, at most T/4 and at most `keys`
     gap_power: PositiveFloat  # place x is drawn with a probability proportional to x^(gap_power - 1); 1: all alike
 
@@ -161,7 +162,7 @@ class ModularAddition(Task):
     be read unless attention.document_mask=true; about 1 in 200 validation equations has b + a = c there.
     """
 
-    modulus: Annotated[int, Ge(3)]  # numbers are 0 … modulus - 1
+    modulus: Annotated[int, Ge(3), Le(4096)]  # numbers are 0 … modulus - 1
     train_fraction: Annotated[float, Gt(0), Lt(1)]  # of the modulus² equations
     _LENGTH: ClassVar[int] = 6  # a + b = c EOS
 

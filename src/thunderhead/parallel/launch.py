@@ -49,7 +49,7 @@ def launch(config: dict[str, Any], run_dir: Path, n_processes: int) -> dict[str,
     folder = run_dir / "launch"
     with disk.naming(folder / "job.yaml"):
         folder.mkdir(exist_ok=True)
-        (folder / "job.yaml").write_text(to_yaml(escaped(config)))
+        (folder / "job.yaml").write_text(to_yaml(escaped(config)), encoding="utf-8")
     arguments = [sys.argv[0], *from_job(folder.resolve(), run_dir)]
     threads = max(1, allowed_cores() // n_processes)
     environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
 from thunderhead import command_line, disk
-from thunderhead.core.config import ConfigError, Problem, quoted
+from thunderhead.core.config import ConfigError, Problem, placed, quoted
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.data.manifest import ShardError
 from thunderhead.core.environment import hidden
@@ -55,7 +56,10 @@ def _fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     if run.config["keep_freed_memory"]:
         hardware.keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
-    model, trainer, log_metrics, stop, watch = assemble(run, plan)
+    try:
+        model, trainer, log_metrics, stop, watch = assemble(run, plan)
+    except (ValueError, *REFUSALS) as error:
+        raise ConfigError([Problem("", placed("trainer", reason(error)))]) from error
     attention_kernel: str | None = None
     if trainer.is_global_zero:  # others would ask rank 0's GPU
         attention_kernel = _attention_kernel(run, plan)
@@ -194,7 +198,7 @@ def _from_outside(error: Exception) -> str | None:
         line = "DataLoader worker (pid unknown) has ended"
     if "DataLoader worker (pid" in line:  # torch raises it wherever the run happens to be
         return f"{line.rstrip('. ')}: {WHEN_KILLED}; data.num_workers=0 needs the least"
-    if isinstance(error, ShardError | CheckpointError):
+    if isinstance(error, ShardError | CheckpointError | MisconfigurationException):
         return line
     if isinstance(error, torch.distributed.DistError) or "/gloo/" in line:
         return LOST

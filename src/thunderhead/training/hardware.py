@@ -74,7 +74,9 @@ def device_count(devices: Any, accelerator: str, must_be_here: bool = True) -> i
 def machine_of(trainer: dict[str, Any], must_be_here: bool) -> dict[str, Any]:
     """What the group `trainer` asks for, as `Run` has it; raises ValueError as the two above."""
     accelerator = resolve_accelerator(trainer.get("accelerator", "auto"), must_be_here)
-    devices, nodes, started = trainer.get("devices", 1), int(trainer.get("num_nodes", 1)), started_processes()
+    devices, nodes, started = trainer.get("devices", 1), trainer.get("num_nodes", 1), started_processes()
+    if not isinstance(nodes, int) or nodes < 1:
+        raise ValueError(f"trainer.num_nodes={nodes}: write how many machines run this, 1 or more")
     if started is not None and devices in ALL:
         devices = int(os.environ.get("LOCAL_WORLD_SIZE", started // nodes))
     n_devices = device_count(devices, accelerator, must_be_here)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from annotated_types import Gt, Lt
 
-from thunderhead.core.config import ConfigError
+from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.data.datamodule import Draw, asked
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.run import Run, problems_of
@@ -111,6 +111,7 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
     with problems.collect():
         kind, why_precision = run.precision.resolve(run.accelerator, run.is_here)
     precision = run.precision.of_kind(kind)
+    problems.note(*_optimizer_problems(run))
     context_length, ranks = decoder.context_length, run.strategy.data_parallel_size
     tokens_per_step, parameters = run.batch.global_tokens, decoder.parameter_counts()
     flops_per_token = BACKWARD_FLOPS * decoder.forward_flops_per_token()
@@ -189,6 +190,15 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
     return replace(plan, notes=[*_notes(run, decoder, plan), *refused, *drawn.notes, *of_budget])
 
 
+def _optimizer_problems(run: Run) -> Iterator[Problem]:
+    """Settings of torch's optimizers that it looks at in the first step only."""
+    settings = run.model.config["optimizer"]
+    if settings.get("capturable") and run.accelerator != "cuda":
+        yield Problem("optimizer.capturable", f"needs CUDA, and this run is on {run.accelerator}: set it to false")
+    if settings.get("differentiable"):
+        yield Problem("optimizer.differentiable", "is for gradients through the optimizer: set it to false")
+
+
 def _notes(run: Run, decoder: Decoder, plan: Plan) -> Iterator[str]:
     """What is worth knowing of a plan, beside what data and budget have to say on so many steps."""
     if (scale := decoder.output_scale) != 1:
@@ -211,12 +221,14 @@ def _notes(run: Run, decoder: Decoder, plan: Plan) -> Iterator[str]:
 def warmup_steps(schedule: Callable[[int, int], float], total_steps: int) -> int:
     """Steps until a schedule is first at its peak, that one included; 0 if it begins there.
 
-    Found by asking the schedule, at most some 8,000 times: exact for one that rises once and then does not rise again.
+    Found by asking the schedule some thousand times, ever closer: exact for one that rises once and then does not rise
+    again.
     """
-    stride = max(1, total_steps // 4096)
-    coarse = max(range(0, total_steps, stride), key=lambda step: schedule(step, total_steps))
-    near = range(max(0, coarse - stride), min(total_steps, coarse + stride + 1))
-    peak = max(near, key=lambda step: schedule(step, total_steps))  # the first of equals
+    low, high, stride, peak = 0, total_steps, 0, 0
+    while stride != 1:
+        stride = max(1, (high - low) // 4096)
+        peak = max(range(low, high, stride), key=lambda step: schedule(step, total_steps))  # the first of equals
+        low, high = max(0, peak - stride), min(total_steps, peak + stride + 1)
     return peak + 1 if peak else 0
 
 

@@ -31,6 +31,7 @@ NOT_AGREED = (
 )
 OPTIONAL = ("match", "tune", "debug", "tokenizer", "metrics")
 """Groups that a run can do without; prepared shards bring their tokenizer."""
+WITHOUT_TARGET = ("curation", "callbacks", "logger", "metrics", "debug")
 
 
 def settings(
@@ -134,6 +135,8 @@ def find_problems(config: Config) -> list[Problem]:
         if group not in config and group not in OPTIONAL:
             known = ", ".join(configuration.options(group))
             problems.append(Problem(group, f"was taken out, and a run needs an option of it: {known}"))
+        elif group not in WITHOUT_TARGET and config.get(group) is not None and "_target_" not in config[group]:
+            problems.append(Problem(f"{group}._target_", f"was taken out, and says what {group} is"))
     for group in ("callbacks", "logger", "metrics"):
         for name, node in config.get(group, {}).items():
             if not (isinstance(node, dict) and "_target_" in node):

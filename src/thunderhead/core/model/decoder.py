@@ -6,9 +6,10 @@ Shape letters: B sequences, T tokens a sequence, D model dimensions, V vocabular
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,7 +59,7 @@ class Decoder(nn.Module):
         loss: Callable[[], Callable[[Tensor, Tensor, Tensor, int], LossTerms]],
         activation_checkpointing: Callable[[], Any],
         *,
-        n_layers: PositiveInt,
+        n_layers: Annotated[int, Gt(0), Le(4096)],
         d_model: PositiveInt,
         n_heads: PositiveInt,
         context_length: PositiveInt,

@@ -6,9 +6,10 @@ Shape letters: B sequences, T tokens a sequence, D model dimensions, F hidden di
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,7 +40,7 @@ class FeedForward(nn.Module):
         activation: Literal["relu", "gelu", "silu", "relu2"],
         beta: PositiveFloat = 1.0,
         approximate: Literal["none", "tanh"] = "none",
-        hidden_ratio: PositiveFloat | None = None,
+        hidden_ratio: Annotated[float, Gt(0), Le(1e4)] | None = None,
     ) -> None:
         super().__init__()
         self.function = _nonlinearity("activation", activation, beta, approximate)
@@ -78,7 +79,7 @@ class GatedFeedForward(nn.Module):
         gate: Literal["silu", "gelu", "relu"],
         beta: PositiveFloat = 1.0,
         approximate: Literal["none", "tanh"] = "none",
-        hidden_ratio: PositiveFloat | None = None,
+        hidden_ratio: Annotated[float, Gt(0), Le(1e4)] | None = None,
         multiple_of: PositiveInt | None = None,
     ) -> None:
         super().__init__()
