@@ -39,8 +39,9 @@ def trust(*names: str) -> None:
 
 def trust_typed(config: Config) -> None:
     """Trust what the user composed himself: targets and variables in it, at any depth, and what `trust` names."""
-    named = config.get("trust") if isinstance(config.get("trust"), list) else []
-    trust(*(str(node["_target_"]) for _, node in nodes(config)), *variables(config), *named)
+    named = config.get("trust")
+    trust(*(str(node["_target_"]) for _, node in nodes(config)), *variables(config))
+    trust(*(named if isinstance(named, list) else ()))
 
 
 def is_trusted(target: Any) -> bool:
