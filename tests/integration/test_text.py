@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def hint(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 1, done.stdout + done.stderr
     _, begin, command = (done.stdout + done.stderr).partition("go on with: ")
     assert begin, done.stdout + done.stderr
-    return command.rstrip("\n")
+    return re.split(r"\n(?=E\d{4} )", command)[0].rstrip("\n")  # torch's launcher tells of a rank that ended, too
 
 
 @pytest.mark.parametrize(
