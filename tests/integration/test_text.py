@@ -51,7 +51,7 @@ def hint(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 1, done.stdout + done.stderr
     _, begin, command = (done.stdout + done.stderr).partition("go on with: ")
     assert begin, done.stdout + done.stderr
-    return re.split(r"\n(?=E\d{4} )", command)[0].rstrip("\n")  # torch's launcher tells of a rank that ended, too
+    return re.split(r"\n(?=[EW]\d{4} )", command)[0].rstrip("\n")  # torch's launcher tells of a rank that ended, too
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_the_hint_goes_on_with_a_sweep(name: str, text_corpus: Path, shards_dir:
     crash = "+callbacks.crash={_target_: crash.Crash, after: 3}"
     lines = overrides(text_corpus, shards_dir, here, f"name={quoted(name)}", "seed=1,2", crash)
     go_on = hint(shell(shown("train.py", "-m", *lines), here))
-    done = shell(f"{go_on} ++callbacks.crash.after=1000", here)
+    done = shell(f"{go_on} '+callbacks.crash={{_target_: crash.Crash, after: 1000}}'", here)
     assert done.returncode == 0, done.stdout + done.stderr
     (sweep,) = (here / "logs" / "sweeps" / name).iterdir()
     prompts = [yaml.safe_load(file.read_text())["generation"]["prompt"] for file in sweep.glob("*/config.yaml")]
