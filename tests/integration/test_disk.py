@@ -106,8 +106,8 @@ def test_a_run_says_what_the_disk_refused_and_goes_on_later(
     if case == "logging":  # an emergency checkpoint
         assert last > 9
         assert f"stopped at step {last} of {STEPS}" in line
-    else:
-        assert last == 8
+    else:  # in the background, the removal of an old one may make room for this
+        assert last in ((8, 12) if case == "background" else (8,))
 
     (run_dir / "filler").unlink(missing_ok=True)
     mount("-o", "remount,rw", checkpoints)

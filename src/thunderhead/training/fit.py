@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import statistics
 import time
 import traceback
@@ -200,7 +201,7 @@ def _from_outside(error: Exception) -> str | None:
         return f"{line.rstrip('. ')}: {WHEN_KILLED}; data.num_workers=0 needs the least"
     if isinstance(error, ShardError | CheckpointError | MisconfigurationException):
         return line
-    if isinstance(error, torch.distributed.DistError) or "/gloo/" in line:
+    if isinstance(error, torch.distributed.DistError) or re.search("/gloo/|Gloo|monitoredBarrier", line):
         return LOST
     return disk.problem(error) if isinstance(error, OSError) else None
 

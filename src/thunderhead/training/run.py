@@ -81,7 +81,12 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
 
     if checkpoint is None and is_first:
         _refuse_to_overwrite(folder)
-    with disk.refusing(), resuming.held(folder) if is_first else contextlib.nullcontext():
+    with contextlib.ExitStack() as during:
+        during.enter_context(disk.refusing())
+        if is_first:
+            during.enter_context(resuming.held(folder))
+        else:  # the folder that Hydra made for this process is not used: the record is rank 0's
+            during.callback(_remove_if_empty, run_dir)
         plan = _prepare(run, plan)
         changes = [] if checkpoint is None else resuming.check(checkpoint, run, plan)
         if is_first:
@@ -99,8 +104,6 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
                 raise SystemExit(1) from None
         else:
             summary = fit(run, plan, checkpoint)
-    if not is_first:
-        _remove_if_empty(run_dir)  # Hydra's, named by the time of this process' start; the record is rank 0's
     return float(summary["val_loss"])
 
 

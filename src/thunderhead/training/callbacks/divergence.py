@@ -7,6 +7,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from thunderhead.core.config import Problem
 from thunderhead.core.data.datamodule import TokenDataModule
@@ -90,6 +91,9 @@ class WatchDivergence(Callback):
             self._look()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        for parameter in pl_module.parameters():  # which no loss has shown yet
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            self._watch(torch.where(torch.isfinite(local.detach()).all(), 0.0, torch.nan))
         self._look()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,4 +105,4 @@ class WatchDivergence(Callback):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self._first, op=torch.distributed.ReduceOp.MIN)
         if (step := int(self._first)) < NEVER:
-            raise DivergenceError(step, "the loss or the norm of the gradients is not finite")
+            raise DivergenceError(step, "the loss, the norm of the gradients or a weight is not finite")
