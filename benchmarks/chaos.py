@@ -45,7 +45,8 @@ KINDS = (
     Kind("damaged and vanished shards", "test_prepared_runs.py", "damage or goes_away"),
     Kind("hostile records", "test_hostile_records.py"),
     Kind("environment variables in records", "test_secrets.py"),
-    Kind("configurations at random", "test_fuzz.py"),
+    Kind("configurations at random (100 an entry)", "test_fuzz.py", "test_a_configuration"),
+    Kind("folders and values of any text", "test_text.py"),
 )
 
 

@@ -51,6 +51,7 @@ def refused(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
         ("data.path=", "data.path: '' is not accepted"),
         ("resume=", "resume: is empty"),
         ("name=../..", "name: '../..' is not accepted"),
+        ("+optimzer.lr=1", "optimzer: is no group; did you mean optimizer?"),
         ("name=/tmp/x", "name: '/tmp/x' is not accepted"),
         ("name=", "name: '' is not accepted"),
         ("~callbacks", "callbacks: was taken out, and a run needs an option of it: default, none"),

@@ -150,9 +150,11 @@ def test_all_end_and_the_next_start_goes_on(
     text_corpus: Path,
     shards_dir: Path,
     tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     run_dir, launched = tmp_path / "run", more[0] == RANKS[0]
     lines = [*tiny(text_corpus, shards_dir, *SETTINGS), *more, WAITS, f"hydra.run.dir={run_dir}"]
+    longest, lost, said = 0.0, 0, ""
     for step, (role, phase) in zip((6, 12, 18), kills, strict=False):
         settings = [f"++callbacks.waits.phase={phase}", f"++callbacks.waits.step={step}"]
         process = train_py(*lines, *settings)
@@ -162,9 +164,8 @@ def test_all_end_and_the_next_start_goes_on(
         if role == "launcher" and launched:  # who writes holds the folder
             with pytest.raises(ConfigError, match="still being trained by another process"), resume.held(run_dir):
                 pass
-        seconds = wait_for_the_end(run_dir, since)
+        longest = max(longest, wait_for_the_end(run_dir, since))
         output, _ = process.communicate()
-        print(f"{role}, {phase}, {more}: all ended after {seconds:.1f} s, status {process.returncode}:\n{output}")
         assert "Traceback" not in output
         if role == "launcher":
             assert process.returncode == -signal.SIGKILL
@@ -174,7 +175,12 @@ def test_all_end_and_the_next_start_goes_on(
             (said,) = (line for line in output.splitlines() if "error" in line.lower())
             assert {"worker": "DataLoader worker (pid"}.get(role, f"{role} was ended by SIGKILL") in said
             assert f"go on with: python train.py resume={run_dir}" in said
+        said = said or next((line for line in output.splitlines() if "error" in line.lower()), "")
         assert read_summary(run_dir) is None
+        found = resume.find(str(run_dir), run_dir).checkpoint
+        assert found is not None
+        reached = int(read_rows(run_dir / "metrics.csv")[1][-1]["step"])
+        lost = max(lost, reached - torch.load(found, weights_only=True)["global_step"])
         lines = [f"resume={run_dir}", "trust=[waits]"]
 
     if launched:
@@ -182,6 +188,8 @@ def test_all_end_and_the_next_start_goes_on(
     else:
         resumed_here(run_dir)
     assert_equal(run_dir, whole(launched))
+    for name, value in (("seconds", longest), ("saw", said), ("tokens_lost", 128 * lost)):
+        record_property(name, value)
 
 
 def resumed_here(run_dir: Path) -> None:

@@ -80,6 +80,7 @@ def test_a_run_says_what_the_disk_refused_and_goes_on_later(
     shards_dir: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
 ) -> None:
     record, checkpoints = disk("disk", "3m"), disk("checkpoints", "20m")
     run_dir, kept = record / "run", checkpoints
@@ -97,7 +98,7 @@ def test_a_run_says_what_the_disk_refused_and_goes_on_later(
     assert stopped.value.code == 1
     assert "Traceback" not in said, said
     (line,) = (line for line in said.splitlines() if "error" in line.lower())
-    print(line)
+    record_property("saw", line)
     assert "Read-only file system" in line if case == "read-only" else "No space left on device (0 bytes free" in line
     assert str(run_dir) in line
     assert f"go on with: python train.py resume={run_dir}" in line

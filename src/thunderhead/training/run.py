@@ -1,6 +1,7 @@
 """The way of one run: check → build → plan → record → prepare → fit → summary."""
 
 import contextlib
+import difflib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,6 +141,10 @@ def find_problems(config: Config) -> list[Problem]:
             problems.append(Problem(group, f"was taken out, and a run needs an option of it: {known}"))
         elif group not in WITHOUT_TARGET and config.get(group) is not None and "_target_" not in config[group]:
             problems.append(Problem(f"{group}._target_", f"was taken out, and says what {group} is"))
+    groups = {*default_groups(), *OPTIONAL}
+    for name in (name for name, value in config.items() if isinstance(value, dict) and name not in groups):
+        if near := difflib.get_close_matches(name, groups, n=1, cutoff=0.8):  # others may be referred to by ${name…}
+            problems.append(Problem(name, f"is no group; did you mean {near[0]}?"))
     for group in ("callbacks", "logger", "metrics"):
         for name, node in config.get(group, {}).items():
             if not (isinstance(node, dict) and "_target_" in node):
