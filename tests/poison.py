@@ -14,7 +14,7 @@ class Poison(Callback):
         *,
         steps: list[int],
         into: Literal["gradient", "weight"] = "gradient",
-        value: float = torch.nan,
+        value: Any = torch.nan,  # a float would not be accepted: settings are finite
         once: bool = False,
     ):
         self.steps, self.into, self.value, self.once = steps, into, value, once

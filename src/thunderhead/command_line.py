@@ -118,6 +118,14 @@ def run(main: Callable[[], Any], config_name: str = "train") -> None:
 
     With HYDRA_FULL_ERROR=1 in the environment, failures keep Hydra's own frames in the traceback.
     """
+    try:
+        _run(main, config_name)
+    finally:
+        for number in SIGNALS:  # while it ends, the interpreter puts back what they do by default
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _run(main: Callable[[], Any], config_name: str) -> None:
     if "${" in os.getcwd():
         _refuse([Problem("", f"{os.getcwd()}: Hydra takes the ${{ in this path for a variable: start from another")])
     sys.argv[1:] = repeated_sweep(sys.argv[1:])

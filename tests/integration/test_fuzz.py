@@ -157,7 +157,8 @@ def _train_py(overrides: list[str], run_dir: Path) -> float | None:
     arguments = patch.object(sys, "argv", ["train.py", *overrides])
     with arguments, patch.object(command_line, "_refuse", refuse), patch.dict(os.environ):
         os.environ.pop("HYDRA_FULL_ERROR", None)
-        command_line.run(main)
+        with patch.object(command_line, "SIGNALS", []):  # pytest's own stay
+            command_line.run(main)
     return losses[0]
 
 

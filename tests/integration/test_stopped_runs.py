@@ -57,7 +57,7 @@ def pid_of_rank(rank: int, run_dir: Path) -> int:
 @pytest.mark.parametrize(
     ("devices", "target", "numbers"),
     [
-        (1, "process", [INT]),
+        pytest.param(1, "process", [INT], marks=pytest.mark.slow),
         (1, "group", [TERM, TERM, INT]),  # with the loader's workers
         (2, "process", [USR1, TERM]),
         (2, "rank 1", [HUP]),

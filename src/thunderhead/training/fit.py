@@ -168,11 +168,10 @@ def _fit_or_stop(
         finally:
             trainer.strategy.barrier()  # a rank that ended before would have launchers end the one that writes
     except (ValueError, RuntimeError, OSError, EOFError, *REFUSALS) as error:
-        why = _from_outside(error)
-        if why is None and isinstance(error, (ValueError, *REFUSALS)) and not log_metrics.started:
+        if isinstance(error, (ValueError, *REFUSALS)) and not log_metrics.started:
             # damaged shards, a refused combination: found before the first step
             raise ConfigError([Problem("", reason(error))]) from error
-        if why is None:
+        if (why := _from_outside(error)) is None:
             raise
         # each rank reads for itself: whoever cannot go on says so
         if why != LOST or (trainer.is_global_zero and not is_launched()):  # else who launched it tells which was lost
