@@ -94,6 +94,7 @@ def curves(analysis: Analysis) -> Figure:
                 drawn += list(loss[at >= WARM_UP * end])
             axes.plot([], [], **its.of_line, marker=its.marker, label=arm.name)
         axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.set_xlim(0, 1.02 * end or None)
     if drawn:
