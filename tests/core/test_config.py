@@ -16,7 +16,7 @@ from hypothesis import example, given
 from omegaconf import OmegaConf
 
 import awkward
-from thunderhead.core import config
+from thunderhead.core import config, resolvers
 from thunderhead.core.config import CONF_DIR, ConfigError, Problem
 from thunderhead.core.types import PositiveInt, Probability
 from thunderhead.training.run import settings
@@ -286,6 +286,6 @@ def test_starts_in_the_same_second_get_folders_of_their_own(tmp_path: Path) -> N
     first = OmegaConf.create(asked)
     assert [first.dir, first.dir] == [f"{tmp_path}/logs/12-00"] * 2  # Hydra asks more than once
     for number in (2, 3):
-        config._new_folder.cache_clear()  # another process
+        resolvers.new_folder.cache_clear()  # another process
         assert OmegaConf.create(asked).dir == f"{tmp_path}/logs/12-00-{number}"
     assert {folder.name for folder in (tmp_path / "logs").iterdir()} == {"12-00", "12-00-2", "12-00-3"}

@@ -4,7 +4,6 @@ import functools
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +12,11 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from programs import processes_of, ranks_of, train_py, wait_until
 from thunderhead import command_line
 from thunderhead.core.config import ConfigError
 from thunderhead.training import resume
-from thunderhead.training.record import REPOSITORY, read_rows, read_summary
+from thunderhead.training.record import read_rows, read_summary
 from tiny import tiny, train_here
 
 SECONDS = 40  # until all have ended
@@ -27,46 +27,11 @@ SETTINGS = (
 )
 
 
-def train_py(*overrides: str) -> subprocess.Popen[str]:
-    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(
-        [sys.executable, "train.py", *overrides],
-        cwd=REPOSITORY,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def ended(process: subprocess.Popen[str], status: int = 0) -> str:
     output, _ = process.communicate(timeout=240)
     assert process.returncode == status, output
     assert "Traceback" not in output
     return output
-
-
-def wait_until(process: subprocess.Popen[str], happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def processes_of(folder: Path) -> dict[int, tuple[int, dict[str, str]]]:
-    """Those with this folder in their command line: of each its parent and its environment."""
-    found = {}
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(folder) in (place / "cmdline").read_bytes().decode(errors="replace"):
-                parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-                lines = (place / "environ").read_bytes().decode(errors="replace").split("\0")
-                found[int(place.name)] = parent, dict(line.partition("=")[::2] for line in lines if "=" in line)
-        except OSError:  # ended
-            continue
-    return found
 
 
 def wait_for_the_end(folder: Path, since: float) -> float:
@@ -78,8 +43,7 @@ def wait_for_the_end(folder: Path, since: float) -> float:
 
 
 def victim(role: str, process: subprocess.Popen[str], folder: Path) -> int:
-    found = processes_of(folder)
-    ranks = {int(env["RANK"]): pid for pid, (parent, env) in found.items() if "RANK" in env and parent == process.pid}
+    ranks = ranks_of(process, folder)
     match role:
         case "launcher":
             return process.pid
@@ -87,7 +51,7 @@ def victim(role: str, process: subprocess.Popen[str], folder: Path) -> int:
             return ranks[int(role[-1])]
         case "worker":  # of rank 0
             of = ranks.get(0, process.pid)
-            return next(pid for pid, (parent, _) in found.items() if parent == of)
+            return next(pid for pid, (parent, _) in processes_of(folder).items() if parent == of)
     raise AssertionError
 
 

@@ -3,30 +3,21 @@
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from test_stopped_runs import pid_of_rank
 
+from programs import ranks_of, start, wait_until
 from thunderhead.core.config import read_mapping
-from thunderhead.training.record import REPOSITORY, read_rows
+from thunderhead.training.record import read_rows
 from tiny import tiny
 
 DEVICES = "trainer.devices=auto"  # as many as torchrun starts
 
 
 def torchrun(name: str, n_processes: int, *overrides: str) -> subprocess.Popen[str]:
-    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
-    return subprocess.Popen(
-        [*agent, "--max-restarts=5", "train.py", "resume=auto", f"name={name}", DEVICES, *overrides],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    agent = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}", "--max-restarts=5")
+    return start(*agent, "train.py", "resume=auto", f"name={name}", DEVICES, *overrides)
 
 
 def rows_of(run_dir: Path) -> list[tuple[str, str, str]]:
@@ -41,12 +32,8 @@ def test_a_rank_that_dies_is_started_again(rank: int, text_corpus: Path, shards_
     settings = ("callbacks=default", "callbacks.checkpoint.every_n_train_steps=20", "budget.steps=200")
     lines = [*tiny(text_corpus, shards_dir, *settings), f"hydra.run.dir={runs}/${{now:%Y-%m-%d_%H-%M-%S-%f}}"]
     process = torchrun("elastic", 2, *lines)
-    deadline = time.monotonic() + 120
-    while not list(runs.glob("*/checkpoints/step-40.ckpt")):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(pid_of_rank(rank, tmp_path), signal.SIGKILL)
+    wait_until(process, lambda: list(runs.glob("*/checkpoints/step-40.ckpt")))
+    os.kill(ranks_of(process, tmp_path)[rank], signal.SIGKILL)
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     (run_dir,) = (file.parent for file in runs.glob("*/summary.json"))

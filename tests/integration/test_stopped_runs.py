@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,46 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from thunderhead.training.record import REPOSITORY, read_rows
+from programs import ranks_of, train_py, wait_until
+from thunderhead.training.record import read_rows
 from tiny import tiny
 
 STEPS = 2000  # minutes, if nobody stops it
 INT, TERM, USR1, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP
 
 
-def train_py(*overrides: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "train.py", *overrides],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def wait_for_steps(process: subprocess.Popen[str], run_dir: Path) -> None:
     metrics = run_dir / "metrics.csv"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and len(read_rows(metrics)[1]) >= 3):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def pid_of_rank(rank: int, run_dir: Path) -> int:
-    """Of a process that `launch` started; its loader's workers have the same environment, and another parent."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command, environment = (entry / "cmdline").read_text(), (entry / "environ").read_text()
-            if str(run_dir) in command and f"\0RANK={rank}\0" in environment:
-                found[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, UnicodeDecodeError):
-            continue
-    (pid,) = {pid for pid, parent in found.items() if parent not in found}
-    return pid
+    wait_until(process, lambda: metrics.exists() and len(read_rows(metrics)[1]) >= 3)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +55,7 @@ def test_signals_stop_and_save(
     lines += [f"budget.steps={STEPS}", f"trainer.devices={devices}", f"hydra.run.dir={run_dir}"]
     process = train_py(*lines)
     wait_for_steps(process, run_dir)
-    pid = pid_of_rank(int(target[-1]), run_dir) if target.startswith("rank") else process.pid
+    pid = ranks_of(process, run_dir)[int(target[-1])] if target.startswith("rank") else process.pid
     for number in numbers:
         (os.killpg if target == "group" else os.kill)(pid, number)
         time.sleep(0.1)
@@ -116,11 +86,7 @@ def test_a_signal_ends_a_long_validation(text_corpus: Path, shards_dir: Path, tm
     slow = "+callbacks.slow={_target_: slow_validation.SlowValidation, seconds: 1.0}"
     lines = tiny(text_corpus, shards_dir, "callbacks=default", "data.max_validation_tokens=4096", "budget.steps=3")
     process = train_py(*lines, slow, f"hydra.run.dir={run_dir}")
-    deadline = time.monotonic() + 120
-    while not (run_dir / "validating").exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(process, (run_dir / "validating").exists)
     process.send_signal(TERM)
     process.send_signal(TERM)
     output, _ = process.communicate(timeout=30)
@@ -146,11 +112,7 @@ def test_a_signal_before_the_first_step_is_told_in_one_line(
         (corpus / f"{name}.txt").write_text(text, encoding="utf-8")
     lines = tiny(corpus, tmp_path / "shards", "tokenizer=bpe", f"data.path={corpus}", f"hydra.run.dir={run_dir}")
     process = train_py(*lines)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("shards/.*.preparing")):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(process, lambda: list(tmp_path.glob("shards/.*.preparing")))
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, output

@@ -8,7 +8,6 @@ import contextlib
 import difflib
 import functools
 import inspect
-import itertools
 import json
 import re
 import typing
@@ -23,6 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import thunderhead.core.resolvers  # noqa: F401 - registers them
 from thunderhead.core.environment import escaped, resolved
 from thunderhead.core.types import Problem as Problem  # noqa: PLC0414 - for all who check a configuration
 
@@ -45,30 +45,6 @@ class ConfigError(Exception):
 
 
 # --- compose ----------------------------------------------------------------------------------------------------------
-
-
-def _divide(dividend: int, divisor: int) -> int:
-    """`${divide:${model.d_model},64}` in YAML: as many as fit, exactly."""
-    if dividend % divisor:
-        raise ValueError(f"{dividend} is no multiple of {divisor}")
-    return dividend // divisor
-
-
-OmegaConf.register_new_resolver("divide", _divide, replace=True)
-
-
-@functools.cache  # Hydra asks more than once
-def _new_folder(path: str) -> str:
-    """`${new_folder:logs/runs/…}` in YAML: this folder, or -2, -3 …; made at once, as another start may ask, too."""
-    for folder in itertools.chain([path], (f"{path}-{number}" for number in itertools.count(2))):
-        with contextlib.suppress(FileExistsError):
-            Path(folder).mkdir(parents=True)
-            break
-    return folder
-
-
-OmegaConf.register_new_resolver("larger", max, replace=True)  # `${larger:1024,${model.context_length}}`
-OmegaConf.register_new_resolver("new_folder", _new_folder, replace=True)
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:

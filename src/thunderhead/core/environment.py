@@ -61,6 +61,8 @@ OmegaConf.register_new_resolver("oc.decode", _decode, replace=True)
 def resolved(config: Any) -> Any:
     """A container as plain ones, all interpolations resolved; texts with variables are `FromEnvironment`."""
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    if "oc.env" not in str(OmegaConf.to_container(config, resolve=False)):
+        return values
     marking = _marks.set(True)
     try:
         return _joined(values, OmegaConf.to_container(config, resolve=True))

@@ -18,15 +18,10 @@ from thunderhead.core.environment import variables
 
 
 @functools.cache
-def _shipped() -> frozenset[str]:
-    """The targets that conf/ names."""
-    return frozenset(node["_target_"] for file in CONF_DIR.rglob("*.yaml") for _, node in nodes(read_yaml(file)))
-
-
-@functools.cache
-def _shipped_variables() -> frozenset[str]:
-    """The environment variables that conf/ names."""
-    return frozenset(name for file in CONF_DIR.rglob("*.yaml") for name in variables(read_yaml(file)))
+def _shipped() -> tuple[frozenset[str], frozenset[str]]:
+    """The targets, and the environment variables, that conf/ names."""
+    contents = [read_yaml(file) for file in CONF_DIR.rglob("*.yaml")]
+    return frozenset(node["_target_"] for _, node in nodes(contents)), frozenset(variables(contents))
 
 
 _trusted: set[str] = set()
@@ -48,7 +43,7 @@ def is_trusted(target: Any) -> bool:
     """Whether a target may be called: this installation says so, or the user (see `trust`)."""
     if not isinstance(target, str):
         return False
-    if target in _shipped() or any(target == name or target.startswith(f"{name}.") for name in _trusted):
+    if target in _shipped()[0] or any(target == name or target.startswith(f"{name}.") for name in _trusted):
         return True
     if target.split(".")[0] not in ("thunderhead", "torch", "lightning"):
         return False  # and is not even imported, which would run it
@@ -89,7 +84,8 @@ def refuse_unknown_variables(config: Config) -> None:
     problems = [
         Problem(path, message.format(name))
         for path, value in leaves(config)
-        for name in sorted(variables([value]) - _shipped_variables() - _trusted)
+        for name in sorted(variables([value]) - _trusted)
+        if name not in _shipped()[1]
     ]
     if problems:
         raise ConfigError(problems)

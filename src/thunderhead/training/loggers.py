@@ -44,13 +44,16 @@ def log_by_tokens(logger: Logger, log: Callable[..., None], row: Mapping[str, An
         log({f"by_tokens/{name}": value for name, value in row.items()}, step=tokens)
 
 
-def forget_from(logger: Logger, step: int, tokens: int) -> None:
-    """Take out of TensorBoard's files what a resumed run writes again, or has left behind on another branch.
+def forget_from(logger: Logger, step: int, tokens: int) -> dict[str, float]:
+    """Take out of a logger's files what a resumed run writes again, or has left behind on another branch.
 
-    That is, values of step `step` on, and everything after it; `by_tokens/…` has tokens for steps.
+    That is, values of step `step` on, and everything after it; TensorBoard's `by_tokens/…` has tokens for steps.
+    Returns what was measured in that step, if the logger knows.
     """
+    if callable(forget := getattr(logger, "forget_from", None)):
+        return dict(forget(step))
     if not isinstance(logger, TensorBoardLogger):
-        return
+        return {}
     for file in Path(logger.log_dir).glob("events.out.tfevents.*"):
         events = [*RawEventFileLoader(str(file)).Load()]
         kept = [event for event in events if not _is_later(Event.FromString(event), step, tokens)]
@@ -60,6 +63,7 @@ def forget_from(logger: Logger, step: int, tokens: int) -> None:
                 writer = RecordWriter(stream)
                 for event in kept:
                     writer.write(event)
+    return {}
 
 
 def _is_later(event: Any, step: int, tokens: int) -> bool:

@@ -120,9 +120,8 @@ class LogMetrics(Callback):
         (self.run.folder / "summary.json").unlink(missing_ok=True)  # of fewer steps, or of another branch
         for logger, _ in self._sinks:
             logger.log_hyperparams({**recorded(self.run.config), "planned": self.plan.to_dict()})
-            if callable(forget := getattr(logger, "forget_from", None)):
-                self._row = forget(trainer.global_step) | self._row
-            forget_from(logger, trainer.global_step, trainer.global_step * self.plan.tokens_per_step)
+            step = trainer.global_step
+            self._row = forget_from(logger, step, step * self.plan.tokens_per_step) | self._row
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock: validation is no training time. One that is made up for comes before the first batch."""

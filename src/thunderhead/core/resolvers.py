@@ -1,0 +1,30 @@
+"""What `${…}` in YAML may call beside OmegaConf's own and Hydra's."""
+
+import contextlib
+import functools
+import itertools
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+
+def divide(dividend: int, divisor: int) -> int:
+    """`${divide:${model.d_model},64}`: as many as fit, exactly."""
+    if dividend % divisor:
+        raise ValueError(f"{dividend} is no multiple of {divisor}")
+    return dividend // divisor
+
+
+@functools.cache  # Hydra asks more than once
+def new_folder(path: str) -> str:
+    """`${new_folder:logs/runs/…}`: this folder, or -2, -3 …; made at once, as another start may ask, too."""
+    for folder in itertools.chain([path], (f"{path}-{number}" for number in itertools.count(2))):
+        with contextlib.suppress(FileExistsError):
+            Path(folder).mkdir(parents=True)
+            break
+    return folder
+
+
+OmegaConf.register_new_resolver("divide", divide, replace=True)
+OmegaConf.register_new_resolver("larger", max, replace=True)  # `${larger:1024,${model.context_length}}`
+OmegaConf.register_new_resolver("new_folder", new_folder, replace=True)
