@@ -17,7 +17,9 @@ DEVICES = "trainer.devices=auto"  # as many as torchrun starts
 
 def torchrun(name: str, n_processes: int, *overrides: str) -> subprocess.Popen[str]:
     agent = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}", "--max-restarts=5")
-    return start(*agent, "train.py", "resume=auto", f"name={name}", DEVICES, *overrides)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+        return start(*agent, "train.py", "resume=auto", f"name={name}", DEVICES, *overrides)
 
 
 def rows_of(run_dir: Path) -> list[tuple[str, str, str]]:
@@ -40,7 +42,7 @@ def test_a_rank_that_dies_is_started_again(rank: int, text_corpus: Path, shards_
     assert [folder for folder in runs.iterdir() if folder != run_dir] == []
     assert f"Going on from {run_dir}/checkpoints/" in output
 
-    again = torchrun("elastic", 1, *lines, "budget.steps=220")
+    again = torchrun("elastic", 1, f"resume={run_dir}", "budget.steps=220")
     output, _ = again.communicate(timeout=400)
     assert again.returncode == 0, output
     assert read_mapping(run_dir / "summary.json")["steps"] == 220

@@ -128,3 +128,21 @@ def test_as_many_devices_as_a_launcher_started(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("WORLD_SIZE", world_size)
         with pytest.raises(ValueError, match=message):
             hardware.machine_of({**asked, "devices": devices}, must_be_here=True)
+
+
+def test_restarts_that_would_share_a_store_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {
+        "WORLD_SIZE": "2",
+        "TORCHELASTIC_MAX_RESTARTS": "3",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "RANK": "0",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    asked = {"accelerator": "cpu", "devices": 2}
+    with pytest.raises(ValueError, match=r"trainer.devices.*TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun"):
+        hardware.machine_of(asked, must_be_here=True)
+    for name, value in (("TORCHELASTIC_USE_AGENT_STORE", "False"), ("TORCHELASTIC_MAX_RESTARTS", "0")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert hardware.machine_of(asked, must_be_here=True)["world_size"] == 2

@@ -18,6 +18,12 @@ from thunderhead.processes import started_processes
 ALL = ("auto", -1, "-1")
 """`trainer.devices` for all that there are; of processes that torchrun or srun started, for all of them."""
 
+RESTARTS_HANG = (
+    "processes that torchrun starts again can wait for ever for those that have ended, whose addresses its store keeps "
+    "(github.com/pytorch/pytorch/issues/135712): start it as TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun "
+    "--rdzv-backend=c10d (or --standalone) --max-restarts=… , or without --max-restarts"
+)
+
 
 def keep_freed_memory() -> bool:
     """Let glibc keep the big blocks of a training step instead of handing them to the system and back.
@@ -80,6 +86,9 @@ def machine_of(trainer: dict[str, Any], must_be_here: bool) -> dict[str, Any]:
     if started is not None and devices in ALL:
         devices = int(os.environ.get("LOCAL_WORLD_SIZE", started // nodes))
     n_devices = device_count(devices, accelerator, must_be_here)
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if must_be_here and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ValueError(f"trainer.devices={devices}: {RESTARTS_HANG}")
     is_here = accelerators()[accelerator] and (accelerator != "cuda" or n_devices <= torch.cuda.device_count())
     world_size = n_devices * nodes
     if must_be_here and started not in (None, world_size):  # each would train by itself

@@ -75,19 +75,14 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
             return float(fit(run, plan, checkpoint)["val_loss"])
     if is_first:
         display.show_plan(plan)
-    if run.is_dry or checkpoint is not None:
+    if run.is_dry or checkpoint is not None or not is_first:  # the record of several ranks is rank 0's
         _remove_if_empty(run_dir)
     if run.is_dry:
         return None
 
     if checkpoint is None and is_first:
         _refuse_to_overwrite(folder)
-    with contextlib.ExitStack() as during:
-        during.enter_context(disk.refusing())
-        if is_first:
-            during.enter_context(resuming.held(folder))
-        else:  # the folder that Hydra made for this process is not used: the record is rank 0's
-            during.callback(_remove_if_empty, run_dir)
+    with disk.refusing(), resuming.held(folder) if is_first else contextlib.nullcontext():
         plan = _prepare(run, plan)
         changes = [] if checkpoint is None else resuming.check(checkpoint, run, plan)
         if is_first:
