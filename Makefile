@@ -8,7 +8,7 @@ FIND_LINKS = $(shell $(BIN)/python -m pip config get global.find-links 2>/dev/nu
 # Runs and tests start many processes: each imports torch and friends, which takes twice as long without their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup train test test-slow check format docs constraints chaos
+.PHONY: help setup train test test-slow check format docs constraints audit chaos
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,11 @@ constraints: setup  ## Pin what is installed in constraints.txt, with hashes (to
 	grep -v '^torch==' $(VENV)/frozen.txt | $(BIN)/uv pip compile - --quiet --universal --no-deps --generate-hashes \
 		--no-header --no-annotate > constraints.txt
 	grep '^torch==' $(VENV)/frozen.txt | sed 's/+.*//' >> constraints.txt
+
+audit: setup  ## Look for known holes in what is installed (asks pypi.org), and in the workflows
+	$(BIN)/uv pip freeze --exclude-editable --python $(BIN)/python | sed 's/+.*//' > $(VENV)/frozen.txt
+	$(BIN)/uv tool run zizmor@1.32.0 --offline .github
+	$(BIN)/uv tool run pip-audit@2.10.1 --disable-pip --no-deps -r $(VENV)/frozen.txt
 
 docs: setup  ## Renew the README's table of options from conf/
 	$(BIN)/python -m thunderhead.docs

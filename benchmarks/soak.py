@@ -4,8 +4,9 @@
 
 One process trains a tiny model to the end, stopped by a signal and resumed at equal distances. At the end of each part
 it notes its resident memory, open descriptors, threads, and how many bytes of event files a step took. To each a line
-is fitted over all parts but the first fifth, and the slope told with its 95 % interval. Then the same run is made
-undisturbed, and the final weights compared bit for bit. Exit status 1 if they differ, or descriptors or threads grow.
+is fitted over all parts but the first fifth, and the last one, which ends with a summary and a text; the slope is told
+with its 95 % interval. Then the same run is made undisturbed, and the final weights are compared bit for bit. Exit
+status 1 if they differ, or if descriptors or threads grow.
 """
 
 import argparse
@@ -88,7 +89,7 @@ def soak(folder: Path, steps: int, resumes: int, overrides: list[str]) -> tuple[
     )
     table, grows, seconds = [], [], time.perf_counter() - begin
     for name, unit in GROWING.items():
-        values = [each_part[name] for each_part in seen][len(seen) // 5 :]
+        values = [each_part[name] for each_part in seen][len(seen) // 5 : -1]
         slope, error = slope_of(values, each)
         table.append(f"| {name} | {values[0]:,.0f} {unit} | {values[-1]:,.0f} {unit} | {slope:,.3g} ± {error:,.2g} |")
         grows += [name] if name in ("descriptors", "threads") and slope - error > 0 else []
@@ -97,7 +98,7 @@ def soak(folder: Path, steps: int, resumes: int, overrides: list[str]) -> tuple[
         "",
         f"`python benchmarks/soak.py --steps {steps} --resumes {resumes}`: {seconds:.0f} s for both",
         "",
-        "| | after a fifth | at the end | slope per 1,000 steps (95 %) |",
+        "| at the end of a part | after a fifth | of the last but one | slope per 1,000 steps (95 %) |",
         "|---|---|---|---|",
         *table,
         "",

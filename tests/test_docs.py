@@ -86,7 +86,7 @@ def test_each_dependency_has_its_licence_listed() -> None:
 
 def test_actions_are_pinned_by_hash() -> None:
     """A tag can be moved to other code; a hash cannot."""
-    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    text = "".join(file.read_text(encoding="utf-8") for file in (ROOT / ".github" / "workflows").glob("*.yml"))
     used = re.findall(r"uses: (\S+)", text)
     assert used
     assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in used)

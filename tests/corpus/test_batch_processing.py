@@ -97,6 +97,14 @@ def test_other_batches_than_the_last_time_are_refused(tmp_path: Path) -> None:
         list(remembered(Lengths(tmp_path / "log"), BATCHES[:5], 1, tmp_path / "results"))
 
 
+def test_a_killed_worker_is_said_in_one_line(tmp_path: Path) -> None:
+    results = in_order(Lengths(tmp_path / "log"), (Batch("a", [Document("", "0")], i) for i in range(1000)), 2)
+    next(results)
+    os.kill(int((tmp_path / "log").read_text().split()[1]), signal.SIGKILL)
+    with pytest.raises(ValueError, match=r"was killed: .*memory.*the next start goes on"):
+        list(results)
+
+
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     code = """
         import os, time

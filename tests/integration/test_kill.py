@@ -1,7 +1,9 @@
 """kill -9 of all processes of a run, and going on: bit for bit what an undisturbed run does."""
 
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ SCRIPT = CONF_DIR.parent / "benchmarks" / "kill_and_resume.py"
 SMALL = ("data.sources.code.include_code=false", "data.sources.code.include_topics=true")
 
 
-@pytest.mark.parametrize(("kills", "steps"), [(1, 14), pytest.param(20, 200, marks=pytest.mark.slow)])
-def test_killed_runs_end_where_undisturbed_ones_do(kills: int, steps: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kills", "steps"), [(1, 14), pytest.param(30, 300, marks=pytest.mark.slow)])
+def test_killed_runs_end_where_undisturbed_ones_do(
+    kills: int, steps: int, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """A mixture in stages, dropout, accumulation, two ranks of DDP with two workers each; see the script."""
     command = [sys.executable, str(SCRIPT), f"--kills={kills}", f"--steps={steps}", f"--table={tmp_path}/table.md"]
     ended = subprocess.run(
@@ -25,3 +29,8 @@ def test_killed_runs_end_where_undisturbed_ones_do(kills: int, steps: int, tmp_p
     table = (tmp_path / "table.md").read_text()
     assert table.count("| equal |") + table.count("| none |") == kills + 1
     assert table.count("| killed ") == kills
+    killed = [int(step) for step in re.findall(r"killed in step (\d+)", table)]
+    begun = [int(step) for step in re.findall(r"^\| \d+ \| (\d+) ", table, re.MULTILINE)]
+    lost = max(step - after for step, after in zip(killed, begun[1:], strict=True))
+    record_property("tries", kills)
+    record_property("tokens_lost", 1024 * lost)

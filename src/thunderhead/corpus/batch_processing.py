@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thunderhead.core.tokenizer import Tokenizer, Tokens
-from thunderhead.processes import end_with
+from thunderhead.processes import WHEN_KILLED, end_with
 
 if TYPE_CHECKING:
     from thunderhead.corpus.curation import Filter
@@ -87,7 +87,7 @@ def in_order(work: Work[Result], batches: Iterable[Batch], processes: int) -> It
     """Yield each batch with its result, in the order of the batches; a bounded number of them is under way.
 
     With one process, or few batches, the work is done in this one. Others import neither `__main__` nor torch, and end
-    when this one does, however it ends.
+    when this one does, however it ends. Raises ValueError if one of them was killed.
     """
     batches = iter(batches)
     first = list(itertools.islice(batches, _FEW_BATCHES))
@@ -116,6 +116,9 @@ def in_order(work: Work[Result], batches: Iterable[Batch], processes: int) -> It
             pending.extend(submitted(1))
             done, future = pending.popleft()
             yield done, future.result()
+    except loky.process_executor.BrokenProcessPool as error:
+        message = f"a process that prepares texts was killed: {WHEN_KILLED}; the next start goes on where this one was"
+        raise ValueError(message) from error
     finally:
         executor.shutdown(wait=True, kill_workers=True)
 

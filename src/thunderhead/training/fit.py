@@ -1,5 +1,6 @@
 """Train what was planned; then the summary, and after it what may fail without loss: a text, the speed of decoding."""
 
+import contextlib
 import math
 import os
 import re
@@ -96,8 +97,6 @@ def _fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
         display.show_summary(summary)
     if diverged is not None:
         if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.finalize("failed")
             lower = f"optimizer.lr={run.config['optimizer']['lr'] / 2:g}"
             display.complain(f"{diverged}; {go_on(run.folder, lower)}")
         raise SystemExit(1)
@@ -179,6 +178,10 @@ def _fit_or_stop(
         raise SystemExit(1) from None
     finally:
         stop.close()
+        if trainer.is_global_zero and (diverged is not None or not has_ended):  # others are logged to once more
+            for logger in trainer.loggers:
+                with contextlib.suppress(OSError):
+                    logger.finalize("failed")
     if log_metrics.failed is not None:
         display.complain(f"{disk.problem(log_metrics.failed)}; {_stopped(trainer, run.folder)}")
     if diverged is None and not has_ended:
