@@ -12,6 +12,7 @@ status 1 if they differ, or if descriptors or threads grow.
 import argparse
 import contextlib
 import gc
+import math
 import os
 import signal
 import sys
@@ -67,7 +68,7 @@ def main() -> None:
 
 def soak(folder: Path, steps: int, resumes: int, overrides: list[str]) -> tuple[list[str], bool]:
     """Train both ways; returns the table, and whether all is as it should be."""
-    each, begin = steps // (resumes + 1), time.perf_counter()
+    each, begin = math.ceil(steps / (resumes + 1)), time.perf_counter()
     settings = [*SETTINGS, f"budget.steps={steps}", f"validation.every={each}", *overrides]
     settings.append(f"callbacks.checkpoint.every_n_train_steps={each}")
     whole, parted = folder / "whole", folder / "parted"

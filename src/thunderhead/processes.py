@@ -1,6 +1,7 @@
 """Which of several processes this one is, by what launchers put into the environment, and which signals end it."""
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -30,6 +31,11 @@ RANK_VARIABLES = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
+
+if sys.version_info < (3, 11, 8):
+    # Forked while a thread of torch's lets Python know of itself, the new process waits for ever for a lock that the
+    # thread held (python/cpython#112275): loader workers of ranks did. It needs a moment.
+    os.register_at_fork(before=functools.partial(time.sleep, 0.01))
 
 
 class Stopped(KeyboardInterrupt):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -134,9 +134,10 @@ class MetricsCsv(Logger):
         """Append a row; a new column rewrites the file."""
         row = {"step": step, **metrics}
         if not row.keys() <= {*self._columns}:
-            columns, rows = read_rows(self.path) if self.path.exists() else ([], [])
+            columns = columns_of(self.path) if self.path.exists() else []
             self._columns = list(dict.fromkeys([*columns, *row]))
-            write_rows(self.path, self._columns, rows)
+            if self._columns != columns:
+                write_rows(self.path, self._columns, rows_of(self.path) if columns else [])
         with disk.naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
 
@@ -145,17 +146,32 @@ class MetricsCsv(Logger):
         """Drop the rows from `step` on, which a resumed run writes again; returns what was measured in that step."""
         if not self.path.exists():
             return {}
-        columns, rows = read_rows(self.path)
-        write_rows(self.path, columns, [row for row in rows if int(row["step"]) < step])
-        return {k: float(v) for row in rows if int(row["step"]) == step for k, v in row.items() if v and k != "step"}
+        measured: dict[str, float] = {}
+
+        def before(row: dict[str, str]) -> bool:
+            if int(row["step"]) == step:
+                measured.update({name: float(value) for name, value in row.items() if value and name != "step"})
+            return int(row["step"]) < step
+
+        write_rows(self.path, columns_of(self.path), (row for row in rows_of(self.path) if before(row)))
+        return measured
+
+
+def columns_of(path: Path) -> list[str]:
+    """Columns of a metrics.csv."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file).fieldnames or [])
+
+
+def rows_of(path: Path) -> Iterator[dict[str, str]]:
+    """Rows of a metrics.csv, one after the other; a last one that was cut off by a crash is left out."""
+    with path.open(newline="", encoding="utf-8") as file:
+        yield from (row for row in csv.DictReader(file) if None not in row.values())
 
 
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a metrics.csv; a last row that was cut off by a crash is left out."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = [row for row in reader if None not in row.values()]
-        return list(reader.fieldnames or []), rows
+    """Columns and all rows of a metrics.csv."""
+    return columns_of(path), [*rows_of(path)]
 
 
 def loss_spikes(run_dir: Path) -> list[int]:
@@ -164,20 +180,22 @@ def loss_spikes(run_dir: Path) -> list[int]:
     OLMo 2 (2501.00656) scores runs so, with 7 standard deviations of the last 1,000 values.
     """
     path = run_dir / "metrics.csv"
-    rows = read_rows(path)[1] if path.exists() else []
+    rows = rows_of(path) if path.exists() else []
     found = [(int(row["step"]), float(row["train/loss"])) for row in rows if row.get("train/loss")]
     losses = np.array([loss for _, loss in found])
     before = ((step, loss, losses[max(0, i - 1000) : i]) for i, (step, loss) in enumerate(found) if i >= FEWEST)
     return [step for step, loss, window in before if loss - window.mean() >= SPIKE * window.std() > 0]
 
 
-def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a CSV file atomically; ValueError for a row with what is no column."""
-    lines = io.StringIO(newline="")
-    writer = csv.DictWriter(lines, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, lines.getvalue())
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file atomically, without secrets; ValueError for a row with what is no column."""
+    with replacing(path) as file:
+        lines = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        writer = csv.DictWriter(lines, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: hidden(cell) if isinstance(cell, str) else cell for name, cell in row.items()})
+        lines.detach()
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
