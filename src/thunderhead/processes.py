@@ -57,18 +57,25 @@ def end_at_once(number: int) -> None:
     signal.raise_signal(number)
 
 
+_first_heard: float | None = None  # of this process, whoever listened: handlers take turns while a run ends
+
+
 def listen(
     first: Callable[[int], None], later: Callable[[int], None] = end_at_once
 ) -> Callable[[int, FrameType | None], None]:
-    """A handler of SIGNALS: calls `first` with the number of the first one, and `later` for those after GRACE."""
-    since: float | None = None
+    """A handler of SIGNALS: calls `first` with the number of the first one, and `later` for those after GRACE.
+
+    The first one since the last call of this function, of all handlers that it has returned.
+    """
+    global _first_heard  # noqa: PLW0603 - signals are the process'
+    _first_heard = None
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal since
-        if since is None:
-            since = time.monotonic()
+        global _first_heard  # noqa: PLW0603
+        if _first_heard is None:
+            _first_heard = time.monotonic()
             first(number)
-        elif time.monotonic() - since > GRACE:
+        elif time.monotonic() - _first_heard > GRACE:
             later(number)
 
     return handle

@@ -63,3 +63,21 @@ def test_before_a_fork_threads_get_a_moment() -> None:
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     assert ended.stdout == "True\n"
+
+
+def test_a_second_signal_is_passed_over_whoever_listened_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning puts back the handler of before while a stopped run still saves."""
+    now, heard = 100.0, list[tuple[str, int]]()
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    outer = processes.listen(lambda number: heard.append(("outer", number)))
+    later = lambda number: heard.append(("later", number))  # noqa: E731
+    inner = processes.listen(lambda number: heard.append(("inner", number)), later)
+    inner(10, None)
+    outer(2, None)
+    inner(2, None)
+    assert heard == [("inner", 10)]
+    now += processes.GRACE + 1
+    inner(15, None)
+    assert heard == [("inner", 10), ("later", 15)]
+    processes.listen(lambda number: heard.append(("new", number)))(2, None)
+    assert heard[-1] == ("new", 2)
