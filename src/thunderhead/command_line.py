@@ -28,7 +28,7 @@ from thunderhead import disk
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, options, quoted, unknown
 from thunderhead.core.environment import escaped
-from thunderhead.processes import SIGNALS, Stopped, end_with_launcher, listen, stop
+from thunderhead.processes import SIGNALS, Stopped, end_with_launcher, global_rank, listen, stop
 
 Result = typing.TypeVar("Result")
 
@@ -130,9 +130,7 @@ def _run(main: Callable[[], Any], config_name: str) -> None:
         _refuse([Problem("", f"{os.getcwd()}: Hydra takes the ${{ in this path for a variable: start from another")])
     sys.argv[1:] = repeated_sweep(sys.argv[1:])
     end_with_launcher()
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        main()
-        return
+    with_frames = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for, or by a launcher that tells what ranks say
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands every error to us
     handler = listen(stop)  # until something of its own listens, as a run that trains
     for number in SIGNALS:
@@ -140,23 +138,30 @@ def _run(main: Callable[[], Any], config_name: str) -> None:
     try:
         main()
     except Stopped as stopped:
-        print(f"stopped by {signal.Signals(stopped.number).name}", file=sys.stderr)
+        if global_rank() == 0:
+            print(f"stopped by {signal.Signals(stopped.number).name}", file=sys.stderr)
         sys.exit(128 + stopped.number)
-    except ConfigError as error:
-        _refuse(error.problems)
-    except (HydraException, OmegaConfBaseException) as error:
-        _refuse(_composition_problems(error, config_name))
-    except (ValueError, TypeError) as error:
-        if HydraConfig.initialized():
+    except Exception as error:
+        if with_frames:
             raise
+        _tell(error, config_name)
+        raise
+
+
+def _tell(error: Exception, config_name: str) -> None:
+    """End the program with what an error says, if it is one of the user's or of the disk, not of the program."""
+    if isinstance(error, ConfigError):
+        _refuse(error.problems)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        _refuse(_composition_problems(error, config_name))
+    if isinstance(error, ValueError | TypeError) and not HydraConfig.initialized():
         # Hydra's and OmegaConf's own while they compose: a group that is no text, a key of a list that is no number
         _refuse(_unknown_options() or _guilty(config_name) or [Problem("", configuration.first_line(error))])
-    except OSError as error:  # of Hydra, which makes the run's folder before we are called
-        if (why := disk.problem(error)) is not None:
-            _refuse([Problem("", why)])
-        if not isinstance(error, BrokenPipeError):  # the reader has seen enough, as in `train.py --help | head`
-            raise
+    if isinstance(error, OSError) and (why := disk.problem(error)) is not None:
+        _refuse([Problem("", why)])  # of Hydra, which makes the run's folder before we are called
+    if isinstance(error, BrokenPipeError):  # the reader has seen enough, as in `train.py --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def repeated_sweep(arguments: list[str]) -> list[str]:
