@@ -3,6 +3,7 @@
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +97,25 @@ def test_round_trip_of_any_text_even_one_that_spells_eos(
     assert tokenizer.decode(ids) == kept
     prefix = 1 if name == "sentencepiece" and text else 0
     assert tokenizer.token_bytes()[ids].sum() == len(kept.encode()) + prefix
+
+
+@pytest.mark.parametrize("name", ["byte_level", "sentencepiece", "tiktoken"])
+@given(text=st.lists(unicode_text | st.sampled_from([EOS, "</s>", "<0x41>", "▁", "the 1,234's", "\n \t"])).map("".join))
+def test_the_same_ids_by_the_librarys_own(name: str, text: str, fast: dict[str, Any], pretrained: Any) -> None:
+    """As export.py hands it out."""
+    ids = [int(token) for token in pretrained[name].encode(text)]
+    assert fast[name].encode(text, add_special_tokens=False).ids == ids
+    assert fast[name].decode(ids, skip_special_tokens=False) == pretrained[name].decode(ids)
+    spelled = {"byte_level": EOS, "sentencepiece": "</s>", "tiktoken": EOS}[name]
+    assert fast[name].token_to_id(spelled) == pretrained[name].eos_id
+
+
+@pytest.fixture(scope="module")
+def fast(pretrained: dict[str, Tokenizer]) -> dict[str, Any]:
+    found = {name: tokenizer.as_fast() for name, tokenizer in pretrained.items()}
+    for each in found.values():
+        each.encode_special_tokens = True  # `split_special_tokens` of transformers
+    return found
 
 
 @pytest.mark.parametrize("name", ["byte_level", "sentencepiece", "tiktoken"])

@@ -16,6 +16,7 @@ from thunderhead.core import config, trust
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.compare import compare_runs
 from thunderhead.release.command import generate_text
+from thunderhead.release.export import export
 from thunderhead.training.resume import find
 from tiny import tiny, train_here
 
@@ -111,7 +112,17 @@ def resume_checkpoint(folder: Path) -> None:
     train_here([f"resume={config.quoted(str(folder / 'checkpoints' / 'last.ckpt'))}"], folder.parent / "new" / "time")
 
 
-READERS = {"generate": generate, "resume": resume, "auto": resume_auto, "checkpoint": resume_checkpoint}
+def export_run(folder: Path) -> None:
+    export(config.compose([f"run={config.quoted(str(folder))}"], "export"))
+
+
+READERS = {
+    "generate": generate,
+    "export": export_run,
+    "resume": resume,
+    "auto": resume_auto,
+    "checkpoint": resume_checkpoint,
+}
 
 
 def refused(reader: Callable[[Path], None], folder: Path) -> str:

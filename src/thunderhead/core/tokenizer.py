@@ -82,6 +82,10 @@ class Tokenizer(ABC):
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote; raises ValueError if it is of another kind."""
 
+    def as_fast(self) -> Any:
+        """The same as a `tokenizers.Tokenizer`, with EOS as a special token; raises ValueError if that cannot be."""
+        raise ValueError(f"the tokenizer {self.name} has no counterpart among Hugging Face's")
+
     def encode(self, text: str) -> Tokens:
         """Encode one text, without EOS."""
         return self.encode_batch([text])[0]

@@ -18,6 +18,7 @@ from tokenizers import pre_tokenizers
 from thunderhead.core.config import first_line
 from thunderhead.core.tokenizer import EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens
 from thunderhead.core.types import PathText
+from thunderhead.corpus.byte_level import byte_level, with_eos
 
 # How published tokenizers spell the end of a document, the likeliest first: GPT-2, Llama 2, Llama 3, Gemma …
 _EOS_SPELLINGS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|endofdocument|>", "<|end▁of▁sentence|>")
@@ -66,6 +67,11 @@ class LibraryTokenizer(Tokenizer):
             some = list(group)
             parts.append(self._eos * len(some) if is_eos else self._tokenizer.decode(some, skip_special_tokens=False))
         return "".join(parts)
+
+    def as_fast(self) -> tokenizers.Tokenizer:
+        """Without a published one's template, which would put tokens around each text."""
+        content = {**json.loads(self._tokenizer.to_str()), "post_processor": None}
+        return tokenizers.Tokenizer.from_str(json.dumps(content))
 
     def token_bytes(self) -> npt.NDArray[np.int64]:
         """Count each id's bytes, (vocab_size,); where a document begins, SentencePiece's space is one too many."""
@@ -214,6 +220,9 @@ class TiktokenTokenizer(PublishedTokenizer):
         counts = np.zeros(self.vocab_size, dtype=np.int64)
         counts[list(self._ranks.values())] = [len(token) for token in self._ranks]
         return counts
+
+    def as_fast(self) -> tokenizers.Tokenizer:
+        return with_eos(byte_level(self._ranks, self._pattern), self.eos_id)
 
     def _content(self) -> dict[str, Any]:
         ranks = {base64.b64encode(token).decode(): rank for token, rank in self._ranks.items()}

@@ -14,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from thunderhead.core.tokenizer import EOS, Tokenizer, Tokens
 from thunderhead.core.types import PositiveInt
+from thunderhead.corpus.byte_level import byte_level, with_eos
 from thunderhead.corpus.published_tokenizers import LibraryTokenizer
 
 
@@ -34,6 +35,9 @@ class ByteTokenizer(Tokenizer):
 
     def token_bytes(self) -> npt.NDArray[np.int64]:
         return np.array([1] * 256 + [0], dtype=np.int64)
+
+    def as_fast(self) -> tokenizers.Tokenizer:
+        return with_eos(byte_level({bytes([byte]): byte for byte in range(256)}, None), self.eos_id)
 
     def to_json(self) -> str:
         return json.dumps({"type": "byte", "eos": EOS, "eos_id": self.eos_id})

@@ -118,7 +118,7 @@ def _nonlinearity(kind: str, name: str, beta: float, approximate: str) -> Callab
         "relu": F.relu,
         "gelu": partial(F.gelu, approximate=approximate),
         "silu": F.silu if beta == 1.0 else partial(_swish, beta=beta),
-        "relu2": _squared_relu,
+        "relu2": squared_relu,
     }
     return functions[name]
 
@@ -127,5 +127,6 @@ def _swish(x: Tensor, beta: float) -> Tensor:
     return x * torch.sigmoid(beta * x)
 
 
-def _squared_relu(x: Tensor) -> Tensor:
+def squared_relu(x: Tensor) -> Tensor:
+    """ReLU² (Primer, 2109.08668)."""
     return F.relu(x).square()

@@ -1,0 +1,17 @@
+"""The model of a run for Hugging Face's transformers: python export.py run=logs/runs/… (see --help)."""
+
+import hydra
+from omegaconf import DictConfig
+
+from thunderhead import command_line
+from thunderhead.release.export import export
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="export")
+def main(cfg: DictConfig) -> None:
+    """Write a folder that `AutoModelForCausalLM.from_pretrained` loads."""
+    command_line.job(export, cfg)
+
+
+if __name__ == "__main__":
+    command_line.run(main, "export")

@@ -1,0 +1,362 @@
+"""Classes of transformers that a decoder may be exported as: what of ours they can be, and where they keep it.
+
+Shape letters: V vocabulary, D model dimensions, H query heads, G key/value heads, E dimensions of a head.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from thunderhead.core.model.position import RotaryPosition
+from thunderhead.options.blocks import ParallelBlock
+from thunderhead.release.facts import Facts, function_of
+
+Weights = dict[str, Tensor]
+
+
+class Architecture(NamedTuple):
+    """A class of transformers.
+
+    - allows: values of facts that it can be; of facts that are not named, PLAIN's.
+    - settings: of a decoder, its configuration. names: of its modules for ours, whole or parts of a dotted name.
+    - change: weights under its names, where more is different than the names.
+    - unit: the weights of a norm that multiplies by 1.
+    """
+
+    name: str
+    allows: Mapping[str, set[str]]
+    settings: Callable[[Any], dict[str, Any]]
+    names: Mapping[str, str]
+    change: Callable[[Any, Weights], Weights] = lambda decoder, weights: weights
+    unit: float = 1.0
+
+
+# --- configurations ---------------------------------------------------------------------------------------------------
+
+
+def _shared(decoder: Any, **more: Any) -> dict[str, Any]:
+    """Settings that most classes call so."""
+    mixer, feedforward = decoder.mixers[0], decoder.blocks[0].feedforward
+    eos = None if decoder.eos_id is None else int(decoder.eos_id)
+    return {
+        "vocab_size": decoder.vocab_size,
+        "hidden_size": decoder.embedding.embedding_dim,
+        "intermediate_size": feedforward.up_proj.out_features,
+        "num_hidden_layers": decoder.n_layers,
+        "num_attention_heads": decoder.n_heads,
+        "num_key_value_heads": mixer.n_kv_heads,
+        "head_dim": mixer.head_dim,
+        "hidden_act": function_of(feedforward),
+        "max_position_embeddings": decoder.context_length,
+        "initializer_range": decoder.init_std,
+        "attention_dropout": mixer.dropout,
+        **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon"), _eps_of(decoder)),
+        "attention_bias": any(
+            m.bias is not None for m in (mixer.q_proj, mixer.out_proj)
+        ),  # one of both: the other's is 0
+        "mlp_bias": feedforward.up_proj.bias is not None,
+        "rope_parameters": _rope_of(decoder),
+        **tokens_of(eos),
+    } | more
+
+
+def tokens_of(eos: int | None) -> dict[str, Any]:
+    """Nothing stands before a document, and EOS after it; batches are padded with it, too, behind a mask."""
+    return {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": None}
+
+
+def _eps_of(decoder: Any) -> float:
+    norm: Any = decoder.blocks[0].attention_norm
+    return float(norm.eps if norm.eps is not None else torch.finfo(torch.float32).eps)
+
+
+def _rope_of(decoder: Any) -> dict[str, Any]:
+    position: Any = decoder.position
+    if not isinstance(position, RotaryPosition):
+        return {"rope_type": "default", "rope_theta": 10_000.0}
+    fraction = position.rotated_dim / decoder.mixers[0].rotary_dim
+    partial = {} if fraction == 1 else {"partial_rotary_factor": fraction}
+    scaled: Any = position  # if it is
+    scaling, theta = getattr(position, "scaling", "none"), position.theta
+    if scaling == "ntk":
+        theta *= scaled.factor ** (position.rotated_dim / (position.rotated_dim - 2))
+    if scaling in ("none", "ntk"):
+        return {"rope_type": "default", "rope_theta": theta, **partial}
+    settings = {"rope_type": scaling, "rope_theta": theta, "factor": position.factor, **partial}
+    if scaling == "llama3":
+        settings |= {
+            "low_freq_factor": position.low_freq_factor,
+            "high_freq_factor": position.high_freq_factor,
+            "original_max_position_embeddings": position.original_context_length,
+        }
+    return settings
+
+
+def _partial(decoder: Any, **more: Any) -> dict[str, Any]:
+    """Of classes that rotate a part of each head where nothing is said."""
+    return _shared(decoder, rope_parameters={"partial_rotary_factor": 1.0} | _rope_of(decoder), **more)
+
+
+def _windowed(decoder: Any, **more: Any) -> dict[str, Any]:
+    """Of classes that know windows by layer."""
+    window = decoder.mixers[0].window
+    kind = "full_attention" if window is None else "sliding_attention"
+    settings = {
+        "sliding_window": window,
+        "use_sliding_window": window is not None,
+        "max_window_layers": 0 if window is not None else decoder.n_layers,
+        "layer_types": [kind] * decoder.n_layers,
+    }
+    return _shared(decoder) | settings | more
+
+
+def _smollm3(decoder: Any) -> dict[str, Any]:
+    layers = decoder.n_layers
+    return _shared(decoder, no_rope_layers=[0] * layers, layer_types=["full_attention"] * layers)
+
+
+def _neox(decoder: Any) -> dict[str, Any]:
+    return _partial(decoder, use_parallel_residual=isinstance(decoder.blocks[0], ParallelBlock))
+
+
+def _stablelm(decoder: Any) -> dict[str, Any]:
+    return _neox(decoder) | {"use_qkv_bias": True}
+
+
+def _starcoder2(decoder: Any) -> dict[str, Any]:
+    return _windowed(decoder, use_bias=True)
+
+
+def _cohere(decoder: Any) -> dict[str, Any]:
+    return _shared(decoder, logit_scale=1.0)
+
+
+def _gemma2(decoder: Any) -> dict[str, Any]:
+    return _windowed(
+        decoder,
+        hidden_activation=function_of(decoder.blocks[0].feedforward),
+        query_pre_attn_scalar=decoder.mixers[0].head_dim,
+        attn_logit_softcapping=decoder.mixers[0].logit_softcap,
+        final_logit_softcapping=None,
+        sliding_window=decoder.mixers[0].window or decoder.context_length,  # it makes both masks
+    )
+
+
+def _gpt2(decoder: Any) -> dict[str, Any]:
+    shared = _shared(decoder)
+    block = decoder.blocks[0]
+    return {
+        "n_positions": shared["max_position_embeddings"],
+        "n_embd": shared["hidden_size"],
+        "n_inner": shared["intermediate_size"],
+        "n_layer": shared["num_hidden_layers"],
+        "n_head": shared["num_attention_heads"],
+        "activation_function": shared["hidden_act"],
+        "layer_norm_epsilon": shared["layer_norm_eps"],
+        "attn_pdrop": shared["attention_dropout"],
+        "embd_pdrop": decoder.embedding_dropout,
+        "resid_pdrop": block.dropout.attention_output,
+        "multi_query": decoder.mixers[0].n_kv_heads == 1,
+        **{name: shared[name] for name in ("vocab_size", "initializer_range", *tokens_of(None))},
+    }
+
+
+def _opt(decoder: Any) -> dict[str, Any]:
+    shared, block = _shared(decoder), decoder.blocks[0]
+    return {
+        **shared,
+        "ffn_dim": shared["intermediate_size"],
+        "activation_function": shared["hidden_act"],
+        "do_layer_norm_before": decoder.final_norm is not None,
+        "word_embed_proj_dim": shared["hidden_size"],
+        "dropout": block.dropout.attention_output,
+        "init_std": decoder.init_std,
+    }
+
+
+def _mpt(decoder: Any) -> dict[str, Any]:
+    shared = _shared(decoder)
+    return {
+        "d_model": shared["hidden_size"],
+        "n_heads": decoder.n_heads,
+        "n_layers": decoder.n_layers,
+        "expansion_ratio": 4,
+        "max_seq_len": decoder.context_length,
+        "layer_norm_epsilon": shared["layer_norm_eps"],
+        "attn_config": {"alibi": True},
+        **{name: shared[name] for name in ("vocab_size", "initializer_range", *tokens_of(None))},
+    }
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def _transposed(decoder: Any, weights: Weights) -> Weights:
+    """GPT-2 has q, k and v in one matrix, and keeps matrices of layers as (in, out)."""
+    joined = _joined("c_attn")(decoder, weights)
+    is_matrix = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+    return {name: tensor.T.contiguous() if is_matrix.search(name) else tensor for name, tensor in joined.items()}
+
+
+def _joined(name: str) -> Callable[[Any, Weights], Weights]:
+    """Q, k and v in one matrix, one below the other."""
+
+    def join(decoder: Any, weights: Weights) -> Weights:
+        out = dict(weights)
+        for kind in ("weight", "bias"):
+            for q in [key for key in weights if key.endswith(f"q_proj.{kind}")]:
+                parts = [out.pop(q.replace("q_proj", f"{letter}_proj")) for letter in "qkv"]
+                out[q.replace("q_proj", name)] = torch.cat(parts)
+        return out
+
+    return join
+
+
+def _by_head(decoder: Any, weights: Weights) -> Weights:
+    """GPT-NeoX has q, k and v of each head beside each other."""
+    joined, head_dim = _joined("query_key_value")(decoder, weights), decoder.mixers[0].head_dim
+
+    def reordered(tensor: Tensor) -> Tensor:
+        return tensor.view(3, -1, head_dim, *tensor.shape[1:]).transpose(0, 1).flatten(0, 2)
+
+    return {name: reordered(tensor) if "query_key_value" in name else tensor for name, tensor in joined.items()}
+
+
+def _interleaved(decoder: Any, weights: Weights) -> Weights:
+    """Cohere rotates the pairs (2i, 2i + 1) of a head, ours (i, i + E/2)."""
+    head_dim = decoder.mixers[0].head_dim
+
+    def reordered(tensor: Tensor) -> Tensor:
+        return tensor.view(-1, 2, head_dim // 2, *tensor.shape[1:]).transpose(1, 2).flatten(0, 2)
+
+    rotated = re.compile(r"[qk]_proj\.(weight|bias)$")
+    return {name: reordered(tensor) if rotated.search(name) else tensor for name, tensor in weights.items()}
+
+
+def _norms_less_one(decoder: Any, weights: Weights) -> Weights:
+    """Gemma and Nemotron keep a norm's weights without the 1 that they are around."""
+    return {name: t - 1 if re.search(r"norm\w*\.weight$", name) else t for name, t in weights.items()}
+
+
+def _gemma2_weights(decoder: Any, weights: Weights) -> Weights:
+    """It multiplies embeddings by sqrt(D), rounded to their dtype: float32's here."""
+    normalizer = torch.tensor(decoder.embedding.embedding_dim**0.5)
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] / normalizer
+    return _norms_less_one(decoder, weights)
+
+
+def _opt_weights(decoder: Any, weights: Weights) -> Weights:
+    """Its table of positions begins with two rows for padding."""
+    name = "model.decoder.embed_positions.weight"
+    weights[name] = F.pad(weights[name], (0, 0, 2, 0))
+    return weights
+
+
+# --- names and classes ------------------------------------------------------------------------------------------------
+
+
+def _names(text: str) -> dict[str, str]:
+    return dict(pair.split("=") for pair in text.split())
+
+
+_LLAMA = _names(
+    "embedding=model.embed_tokens final_norm=model.norm head=lm_head blocks=model.layers attention=self_attn "
+    "out_proj=o_proj feedforward=mlp attention_norm=input_layernorm feedforward_norm=post_attention_layernorm"
+)
+_GEMMA2 = _LLAMA | _names(
+    "attention_output_norm=post_attention_layernorm feedforward_norm=pre_feedforward_layernorm "
+    "feedforward_output_norm=post_feedforward_layernorm"
+)
+_GPT2 = _names(
+    "embedding=transformer.wte position.embedding=transformer.wpe final_norm=transformer.ln_f head=lm_head "
+    "blocks=transformer.h attention=attn out_proj=c_proj feedforward=mlp up_proj=c_fc down_proj=c_proj "
+    "attention_norm=ln_1 feedforward_norm=ln_2"
+)
+_OPT = _names(
+    "embedding=model.decoder.embed_tokens position.embedding=model.decoder.embed_positions head=lm_head "
+    "final_norm=model.decoder.final_layer_norm blocks=model.decoder.layers attention=self_attn "
+    "feedforward.up_proj=fc1 feedforward.down_proj=fc2 attention_norm=self_attn_layer_norm "
+    "feedforward_norm=final_layer_norm"
+)
+_NEOX = _LLAMA | _names(
+    "embedding=gpt_neox.embed_in final_norm=gpt_neox.final_layer_norm blocks=gpt_neox.layers attention=attention "
+    "out_proj=dense up_proj=dense_h_to_4h down_proj=dense_4h_to_h"
+)
+_MPT = _names(
+    "embedding=transformer.wte final_norm=transformer.norm_f head=lm_head blocks=transformer.blocks attention=attn "
+    "feedforward=ffn attention_norm=norm_1 feedforward_norm=norm_2"
+)
+_PHI = _LLAMA | _names("final_norm=model.final_layernorm out_proj=dense up_proj=fc1 down_proj=fc2")
+_STARCODER2 = _LLAMA | _names("up_proj=c_fc down_proj=c_proj")
+
+PLAIN: Facts = {
+    "layers": "alike",
+    "attention": "softmax",
+    "attention.n_kv_heads": "all",
+    "attention.head_dim": "d_model / n_heads",
+    "attention.window": "null",
+    "attention.qk_norm": "false",
+    "attention.qkv_bias": "false",
+    "attention.logit_softcap": "null",
+    "block": "pre",
+    "norm": "rmsnorm",
+    "norm.bias": "false",
+    "activation": "gated",
+    "position": "rope",
+    "position.fraction": "1",
+    "position.scaling": "none",
+    "model.bias": "false",
+}
+_EITHER, _IF_GIVEN = {"true", "false"}, {"null", "given"}
+_SCALED = {"position.scaling": {"none", "linear", "llama3"}}
+_GROUPED = {"attention.n_kv_heads": {"all", "fewer", "one"}}
+_PARTIAL = {"position.fraction": {"1", "less"}}
+_ANY_HEAD = {"attention.head_dim": {"d_model / n_heads", "given"}}
+_WINDOW = {"attention.window": _IF_GIVEN}
+_QKV_BIAS = {"attention.qkv_bias": _EITHER}
+_BIASES = _QKV_BIAS | {"model.bias": _EITHER}
+_PARALLEL = {"block": {"parallel"}}
+_ADDED = {"position": {"learned", "sinusoidal", "none"}}
+_RMS = _GROUPED | _SCALED
+_LAYER = {"norm": {"layernorm"}, "norm.bias": _EITHER}
+_GPT = _LAYER | _BIASES | {"activation": {"ungated"}}
+_QK_NORM = {"attention.qk_norm": {"true"}}
+
+# The first that fits is taken.
+ARCHITECTURES = (
+    Architecture("Qwen2", _RMS | _WINDOW | {"attention.qkv_bias": {"true"}}, _windowed, _LLAMA),
+    Architecture("Llama", _RMS | _ANY_HEAD | _BIASES, _shared, _LLAMA),
+    Architecture("Mistral", _RMS | _ANY_HEAD | {"attention.window": {"given"}}, _windowed, _LLAMA),
+    Architecture("Qwen3", _RMS | _ANY_HEAD | _QK_NORM | _WINDOW | _QKV_BIAS, _windowed, _LLAMA),
+    Architecture("SmolLM3", _GROUPED | _BIASES | {"position": {"none"}}, _smollm3, _LLAMA),
+    Architecture("Arcee", _RMS | _ANY_HEAD | _BIASES | {"activation": {"ungated"}}, _shared, _LLAMA),
+    Architecture(
+        "Gemma2",
+        _RMS | _ANY_HEAD | _QKV_BIAS | _WINDOW | {"block": {"sandwich"}, "attention.logit_softcap": _IF_GIVEN},
+        *(_gemma2, _GEMMA2, _gemma2_weights, 0.0),
+    ),
+    Architecture("GPT2", _GPT | {"position": {"learned"}}, _gpt2, _GPT2, _transposed),
+    Architecture("GPTBigCode", _GPT | _ADDED | {"attention.n_kv_heads": {"one"}}, _gpt2, _GPT2, _joined("c_attn")),
+    Architecture("OPT", _GPT | _ADDED | {"block": {"pre", "post"}}, _opt, _OPT, _opt_weights),
+    Architecture(
+        "GPTNeoX",
+        _GPT | _PARTIAL | _SCALED | {"block": {"pre", "parallel with shared_norm=false"}},
+        *(_neox, _NEOX, _by_head),
+    ),
+    Architecture("Starcoder2", _GPT | _RMS | _WINDOW, _starcoder2, _STARCODER2),
+    Architecture("Nemotron", _GPT | _RMS | _PARTIAL | _ANY_HEAD, _partial, _LLAMA, _norms_less_one, 0.0),
+    Architecture(
+        "Cohere", _RMS | _ANY_HEAD | _QKV_BIAS | _PARALLEL | {"norm": {"layernorm"}}, _cohere, _LLAMA, _interleaved
+    ),
+    Architecture("StableLm", _LAYER | _RMS | _PARTIAL | _QKV_BIAS | {"block": {"pre", "parallel"}}, _stablelm, _LLAMA),
+    Architecture("Phi", _GPT | _RMS | _PARTIAL | _PARALLEL, _partial, _PHI),
+    Architecture(
+        "Mpt",
+        {"norm": {"layernorm"}, "activation": {"ungated"}, "position": {"alibi"}, "function": {"gelu"}},
+        *(_mpt, _MPT, _joined("Wqkv")),
+    ),
+)

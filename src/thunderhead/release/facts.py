@@ -1,0 +1,93 @@
+"""What a decoder is, as far as it decides which of other libraries' classes can be it."""
+
+import functools
+from typing import Any
+
+from torch import nn
+from torch.nn import functional as F
+
+from thunderhead.core.model.attention import GroupedQueryAttention
+from thunderhead.core.model.block import Block
+from thunderhead.core.model.decoder import Decoder
+from thunderhead.core.model.feedforward import FeedForward, GatedFeedForward, squared_relu
+from thunderhead.core.model.position import NoPosition, RotaryPosition
+from thunderhead.options.blocks import ParallelBlock, PostNormBlock, SandwichBlock
+from thunderhead.options.positions import AlibiPosition, LearnedPosition, ScaledRotaryPosition, SinusoidalPosition
+
+Facts = dict[str, str]
+"""By config path, in few words; a class that is none of ours stands there by its name."""
+
+
+def facts_of(decoder: Decoder) -> Facts:
+    """The facts of a decoder."""
+    kinds = [
+        _facts_of_layer(decoder, block, mixer) for block, mixer in zip(decoder.blocks, decoder.mixers, strict=True)
+    ]
+    facts = kinds[0] | {"layers": "alike" if all(kind == kinds[0] for kind in kinds) else "different"}
+    position: Any = decoder.position
+    positions: dict[type, str] = {
+        RotaryPosition: "rope",
+        ScaledRotaryPosition: "rope",
+        LearnedPosition: "learned",
+        SinusoidalPosition: "sinusoidal",
+        NoPosition: "none",
+        AlibiPosition: "alibi",
+    }
+    facts["position"] = positions.get(type(position), type(position).__name__)
+    facts["position.fraction"], facts["position.scaling"] = "1", "none"
+    if isinstance(position, RotaryPosition):
+        facts["position.fraction"] = "1" if position.rotated_dim == decoder.mixers[0].rotary_dim else "less"
+        scaling = getattr(position, "scaling", "none")
+        facts["position.scaling"] = "none" if scaling == "ntk" else scaling  # which is another theta
+    return facts
+
+
+def _facts_of_layer(decoder: Decoder, block: Any, mixer: Any) -> Facts:
+    blocks = {Block: "pre", SandwichBlock: "sandwich", ParallelBlock: "parallel", PostNormBlock: "post"}
+    kind = blocks.get(type(block), type(block).__name__)
+    if kind == "sandwich" and block.needs_embedding_norm:
+        kind = "peri"
+    if kind == "parallel" and not block.shared_norm:
+        kind = "parallel with shared_norm=false"
+    norms = {nn.RMSNorm: "rmsnorm", nn.LayerNorm: "layernorm"}
+    norm, feedforward = block.attention_norm, block.feedforward
+    facts = {
+        "block": kind,
+        "norm": norms.get(type(norm), type(norm).__name__),
+        "norm.bias": _said(getattr(norm, "bias", None) is not None),
+        "activation": {FeedForward: "ungated", GatedFeedForward: "gated"}.get(
+            type(feedforward), type(feedforward).__name__
+        ),
+        "function": function_of(feedforward),
+        "model.bias": _said(any(m.bias is not None for m in feedforward.modules() if isinstance(m, nn.Linear))),
+        "attention": "softmax" if type(mixer) is GroupedQueryAttention else type(mixer).__name__,
+    }
+    if type(mixer) is GroupedQueryAttention:
+        groups = {decoder.n_heads: "all", 1: "one"}
+        plain = mixer.head_dim * decoder.n_heads == decoder.embedding.embedding_dim
+        same_eps = mixer.q_norm.eps == norm.eps if isinstance(mixer.q_norm, nn.RMSNorm) else True
+        facts |= {
+            "attention.n_kv_heads": groups.get(mixer.n_kv_heads, "fewer"),
+            "attention.head_dim": "d_model / n_heads" if plain else "given",
+            "attention.window": "null" if mixer.window is None else "given",
+            "attention.qk_norm": "false" if isinstance(mixer.q_norm, nn.Identity) else "true",
+            "attention.qkv_bias": _said(mixer.q_proj.bias is not None),
+            "attention.logit_softcap": "null" if mixer.logit_softcap is None else "given",
+            "norm.eps": "qk_norm's" if same_eps else "other than qk_norm's 1e-6",
+        }
+    return facts
+
+
+def _said(value: bool) -> str:
+    return str(value).lower()
+
+
+def function_of(feedforward: Any) -> str:
+    """Transformers' name for the nonlinearity, or one that it does not have."""
+    function = getattr(feedforward, "function", None)
+    if isinstance(function, functools.partial):
+        if function.func is F.gelu:
+            return {"none": "gelu", "tanh": "gelu_pytorch_tanh"}[function.keywords["approximate"]]
+        return "swish with beta"
+    functions: dict[Any, str] = {F.relu: "relu", F.silu: "silu", squared_relu: "relu2"}
+    return functions.get(function, "unknown")
