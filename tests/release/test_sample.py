@@ -3,10 +3,16 @@
 import pytest
 import torch
 from torch import nn
+from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
-from thunderhead.release.sample import generate
+from thunderhead.core import config
+from thunderhead.core.module import build_decoder
+from thunderhead.corpus.trained_tokenizers import ByteTokenizer
+from thunderhead.release.sample import generate, sample_text, sample_texts
+from tiny import tiny
 
-V = 11
+V, CONTEXT = 11, 32
+CPU = torch.device("cpu")
 
 
 class TableDecoder(nn.Module):
@@ -122,3 +128,45 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p():
 def test_ties_do_not_let_more_than_k_tokens_in():
     used = frequencies(TableDecoder(torch.zeros(V, V)), top_k=2)
     assert int((used > 0).sum()) == 2
+
+
+def test_min_p_and_the_penalty_are_those_of_transformers(decoder):
+    """Their processors on the same logits, by the frequencies that they give."""
+    tokens = torch.tensor([[2, 5, 5, 2]])
+    scores = RepetitionPenaltyLogitsProcessor(1.7)(tokens, decoder.table[2][None].clone())
+    expected = MinPLogitsWarper(0.2)(tokens, scores / 0.8).softmax(-1)[0]
+    rows = generate(decoder, tokens.expand(40_000, -1), 1, temperature=0.8, min_p=0.2, repetition_penalty=1.7, seed=3)
+    found = rows[:, -1].bincount(minlength=V) / len(rows)
+    torch.testing.assert_close(found, expected, atol=0.0125, rtol=0)
+    assert ((found > 0) == (expected > 0)).all()
+
+
+@pytest.mark.parametrize("with_cache", [True, False])
+@pytest.mark.parametrize("attention", ["gqa", "sliding_window", "mla"])
+def test_prompts_of_several_lengths_are_continued_as_each_alone(attention: str, with_cache: bool) -> None:
+    """Greedily, also beyond the end of the context, where the window slides; rows end after as many new tokens."""
+    resolved = config.plain(config.compose(tiny("x", "x", f"attention={attention}", "position=rope")))
+    decoder = build_decoder(resolved, 257, 256)
+    decoder.initialize(3)
+    if not with_cache:
+        decoder.new_cache = lambda *arguments: None
+    rows = [[7], [5, 6, 200, 3, 9, 1], [9, 250, 4]]
+    padded = torch.tensor([row + [0] * (6 - len(row)) for row in rows])
+    for n_new in (9, CONTEXT + 4):
+        together = generate(decoder, padded, n_new, lengths_B=torch.tensor([1, 6, 3]), temperature=0, eos_id=256)
+        for row, found in zip(rows, together.tolist(), strict=True):
+            alone = generate(decoder, torch.tensor([row]), n_new, temperature=0, eos_id=256)[0].tolist()
+            if len(alone) + n_new <= CONTEXT:  # the window of the longest slides first
+                assert found[: len(alone)] == alone
+                assert set(found[len(row) + n_new :]) <= {256}
+
+
+def test_a_text_that_ends_it() -> None:
+    table = torch.full((257, 257), -50.0)
+    table[range(256), [(i + 1) % 256 for i in range(256)]] = 50.0  # the alphabet
+    decoder, tokenizer = TableDecoder(table, 64), ByteTokenizer()
+    settings = {"max_new_tokens": 30, "temperature": 0.0}
+    texts = sample_texts(decoder, tokenizer, CPU, ["a", "xyza", "m"], stop=["ef", "yy"], **settings)
+    assert texts == ["abcd", "xyzabcd", "mnopqrstuvwxyz{|}~\x7f" + "\ufffd" * 12]
+    assert sample_text(decoder, tokenizer, CPU, prompt="xyza", stop=["xy", "bc"], **settings) == "xyza"
+    assert len(decoder.lengths) < 60
