@@ -1,5 +1,6 @@
 """`python generate.py`: a run's model and tokenizer, read back from its record."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,20 +14,27 @@ from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.tokenizer import load_tokenizer as load_kind
 from thunderhead.core.trust import trust_typed
 from thunderhead.core.types import PathText
+from thunderhead.release.sample import sample_text, sample_texts
 from thunderhead.training import hardware
 from thunderhead.training.resume import damage, recorded_config
 
 
 def settings(
-    *, run: PathText, checkpoint: Literal["last", "best"] = "last", accelerator: str = "auto", trust: Sequence[str] = ()
+    *,
+    run: PathText,
+    checkpoint: Literal["last", "best"] = "last",
+    prompts: PathText | None = None,
+    json: bool = False,
+    accelerator: str = "auto",
+    trust: Sequence[str] = (),
 ) -> None:
     """The top-level settings, for the check; conf/generate.yaml says what each does."""
 
 
 def generate_text(config: DictConfig) -> str:
-    """The prompt of `generation` and its continuation by the model of the run.
+    """The prompt of `generation`, or each of `prompts`, and its continuation by the model of the run.
 
-    Raises ConfigError if the configuration is refused, or the folder holds no run that text can be made from.
+    Raises ConfigError if the configuration is refused, or there is no run that text can be made from.
     """
     resolved = configuration.plain(config)
     if problems := configuration.check(resolved, settings):
@@ -37,23 +45,57 @@ def generate_text(config: DictConfig) -> str:
         message = str(error).removeprefix("trainer.").replace("trainer=auto", "accelerator=auto")
         raise ConfigError([Problem("", message)]) from error
     trust_typed(resolved)
-    recorded, weights = read_record(Path(resolved["run"]), resolved["checkpoint"])
-    tokenizer = load_tokenizer(Path(resolved["run"]))
+    folder, recorded, weights = read_record(Path(resolved["run"]), resolved["checkpoint"])
+    tokenizer = load_tokenizer(folder)
+    prompts = [resolved["generation"]["prompt"]]
+    where = "generation.prompt"
+    if resolved["prompts"] is not None:
+        prompts, where = read_prompts(Path(resolved["prompts"])), "prompts"
     try:
-        tokenizer.encode(resolved["generation"]["prompt"])
+        tokenizer.encode_batch(prompts)
     except ValueError as error:  # the symbols of a synthetic task write no other text
-        raise ConfigError([Problem("generation.prompt", str(error))]) from error
+        raise ConfigError([Problem(where, str(error))]) from error
     model = LanguageModel.load_from_checkpoint(weights).to("cuda:0" if accelerator == "cuda" else accelerator)
     precision = build(recorded["precision"])
     kind, _ = precision.resolve(accelerator)
+    sampler = factory(resolved["generation"])
     with precision.of_kind(kind).autocast(accelerator):
-        text: str = factory(resolved["generation"])(model.decoder, tokenizer, model.device)
-    return text
+        if sampler.func is sample_text:  # which can take all at once
+            asked = {name: value for name, value in sampler.keywords.items() if name != "prompt"}
+            texts = sample_texts(model.decoder, tokenizer, model.device, prompts, **asked)
+        else:
+            texts = [sampler(model.decoder, tokenizer, model.device, prompt=prompt) for prompt in prompts]
+    if not resolved["json"]:
+        return "\n\n".join(texts)
+    return "\n".join(
+        json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False)
+        for prompt, text in zip(prompts, texts, strict=True)
+    )
 
 
-def read_record(folder: Path, checkpoint: str) -> tuple[Config, Path]:
-    """The configuration of a run, and the file of one of its checkpoints; ConfigError if one is missing or damaged."""
+def read_prompts(file: Path) -> list[str]:
+    """Those of a file: a line each, or of .jsonl the `prompt` of each line. ConfigError if there are none."""
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = [json.loads(line)["prompt"] for line in lines] if file.suffix == ".jsonl" else lines
+        if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError("it holds no prompts: write one a line")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        wanted = 'a text file with a prompt a line, or .jsonl with {"prompt": "…"}'
+        raise ConfigError(
+            [Problem("prompts", f"{file} cannot be read ({first_line(error)}): give {wanted}")]
+        ) from error
+    return prompts
+
+
+def read_record(place: Path, checkpoint: str) -> tuple[Path, Config, Path]:
+    """The folder of a run, its configuration, and the file of one of its checkpoints, which `place` may be itself.
+
+    Raises ConfigError if one is missing or damaged.
+    """
+    folder = place.parent.parent if place.is_file() else place
     recorded, weights = recorded_config(folder, "run"), folder / "checkpoints" / f"{checkpoint}.ckpt"
+    weights = place if place.is_file() else weights
     if not recorded.keys() >= {*GROUPS}:
         raise ConfigError([Problem("run", f"{folder / 'config.yaml'} is not the configuration of a training run")])
     if not weights.is_file():
@@ -62,7 +104,7 @@ def read_record(folder: Path, checkpoint: str) -> tuple[Config, Path]:
         raise ConfigError([Problem("run", f"{folder} has no checkpoint {checkpoint!r}; {has}")])
     if problem := damage(weights):
         raise ConfigError([Problem("checkpoint", f"{weights} is damaged ({problem}): give another, or copy it again")])
-    return recorded, weights
+    return folder, recorded, weights
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -49,9 +49,8 @@ def export(config: DictConfig) -> Path:
     if problems := configuration.check(resolved, settings):
         raise ConfigError(problems)
     trust_typed(resolved)
-    run_dir = Path(resolved["run"])
+    run_dir, recorded, weights = read_record(Path(resolved["run"]), resolved["checkpoint"])
     out = Path(resolved["out"] or run_dir / "huggingface")
-    recorded, weights = read_record(run_dir, resolved["checkpoint"])
     if out.exists():
         raise ConfigError([Problem("out", f"{out} is there already: give another folder, or remove it")])
     tokenizer = load_tokenizer(run_dir)
