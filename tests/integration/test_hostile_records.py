@@ -16,6 +16,7 @@ from thunderhead.core import config, trust
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.compare import compare_runs
 from thunderhead.release.command import generate_text
+from thunderhead.release.evaluate import evaluate
 from thunderhead.release.export import export
 from thunderhead.training.resume import find
 from tiny import tiny, train_here
@@ -116,9 +117,16 @@ def export_run(folder: Path) -> None:
     export(config.compose([f"run={config.quoted(str(folder))}"], "export"))
 
 
+def evaluate_run(folder: Path) -> None:
+    text = Path(__file__).parents[2] / "README.md"
+    asked = [f"run={config.quoted(str(folder))}", "data=text", f"data.path={config.quoted(str(text))}"]
+    evaluate(config.compose(asked, "evaluate"))
+
+
 READERS = {
     "generate": generate,
     "export": export_run,
+    "evaluate": evaluate_run,
     "resume": resume,
     "auto": resume_auto,
     "checkpoint": resume_checkpoint,

@@ -1,14 +1,18 @@
 """`python generate.py`: a run's model and tokenizer, read back from its record."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+import torch
 from omegaconf import DictConfig
 
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, build, factory, first_line, read_mapping
+from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import GROUPS, LanguageModel
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.tokenizer import load_tokenizer as load_kind
@@ -31,14 +35,20 @@ def settings(
     """The top-level settings, for the check; conf/generate.yaml says what each does."""
 
 
-def generate_text(config: DictConfig) -> str:
-    """The prompt of `generation`, or each of `prompts`, and its continuation by the model of the run.
+class Loaded(NamedTuple):
+    """What a run has left, in memory."""
 
-    Raises ConfigError if the configuration is refused, or there is no run that text can be made from.
+    decoder: Decoder
+    tokenizer: Tokenizer
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager[Any]]  # to compute as the run did
+
+
+def load(resolved: Config) -> Loaded:
+    """The model and tokenizer of the run that `run`, `checkpoint`, `trust` and `accelerator` ask for, checked before.
+
+    Raises ConfigError if there is none.
     """
-    resolved = configuration.plain(config)
-    if problems := configuration.check(resolved, settings):
-        raise ConfigError(problems)
     try:
         accelerator = hardware.resolve_accelerator(resolved["accelerator"])
     except ValueError as error:
@@ -47,30 +57,40 @@ def generate_text(config: DictConfig) -> str:
     trust_typed(resolved)
     folder, recorded, weights = read_record(Path(resolved["run"]), resolved["checkpoint"])
     tokenizer = load_tokenizer(folder)
-    prompts = [resolved["generation"]["prompt"]]
-    where = "generation.prompt"
+    model = LanguageModel.load_from_checkpoint(weights).to("cuda:0" if accelerator == "cuda" else accelerator)
+    precision = build(recorded["precision"])
+    kind, _ = precision.resolve(accelerator)
+    autocast = partial(precision.of_kind(kind).autocast, accelerator)
+    return Loaded(model.decoder, tokenizer, model.device, autocast)
+
+
+def generate_text(config: DictConfig) -> str:
+    """The prompt of `generation`, or each of `prompts`, and its continuation by the model of the run.
+
+    Raises ConfigError if the configuration is refused, or there is no run that text can be made from.
+    """
+    resolved = configuration.plain(config)
+    if problems := configuration.check(resolved, settings):
+        raise ConfigError(problems)
+    prompts, where = [resolved["generation"]["prompt"]], "generation.prompt"
     if resolved["prompts"] is not None:
         prompts, where = read_prompts(Path(resolved["prompts"])), "prompts"
+    decoder, tokenizer, device, autocast = load(resolved)
     try:
         tokenizer.encode_batch(prompts)
     except ValueError as error:  # the symbols of a synthetic task write no other text
         raise ConfigError([Problem(where, str(error))]) from error
-    model = LanguageModel.load_from_checkpoint(weights).to("cuda:0" if accelerator == "cuda" else accelerator)
-    precision = build(recorded["precision"])
-    kind, _ = precision.resolve(accelerator)
     sampler = factory(resolved["generation"])
-    with precision.of_kind(kind).autocast(accelerator):
+    with autocast():
         if sampler.func is sample_text:  # which can take all at once
             asked = {name: value for name, value in sampler.keywords.items() if name != "prompt"}
-            texts = sample_texts(model.decoder, tokenizer, model.device, prompts, **asked)
+            texts = sample_texts(decoder, tokenizer, device, prompts, **asked)
         else:
-            texts = [sampler(model.decoder, tokenizer, model.device, prompt=prompt) for prompt in prompts]
+            texts = [sampler(decoder, tokenizer, device, prompt=prompt) for prompt in prompts]
     if not resolved["json"]:
         return "\n\n".join(texts)
-    return "\n".join(
-        json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False)
-        for prompt, text in zip(prompts, texts, strict=True)
-    )
+    lines = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+    return "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
 
 
 def read_prompts(file: Path) -> list[str]:

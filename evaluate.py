@@ -1,0 +1,17 @@
+"""Loss and bits per byte on any text: python evaluate.py run=logs/runs/… data=text data.path=… (see --help)."""
+
+import hydra
+from omegaconf import DictConfig
+
+from thunderhead import command_line
+from thunderhead.release.evaluate import evaluate
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    """Print a table, a line for each source."""
+    command_line.job(evaluate, cfg)
+
+
+if __name__ == "__main__":
+    command_line.run(main, "evaluate")
