@@ -95,6 +95,11 @@ def test_the_card_tells_what_it_is(folder: Path) -> None:
     assert not list(folder.parent.glob(".huggingface.*"))
 
 
+def test_documents_kept_apart_in_training(run: Callable[..., Path]) -> None:
+    """Within one, nothing is different."""
+    assert (exported(run("callbacks=default", "attention.document_mask=true")) / "config.json").is_file()
+
+
 def test_half_the_size(run: Callable[..., Path], tmp_path: Path) -> None:
     sizes = {}
     for dtype in ("float32", "bfloat16"):

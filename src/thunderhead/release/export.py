@@ -111,8 +111,13 @@ def fast_tokenizer(tokenizer: Tokenizer, context_length: int) -> Any:
 
 
 def largest_difference(decoder: Decoder, model: Any) -> float:
-    """Of the logits of both on random tokens. Raises RuntimeError if they are not the same but for rounding."""
+    """Of the logits of both on random tokens. Raises RuntimeError if they are not the same but for rounding.
+
+    Tokens of one document: with attention.document_mask ours keeps several apart, which transformers' classes do not.
+    """
     tokens_BT = torch.randint(decoder.vocab_size, (2, min(decoder.context_length, 256)))
+    if decoder.eos_id is not None:
+        tokens_BT[tokens_BT == decoder.eos_id] = (decoder.eos_id + 1) % decoder.vocab_size
     decoder = decoder.float().eval()
     with torch.inference_mode():
         ours, theirs = decoder.logits(tokens_BT), model(tokens_BT).logits
