@@ -15,6 +15,7 @@ from thunderhead.core.config import ConfigError
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.loss import IGNORED_TARGET
 from thunderhead.core.module import build_decoder
+from thunderhead.corpus.sources import LocalText
 from thunderhead.corpus.trained_tokenizers import ByteTokenizer
 from thunderhead.release.evaluate import evaluate, score, windows
 from tiny import tiny
@@ -76,6 +77,19 @@ def test_sources_of_a_run(run: Callable[..., Path], tmp_path: Path, capsys: pyte
     found = evaluate(config.compose([*asked, two, "json=true"], "evaluate"))
     assert json.loads(capsys.readouterr().out) == found
     assert found["all"]["nats"] == found["text"]["nats"] + found["more"]["nats"] == 2 * found["text"]["nats"]
+
+
+def test_a_source_elsewhere_is_reached_first(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of the hub are; what cannot be reached is refused by the source's name."""
+
+    def unreachable(source: LocalText) -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(LocalText, "connect", unreachable)
+    readme = config.CONF_DIR.parent / "README.md"
+    asked = [f"run={run('callbacks=default')}", "accelerator=cpu", "data=text", f"data.path={readme}"]
+    with pytest.raises(ConfigError, match=r"data.sources.text: nobody there"):
+        evaluate(config.compose(asked, "evaluate"))
 
 
 @pytest.mark.parametrize(

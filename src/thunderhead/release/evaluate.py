@@ -156,11 +156,12 @@ def evaluate(config: DictConfig) -> dict[str, dict[str, float]]:
     scores = {}
     asked = {"stride": resolved["stride"], "batch_size": resolved["batch_size"]}
     for name, source in built.items():
-        with loaded.autocast(), _progress(name, source) as texts:
-            try:
+        try:
+            source.connect()
+            with loaded.autocast(), _progress(name, source) as texts:
                 scores[name] = score(decoder, loaded.tokenizer, texts, **asked)
-            except ValueError as error:  # a file that cannot be read, or text that the tokenizer cannot write
-                raise ConfigError([Problem(f"data.sources.{name}", first_line(error))]) from error
+        except (ValueError, ConnectionError) as error:  # what cannot be read, or text that the tokenizer cannot write
+            raise ConfigError([Problem(f"data.sources.{name}", first_line(error))]) from error
     if len(scores) > 1:
         parts = scores.values()
         sums = {
