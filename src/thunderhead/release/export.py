@@ -21,7 +21,7 @@ from thunderhead.core.trust import trust_typed
 from thunderhead.core.types import PathText
 from thunderhead.release.command import load_tokenizer, read_record
 from thunderhead.release.huggingface import Misfit, converted, quiet_transformers
-from thunderhead.terminal import say
+from thunderhead.terminal import say, size
 from thunderhead.training import record
 
 TOLERANCE = 1e-3  # of logits, relative to the largest: far above rounding, far below any difference in what is computed
@@ -88,8 +88,8 @@ def export(config: DictConfig) -> Path:
         except BaseException:
             shutil.rmtree(making, ignore_errors=True)
             raise
-    size = sum(file.stat().st_size for file in out.iterdir())
-    say(f"{type(model).__name__}, {size / 2**20:,.1f} MiB; logits differ by {difference:.1g} at most from the run's")
+    written = size(sum(file.stat().st_size for file in out.iterdir()))
+    say(f"{type(model).__name__}, {written}; logits differ by {difference:.1g} at most from the run's")
     say(f'load it with: AutoModelForCausalLM.from_pretrained("{out}")')
     return out
 

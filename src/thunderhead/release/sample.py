@@ -190,12 +190,10 @@ def _choose(  # noqa: PLR0917
     logits_BV, ids_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
     logits_BV = logits_BV[:, :top_k] - logits_BV[:, :1]  # at most 0: no temperature is too low for float32
     probabilities_BV = (logits_BV / temperature).softmax(-1)
-    if min_p is not None:
-        enough_BV = probabilities_BV >= min_p * probabilities_BV[:, :1]
     if top_p is not None:
         before_BV = probabilities_BV.cumsum(-1) - probabilities_BV  # 0 for the first: one token always stays
         probabilities_BV = probabilities_BV.masked_fill(before_BV >= top_p, 0.0)
     if min_p is not None:
-        probabilities_BV = probabilities_BV.masked_fill(~enough_BV, 0.0)
+        probabilities_BV = probabilities_BV.masked_fill(probabilities_BV < min_p * probabilities_BV[:, :1], 0.0)
     place_B1 = torch.multinomial(probabilities_BV, 1, generator=random)
     return ids_BV.gather(1, place_B1).squeeze(1)
