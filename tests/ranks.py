@@ -36,6 +36,7 @@ def train_in_processes(n: int, cases: Sequence[Case], work: Path, script: str = 
                 | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
                 | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
                 | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
+                | {"PYTHONFAULTHANDLER": "1"}  # where a crash of native code was
             )
             command = [sys.executable, script, str(work)]
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
