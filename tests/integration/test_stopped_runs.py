@@ -80,7 +80,9 @@ def test_signals_stop_and_save(
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == reached + 5
 
 
-def test_a_signal_ends_a_long_validation(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> None:
+def test_a_signal_ends_a_long_validation(
+    text_corpus: Path, shards_dir: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """The last validation, too: the run is saved within it, and makes it up."""
     run_dir = tmp_path / "run"
     slow = "+callbacks.slow={_target_: slow_validation.SlowValidation, seconds: 1.0}"
@@ -89,10 +91,14 @@ def test_a_signal_ends_a_long_validation(text_corpus: Path, shards_dir: Path, tm
     wait_until(process, (run_dir / "validating").exists)
     process.send_signal(TERM)
     process.send_signal(TERM)
+    begin = time.monotonic()
     output, _ = process.communicate(timeout=30)
+    seconds = time.monotonic() - begin
     assert process.returncode == 128 + TERM, output
     assert "Traceback" not in output
-    assert "stopped at step 3 of 3; go on with: " in output
+    (said,) = [line for line in output.splitlines() if "stopped at step 3 of 3; go on with: " in line]
+    for name, value in (("seconds", seconds), ("saw", said), ("tokens_lost", 0)):
+        record_property(name, value)
 
     resumed = train_py(f"resume={run_dir}", "++callbacks.slow.seconds=0.0", "trust=[slow_validation]")
     output, _ = resumed.communicate(timeout=120)
@@ -102,7 +108,7 @@ def test_a_signal_ends_a_long_validation(text_corpus: Path, shards_dir: Path, tm
 
 @pytest.mark.parametrize("number", [INT, TERM])
 def test_a_signal_before_the_first_step_is_told_in_one_line(
-    number: signal.Signals, text_corpus: Path, tmp_path: Path
+    number: signal.Signals, text_corpus: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """While the data is prepared, say: the next start finds what is done, and there is no run."""
     corpus, run_dir = tmp_path / "corpus", tmp_path / "run"
@@ -114,7 +120,9 @@ def test_a_signal_before_the_first_step_is_told_in_one_line(
     process = train_py(*lines)
     wait_until(process, lambda: list(tmp_path.glob("shards/.*.preparing")))
     process.send_signal(number)
+    begin = time.monotonic()
     output, _ = process.communicate(timeout=60)
+    record_property("seconds", time.monotonic() - begin)
     assert process.returncode == 128 + number, output
     assert "Traceback" not in output
     assert output.splitlines()[-1] == f"stopped by {number.name}"
