@@ -79,9 +79,9 @@ def row(kind: Kind, cases: list[dict[str, str]]) -> str:
     lost = [int(case["tokens_lost"]) for case in cases if "tokens_lost" in case]
     seconds = [float(case["seconds"]) for case in cases if "seconds" in case]
     saw = next((case["saw"] for case in cases if "saw" in case), "")
-    saw = re.sub(r"/\S*pytest\S*/", "…/", saw)  # folders of this machine
-    saw = f"`{saw if len(saw) < 160 else saw[:157] + '…'}`" if saw else ""
-    told = [f"{max(lost):,}" if lost else "", f"{max(seconds):.1f}" if seconds else ""]
+    saw = re.sub(r"/\S*(pytest|tmp)\S*/", "…/", " ".join(saw.split()))  # folders of this machine
+    saw = f"`{saw if len(saw) < 160 else saw[:157] + '…'}`" if saw else "—"
+    told = [f"{max(lost):,}" if lost else "—", f"{max(seconds):.1f}" if seconds else "—"]
     return f"| {kind.name} | {tries:,} | {survived:,} | {' | '.join(told)} | {saw.replace('|', '/')} |"
 
 

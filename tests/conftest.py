@@ -35,6 +35,17 @@ def _few_threads() -> None:
 
 
 @pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """tell(seconds=…, saw=…, tokens_lost=…, tries=…): what benchmarks/chaos.py puts into its table of faults."""
+
+    def record(**told: object) -> None:
+        for name, value in told.items():
+            record_property(name, value)
+
+    return record
+
+
+@pytest.fixture
 def fresh_compiler() -> Iterator[None]:
     """Forget what torch.compile traced before: Dynamo gives up on code that it saw in too many variants."""
     torch.compiler.reset()

@@ -115,7 +115,7 @@ def test_all_end_and_the_next_start_goes_on(
     text_corpus: Path,
     shards_dir: Path,
     tmp_path: Path,
-    record_property: Callable[[str, object], None],
+    tell: Callable[..., None],
 ) -> None:
     run_dir, launched = tmp_path / "run", more[0] == RANKS[0]
     lines = [*tiny(text_corpus, shards_dir, *SETTINGS), *more, WAITS, f"hydra.run.dir={run_dir}"]
@@ -153,9 +153,7 @@ def test_all_end_and_the_next_start_goes_on(
     else:
         resumed_here(run_dir)
     assert_equal(run_dir, whole(launched))
-    told = {"tries": len(kills), "seconds": longest, "saw": said, "tokens_lost": 128 * lost}
-    for name, value in told.items():
-        record_property(name, value)
+    tell(tries=len(kills), seconds=longest, saw=said, tokens_lost=128 * lost)
 
 
 def resumed_here(run_dir: Path) -> None:

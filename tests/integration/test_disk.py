@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -80,7 +81,7 @@ def test_a_run_says_what_the_disk_refused_and_goes_on_later(
     shards_dir: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
+    tell: Callable[..., None],
 ) -> None:
     record, checkpoints = disk("disk", "3m"), disk("checkpoints", "20m")
     run_dir, kept = record / "run", checkpoints
@@ -94,11 +95,11 @@ def test_a_run_says_what_the_disk_refused_and_goes_on_later(
     capfd.readouterr()
     with pytest.raises(SystemExit) as stopped:
         train_here(tiny(text_corpus, shards_dir, *SETTINGS, f"logger={logger}", fills, background), run_dir)
+    ended = time.time()
     said = "".join(capfd.readouterr())
     assert stopped.value.code == 1
     assert "Traceback" not in said, said
     (line,) = (line for line in said.splitlines() if "error" in line.lower())
-    record_property("saw", line)
     assert "Read-only file system" in line if case == "read-only" else "No space left on device (0 bytes free" in line
     assert str(run_dir) in line
     assert f"go on with: python train.py resume={run_dir}" in line
@@ -110,6 +111,9 @@ def test_a_run_says_what_the_disk_refused_and_goes_on_later(
     else:  # in the background, the removal of an old one may make room for this
         assert last in ((8, 12) if case == "background" else (8,))
 
+    reached = int(read_rows(run_dir / "metrics.csv")[1][-1]["step"])
+    full_since = (run_dir / "filler").stat().st_mtime
+    tell(saw=line, seconds=ended - full_since, tokens_lost=max(0, reached - last) * 128)
     (run_dir / "filler").unlink(missing_ok=True)
     mount("-o", "remount,rw", checkpoints)
     resumed(run_dir)

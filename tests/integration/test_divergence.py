@@ -29,14 +29,20 @@ def weights_are_finite(checkpoint: Path) -> bool:
     [("gradient", "nan", 1, 7), ("gradient", "inf", 5, 7), ("weight", "nan", 5, 8), ("weight", "nan", 1000, 8)],
 )
 def test_a_run_that_diverges_stops_and_keeps_its_last_finite_state(
-    into: str, value: str, every: int, noticed: int, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    into: str,
+    value: str,
+    every: int,
+    noticed: int,
+    run: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    tell: Callable[..., None],
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         run(*STEPS, poison([7], into, value), f"trainer.log_every_n_steps={every}")
     assert ended.value.code == 1
     told = capsys.readouterr()
     folder = Path(told.err.split("resume=")[1].split()[0])
-    assert f"diverged at step {noticed}: " in told.err
+    (said,) = (line for line in told.err.splitlines() if f"diverged at step {noticed}: " in line)
     summary = read_mapping(folder / "summary.json")
     assert summary["diverged"]["step"] == noticed
     assert math.isnan(summary["val_loss"])
@@ -45,6 +51,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_finite_state(
     assert {file.name for file in checkpoints} >= {"best.ckpt", "last.ckpt"}
     assert all(weights_are_finite(file) for file in checkpoints)
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    tell(saw=said, tokens_lost=128 * (summary["steps"] - 6))
 
 
 def test_skip_leaves_out_the_steps_and_counts_them(run: Callable[..., Path]) -> None:

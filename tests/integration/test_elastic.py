@@ -1,8 +1,11 @@
 """torchrun's own restarts: a rank dies, all start again by the same command, and `resume=auto` goes on."""
 
 import os
+import re
 import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,7 +31,9 @@ def rows_of(run_dir: Path) -> list[tuple[str, str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_dies_is_started_again(rank: int, text_corpus: Path, shards_dir: Path, tmp_path: Path) -> None:
+def test_a_rank_that_dies_is_started_again(
+    rank: int, text_corpus: Path, shards_dir: Path, tmp_path: Path, tell: Callable[..., None]
+) -> None:
     """The folder of the run is the first start's; every token comes once, in its order; also on one rank afterwards."""
     runs = tmp_path / "runs"
     settings = ("callbacks=default", "callbacks.checkpoint.every_n_train_steps=20", "budget.steps=200")
@@ -36,11 +41,15 @@ def test_a_rank_that_dies_is_started_again(rank: int, text_corpus: Path, shards_
     process = torchrun("elastic", 2, *lines)
     wait_until(process, lambda: list(runs.glob("*/checkpoints/step-40.ckpt")))
     os.kill(ranks_of(process, tmp_path)[rank], signal.SIGKILL)
+    reached, since = int(rows_of(next(runs.iterdir()))[-1][0]), time.monotonic()
     output, _ = process.communicate(timeout=400)
+    seconds = time.monotonic() - since
     assert process.returncode == 0, output
     (run_dir,) = (file.parent for file in runs.glob("*/summary.json"))
     assert [folder for folder in runs.iterdir() if folder != run_dir] == []
-    assert f"Going on from {run_dir}/checkpoints/" in output
+    (said,) = (line for line in output.splitlines() if line.startswith(f"Going on from {run_dir}/checkpoints/"))
+    (step,) = map(int, re.findall(r"step-(\d+)", said))
+    tell(seconds=seconds, saw=said, tokens_lost=128 * max(0, reached - step))
 
     again = torchrun("elastic", 1, f"resume={run_dir}", "budget.steps=220")
     output, _ = again.communicate(timeout=400)

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -114,8 +114,8 @@ def corpora(text_corpus: Path, shards_dir: Path) -> tuple[Path, Path]:
     return text_corpus, shards_dir
 
 
-def check(case: Case, corpus: Path, shards: Path) -> str:
-    """Train a case, and raise whatever is no clear refusal; tells how it ended."""
+def check(case: Case, corpus: Path, shards: Path, tell: Callable[..., None] = lambda **_: None) -> str:
+    """Train a case, and raise whatever is no clear refusal; returns how it ended."""
     options, overrides = case
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), _apart(), _limited():
         run_dir = Path(folder, "run")
@@ -126,6 +126,7 @@ def check(case: Case, corpus: Path, shards: Path) -> str:
                 loss = _train_py([*tiny(corpus, shards, *options), *overrides], run_dir)
         except ConfigError as error:
             _check_refusal(error)
+            tell(saw=f"error: {error}")
             return "refused"
         except TooLargeError:
             return "planned"
@@ -238,6 +239,8 @@ def test_a_configuration_trains_or_is_refused(case: Case, corpora: tuple[Path, P
 @seed(SEED)
 @settings(EVERY_TIME, max_examples=2000)
 @given(case=cases())
-def test_two_thousand_configurations_train_or_are_refused(case: Case, corpora: tuple[Path, Path]) -> None:
+def test_two_thousand_configurations_train_or_are_refused(
+    case: Case, corpora: tuple[Path, Path], tell: Callable[..., None]
+) -> None:
     note(f"again with FUZZ_SEED={SEED}")
-    event(check(case, *corpora))
+    event(check(case, *corpora, tell))

@@ -145,7 +145,7 @@ def refused(reader: Callable[[Path], None], folder: Path) -> str:
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", PAYLOADS)
-def test_a_recorded_configuration_runs_nothing(reader: str, name: str, folder: Path) -> None:
+def test_a_recorded_configuration_runs_nothing(reader: str, name: str, folder: Path, tell: Callable[..., None]) -> None:
     place = PLACES[(list(PAYLOADS).index(name) + list(READERS).index(reader)) % len(PLACES)]
     content = yaml.safe_load((folder / "config.yaml").read_text())
     put(content, place, filled(PAYLOADS[name], folder.parent))
@@ -153,6 +153,7 @@ def test_a_recorded_configuration_runs_nothing(reader: str, name: str, folder: P
     message = refused(READERS[reader], folder)
     assert PAYLOADS[name]["_target_"] in message
     assert "trust=[" in message
+    tell(saw=f"error: {message}")
 
 
 @pytest.mark.parametrize("reader", ["generate", "resume"])

@@ -17,7 +17,7 @@ SMALL = ("data.sources.code.include_code=false", "data.sources.code.include_topi
 
 @pytest.mark.parametrize(("kills", "steps"), [(1, 14), pytest.param(30, 300, marks=pytest.mark.slow)])
 def test_killed_runs_end_where_undisturbed_ones_do(
-    kills: int, steps: int, tmp_path: Path, record_property: Callable[[str, object], None]
+    kills: int, steps: int, tmp_path: Path, tell: Callable[..., None]
 ) -> None:
     """A mixture in stages, dropout, accumulation, two ranks of DDP with two workers each; see the script."""
     command = [sys.executable, str(SCRIPT), f"--kills={kills}", f"--steps={steps}", f"--table={tmp_path}/table.md"]
@@ -32,5 +32,10 @@ def test_killed_runs_end_where_undisturbed_ones_do(
     killed = [int(step) for step in re.findall(r"killed in step (\d+)", table)]
     begun = [int(step) for step in re.findall(r"^\| \d+ \| (\d+) ", table, re.MULTILINE)]
     lost = max(step - after for step, after in zip(killed, begun[1:], strict=True))
-    record_property("tries", kills)
-    record_property("tokens_lost", 1024 * lost)
+    said = next(
+        line
+        for file in sorted(tmp_path.glob("*.log"))
+        for line in file.read_text().splitlines()
+        if line.startswith("Going on from ")
+    )
+    tell(tries=kills, tokens_lost=1024 * lost, saw=said)

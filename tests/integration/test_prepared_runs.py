@@ -150,7 +150,7 @@ FAR = ("data=shards", f"data.path={URL}", "data.shuffle_window=20", "data.attemp
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_store_that_goes_away_ends_the_run_in_one_line(
     num_workers: int, run: Callable[..., Path], text_corpus: Path, shards_dir: Path, tmp_path: Path, store: Store,
-    capfd: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str], tell: Callable[..., None],
 ) -> None:  # fmt: skip
     far = (*FAR, f"data.num_workers={num_workers}", "validation.every=100", "trainer.log_every_n_steps=1")
     settings = (*far, "budget.steps=60", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=10")
@@ -170,6 +170,7 @@ def test_a_store_that_goes_away_ends_the_run_in_one_line(
     assert "Traceback" not in output.out + output.err
     assert (run_dir / "checkpoints" / "last.ckpt").exists()
     assert not (run_dir / "summary.json").exists()
+    tell(saw=said)
 
     store.fault = lambda key, count: None
     train_here([f"resume={run_dir}"], tmp_path / "unused")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from thunderhead.core.config import read_mapping
@@ -28,7 +29,9 @@ def holding(folder: Path) -> list[str]:
     return [str(path) for path in files if SECRET.encode() in path.read_bytes()]
 
 
-def test_a_record_holds_no_secrets(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> None:
+def test_a_record_holds_no_secrets(
+    text_corpus: Path, shards_dir: Path, tmp_path: Path, tell: Callable[..., None]
+) -> None:
     run_dir = tmp_path / "run"
     lines = tiny(text_corpus, shards_dir, "callbacks=default", "logger=default", *TYPED, f"hydra.run.dir={run_dir}")
     first = start("train.py", *lines, THUNDERHEAD_TOKEN=SECRET)
@@ -39,7 +42,9 @@ def test_a_record_holds_no_secrets(text_corpus: Path, shards_dir: Path, tmp_path
     more = (f"resume={run_dir}", "budget.steps=3")
     refused = start("train.py", *more, THUNDERHEAD_TOKEN=SECRET)
     assert refused.returncode == 2, refused.stdout + refused.stderr
-    assert "generation.prompt reads the environment variable THUNDERHEAD_TOKEN" in refused.stderr
+    reads = "generation.prompt reads the environment variable THUNDERHEAD_TOKEN"
+    (said,) = (line for line in refused.stderr.splitlines() if reads in line)
+    tell(saw=said)
     unset = start("train.py", *more, "trust=[THUNDERHEAD_TOKEN]")
     assert unset.returncode == 2, unset.stdout + unset.stderr
     assert "'THUNDERHEAD_TOKEN' not found" in unset.stderr

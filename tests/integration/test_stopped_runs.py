@@ -47,7 +47,7 @@ def test_signals_stop_and_save(
     text_corpus: Path,
     shards_dir: Path,
     tmp_path: Path,
-    record_property: Callable[[str, object], None],
+    tell: Callable[..., None],
 ) -> None:
     """Whatever comes to whom: a checkpoint of this very step, one line that says how to go on, the first's status."""
     run_dir = tmp_path / "run"
@@ -70,8 +70,7 @@ def test_signals_stop_and_save(
 
     reached = int(read_rows(run_dir / "metrics.csv")[1][-1]["step"])
     assert torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == reached
-    for name, value in (("seconds", seconds), ("saw", said), ("tokens_lost", 0)):
-        record_property(name, value)
+    tell(seconds=seconds, saw=said, tokens_lost=0)
     resumed = train_py(f"resume={run_dir}", f"budget.steps={reached + 5}")
     output, _ = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, output
@@ -81,7 +80,7 @@ def test_signals_stop_and_save(
 
 
 def test_a_signal_ends_a_long_validation(
-    text_corpus: Path, shards_dir: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+    text_corpus: Path, shards_dir: Path, tmp_path: Path, tell: Callable[..., None]
 ) -> None:
     """The last validation, too: the run is saved within it, and makes it up."""
     run_dir = tmp_path / "run"
@@ -97,8 +96,7 @@ def test_a_signal_ends_a_long_validation(
     assert process.returncode == 128 + TERM, output
     assert "Traceback" not in output
     (said,) = [line for line in output.splitlines() if "stopped at step 3 of 3; go on with: " in line]
-    for name, value in (("seconds", seconds), ("saw", said), ("tokens_lost", 0)):
-        record_property(name, value)
+    tell(seconds=seconds, saw=said, tokens_lost=0)
 
     resumed = train_py(f"resume={run_dir}", "++callbacks.slow.seconds=0.0", "trust=[slow_validation]")
     output, _ = resumed.communicate(timeout=120)
@@ -108,7 +106,7 @@ def test_a_signal_ends_a_long_validation(
 
 @pytest.mark.parametrize("number", [INT, TERM])
 def test_a_signal_before_the_first_step_is_told_in_one_line(
-    number: signal.Signals, text_corpus: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+    number: signal.Signals, text_corpus: Path, tmp_path: Path, tell: Callable[..., None]
 ) -> None:
     """While the data is prepared, say: the next start finds what is done, and there is no run."""
     corpus, run_dir = tmp_path / "corpus", tmp_path / "run"
@@ -122,7 +120,7 @@ def test_a_signal_before_the_first_step_is_told_in_one_line(
     process.send_signal(number)
     begin = time.monotonic()
     output, _ = process.communicate(timeout=60)
-    record_property("seconds", time.monotonic() - begin)
+    tell(seconds=time.monotonic() - begin)
     assert process.returncode == 128 + number, output
     assert "Traceback" not in output
     assert output.splitlines()[-1] == f"stopped by {number.name}"

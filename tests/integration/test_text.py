@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,12 +61,13 @@ def hint(done: subprocess.CompletedProcess[str]) -> str:
     + [pytest.param(name, 2, marks=pytest.mark.slow) for name in awkward.FOLDERS[:2]],
 )
 def test_the_hint_goes_on_in_a_folder_of_any_name(
-    name: str, devices: int, text_corpus: Path, shards_dir: Path, tmp_path: Path
+    name: str, devices: int, text_corpus: Path, shards_dir: Path, tmp_path: Path, tell: Callable[..., None]
 ) -> None:
     here = tmp_path / name
     poison = "+callbacks.poison={_target_: poison.Poison, steps: [4]}"
     lines = overrides(text_corpus, shards_dir, here, f"name={quoted(name)}", f"trainer.devices={devices}", poison)
     go_on = hint(shell(shown("train.py", *lines), here))
+    tell(saw=f"… go on with: {go_on}")
     (run_dir,) = (here / "logs" / "runs" / name).iterdir()
     assert read_summary(run_dir).keys() >= {"diverged"}  # type: ignore[union-attr]
     done = shell(f"{go_on} '++callbacks.poison.steps=[]' 'trust=[poison]'", here)
