@@ -112,8 +112,7 @@ def test_a_run_says_what_the_disk_refused_and_goes_on_later(
         assert last in ((8, 12) if case == "background" else (8,))
 
     reached = int(read_rows(run_dir / "metrics.csv")[1][-1]["step"])
-    full_since = (run_dir / "filler").stat().st_mtime
-    tell(saw=line, seconds=ended - full_since, tokens_lost=max(0, reached - last) * 128)
+    tell(saw=line, seconds=ended - (run_dir / "filled").stat().st_mtime, tokens_lost=max(0, reached - last) * 128)
     (run_dir / "filler").unlink(missing_ok=True)
     mount("-o", "remount,rw", checkpoints)
     resumed(run_dir)

@@ -79,17 +79,20 @@ def test_sources_of_a_run(run: Callable[..., Path], tmp_path: Path, capsys: pyte
     assert found["all"]["nats"] == found["text"]["nats"] + found["more"]["nats"] == 2 * found["text"]["nats"]
 
 
-def test_a_source_elsewhere_is_reached_first(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As those of the hub are; what cannot be reached is refused by the source's name."""
+def test_all_sources_elsewhere_are_reached_first(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of the hub are; what cannot be reached is refused by the sources' names, and nothing is read."""
 
     def unreachable(source: LocalText) -> None:
         raise ConnectionError("nobody there")
 
     monkeypatch.setattr(LocalText, "connect", unreachable)
+    monkeypatch.setattr(LocalText, "documents", None)
     readme = config.CONF_DIR.parent / "README.md"
     asked = [f"run={run('callbacks=default')}", "accelerator=cpu", "data=text", f"data.path={readme}"]
-    with pytest.raises(ConfigError, match=r"data.sources.text: nobody there"):
+    asked.append("+data.sources.more={_target_: thunderhead.corpus.sources.LocalText, path: '${data.path}'}")
+    with pytest.raises(ConfigError) as refused:
         evaluate(config.compose(asked, "evaluate"))
+    assert [*refused.value.problems] == [(f"data.sources.{name}", "nobody there") for name in ("text", "more")]
 
 
 @pytest.mark.parametrize(

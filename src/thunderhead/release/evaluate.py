@@ -141,23 +141,17 @@ def evaluate(config: DictConfig) -> dict[str, dict[str, float]]:
     if problems:
         raise ConfigError(problems)
     built = {name: build(node) for name, node in sources.items()}
-    for name, source in built.items():
-        try:
-            source.check()
-        except ValueError as error:
-            problems.append(Problem(f"data.sources.{name}", first_line(error)))
-    if problems:
-        raise ConfigError(problems)
+    _ask(built, "check")
     loaded = load(resolved)
     decoder = loaded.decoder.eval()
     if resolved["stride"] is not None and resolved["stride"] > decoder.context_length:
         limit = f"is longer than the model's context length: {decoder.context_length} at most, or tokens were left out"
         raise ConfigError([Problem("stride", limit)])
+    _ask(built, "connect")  # it may download: only when all is well on this machine
     scores = {}
     asked = {"stride": resolved["stride"], "batch_size": resolved["batch_size"]}
     for name, source in built.items():
         try:
-            source.connect()
             with loaded.autocast(), _progress(name, source) as texts:
                 scores[name] = score(decoder, loaded.tokenizer, texts, **asked)
         except (ValueError, ConnectionError) as error:  # what cannot be read, or text that the tokenizer cannot write
@@ -174,6 +168,18 @@ def evaluate(config: DictConfig) -> dict[str, dict[str, float]]:
     else:
         _show(results)
     return results
+
+
+def _ask(sources: dict[str, Any], what: Literal["check", "connect"]) -> None:
+    """Call each source's `check` or `connect`; raises one ConfigError for all that fail."""
+    problems = []
+    for name, source in sources.items():
+        try:
+            getattr(source, what)()
+        except (ValueError, ConnectionError) as error:
+            problems.append(Problem(f"data.sources.{name}", first_line(error)))
+    if problems:
+        raise ConfigError(problems)
 
 
 @contextlib.contextmanager
