@@ -6,15 +6,16 @@ import hydra
 from omegaconf import DictConfig
 
 from thunderhead import command_line
-from thunderhead.lab.compare import commas_to_list, compare_runs
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="compare")
 def main(cfg: DictConfig) -> None:
     """Compare the runs and write the report."""
+    from thunderhead.lab.compare import compare_runs  # torch: --help is faster without
+
     command_line.job(compare_runs, cfg)
 
 
 if __name__ == "__main__":
-    sys.argv = commas_to_list(sys.argv)
+    sys.argv = command_line.commas_to_list(sys.argv)
     command_line.run(main, "compare")

@@ -4,12 +4,13 @@ import hydra
 from omegaconf import DictConfig
 
 from thunderhead import command_line
-from thunderhead.release.evaluate import evaluate
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Print a table, a line for each source."""
+    from thunderhead.release.evaluate import evaluate  # torch: --help is faster without
+
     command_line.job(evaluate, cfg)
 
 

@@ -4,12 +4,13 @@ import hydra
 from omegaconf import DictConfig
 
 from thunderhead import command_line
-from thunderhead.release.export import export
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
 def main(cfg: DictConfig) -> None:
     """Write a folder that `AutoModelForCausalLM.from_pretrained` loads."""
+    from thunderhead.release.export import export  # torch: --help is faster without
+
     command_line.job(export, cfg)
 
 

@@ -4,12 +4,13 @@ import hydra
 from omegaconf import DictConfig
 
 from thunderhead import command_line
-from thunderhead.release.command import generate_text
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")
 def main(cfg: DictConfig) -> None:
     """Print the prompt and its continuation."""
+    from thunderhead.release.command import generate_text  # torch: --help is faster without
+
     print(command_line.job(generate_text, cfg))
 
 

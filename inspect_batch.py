@@ -4,12 +4,13 @@ import hydra
 from omegaconf import DictConfig
 
 from thunderhead import command_line
-from thunderhead.training.inspect_batch import text_of_batch
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="inspect_batch")
 def main(cfg: DictConfig) -> None:
     """Print the text of the step's batch."""
+    from thunderhead.training.inspect_batch import text_of_batch  # torch: --help is faster without
+
     print(command_line.job(text_of_batch, cfg))
 
 

@@ -4,12 +4,13 @@ import hydra
 from omegaconf import DictConfig
 
 from thunderhead import command_line
-from thunderhead.corpus.command import prepare_corpus
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
 def main(cfg: DictConfig) -> None:
     """Write the shards of the composed data and tokenizer, or find those that are there."""
+    from thunderhead.corpus.command import prepare_corpus  # torch: --help is faster without
+
     command_line.job(prepare_corpus, cfg)
 
 

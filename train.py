@@ -4,12 +4,13 @@ import hydra
 from omegaconf import DictConfig
 
 from thunderhead import command_line
-from thunderhead.training.run import train
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Train the composed configuration and return its validation loss."""
+    from thunderhead.training.run import train  # torch: --help is faster without
+
     return command_line.job(train, cfg)
 
 

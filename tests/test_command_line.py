@@ -2,6 +2,7 @@
 
 import shlex
 import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,18 @@ from hypothesis import strategies as st
 import awkward
 from thunderhead import command_line
 from thunderhead.core import config
-from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.config import CONF_DIR, ConfigError, Problem
+
+# Runs a program, and fails if it has imported what takes seconds.
+LEAN = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print(sorted(sys.modules.keys() & {"torch", "lightning", "transformers", "matplotlib", "numpy"}), file=sys.stderr)
+"""
+PROGRAMS = ("train", "prepare", "generate", "inspect_batch", "compare", "evaluate", "export")
 
 
 def test_overrides_of_a_recorded_configuration() -> None:
@@ -51,3 +63,26 @@ def test_a_shown_command_is_what_a_shell_reads(texts: list[str]) -> None:
     assert shlex.split(shown) == ["python", "train.py", *arguments]
     read = subprocess.run(["bash", "-c", f"printf '%s\\0' {shown}"], capture_output=True, check=True).stdout.decode()
     assert read.split("\0")[:-1] == ["python", "train.py", *arguments]
+
+
+def test_commas_make_a_list() -> None:
+    arguments = ["compare.py", "runs=a,b", "runs=[a,b]", "baseline=x"]
+    assert command_line.commas_to_list(arguments) == ["compare.py", "runs=[a,b]", "runs=[a,b]", "baseline=x"]
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "status"),
+    [
+        *((program, ["--help"], 0) for program in PROGRAMS),
+        ("train", ["--cfg", "job"], 0),
+        ("train", ["attention=gqqa", "optimzer.lr=1"], 2),
+        ("prepare", ["tokenizer=bpee"], 2),
+        ("train", ["-sc", "install=bash"], 0),
+    ],
+)
+def test_what_computes_nothing_imports_no_torch(program: str, arguments: list[str], status: int) -> None:
+    command = [sys.executable, "-c", LEAN, f"{program}.py", *arguments]
+    done = subprocess.run(command, cwd=CONF_DIR.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert len(done.stdout) > 200 or status == 2

@@ -193,6 +193,11 @@ def repeated_sweep(arguments: list[str]) -> list[str]:
     return [*kept, *given, f"hydra.sweep.dir={quoted(folder)}"]
 
 
+def commas_to_list(arguments: list[str]) -> list[str]:
+    """`runs=a,b` as `runs=[a,b]`: Hydra would take the first for a sweep, and refuse it."""
+    return [f"runs=[{a.removeprefix('runs=')}]" if a.startswith("runs=") and "[" not in a else a for a in arguments]
+
+
 def _joined(arguments: Iterable[str]) -> list[str]:
     """`--config-dir x` as one argument, `--config-dir=x`."""
     joined: list[str] = []

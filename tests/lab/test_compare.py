@@ -13,7 +13,7 @@ from simulated import write_arms, write_run
 from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
-from thunderhead.lab.compare import commas_to_list, compare_runs
+from thunderhead.lab.compare import compare_runs
 from thunderhead.scaling_law import Law, read_law
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def compare_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     def call(*arguments: str) -> Path:
         (tmp_path / "out").mkdir(exist_ok=True)
         monkeypatch.setattr(command_line, "output_dir", lambda: tmp_path / "out")
-        return compare_runs(config.compose(commas_to_list(list(arguments)), "compare"))
+        return compare_runs(config.compose(command_line.commas_to_list(list(arguments)), "compare"))
 
     return call
 
@@ -85,8 +85,3 @@ def test_a_refusal_leaves_nothing(tmp_path: Path) -> None:
     assert "baseline no arm is called 'mla'" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "out").exists()
-
-
-def test_commas_make_a_list() -> None:
-    arguments = ["compare.py", "runs=a,b", "runs=[a,b]", "baseline=x"]
-    assert commas_to_list(arguments) == ["compare.py", "runs=[a,b]", "runs=[a,b]", "baseline=x"]

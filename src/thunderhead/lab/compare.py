@@ -27,11 +27,6 @@ def settings(
     """The top-level settings, for the check: see conf/compare.yaml."""
 
 
-def commas_to_list(arguments: list[str]) -> list[str]:
-    """`runs=a,b` as `runs=[a,b]`: Hydra would take the first for a sweep, and refuse it."""
-    return [f"runs=[{a.removeprefix('runs=')}]" if a.startswith("runs=") and "[" not in a else a for a in arguments]
-
-
 def compare_runs(config: DictConfig) -> Path:
     """Write the report of the runs in `runs` into the folder that Hydra gave this comparison.
 

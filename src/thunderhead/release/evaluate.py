@@ -132,7 +132,7 @@ def evaluate(config: DictConfig) -> dict[str, dict[str, float]]:
     """
     resolved = configuration.plain(config)
     problems = configuration.check(resolved, settings)
-    sources = resolved["data"].get("sources")
+    sources = resolved.get("data", {}).get("sources")
     if not sources:
         problems.append(Problem("data", "has no sources of text: choose data=text data.path=…"))
     for key in sorted(command_line.chosen(command_line.invocation_overrides())):
