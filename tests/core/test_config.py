@@ -47,9 +47,10 @@ class Part:
         pair: tuple[float, float] = (0.0, 1.0),
         ratio: int | float | None = None,
         inner: Any = None,
+        beside: "Part | None" = None,
     ):
         self.d_model, self.width, self.rate, self.kind = d_model, width, rate, kind
-        self.pair, self.ratio, self.inner = pair, ratio, inner
+        self.pair, self.ratio, self.inner, self.beside = pair, ratio, inner, beside
 
 
 def takes_any(*, width: int, **others: Any) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def test_unknown_key_suggests_the_nearest() -> None:
 
 def test_unknown_key_that_resembles_nothing_lists_all() -> None:
     problem = only(config.check(node(zzz=1)))
-    assert problem == Problem("part.zzz", "is unknown to Part; known: inner, kind, pair, rate, ratio, width")
+    assert problem == Problem("part.zzz", "is unknown to Part; known: beside, inner, kind, pair, rate, ratio, width")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,11 @@ def test_unknown_key_that_resembles_nothing_lists_all() -> None:
         ({"width": None}, "part.width", "null is not accepted: should be a valid integer"),
         ({"rate": 1.0}, "part.rate", "1.0 is not accepted: should be less than 1"),
         ({"kind": "c"}, "part.kind", "'c' is not accepted: should be 'a' or 'b'"),
+        (
+            {"beside": 7},
+            "part.beside",
+            "7 is not accepted: should be a component (Part), which is a mapping with _target_",
+        ),
     ],
 )
 def test_wrong_values_say_what_is_accepted(arguments: dict[str, Any], path: str, message: str) -> None:

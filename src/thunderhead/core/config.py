@@ -10,6 +10,7 @@ import functools
 import inspect
 import json
 import re
+import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -244,8 +245,16 @@ def _check_value(where: str, value: Any, hint: Any) -> Iterator[Problem]:
         except pydantic.ValidationError as error:
             failed = error
     messages = [str(e["msg"]).removeprefix("Input ") for e in failed.errors() if e["type"] != "is_instance_of"]
-    reasons = " or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in messages)) or f"should be {hint}"
+    reasons = " or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in messages)) or f"should be {_named(hint)}"
     yield Problem(where, f"{repr(value) if isinstance(value, str) else show(value)} is not accepted: {reasons}")
+
+
+def _named(hint: Any) -> str:
+    """A type that only a component is of, in words."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    names = [each.__name__ if inspect.isclass(each) else str(each) for each in typing.get_args(hint) or (hint,)]
+    shown = " or ".join(name for name in names if name != "NoneType") if is_union or inspect.isclass(hint) else hint
+    return f"a component ({shown}), which is a mapping with _target_"
 
 
 def unknown(key: str, known: Sequence[str], owner: str = "") -> str:
