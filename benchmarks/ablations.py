@@ -30,11 +30,11 @@ def table(analysis: Analysis) -> list[str]:
     for arm in analysis.ranking:
         found = analysis.against_reference(arm)
         mean = f"{analysis.mean(arm):.4f}"
-        if found is None or found.t is None:
+        if found is None or found.interval is None:
             lines.append(f"| {arm.name} | {mean} | | | compared with |")
             continue
-        low, high = (signed(value, 3) for value in found.t)
-        judged = ("worse" if found.mean > 0 else "better") if found.resolved else "not resolved"
+        low, high = (signed(value, 3) for value in found.interval)
+        judged = {"equal": "practically equal", "open": "not resolved"}.get(found.verdict, found.verdict)
         lines.append(f"| {arm.name} | {mean} | {signed(found.mean, 3)} | {low} … {high} | {judged} |")
     return lines
 

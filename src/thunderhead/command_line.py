@@ -262,11 +262,13 @@ def _composition_problems(error: Exception, config_name: str) -> list[Problem]:
 
 def _guilty(config_name: str) -> list[Problem]:
     """What each override on the command line does wrong by itself."""
-    problems = []
+    problems = list[Problem]()
     for override in _typed_overrides():
         try:
             configuration.compose([str(override.input_line)], config_name)
-        except (ValueError, TypeError) as error:
+        except HydraException as error:  # which has words for this one
+            problems += [each for each in _composition_problems(error, config_name) if each not in problems]
+        except (ValueError, TypeError, OmegaConfBaseException) as error:
             message = f"cannot be set so ({configuration.first_line(error)})"
             problems.append(Problem(override.key_or_group, message))
     return problems

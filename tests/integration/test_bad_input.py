@@ -268,9 +268,13 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
         ),
         (("callbacks=4",), ("callbacks has no option 4; Options: default, none",)),
         (("++trust.new=1",), ("trust.new cannot be set so (invalid literal for int()",)),
+        (
+            ("++parameter_groups.no_decay.new=[]", "batch.micro_sizes=64"),
+            ("parameter_groups.no_decay.new cannot be set so", "batch.micro_sizes is unknown; did you mean batch.mi"),
+        ),
         (("callbacks=null",), ("callbacks has no option null; did you mean none? Options: default, none",)),
     ],
-    ids=["values", "unknown key", "unknown options", "a number", "a key of a list", "no option"],
+    ids=["values", "unknown key", "unknown options", "a number", "a key of a list", "a key of a list, and more", "no option"],
 )
 def test_the_program_refuses(
     overrides: tuple[str, ...],

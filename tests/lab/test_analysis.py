@@ -63,7 +63,35 @@ def test_unfinished_and_diverged_runs_are_listed_and_not_compared(tmp_path: Path
         "diverged: the final validation loss is nan",
     ]
     assert found.comparisons[0].n == 3
-    assert any(w.startswith("mqa: 1 of 4 runs diverged") for w in found.warnings)
+    assert (
+        "1 of 4 seeds of mqa diverged: that is its result; what is shown of the others flatters it." in found.warnings
+    )
+    assert found.sentences[0].startswith("mqa − mha: 1 of 4 seeds of mqa diverged, ")
+    assert [comparison.verdict for comparison in found.comparisons] == ["open"] * 3
+
+
+def test_an_arm_with_diverged_seeds_ranks_last(tmp_path: Path) -> None:
+    """However good its others are; and one of which all did is told of."""
+    write_arms(
+        tmp_path, {"attention=mha": [3.0, 3.1, 3.2], "attention=mqa": [2.0, 2.1], "attention=gqa": [3.1, 3.2, 3.3]}
+    )
+    nan = {"val_loss": float("nan")}
+    write_run(tmp_path / "10", ["attention=mqa"], seed=3, summary=nan)
+    write_run(tmp_path / "11", ["attention=mla"], seed=1, summary=nan)
+    found = analyse(read_runs([tmp_path]))
+    assert [arm.name for arm in found.ranking] == ["mha", "gqa", "mqa"]
+    assert "1 of 1 seeds of mla diverged: that is its result." in found.warnings
+    verdicts = {(c.arm, c.against): c.verdict for c in found.comparisons}
+    assert verdicts["mqa", "mha"] == verdicts["gqa", "mqa"] == "open"
+
+
+def test_arms_are_ranked_as_the_sentences_say(tmp_path: Path) -> None:
+    """By differences within seeds: one that ran on the easier seeds only is not better for that."""
+    write_arms(tmp_path, {"attention=mha": [3.0, 3.5, 4.0], "attention=mqa": [3.1, 3.6]})
+    found = analyse(read_runs([tmp_path]))
+    assert found.mean(found.arms[1]) < found.mean(found.arms[0])
+    assert found.comparisons[0].mean == pytest.approx(0.1)
+    assert [arm.name for arm in found.ranking] == ["mha", "mqa"]
 
 
 def test_other_validation_data_is_not_compared(tmp_path: Path) -> None:

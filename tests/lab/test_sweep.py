@@ -120,9 +120,11 @@ def test_matched_and_tuned(grid: Callable[..., int], tmp_path: Path, capsys: pyt
     assert table["adafactor"]["at_edge"] == ["optimizer.lr"]
     said = capsys.readouterr().out
     assert "lies on the edge" in said
-    # five trials an arm on one seed, and one more run an arm: the best trial is the comparison's run of that seed
+    assert "Tuning on seed 0; compared are seeds 1, 2" in said
+    assert "(5 trials, " in said
+    # five trials an arm on a seed that is not compared
     assert len(list(folder.glob("tuning/*/summary.json"))) == 10
-    assert len(list(folder.glob("*/summary.json"))) == 2
+    assert len(list(folder.glob("*/summary.json"))) == 4
     assert len(list(folder.glob("**/match.json"))) == 4
 
 

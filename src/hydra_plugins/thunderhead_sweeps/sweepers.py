@@ -5,6 +5,7 @@ Hydra imports this module at every start: what is heavy is imported where it is 
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from thunderhead import disk
 from thunderhead.core.config import Config, ConfigError, Problem, check, plain
+from thunderhead.core.types import NonNegativeFloat
 
 from .launchers import ThunderheadLauncher, containers
 
@@ -42,6 +44,9 @@ def planner() -> "PlanRun":
         return plans[key]
 
     return plan
+
+
+_GRID = f"{__name__}.GridSweeper"
 
 
 class ThunderheadSweeper(Sweeper):
@@ -96,15 +101,25 @@ class ThunderheadSweeper(Sweeper):
 class GridSweeper(ThunderheadSweeper):
     """Every combination of the swept values.
 
-    `baseline` names the arm that others are matched to and compared with; None = matched to the first.
+    - baseline: the arm that others are matched to and compared with; None = matched to the first.
+    - smallest_effect: arms that surely differ by less are called practically equal.
     """
 
-    def __init__(self, *, baseline: str | None = None, params: dict[str, Any] | None = None):
-        self.baseline, self.params = baseline, params or {}
+    def __init__(
+        self,
+        *,
+        baseline: str | None = None,
+        smallest_effect: NonNegativeFloat = 0.005,
+        params: dict[str, Any] | None = None,
+    ):
+        self.baseline, self.smallest_effect, self.params = baseline, smallest_effect, params or {}
 
     def run(self, arguments: list[str]) -> int:
         from thunderhead.lab.grid import Candidate, run_grid
+        from thunderhead.lab.report import write_report
 
+        if problems := check({"hydra.sweeper": {"_target_": _GRID, "smallest_effect": self.smallest_effect}}):
+            raise ConfigError(problems)
         combinations = BasicSweeper.split_arguments(self.overrides(arguments), None)[0]
         values: dict[str, set[str]] = {}
         for line in (line for combination in combinations for line in combination):
@@ -115,7 +130,9 @@ class GridSweeper(ThunderheadSweeper):
             lines = [line.partition("=") for line in combination]
             choices = {key.lstrip("+"): value for key, _, value in lines if len(values[key]) > 1}
             candidates.append(Candidate(choices, self.compose(combination)))
-        return run_grid(candidates, self.begin(), baseline=self.baseline)
+        sweep = self.begin()
+        sweep.report = partial(write_report, smallest_effect=self.smallest_effect)
+        return run_grid(candidates, sweep, baseline=self.baseline)
 
 
 class IsoFlopSweeper(ThunderheadSweeper):

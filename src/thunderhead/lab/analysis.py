@@ -26,6 +26,7 @@ class Analysis:
     reference: Arm | None  # the baseline, or the first of them
     losses: dict[str, dict[int, float]]  # final values of the metric by arm, then seed
     comparisons: list[Comparison]
+    diverged: dict[str, str]  # how many of its seeds did, by the arms of which any did
     sentences: list[str]  # of the comparisons, in their order
     warnings: list[str]  # what else the runs differ in, and remarks of the caller
     left_out: list[Failure]  # runs that are not compared
@@ -37,8 +38,15 @@ class Analysis:
 
     @property
     def ranking(self) -> list[Arm]:
-        """The arms, the lowest mean loss first."""
-        return sorted(self.arms, key=self.mean)
+        """The arms, the lowest loss first, by the differences that the sentences tell; where seeds diverged, last."""
+
+        def place(arm: Arm) -> tuple[bool, float]:
+            against = self.against_reference(arm)
+            paired = against is not None and self.reference is not None and against.n > 0
+            loss = self.mean(self.reference) + against.mean if paired else self.mean(arm)  # type: ignore[arg-type,union-attr]
+            return arm.name in self.diverged, loss
+
+        return sorted(self.arms, key=place)
 
     def mean(self, arm: Arm) -> float:
         """An arm's final loss, over its seeds."""
@@ -71,18 +79,19 @@ def analyse(
     notes: Sequence[str] = (),
     names: Mapping[Path, str] | None = None,
     metric: Metric = "auto",
+    smallest_effect: float = statistics.SMALLEST_EFFECT,
 ) -> Analysis:
     """Compare runs; arguments and errors are those of `thunderhead.lab.report.write_report`."""
     broken = [run for run in runs if run.broken]
     arms = grouping.make_arms([run for run in runs if not run.broken], names)
-    warnings = list(notes)
+    warnings, diverged = list(notes), dict[str, str]()
     left_out = [*failures, *(Failure(str(run.folder), run.broken) for run in broken)]
     for arm in arms:
         left_out += [_left_out(arm, run, str(run.unfinished)) for run in arm.incomplete]
-        n = sum("diverged" in str(run.unfinished) for run in arm.incomplete)
-        if n and arm.runs:
-            of = n + len(arm.runs)
-            warnings.append(f"{arm.name}: {n} of {of} runs diverged and are left out, which flatters the others.")
+        if n := sum(run.diverged for run in arm.incomplete):
+            diverged[arm.name] = f"{n} of {n + len(arm.runs)} seeds of {arm.name} diverged"
+            flatters = "; what is shown of the others flatters it" if arm.runs else ""
+            warnings.append(f"{diverged[arm.name]}: that is its result{flatters}.")
     chosen = _metric([arm for arm in arms if arm.runs], metric)
     for arm in arms:
         if len(arm.values(chosen)) < len(arm.runs):
@@ -105,17 +114,17 @@ def analyse(
 
     pairs = _pairs([arm.name for arm in compared], reference.name if reference else None, baseline is not None)
     losses = {arm.name: dict(zip(arm.runs, arm.values(chosen), strict=True)) for arm in compared}
-    comparisons = statistics.compare(losses, pairs)
+    comparisons = statistics.compare(losses, pairs, smallest_effect, diverged)
     by_name = {arm.name: arm for arm in compared}
-    n_tested = sum(comparison.p is not None for comparison in comparisons)
     return Analysis(
         metric=chosen,
         arms=compared,
         reference=reference,
         losses=losses,
+        diverged=diverged,
         comparisons=comparisons,
         sentences=[
-            statistics.sentence(c, UNITS[chosen], grouping.matched(by_name[c.arm], by_name[c.against]), n_tested)
+            statistics.sentence(c, UNITS[chosen], grouping.matched(by_name[c.arm], by_name[c.against]))
             for c in comparisons
         ],
         warnings=warnings + grouping.warnings(compared),

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
-from thunderhead.core.types import Count, FolderName, PositiveFloat
+from thunderhead.core.types import Count, FolderName, NonNegativeFloat, PositiveFloat
 from thunderhead.lab.analysis import Metric
 from thunderhead.lab.report import write_report
 from thunderhead.lab.runs import read_runs
@@ -19,6 +19,7 @@ def settings(
     *,
     runs: str | list[str],
     metric: Metric,
+    smallest_effect: NonNegativeFloat,
     name: FolderName,
     baseline: str | None = None,
     scaling: Count | None = None,
@@ -36,11 +37,11 @@ def compare_runs(config: DictConfig) -> Path:
     try:
         problems = configuration.check(chosen, settings)
         law = {"count": chosen["scaling"], "fit_up_to": chosen["fit_up_to"]}
-        arms = {"baseline": chosen["baseline"], "metric": chosen["metric"]}
+        arms = {name: chosen[name] for name in ("baseline", "metric", "smallest_effect")}
         if chosen["scaling"] is None and chosen["fit_up_to"] is not None:
             problems.append(Problem("fit_up_to", "is of a scaling law: add scaling=total"))
         elif chosen["scaling"] is not None:
-            given = [name for name, value in arms.items() if value not in (None, "auto")]
+            given = [name for name in ("baseline", "metric") if chosen[name] not in (None, "auto")]
             problems += [Problem(name, "is of a comparison of arms: leave it out, or scaling") for name in given]
         if problems:
             raise ConfigError(problems)

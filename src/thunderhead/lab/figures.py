@@ -49,7 +49,7 @@ def results(analysis: Analysis) -> Figure:
         reference = compared[0].against
         right[0].axvline(0, color="#444444", linewidth=1)
         for c in compared:
-            row(right[0], c.arm, list(c.differences.values()), c.mean, c.t)
+            row(right[0], c.arm, list(c.differences.values()), c.mean, c.interval)
         right[0].set_xlabel(f"difference to {reference} ({analysis.unit}), paired by seed; ← better")
         right[0].set_title(f"Difference to {reference}, mean and 95 % CI")
         right[0].tick_params(labelleft=False)

@@ -16,7 +16,7 @@ from thunderhead.lab.match import Matching
 from thunderhead.lab.runs import Match, read_metrics
 from thunderhead.lab.sweep import SINGLE_RUN, Sweep
 from thunderhead.lab.tune import Bracket
-from thunderhead.terminal import say
+from thunderhead.terminal import quantity, say
 from thunderhead.training import record
 
 
@@ -190,18 +190,19 @@ def _measured_speed(arm: Arm, config: Config, sweep: Sweep) -> float:
 def _tune(arms: Sequence[Arm], bracket: Bracket, sweep: Sweep) -> None:
     """Run every arm's trials, and give its members the best of the values tried."""
     tried: list[tuple[Arm, list[tuning.Trial], list[Job]]] = []
+    compared = {member.config["seed"] for arm in arms for member in arm.members}
+    seed = bracket.seed if bracket.seed is not None else min({*range(len(compared) + 1)} - compared)
+    if seed in compared:
+        sweep.notes.append(f"Tuned on seed {seed}, which is compared, too: that flatters arms whose loss varies more.")
     for arm in arms:
-        config = arm.members[0].config
-        seed = config["seed"] if bracket.seed is None else bracket.seed
         try:
-            trials = tuning.trials({**config, "seed": seed}, bracket.multipliers)
+            trials = tuning.trials({**arm.members[0].config, "seed": seed}, bracket.multipliers)
         except ValueError as error:
             raise ConfigError([Problem("tune", f"{error} (in {arm.name})")]) from error
         values = [arm.varied | {path: f"{value:.3g}" for path, value in trial.value.items()} for trial in trials]
         jobs = [make_job(v, trial.config, sweep.folder, "tuning") for v, trial in zip(values, trials, strict=True)]
         tried.append((arm, trials, jobs))
-    seeds = sorted({str(trial.config["seed"]) for _, trials, _ in tried for trial in trials})
-    say(f"Tuning on seed {', '.join(seeds)}; the comparison uses all seeds")
+    say(f"Tuning on seed {seed}; compared are seeds {', '.join(map(str, sorted(compared)))}")
     sweep.run([job for _, _, jobs in tried for job in jobs], "Tuning")
     tables = {arm.name: _take_best(arm, trials, jobs, sweep) for arm, trials, jobs in tried}
     record.write_json(sweep.folder / "tuning.json", tables)
@@ -211,20 +212,23 @@ def _tune(arms: Sequence[Arm], bracket: Bracket, sweep: Sweep) -> None:
 
 def _take_best(arm: Arm, trials: Sequence[tuning.Trial], jobs: Sequence[Job], sweep: Sweep) -> dict[str, Any]:
     """Give an arm the values of its best trial, note it, and return what tuning.json holds about the arm."""
-    losses = [(record.read_summary(job.folder) or {}).get("val_loss") for job in jobs]
+    summaries = [record.read_summary(job.folder) or {} for job in jobs]
+    losses = [summary.get("val_loss") for summary in summaries]
+    cost = quantity(sum(summary.get("flops", 0) for summary in summaries))
     tried = [
         {"multiplier": trial.multiplier, "value": trial.value, "val_loss": loss}
         for trial, loss in zip(trials, losses, strict=True)
     ]
     table: dict[str, Any] = {"trials": tried, "best": None}
+    spent = f"{len(jobs)} trials, {cost} FLOPs beside those of the comparison"
     index = tuning.best(losses)
     if index is None:
-        sweep.notes.append(f"{arm.name}: no trial of its tuning has a finite loss; its default values are kept.")
+        sweep.notes.append(f"{arm.name}: no trial has a finite loss; its default values are kept ({spent}).")
         return table
     chosen = trials[index]
     table["best"] = chosen.value
     values = ", ".join(f"{p}={v:.3g} (×{chosen.multiplier[p]:g})" for p, v in chosen.value.items())
-    sweep.notes.append(f"{arm.name}: tuned to {values} on seed {chosen.config['seed']}.")
+    sweep.notes.append(f"{arm.name}: tuned to {values} on seed {chosen.config['seed']} ({spent}).")
     if edges := tuning.at_edge(chosen, trials):
         table["at_edge"] = edges
         sweep.notes.append(

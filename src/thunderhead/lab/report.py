@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def write_report(
     notes: Sequence[str] = (),
     names: Mapping[Path, str] | None = None,
     metric: Metric = "auto",
+    smallest_effect: float = statistics.SMALLEST_EFFECT,
 ) -> Path:
     """Compare runs and write what was found into a folder, replacing an earlier report there; return its report.html.
 
@@ -57,8 +59,10 @@ def write_report(
         notes: sentences of the caller's for the top of the report, as a warning of the tuning.
         names: an arm's name by the folders of its runs; None = from what their configurations differ in.
         metric: what is compared; auto = the validation loss, or bits per byte where tokenizers differ.
+        smallest_effect: arms whose difference is surely smaller are called practically equal; in the metric's unit.
     """
-    analysis = analyse(runs, baseline=baseline, failures=failures, notes=notes, names=names, metric=metric)
+    compare = partial(analyse, failures=failures, notes=notes, names=names)
+    analysis = compare(runs, baseline=baseline, metric=metric, smallest_effect=smallest_effect)
     _write_csv(folder / "results.csv", analysis)
     _write_hparams(folder / "hparams", analysis)
     arms = [arm.name for arm in analysis.arms]
@@ -73,7 +77,8 @@ def write_report(
         warnings=analysis.warnings,
         reference=analysis.reference.name if analysis.reference else "",
         left_out=analysis.left_out,
-        alpha=statistics.ALPHA,
+        smallest_effect=f"{smallest_effect:g}",
+        unit=analysis.unit,
         figures=FIGURES,
         of=analysis if arms else None,
         **{name: rows(analysis) for name, rows in TABLES.items()},
@@ -135,7 +140,7 @@ def show_ranking(analysis: Analysis, report: Path | None = None, console: Consol
     console.print()
     if analysis.arms:
         console.print(table)
-    colours = {"worse": "red", "better": "green", "open": "yellow"}
+    colours = {"worse": "red", "better": "green", "equal": "cyan", "open": "yellow"}
     answers = [(colours[_verdict(c)[0]], s) for c, s in zip(analysis.comparisons, analysis.sentences, strict=True)]
     page.tell(console, answers, analysis.warnings, analysis.left_out, how="compared", report=report)
 
@@ -155,9 +160,10 @@ def _mean(name: str, form: str) -> Cell:
 
 def _verdict(comparison: Comparison) -> tuple[str, str]:
     """A class for the colour, and words: the colour says nothing that the words do not."""
-    if not comparison.resolved:
-        return "open", "? one seed" if comparison.n == 1 else "? not resolved"
-    return ("worse", "▲ worse") if comparison.mean > 0 else ("better", "▼ better")
+    words = {"worse": "▲ worse", "better": "▼ better", "equal": "≈ practically equal", "open": "? not resolved"}
+    if comparison.diverged:
+        return comparison.verdict, "? seeds diverged"
+    return comparison.verdict, "? one seed" if comparison.n == 1 else words[comparison.verdict]
 
 
 def _missed(value: float, target: float) -> str:
@@ -179,7 +185,7 @@ def _ranking(analysis: Analysis) -> Rows:
 
     def its_interval(arm: Arm) -> str:
         against = analysis.against_reference(arm)
-        return interval(against.t if against else None, "signed")
+        return interval(against.interval if against else None, "signed")
 
     columns: dict[str, Cell] = {
         **_loss_columns(analysis),
@@ -193,22 +199,17 @@ def _ranking(analysis: Analysis) -> Rows:
 
 
 def _comparisons(analysis: Analysis) -> Rows:
-    def needed(c: Comparison) -> str:
-        return NONE if c.p is None else f"{c.seeds_needed:,}" if c.seeds_needed else f"> {statistics.MOST_SEEDS:,}"
-
     columns: dict[str, Callable[[Comparison], str]] = {
         "comparison": lambda c: f"{c.arm} − {c.against}",
         "verdict": lambda c: _verdict(c)[1],
         "seeds": lambda c: str(c.n),
         f"Δ ({analysis.unit})": lambda c: signed(c.mean) if c.n else NONE,
-        "95 % CI (t)": lambda c: interval(c.t, "signed"),
-        "95 % CI (bootstrap)": lambda c: interval(c.bootstrap, "signed"),
+        "95 % CI": lambda c: interval(c.interval, "signed"),
         "p": lambda c: number(c.p, ".2g"),
-        "p (Holm)": lambda c: number(c.p_holm, ".2g"),
-        "smallest Δ these seeds show": lambda c: number(c.minimum_detectable, ".4f"),
-        "seeds to show this Δ": needed,
     }
     caption = "Paired differences of the final loss; below 0 the first arm is better."
+    if len(analysis.comparisons) > 1:
+        caption += " Intervals and p hold for all comparisons together."
     return page.table(analysis.comparisons, columns, caption)
 
 

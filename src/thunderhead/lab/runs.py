@@ -86,7 +86,7 @@ class Run:
 
     @property
     def unfinished(self) -> str | None:
-        """Why this run cannot be compared; None if it came to the end of its schedule with a finite loss."""
+        """Why this run cannot be compared; None if it came to the end of its schedule, with a loss below its start."""
         if self.broken:
             return self.broken
         if self.summary is not None and not math.isfinite(self.summary["val_loss"]):
@@ -97,7 +97,17 @@ class Run:
             step = int(self.rows[-1]["step"]) if self.rows else 0
             why = "stopped early by a callback" if (self.summary or {}).get("stopped_early") else "unfinished"
             return f"{why}: step {step:,} of {self.plan['steps']:,}"
+        losses = self.curve("train/loss").loss
+        if self.rows and self.rows[0]["step"] <= 1 and losses.size > 1 and losses[0] < losses[-1]:
+            start, end = float(losses[0]), self.summary["val_loss"]
+            if end > start:
+                return f"diverged: it ends at a validation loss of {end:.4g}, and began at {start:.4g}"
         return None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether that is why."""
+        return (self.unfinished or "").startswith("diverged")
 
     @property
     def git(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Tune every arm of a sweep with the same effort: a bracket of multiples of its own default values.
 
-Each trial runs to the end of its schedule. Trials use one seed, the comparison uses all: the seed on which an arm was
-tuned flatters it a little, every arm alike.
+Each trial runs to the end of its schedule, on a seed that is not compared: on one that is, the best of several trials
+would flatter the arm whose loss varies most, or that has most trials.
 """
 
 import itertools
@@ -25,7 +25,7 @@ class Untuned:
 class Bracket:
     """The same multiples, by config path, of the value that each arm has there.
 
-    `seed` is of the trials; None = the first of the arm's seeds.
+    `seed` is of the trials; None = the lowest that no run of the sweep has.
     """
 
     multipliers: dict[str, list[PositiveFloat]]
