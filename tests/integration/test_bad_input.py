@@ -274,7 +274,15 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
         ),
         (("callbacks=null",), ("callbacks has no option null; did you mean none? Options: default, none",)),
     ],
-    ids=["values", "unknown key", "unknown options", "a number", "a key of a list", "a key of a list, and more", "no option"],
+    ids=[
+        "values",
+        "unknown key",
+        "unknown options",
+        "a number",
+        "a key of a list",
+        "a key of a list, and more",
+        "no option",
+    ],
 )
 def test_the_program_refuses(
     overrides: tuple[str, ...],

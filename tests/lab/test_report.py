@@ -10,9 +10,11 @@ from base64 import b64decode
 from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
+from scipy import stats
 from simulated import write_arms, write_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
@@ -62,16 +64,32 @@ def test_the_page_says_the_answer_first(report: Path) -> None:
 def test_the_tables(report: Path) -> None:
     html = report.read_text()
     assert table(html, "differences") == [["attention.n_kv_heads", "null", "1", "0.5"]]
-    assert [row[0] for row in table(html, "reach")] == []
-    reach = table(html, "curves")
-    assert reach[0] == ["mha", "3 of 3", "100 k (1.00 ×)", "5 G (1.00 ×)", "20 (1.00 ×)"]
-    assert reach[1][1:] == ["0 of 3", "–", "–", "–"]
+    assert table(html, "curves")[0] == ["mha", "3", "1.00 ×", "1.00 ×", "1.00 ×"]
     assert [row[:2] for row in table(html, "inference")] == [["mha", "256"], ["gqa", "128"], ["mqa", "256"]]
     assert table(html, "training")[0][:5] == ["mha", "5,000", "1.00 ×", "20", "286.1 MiB"]
     assert table(html, "matching")[1] == ["mqa", "30 k (=)", "100 k (=)", "5 G (=)", "20 (=)", "nothing was solved for"]
     failed = table(html, "failures")
     assert failed[0] == ["mla seed=2", "exit status 1: <script>alert(1)</script>"]
     assert failed[1][1] == "unfinished: step 40 of 100"
+
+
+def test_the_cost_to_reach_a_loss_lies_on_either_side_of_one(tmp_path: Path) -> None:
+    """Simulated losses are L (100 / step) ^ 0.1: to the loss that all reach, an arm takes 100 (L / it) ^ 10 steps."""
+    losses = {"attention=mha": [3.0, 3.1, 3.2], "attention=mqa": [3.05, 3.16, 3.25], "attention=gqa": [2.95, 3.05, 3.2]}
+    html = write_report(tmp_path / "out", read_runs([write_arms(tmp_path / "runs", losses)])).read_text()
+    mha, mqa, gqa = (np.array(values) for values in losses.values())
+    for row, arm in zip(table(html, "curves"), (mha, mqa, gqa), strict=True):
+        expected = float(np.exp(np.log((arm / mha) ** 10).mean()))
+        found, _, between = row[2].partition(" ×")
+        # a straight line lies above the curve: between validations, losses are reached up to 2 % earlier
+        assert float(found) == pytest.approx(expected, rel=0.02)
+        assert row[2:] == [row[2]] * 3
+        if arm is not mha:
+            low, high = map(float, between.strip(" ()").split(" … "))
+            logs = np.log((arm / mha) ** 10)
+            half = stats.t.ppf(0.975, 2) * logs.std(ddof=1) / 3**0.5
+            assert (low, high) == pytest.approx(tuple(np.exp([logs.mean() - half, logs.mean() + half])), rel=0.04)
+    assert float(table(html, "curves")[1][2].split()[0]) > 1 > float(table(html, "curves")[2][2].split()[0])
 
 
 def test_what_was_matched(tmp_path: Path) -> None:

@@ -60,6 +60,23 @@ def test_what_did_not_come_to_its_end_says_why(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("losses", "val_loss", "diverged"), [
+    ((9.0, 6.0, 9.7), 9.6, True),
+    ((9.0, 6.0, 9.7), 8.9, False),  # the last batch was a hard one
+    ((9.0, 6.0, 5.0), 9.6, False),  # validated on other text
+    ((5.0, 5.1), 4.9, False),
+])  # fmt: skip
+def test_a_loss_that_ends_above_its_start_is_diverged(
+    losses: tuple[float, ...], val_loss: float, diverged: bool, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "run", summary={"val_loss": val_loss})
+    rows = [f"{step},{loss}" for step, loss in zip((1, 50, 100), losses, strict=False)]
+    (tmp_path / "run" / "metrics.csv").write_text("\n".join(["step,train/loss", *rows, ""]))
+    (run,) = read_runs([tmp_path])
+    assert run.diverged == diverged
+    assert run.unfinished == ("diverged: it ends at a validation loss of 9.6, and began at 9" if diverged else None)
+
+
 def test_all_folders_without_a_run_are_named_at_once(tmp_path: Path) -> None:
     write_arms(tmp_path / "good", {"attention=mha": [3.0]})
     (tmp_path / "empty").mkdir()

@@ -1,5 +1,6 @@
 """The report of an ablation: report.html, results.csv, PNG figures, TensorBoard HParams, a ranking on the terminal."""
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -244,26 +245,38 @@ def _matching(analysis: Analysis) -> Rows:
 
 
 def _reach(analysis: Analysis) -> Rows:
-    reference = analysis.reference
-    if reference is None or len(analysis.arms) < 2:
+    reference, losses = analysis.reference, analysis.losses
+    seeds = sorted(set.intersection(*map(set, losses.values()))) if len(losses) > 1 else []
+    if reference is None or not seeds:
         return Rows()
-    targets = analysis.losses[reference.name]
-    totals = [reference.mean(name) for name in ("tokens", "flops", "seconds")]
-    rows = []
+    aims = {seed: max(by_seed[seed] for by_seed in losses.values()) for seed in seeds}
+
+    def costs(arm: Arm) -> list[tuple[float, ...] | None]:
+        return [analysis.validation_curve(arm.runs[seed]).cost_to_reach(aim) for seed, aim in aims.items()]
+
+    rows, base = [], costs(reference)
     for arm in analysis.arms:
-        aims = {seed: targets.get(seed, analysis.mean(reference)) for seed in arm.runs}
-        costs = [analysis.validation_curve(arm.runs[seed]).cost_to_reach(loss) for seed, loss in aims.items()]
-        reached = [cost for cost in costs if cost is not None]
-        row = [arm.name, f"{len(reached)} of {len(costs)}"]
-        for index, total in enumerate(totals):
-            mean = sum(cost[index] for cost in reached) / len(reached) if reached else None
-            row.append(f"{quantity(mean)} ({mean / total:.2f} ×)" if mean is not None and total else NONE)
-        rows.append(row)
+        pairs = [(own, other) for own, other in zip(costs(arm), base, strict=True) if own and other]
+        multipliers = [
+            _multiplier([own[index] / other[index] for own, other in pairs if own[index] > 0 and other[index] > 0])
+            for index in range(3)
+        ]
+        rows.append((arm.name, str(len(pairs)), *multipliers))
     caption = (
-        f"Cost to reach the final loss of {reference.name} of the same seed: the mean of the seeds that do, and its "
-        f"ratio to all that {reference.name} took."
+        f"Cost to reach a loss that all arms reach, the lowest of each seed, as a multiple of what {reference.name} "
+        "takes; below 1 is cheaper. Geometric mean over seeds, with its 95 % interval."
     )
-    return Rows(("arm", "seeds that reach it", "tokens", "training FLOPs", "seconds"), rows, caption)
+    return Rows(("arm", "seeds", "tokens", "training FLOPs", "seconds"), rows, caption)
+
+
+def _multiplier(ratios: Sequence[float]) -> str:
+    """The geometric mean of ratios, with Student's interval of their logarithms."""
+    logs = [math.log(ratio) for ratio in ratios if math.isfinite(ratio)]
+    if not logs:
+        return NONE
+    found = statistics.mean_interval(logs)
+    between = f" ({math.exp(found.low):.2f} … {math.exp(found.high):.2f})" if found else ""
+    return f"{math.exp(sum(logs) / len(logs)):.2f} ×{between}"
 
 
 def _inference(analysis: Analysis) -> Rows:
