@@ -172,8 +172,12 @@ def _missed(value: float, target: float) -> str:
 
 
 def _loss_columns(analysis: Analysis) -> dict[str, Cell]:
+    def seeds(arm: Arm) -> str:
+        n, lost = len(analysis.losses[arm.name]), sum(run.diverged for run in arm.incomplete)
+        return f"{n} of {n + lost}" if lost else str(n)
+
     return {
-        "seeds": lambda arm: str(len(analysis.losses[arm.name])),
+        "seeds": seeds,
         f"final loss ({analysis.unit})": lambda arm: f"{analysis.mean(arm):.4f}",
         "95 % CI": lambda arm: interval(analysis.interval(arm)),
     }
@@ -196,7 +200,11 @@ def _ranking(analysis: Analysis) -> Rows:
         "bits a byte": _mean("bits_per_byte", ".4f"),
         **{name: _mean(name, ".4f") for name in analysis.names(lambda run: run.metrics)},
     }
-    return _of_arms(analysis.ranking, columns, "Arms by their mean final validation loss, the lowest first.")
+    return _of_arms(
+        analysis.ranking,
+        columns,
+        "Arms by their final validation loss on equal seeds, the lowest first; last those of which seeds diverged.",
+    )
 
 
 def _comparisons(analysis: Analysis) -> Rows:
