@@ -7,6 +7,7 @@ from simulated import write_arms, write_run
 
 from thunderhead.core.config import ConfigError
 from thunderhead.lab import arms as grouping
+from thunderhead.lab.analysis import analyse
 from thunderhead.lab.arms import Arm, make_arms
 from thunderhead.lab.runs import read_runs
 
@@ -98,10 +99,25 @@ def test_other_commits_devices_seeds_and_budgets_are_told(tmp_path: Path) -> Non
         "different devices (a CPU, a GPU)",
         "precision=auto came out differently: bf16-mixed, fp32",
         "mha: 1; mqa: 2",
-        "mqa trained on 1.5 × the tokens and 1.8 × the FLOPs of mha: the budgets are not matched",
+        "mqa had 1.5 × the tokens and 1.8 × the FLOPs of mha: the budgets are not matched",
     ):
         assert part in found
     assert grouping.matched(*arms) == ["parameters"]
+
+
+def test_what_is_not_equal_is_told_beside_what_is(tmp_path: Path) -> None:
+    """Another tokenizer, as bytes against bpe: more of the text in as many tokens."""
+    other = {"flops": 5e9 * 1.7, "parameters": 57_000, "bits_per_byte": 3.0 / 2 / 3.8}
+    mha, mqa = two(tmp_path, summary=other)
+    told = ["1.7 × the FLOPs", "1.9 × the parameters", "3.8 × the text"]
+    assert grouping.unequal(mqa, mha) == told
+    (warning,) = grouping.warnings([mha, mqa])
+    assert (
+        warning
+        == "mqa had 1.7 × the FLOPs, 1.9 × the parameters and 3.8 × the text of mha: that may be what is measured."
+    )
+    (sentence,) = analyse(read_runs([tmp_path]), metric="bits_per_byte").sentences
+    assert "(1 seed, matched tokens; 1.7 × the FLOPs, 1.9 × the parameters and 3.8 × the text)" in sentence
 
 
 def test_uncommitted_changes_are_told_where_they_may_change_a_run(tmp_path: Path) -> None:
@@ -128,4 +144,6 @@ def test_a_match_of_time_is_told_with_its_miss(tmp_path: Path) -> None:
     mha, mqa = make_arms(read_runs([tmp_path]))
     assert grouping.matched(mqa, mha) == ["time (missed by +30.0 %)"]
     (warning,) = grouping.warnings([mha, mqa])
-    assert warning.startswith("mqa trained on 0.5 × the tokens and 0.2 × the FLOPs of mha, in 1.3 × its time")
+    assert warning.startswith(
+        "mqa had 0.5 × the tokens, 0.2 × the FLOPs and 3.33e-05 × the parameters of mha, in 1.3 × its time"
+    )

@@ -124,13 +124,19 @@ def analyse(
         diverged=diverged,
         comparisons=comparisons,
         sentences=[
-            statistics.sentence(c, UNITS[chosen], grouping.matched(by_name[c.arm], by_name[c.against]))
-            for c in comparisons
+            statistics.sentence(c, UNITS[chosen], _conditions(by_name[c.arm], by_name[c.against])) for c in comparisons
         ],
         warnings=warnings + grouping.warnings(compared),
         left_out=left_out,
         different=grouping.differences(arm.first.config for arm in compared),
     )
+
+
+def _conditions(a: Arm, b: Arm) -> str:
+    """What was equal in both arms, and what was not, for a sentence."""
+    matched, unequal = grouping.listed(grouping.matched(a, b)), grouping.listed(grouping.unequal(a, b))
+    told = f"matched {matched}" if matched else "budgets not matched"
+    return f"{told}; {unequal}" if unequal else told
 
 
 def _left_out(arm: Arm, run: Run, reason: str) -> Failure:

@@ -22,6 +22,8 @@ NO_DIFFERENCE = (
 ABSENT = "–"
 TOLERANCE = 0.01
 """Relative: budgets and sizes that miss each other by less count as equal."""
+MENTIONED = 0.02
+"""Relative: what differs by more is told beside every difference of losses."""
 
 
 @dataclass
@@ -200,6 +202,30 @@ def matched(a: Arm, b: Arm) -> list[str]:
     return found if ratio is None else [*found, f"time (missed by {percent(ratio - 1)})"]
 
 
+def unequal(a: Arm, b: Arm) -> list[str]:
+    """What arm a had more or less of than b, by more than MENTIONED: "1.9 × the parameters"."""
+    ratios = {}
+    for name, label in {"tokens": "tokens", "flops": "FLOPs", "parameters": "parameters"}.items():
+        one, two = a.first.number(name), b.first.number(name)
+        if one and two:
+            ratios[label] = one / two
+    longer = _bytes_per_token(a.first) / _bytes_per_token(b.first)
+    if abs(longer - 1) > MENTIONED:  # of another tokenizer
+        ratios["text"] = ratios.get("tokens", math.nan) * longer
+    return [f"{ratio:.3g} × the {label}" for label, ratio in ratios.items() if abs(ratio - 1) > MENTIONED]
+
+
+def _bytes_per_token(run: Run) -> float:
+    """Of the text of the validation."""
+    loss, bits = run.number("val_loss"), run.number("bits_per_byte")
+    return loss / bits / math.log(2) if loss and bits else math.nan
+
+
+def listed(words: Sequence[str]) -> str:
+    """A, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def _time_ratio(a: Arm, b: Arm) -> float | None:
     """Measured seconds of one arm's training relative to the other's; None unless a sweep has matched them in time."""
     by_time = all(arm.first.match is not None and arm.first.match.by == "time" for arm in (a, b))
@@ -238,7 +264,7 @@ def warnings(arms: Sequence[Arm]) -> list[str]:
     if any(set(arm.runs) != set(arms[0].runs) for arm in arms):
         counts = "; ".join(f"{arm.name}: {', '.join(map(str, arm.runs))}" for arm in arms)
         found.append(f"Not all arms have the same seeds, and only equal seeds are pairs ({counts}).")
-    found += [_budget(arm, arms[0]) for arm in arms[1:] if not {"tokens", "FLOPs"} & set(matched(arms[0], arm))]
+    found += [told for arm in arms[1:] if (told := _unequal(arm, arms[0]))]
     for arm in arms:
         if arm.repeated:
             older = ", ".join(str(run.folder) for run in arm.repeated)
@@ -246,14 +272,13 @@ def warnings(arms: Sequence[Arm]) -> list[str]:
     return found
 
 
-def _budget(arm: Arm, first: Arm) -> str:
-    """How much more an arm was trained than another."""
-    parts = []
-    for name, label in (("tokens", "tokens"), ("flops", "FLOPs")):
-        own, other = arm.first.number(name), first.first.number(name)
-        part = f"{own / other:.3g} ×" if own is not None and other else "an unknown part of"
-        parts.append(f"{part} the {label}")
-    message = f"{arm.name} trained on {' and '.join(parts)} of {first.name}"
+def _unequal(arm: Arm, first: Arm) -> str:
+    """What else may be the reason for a difference; nothing where all that is counted is equal."""
+    if not (parts := unequal(arm, first)):
+        return ""
+    message = f"{arm.name} had {listed(parts)} of {first.name}"
+    if {"tokens", "FLOPs"} & set(matched(arm, first)):
+        return f"{message}: that may be what is measured."
     time = _time_ratio(arm, first)
     if time is None:
         return f"{message}: the budgets are not matched."

@@ -117,30 +117,28 @@ def percentiles(values: Sequence[float]) -> Interval:
 # --- in words ---------------------------------------------------------------------------------------------------------
 
 
-def sentence(found: Comparison, unit: str, matched: Sequence[str]) -> str:
+def sentence(found: Comparison, unit: str, conditions: str) -> str:
     """A comparison in plain words.
 
-    `unit` is of the losses, `matched` what is equal in both arms (tokens, FLOPs, …).
+    `unit` is of the losses, `conditions` says what is equal in both arms, and what is not ("matched tokens").
     """
     name = f"{found.arm} − {found.against}"
-    listed = " and ".join([", ".join(matched[:-1]), matched[-1]] if len(matched) > 1 else matched)
-    equal = f", matched {listed}" if matched else ", budgets not matched"
     if found.diverged:
         return f"{name}: {found.diverged}, and what the other seeds say is not compared."
     if found.n == 0:
         return f"{name}: not compared, they have no seed in common."
     if found.n == 1:
-        once = f"{name} = {signed(found.mean)} {unit} (1 seed{equal})"
+        once = f"{name} = {signed(found.mean)} {unit} (1 seed, {conditions})"
         return f"{once}: one seed cannot resolve anything; train more seeds."
     if found.interval is None:
         if found.mean == 0:
-            return f"{name} = 0 {unit} (all {found.n} seeds{equal}): identical, the setting changed nothing."
-        shown = f"{name} = {signed(found.mean)} {unit} at each of {found.n} seeds{equal}"
+            return f"{name} = 0 {unit} (all {found.n} seeds, {conditions}): identical, the setting changed nothing."
+        shown = f"{name} = {signed(found.mean)} {unit} at each of {found.n} seeds, {conditions}"
         return f"{shown}: no spread to judge by, the seed changed nothing."
     width = found.interval.high - found.interval.low
     digits = min(6, max(3, 1 - math.floor(math.log10(width)))) if width > 0 else 4  # two of the interval's width
     low, high, mean = (signed(value, digits) for value in (*found.interval, found.mean))
-    what = f"{name} = {mean} {unit} (95 % CI {low} … {high}, {found.n} seeds{equal})"
+    what = f"{name} = {mean} {unit} (95 % CI {low} … {high}, {found.n} seeds, {conditions})"
     said = {
         "equal": f"practically equal, less than {found.smallest_effect:g} {unit} apart",
         "open": f"not resolved at {found.n} seeds",
