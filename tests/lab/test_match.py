@@ -9,7 +9,8 @@ import torch
 
 from thunderhead.core import config
 from thunderhead.core.module import build_decoder
-from thunderhead.lab.match import EqualFlops, EqualParameters, EqualTime, measuring_run, speed
+from thunderhead.lab.match import EqualFlops, EqualParameters, EqualTime, measuring_run, odd, speed
+from thunderhead.lab.runs import Match
 from thunderhead.training.run import find_problems
 from tiny import plan_of, tiny
 
@@ -54,6 +55,15 @@ def test_the_baseline_is_left_alone_and_misses_nothing(planned: Any) -> None:
     solved, matched = match.apply(baseline, plan, plan.parameters["total"], no_measure)
     assert solved == baseline
     assert (matched.set, matched.missed) == ({}, 0)
+
+
+@pytest.mark.parametrize(("d_ff", "is_odd"), [(64, False), (1480, True), (513, True), (512, False), (63, True)])
+def test_a_width_that_nobody_would_choose_is_told(d_ff: int, is_odd: bool) -> None:
+    """As of byte against bpe at d_model 64, where a table of embeddings is made up for by feed-forward layers."""
+    told = odd({"model": {"d_model": 64}}, Match("params", 1, 1, {"model.d_ff": d_ff}))
+    assert bool(told) == is_odd
+    assert not is_odd or f"model.d_ff {d_ff:,}, {d_ff / 64:.2g} × d_model" in told
+    assert not odd({"model": {"d_model": 64}}, Match("flops", 1, 1, {"budget.steps": 9}))
 
 
 def test_parameters_that_no_width_can_meet(planned: Any) -> None:

@@ -170,6 +170,8 @@ def _match(arms: Sequence[Arm], reference: Arm, match: Matching, sweep: Sweep) -
             continue
         arm.change([config for config, _ in solved])
         arm.matched = solved[0][1]
+        if odd := matching.odd(solved[0][0], arm.matched):
+            sweep.notes.append(f"{arm.name}: {odd}")
         say(f"match={match.by}: {arm.name}: {matching.describe(arm.matched, match.unit)}")
     if problems:
         raise ConfigError(problems)

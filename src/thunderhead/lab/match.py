@@ -18,6 +18,8 @@ from thunderhead.lab.runs import Match
 
 Measure = Callable[[Config], float]
 """Trains a configuration for a while and gives its speed in tokens a second."""
+USUAL = (1, 8)
+"""Width of the feed-forward layer by that of the model: LLaMA has 8/3, GPT 4, Gemma (2403.08295) 8."""
 
 
 class Matching(Protocol):
@@ -159,6 +161,17 @@ def speed(rows: Sequence[dict[str, float]]) -> float:
     """Tokens a second: the median over the second half of the logged steps, after compilation and warm caches."""
     speeds = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
     return statistics.median(speeds[len(speeds) // 2 :])
+
+
+def odd(config: Config, match: Match) -> str:
+    """What nobody would have chosen: a width that was solved for, and lies outside of USUAL. Nothing if all is well."""
+    d_ff, d_model = match.set.get("model.d_ff"), config["model"]["d_model"]
+    if d_ff is None or USUAL[0] <= d_ff / d_model <= USUAL[1]:
+        return ""
+    return (
+        f"match={match.by} makes model.d_ff {d_ff:,}, {d_ff / d_model:.2g} × d_model: that may be what is measured. "
+        f"Models have {USUAL[0]} to {USUAL[1]} ×; make the arms more alike, or match=flops"
+    )
 
 
 def describe(match: Match, unit: str) -> str:
