@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from thunderhead import disk
+from thunderhead import disk, familiar
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, options, quoted, unknown
 from thunderhead.core.environment import escaped
@@ -129,6 +130,8 @@ def _run(main: Callable[[], Any], config_name: str) -> None:
     if "${" in os.getcwd():
         _refuse([Problem("", f"{os.getcwd()}: Hydra takes the ${{ in this path for a variable: start from another")])
     sys.argv[1:] = repeated_sweep(sys.argv[1:])
+    if problems := _no_flags(sys.argv[1:], config_name):
+        _refuse(problems)
     end_with_launcher()
     with_frames = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for, or by a launcher that tells what ranks say
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands every error to us
@@ -228,6 +231,23 @@ def _refuse(problems: Sequence[Problem]) -> typing.NoReturn:
     sys.exit(2)
 
 
+def _no_flags(arguments: Sequence[str], config_name: str) -> list[Problem]:
+    """What has the dashes of a flag, and is none of Hydra's: as a setting, where we know which one is meant."""
+    flags = [a for a in get_args_parser().parse_known_args(list(arguments))[1] if a.startswith("-")]
+    if not flags:
+        return []
+    composed = OmegaConf.to_container(configuration.compose([], config_name), resolve=False)
+    known, values, problems = _paths(composed), dict(configuration.leaves(composed)), []
+    for flag in flags:
+        word, _, value = flag.lstrip("-").partition("=")
+        name = word.replace("-", "_")
+        ours = name if name in known else familiar.ours(name) if config_name == "train" else None
+        value = value or ("true" if isinstance(values.get(str(ours)), bool) else "…")
+        hint = f"settings are written without dashes: {ours}={value}" if ours else "--help shows what there is"
+        problems.append(Problem(flag.partition("=")[0], f"is no flag; {hint}"))
+    return problems
+
+
 def _composition_problems(error: Exception, config_name: str) -> list[Problem]:
     """Hydra stops at the first override that it cannot apply; look at the others too, and suggest."""
     if isinstance(error, MissingConfigException) and (missing := _unknown_options()):
@@ -249,7 +269,11 @@ def _composition_problems(error: Exception, config_name: str) -> list[Problem]:
     known, problems = _paths(composed) | groups, []
     for override in parsed:
         key = override.key_or_group
-        if not (override.is_add() or override.is_force_add() or key in known or key.startswith("hydra")):
+        if override.is_add() or override.is_force_add() or key in known or key.startswith("hydra"):
+            continue
+        if config_name == "train" and (ours := familiar.ours(key)) is not None:
+            problems.append(Problem(key, f"is unknown; here it is {ours}=…"))
+        else:
             above, siblings = key, list[str]()
             while above and not siblings:
                 above = above.rpartition(".")[0]
@@ -291,6 +315,8 @@ def _unknown_options() -> list[Problem]:
             if not isinstance(choice, str) or (choice not in known and not elsewhere):
                 near = difflib.get_close_matches(str(choice), known, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]}? " if near else ""
+                if got := familiar.option(group, str(choice)):
+                    hint = f"{got}; "
                 problems.append(
                     Problem(group, f"has no option {configuration.show(choice)}; {hint}Options: {', '.join(known)}")
                 )

@@ -272,6 +272,18 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
             ("++parameter_groups.no_decay.new=[]", "batch.micro_sizes=64"),
             ("parameter_groups.no_decay.new cannot be set so", "batch.micro_sizes is unknown; did you mean batch.mi"),
         ),
+        (
+            ("epochs=3", "trainer.max_steps=5", "logger=wandb"),
+            ("logger has no option wandb; type '+logger.wandb={_target_: ",),
+        ),
+        (
+            ("epochs=3", "model.hidden_size=5"),
+            ("epochs is unknown; here it is budget=epochs budget.epochs=…", "here it is model.d_model=…"),
+        ),
+        (
+            ("--learning-rate=3e-4",),
+            ("--learning-rate is no flag; settings are written without dashes: optimizer.lr=3e-4",),
+        ),
         (("callbacks=null",), ("callbacks has no option null; did you mean none? Options: default, none",)),
     ],
     ids=[
@@ -281,6 +293,9 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
         "a number",
         "a key of a list",
         "a key of a list, and more",
+        "logger",
+        "words of others",
+        "a flag",
         "no option",
     ],
 )
