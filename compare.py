@@ -11,9 +11,7 @@ from thunderhead import command_line
 @hydra.main(version_base="1.3", config_path="conf", config_name="compare")
 def main(cfg: DictConfig) -> None:
     """Compare the runs and write the report."""
-    from thunderhead.lab.compare import compare_runs  # torch: --help is faster without
-
-    command_line.job(compare_runs, cfg)
+    command_line.job("thunderhead.lab.compare.compare_runs", cfg)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ from thunderhead import command_line
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Print a table, a line for each source."""
-    from thunderhead.release.evaluate import evaluate  # torch: --help is faster without
-
-    command_line.job(evaluate, cfg)
+    command_line.job("thunderhead.release.evaluate.evaluate", cfg)
 
 
 if __name__ == "__main__":

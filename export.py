@@ -9,9 +9,7 @@ from thunderhead import command_line
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
 def main(cfg: DictConfig) -> None:
     """Write a folder that `AutoModelForCausalLM.from_pretrained` loads."""
-    from thunderhead.release.export import export  # torch: --help is faster without
-
-    command_line.job(export, cfg)
+    command_line.job("thunderhead.release.export.export", cfg)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ from thunderhead import command_line
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")
 def main(cfg: DictConfig) -> None:
     """Print the prompt and its continuation."""
-    from thunderhead.release.command import generate_text  # torch: --help is faster without
-
-    print(command_line.job(generate_text, cfg))
+    print(command_line.job("thunderhead.release.command.generate_text", cfg))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ from thunderhead import command_line
 @hydra.main(version_base="1.3", config_path="conf", config_name="inspect_batch")
 def main(cfg: DictConfig) -> None:
     """Print the text of the step's batch."""
-    from thunderhead.training.inspect_batch import text_of_batch  # torch: --help is faster without
-
-    print(command_line.job(text_of_batch, cfg))
+    print(command_line.job("thunderhead.training.inspect_batch.text_of_batch", cfg))
 
 
 if __name__ == "__main__":

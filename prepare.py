@@ -9,9 +9,7 @@ from thunderhead import command_line
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
 def main(cfg: DictConfig) -> None:
     """Write the shards of the composed data and tokenizer, or find those that are there."""
-    from thunderhead.corpus.command import prepare_corpus  # torch: --help is faster without
-
-    command_line.job(prepare_corpus, cfg)
+    command_line.job("thunderhead.corpus.command.prepare_corpus", cfg)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ from thunderhead import command_line
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Train the composed configuration and return its validation loss."""
-    from thunderhead.training.run import train  # torch: --help is faster without
-
-    return command_line.job(train, cfg)
+    return command_line.job("thunderhead.training.run.train", cfg)
 
 
 if __name__ == "__main__":

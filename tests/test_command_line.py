@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -86,3 +87,21 @@ def test_what_computes_nothing_imports_no_torch(program: str, arguments: list[st
     assert done.returncode == status, done.stderr
     assert done.stderr.splitlines()[-1] == "[]"
     assert len(done.stdout) > 200 or status == 2
+
+
+def test_an_empty_folder_of_a_run_is_removed_and_never_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.chdir(here)
+    for folder in ("logs/runs/name/time", "logs/runs/other/time", "run"):
+        (here / folder).mkdir(parents=True)
+    (here / "logs/runs/other/kept").mkdir()
+    for folder in ("logs/runs/name/time", "logs/runs/other/time", "run", ".", ".."):
+        command_line.remove_if_empty(Path(folder))
+    left = sorted(str(path.relative_to(here)) for path in here.rglob("*"))
+    assert left == ["logs", "logs/runs", "logs/runs/other", "logs/runs/other/kept"]
+    for folder in left[::-1]:
+        (here / folder).rmdir()
+    command_line.remove_if_empty(here / "run")
+    assert here.is_dir()

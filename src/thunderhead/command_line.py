@@ -3,7 +3,9 @@
 Exit status: 0 done, 2 refused (one clear message, no traceback, nothing begun), 1 failed.
 """
 
+import contextlib
 import difflib
+import importlib
 import os
 import re
 import shlex
@@ -30,8 +32,6 @@ from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, options, quoted, unknown
 from thunderhead.core.environment import escaped
 from thunderhead.processes import SIGNALS, Stopped, end_with_launcher, global_rank, listen, stop
-
-Result = typing.TypeVar("Result")
 
 
 def invocation_overrides() -> list[str]:
@@ -103,15 +103,33 @@ def _for_shell(argument: str) -> str:
     return f'"{argument}"' if "'" in argument and not re.search(r'["$`\\!]', argument) else shlex.quote(argument)
 
 
-def job(function: Callable[[DictConfig], Result], config: DictConfig) -> Result:
-    """Call the function of a single run; a refusal ends the program here, before Hydra reports it as a failure."""
+def job(function: str, config: DictConfig) -> Any:
+    """Call the function of a single run; a refusal ends the program here, before Hydra reports it as a failure.
+
+    By its dotted name: what it imports takes seconds, and --help, tab completion and unknown options need none of it.
+    """
+    module, _, name = function.rpartition(".")
+    try:
+        imported = importlib.import_module(module)
+    except BaseException:  # Ctrl-C
+        remove_if_empty(output_dir())
+        raise
     try:
         with disk.told():
-            return function(config)
+            return getattr(imported, name)(config)
     except ConfigError as error:
         if is_multirun():
             raise
         _refuse(error.problems)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a run's folder and the one above it, which Hydra makes before we can refuse the run; not where we are."""
+    here = Path.cwd()
+    with contextlib.suppress(OSError):
+        for place in (folder.resolve(), folder.resolve().parent):
+            if place not in (here, *here.parents):
+                place.rmdir()
 
 
 def run(main: Callable[[], Any], config_name: str = "train") -> None:

@@ -125,3 +125,14 @@ def test_a_signal_before_the_first_step_is_told_in_one_line(
     assert "Traceback" not in output
     assert output.splitlines()[-1] == f"stopped by {number.name}"
     assert not run_dir.exists()
+
+
+def test_a_signal_while_packages_are_imported_is_told_in_one_line(tmp_path: Path) -> None:
+    process = train_py(f"hydra.run.dir={tmp_path / 'run'}")
+    wait_until(process, lambda: "libtorch_cpu" in Path(f"/proc/{process.pid}/maps").read_text())
+    process.send_signal(INT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + INT, output
+    assert "Traceback" not in output
+    assert output.splitlines()[0] == "stopped by SIGINT"
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,5 @@
 """`python compare.py`: the report of finished runs, or the scaling law of them, wherever they lie."""
 
-import contextlib
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -49,7 +48,5 @@ def compare_runs(config: DictConfig) -> Path:
         runs = read_runs(path.strip() for path in folders)
         return write_law_report(folder, runs, **law) if law["count"] else write_report(folder, runs, **arms)
     except ConfigError:
-        with contextlib.suppress(OSError):  # Hydra made it before the comparison could be refused
-            folder.rmdir()
-            folder.parent.rmdir()
+        command_line.remove_if_empty(folder)
         raise

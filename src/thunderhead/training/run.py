@@ -67,7 +67,7 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
         if is_auto and is_rank() and plan.micro_batch_size != before:
             raise ConfigError([Problem("batch.micro_size", NOT_AGREED)])
     except BaseException:
-        _remove_if_empty(run_dir)
+        command_line.remove_if_empty(run_dir)
         raise
     is_first = global_rank() == 0
     if launch.is_launched():
@@ -76,7 +76,7 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
     if is_first:
         display.show_plan(plan)
     if run.is_dry or checkpoint is not None or not is_first:  # the record of several ranks is rank 0's
-        _remove_if_empty(run_dir)
+        command_line.remove_if_empty(run_dir)
     if run.is_dry:
         return None
 
@@ -224,10 +224,3 @@ def _refuse_to_overwrite(run_dir: Path) -> None:
         go_on = f"resume={configuration.quoted(run_dir)}"
         message = f"{run_dir} holds a run already: give another folder, or go on with it by {go_on}"
         raise ConfigError([Problem("hydra.run.dir", message)])
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """Hydra makes the run's folder before we can refuse the run."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-        folder.parent.rmdir()
