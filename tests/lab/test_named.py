@@ -1,6 +1,8 @@
 """The named ablations of conf/experiment: each composes, is planned as a whole, and takes some minutes."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -43,3 +45,15 @@ def test_it_is_a_sweep_of_minutes(name: str) -> None:
     tokens = arms[0].plan.tokens if match.by == "flops" else max(arm.plan.tokens for arm in arms)
     minutes = len(arms) * runs * (tokens / TOKENS_PER_SECOND + SECONDS_AROUND) / 60
     assert 3 < minutes < 12
+
+
+@pytest.mark.parametrize(("more", "status", "told"), [
+    ((), 0, "d48 flops=1.2e+12: 1 run(s)"),
+    (("hydra.sweeper.smallest_effect=0.1",), 2, "hydra.sweeper.smallest_effect a scaling law compares with none"),
+])  # fmt: skip
+def test_the_scaling_law_is_planned_by_its_own_sweeper(more: tuple[str, ...], status: int, told: str) -> None:
+    """Whose settings stand on top of those of hydra/sweeper=grid."""
+    command = [sys.executable, "train.py", "experiment=scaling_law", "dry_run=true", *more]
+    done = subprocess.run(command, cwd=CONF_DIR.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert told in done.stdout + done.stderr

@@ -141,16 +141,24 @@ class IsoFlopSweeper(ThunderheadSweeper):
     `settings` are those of `thunderhead.lab.isoflop.Settings`; of `params`, only the seed may have several values.
     """
 
-    def __init__(self, *, params: dict[str, Any] | None = None, baseline: None = None, **settings: Any):
-        self.params, self.baseline, self.settings = params or {}, baseline, containers(settings)
+    def __init__(
+        self,
+        *,
+        params: dict[str, Any] | None = None,
+        baseline: None = None,
+        smallest_effect: None = None,
+        **settings: Any,
+    ):
+        self.params, self.settings = params or {}, containers(settings)
+        self.of_comparisons = {"baseline": baseline, "smallest_effect": smallest_effect}
 
     def run(self, arguments: list[str]) -> int:
         from thunderhead.lab.isoflop import read_settings, run_isoflop
 
         settings = read_settings(self.settings)
         problems, seeds, fixed = [], [], []
-        if self.baseline is not None:
-            problems.append(Problem("hydra.sweeper.baseline", "a scaling law compares with none: leave it out"))
+        for name in (name for name, value in self.of_comparisons.items() if value is not None):
+            problems.append(Problem(f"hydra.sweeper.{name}", "a scaling law compares with none: leave it out"))
         for override in self.overrides(arguments):
             if override.key_or_group == "seed" and override.is_sweep_override():
                 seeds = list(map(str, override.sweep_string_iterator()))
