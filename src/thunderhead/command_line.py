@@ -126,9 +126,9 @@ def job(function: str, config: DictConfig) -> Any:
 def remove_if_empty(folder: Path) -> None:
     """Remove a run's folder and the one above it, which Hydra makes before we can refuse the run; not where we are."""
     here = Path.cwd()
-    with contextlib.suppress(OSError):
-        for place in (folder.resolve(), folder.resolve().parent):
-            if place not in (here, *here.parents):
+    for place in (folder.resolve(), folder.resolve().parent):
+        if place not in (here, *here.parents):
+            with contextlib.suppress(OSError):
                 place.rmdir()
 
 
@@ -291,14 +291,14 @@ def _composition_problems(error: Exception, config_name: str) -> list[Problem]:
             continue
         if config_name == "train" and (ours := familiar.ours(key)) is not None:
             problems.append(Problem(key, f"is unknown; here it is {ours}=…"))
-        else:
-            above, siblings = key, list[str]()
-            while above and not siblings:
-                above = above.rpartition(".")[0]
-                siblings = [k for k in known if k.rpartition(".")[0] == above]
-            near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5)
-            near = near or difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
-            problems.append(Problem(key, unknown(key, near or siblings)))
+            continue
+        above, siblings = key, list[str]()
+        while above and not siblings:
+            above = above.rpartition(".")[0]
+            siblings = [k for k in known if k.rpartition(".")[0] == above]
+        near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5)
+        near = near or difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
+        problems.append(Problem(key, unknown(key, near or siblings)))
     return problems or hydras
 
 

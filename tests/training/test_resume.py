@@ -80,6 +80,15 @@ def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
         assert list((folder / "checkpoints").iterdir()) == []
 
 
+def test_a_refused_run_leaves_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may be empty but for the run's."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError), held(Path("run")):
+        raise ConfigError([])
+    assert tmp_path.is_dir()
+    assert [*tmp_path.iterdir()] == []
+
+
 @pytest.mark.parametrize(
     ("error", "recorded", "is_removed"),
     [

@@ -46,9 +46,6 @@ def planner() -> "PlanRun":
     return plan
 
 
-_GRID = f"{__name__}.GridSweeper"
-
-
 class ThunderheadSweeper(Sweeper):
     """What all sweepers share: composing a run's configuration, and the launcher.
 
@@ -118,7 +115,8 @@ class GridSweeper(ThunderheadSweeper):
         from thunderhead.lab.grid import Candidate, run_grid
         from thunderhead.lab.report import write_report
 
-        if problems := check({"hydra.sweeper": {"_target_": _GRID, "smallest_effect": self.smallest_effect}}):
+        own = {"_target_": f"{__name__}.GridSweeper", "smallest_effect": self.smallest_effect}
+        if problems := check({"hydra.sweeper": own}):
             raise ConfigError(problems)
         combinations = BasicSweeper.split_arguments(self.overrides(arguments), None)[0]
         values: dict[str, set[str]] = {}

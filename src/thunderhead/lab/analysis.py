@@ -1,5 +1,6 @@
 """What a set of runs says: which arms are compared, on what, and with which result."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,6 @@ class Analysis:
     reference: Arm | None  # the baseline, or the first of them
     losses: dict[str, dict[int, float]]  # final values of the metric by arm, then seed
     comparisons: list[Comparison]
-    diverged: dict[str, str]  # how many of its seeds did, by the arms of which any did
     sentences: list[str]  # of the comparisons, in their order
     warnings: list[str]  # what else the runs differ in, and remarks of the caller
     left_out: list[Failure]  # runs that are not compared
@@ -42,9 +42,9 @@ class Analysis:
 
         def place(arm: Arm) -> tuple[bool, float]:
             against = self.against_reference(arm)
-            paired = against is not None and self.reference is not None and against.n > 0
-            loss = self.mean(self.reference) + against.mean if paired else self.mean(arm)  # type: ignore[arg-type,union-attr]
-            return arm.name in self.diverged, loss
+            if self.reference is None or against is None or against.n == 0:
+                return arm.n_diverged > 0, self.mean(arm)
+            return arm.n_diverged > 0, self.mean(self.reference) + against.mean
 
         return sorted(self.arms, key=place)
 
@@ -60,6 +60,29 @@ class Analysis:
     def validation_curve(self, run: Run) -> Curve:
         """A run's way to its final loss, in this analysis' metric."""
         return run.curve("val/loss" if self.metric == "val_loss" else f"val/{self.metric}")
+
+    def costs_to_reach(self) -> dict[str, list[tuple[float, ...]]]:
+        """What each arm took to a loss that all reach, relative to the reference: tokens, FLOPs, seconds, by seed.
+
+        Of each seed that all arms have the highest of their final losses; empty where there is none.
+        """
+        seeds = sorted(set.intersection(*map(set, self.losses.values()))) if len(self.losses) > 1 else []
+        if self.reference is None or not seeds:
+            return {}
+        aims = {seed: max(by_seed[seed] for by_seed in self.losses.values()) for seed in seeds}
+
+        def costs(arm: Arm) -> list[tuple[float, ...] | None]:
+            return [self.validation_curve(arm.runs[seed]).cost_to_reach(aim) for seed, aim in aims.items()]
+
+        base = costs(self.reference)
+        return {
+            arm.name: [
+                tuple(mine / theirs if theirs else math.nan for mine, theirs in zip(own, other, strict=True))
+                for own, other in zip(costs(arm), base, strict=True)
+                if own and other
+            ]
+            for arm in self.arms
+        }
 
     def names(self, kind: Callable[[Run], Iterable[str]]) -> list[str]:
         """Names that any of the compared runs has, of metrics or of loss terms."""
@@ -88,7 +111,7 @@ def analyse(
     left_out = [*failures, *(Failure(str(run.folder), run.broken) for run in broken)]
     for arm in arms:
         left_out += [_left_out(arm, run, str(run.unfinished)) for run in arm.incomplete]
-        if n := sum(run.diverged for run in arm.incomplete):
+        if n := arm.n_diverged:
             diverged[arm.name] = f"{n} of {n + len(arm.runs)} seeds of {arm.name} diverged"
             flatters = "; what is shown of the others flatters it" if arm.runs else ""
             warnings.append(f"{diverged[arm.name]}: that is its result{flatters}.")
@@ -121,7 +144,6 @@ def analyse(
         arms=compared,
         reference=reference,
         losses=losses,
-        diverged=diverged,
         comparisons=comparisons,
         sentences=[
             statistics.sentence(c, UNITS[chosen], _conditions(by_name[c.arm], by_name[c.against])) for c in comparisons

@@ -22,6 +22,8 @@ NO_DIFFERENCE = (
 ABSENT = "–"
 TOLERANCE = 0.01
 """Relative: budgets and sizes that miss each other by less count as equal."""
+COUNTED = {"tokens": "tokens", "flops": "FLOPs", "parameters": "parameters"}
+"""Numbers of the summaries that are compared, with what they are called."""
 MENTIONED = 0.02
 """Relative: what differs by more is told beside every difference of losses."""
 
@@ -39,6 +41,11 @@ class Arm:
     def first(self) -> Run:
         """It speaks for all in what does not depend on the seed."""
         return next(iter(self.runs.values()))
+
+    @property
+    def n_diverged(self) -> int:
+        """How many of its runs have no result because of that."""
+        return sum(run.diverged for run in self.incomplete)
 
     def values(self, name: str) -> list[float]:
         """A number of the summaries, by seed; runs without it are left out."""
@@ -194,7 +201,7 @@ def validation_text(run: Run) -> str:
 def matched(a: Arm, b: Arm) -> list[str]:
     """What is equal within TOLERANCE in two arms: of tokens, FLOPs, parameters; and time, where it was to be equal."""
     found = []
-    for name, label in {"tokens": "tokens", "flops": "FLOPs", "parameters": "parameters"}.items():
+    for name, label in COUNTED.items():
         one, two = a.first.number(name), b.first.number(name)
         if one is not None and two is not None and math.isclose(one, two, rel_tol=TOLERANCE):
             found.append(label)
@@ -205,7 +212,7 @@ def matched(a: Arm, b: Arm) -> list[str]:
 def unequal(a: Arm, b: Arm) -> list[str]:
     """What arm a had more or less of than b, by more than MENTIONED: "1.9 × the parameters"."""
     ratios = {}
-    for name, label in {"tokens": "tokens", "flops": "FLOPs", "parameters": "parameters"}.items():
+    for name, label in COUNTED.items():
         one, two = a.first.number(name), b.first.number(name)
         if one and two:
             ratios[label] = one / two

@@ -73,8 +73,7 @@ def check_coordinates(config: DictConfig, resize: Resize) -> None:
             for name, node in compared.items()
         }
     except (ConfigError, ValueError) as error:
-        with contextlib.suppress(OSError):  # Hydra made it before this could be refused
-            folder.rmdir()
+        command_line.remove_if_empty(folder)
         if isinstance(error, ConfigError):
             raise
         raise ConfigError([Problem("", first_line(error))]) from error

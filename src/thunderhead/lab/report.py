@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +61,15 @@ def write_report(
         metric: what is compared; auto = the validation loss, or bits per byte where tokenizers differ.
         smallest_effect: arms whose difference is surely smaller are called practically equal; in the metric's unit.
     """
-    compare = partial(analyse, failures=failures, notes=notes, names=names)
-    analysis = compare(runs, baseline=baseline, metric=metric, smallest_effect=smallest_effect)
+    analysis = analyse(
+        runs,
+        baseline=baseline,
+        failures=failures,
+        notes=notes,
+        names=names,
+        metric=metric,
+        smallest_effect=smallest_effect,
+    )
     _write_csv(folder / "results.csv", analysis)
     _write_hparams(folder / "hparams", analysis)
     arms = [arm.name for arm in analysis.arms]
@@ -173,8 +179,8 @@ def _missed(value: float, target: float) -> str:
 
 def _loss_columns(analysis: Analysis) -> dict[str, Cell]:
     def seeds(arm: Arm) -> str:
-        n, lost = len(analysis.losses[arm.name]), sum(run.diverged for run in arm.incomplete)
-        return f"{n} of {n + lost}" if lost else str(n)
+        n = len(analysis.losses[arm.name])
+        return f"{n} of {n + arm.n_diverged}" if arm.n_diverged else str(n)
 
     return {
         "seeds": seeds,
@@ -253,33 +259,22 @@ def _matching(analysis: Analysis) -> Rows:
 
 
 def _reach(analysis: Analysis) -> Rows:
-    reference, losses = analysis.reference, analysis.losses
-    seeds = sorted(set.intersection(*map(set, losses.values()))) if len(losses) > 1 else []
-    if reference is None or not seeds:
-        return Rows()
-    aims = {seed: max(by_seed[seed] for by_seed in losses.values()) for seed in seeds}
-
-    def costs(arm: Arm) -> list[tuple[float, ...] | None]:
-        return [analysis.validation_curve(arm.runs[seed]).cost_to_reach(aim) for seed, aim in aims.items()]
-
-    rows, base = [], costs(reference)
-    for arm in analysis.arms:
-        pairs = [(own, other) for own, other in zip(costs(arm), base, strict=True) if own and other]
-        multipliers = [
-            _multiplier([own[index] / other[index] for own, other in pairs if own[index] > 0 and other[index] > 0])
-            for index in range(3)
-        ]
-        rows.append((arm.name, str(len(pairs)), *multipliers))
+    found = analysis.costs_to_reach()
+    rows = [
+        (name, str(len(ratios)), *(_multiplier([ratio[index] for ratio in ratios]) for index in range(3)))
+        for name, ratios in found.items()
+    ]
     caption = (
-        f"Cost to reach a loss that all arms reach, the lowest of each seed, as a multiple of what {reference.name} "
-        "takes; below 1 is cheaper. Geometric mean over seeds, with its 95 % interval."
+        "Cost to reach a loss that all arms reach, the lowest of each seed, as a multiple of what "
+        f"{analysis.reference.name if analysis.reference else NONE} takes; below 1 is cheaper. Geometric mean over "
+        "seeds, with its 95 % interval."
     )
-    return Rows(("arm", "seeds", "tokens", "training FLOPs", "seconds"), rows, caption)
+    return Rows(("arm", "seeds", "tokens", "training FLOPs", "seconds"), rows, caption) if found else Rows()
 
 
 def _multiplier(ratios: Sequence[float]) -> str:
     """The geometric mean of ratios, with Student's interval of their logarithms."""
-    logs = [math.log(ratio) for ratio in ratios if math.isfinite(ratio)]
+    logs = [math.log(ratio) for ratio in ratios if math.isfinite(ratio) and ratio > 0]
     if not logs:
         return NONE
     found = statistics.mean_interval(logs)

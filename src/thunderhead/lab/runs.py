@@ -84,7 +84,7 @@ class Run:
         """Runs of equal seed start from the same weights and see the same tokens: they are pairs."""
         return int(self.config["seed"])
 
-    @property
+    @cached_property
     def unfinished(self) -> str | None:
         """Why this run cannot be compared; None if it came to the end of its schedule, with a loss below its start."""
         if self.broken:

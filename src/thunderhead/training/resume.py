@@ -325,8 +325,7 @@ def held(run_dir: Path) -> Iterator[None]:
             refused = isinstance(error, ConfigError) or (isinstance(error, SystemExit) and error.code == 2)
             if is_new and (refused or not (run_dir / "config.yaml").exists()):
                 shutil.rmtree(run_dir, ignore_errors=True)
-                with contextlib.suppress(OSError):
-                    run_dir.parent.rmdir()
+                command_line.remove_if_empty(run_dir)
             raise
         finally:
             record.discard(run_dir)  # of a resume that was refused
