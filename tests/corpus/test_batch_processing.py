@@ -25,7 +25,7 @@ class Lengths:
         return [len(text) for text in texts]
 
 
-BATCHES = [Batch("a", [Document(str(i), f"{i} " + "x" * i), Document("", "y")], i) for i in range(30)]
+BATCHES = [Batch("a", [Document(str(i), f"{i} " + "x" * i), Document("", "y")], [False] * 2, i) for i in range(30)]
 EXPECTED = [[len(document.text) for document in batch.documents] for batch in BATCHES]
 
 
@@ -98,7 +98,7 @@ def test_other_batches_than_the_last_time_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_said_in_one_line(tmp_path: Path) -> None:
-    results = in_order(Lengths(tmp_path / "log"), (Batch("a", [Document("", "0")], i) for i in range(1000)), 2)
+    results = in_order(Lengths(tmp_path / "log"), (Batch("a", [Document("", "0")], [False], i) for i in range(1000)), 2)
     next(results)
     os.kill(int((tmp_path / "log").read_text().split()[1]), signal.SIGKILL)
     with pytest.raises(ValueError, match=r"was killed: .*memory.*the next start goes on"):
@@ -117,7 +117,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
                 (Path({folder!r}) / str(os.getpid())).touch()
                 time.sleep(0.1)
 
-        for _ in in_order(Sleep(), [Batch("a", [Document("", "x")], 0)] * 10_000, 2):
+        for _ in in_order(Sleep(), [Batch("a", [Document("", "x")], [False], 0)] * 10_000, 2):
             print("one", flush=True)
     """
     code = code.replace("{folder!r}", repr(str(tmp_path)))

@@ -13,10 +13,10 @@ from long_words import LongWords
 
 from shard_fixtures import find_manifest
 from thunderhead.core.data.manifest import Manifest, MissingFileError
-from thunderhead.corpus.batch_processing import is_validation
 from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.sources import LocalText, check_sources
+from thunderhead.corpus.split import is_validation
 from thunderhead.corpus.trained_tokenizers import BpeTokenizer, ByteTokenizer
 
 MakeShards = Callable[..., Manifest]

@@ -1,10 +1,11 @@
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thunderhead.corpus.text_files import cut, decoded, listing, nearest
+from thunderhead.corpus.text_files import cut, decoded, is_readable, kind_of, nearest, walk
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -53,9 +54,56 @@ def test_the_nearest_name_is_offered(tmp_path: Path) -> None:
     assert "nothing of a similar name" in nearest(tmp_path / "zzz")
 
 
-def test_a_listing_is_of_fixed_size(tmp_path: Path) -> None:
-    files = [(f"{i}", tmp_path / f"{i}") for i in range(100)]
-    for _, file in files:
-        file.write_text("abc")
-    found = listing(files)
-    assert (found["files"], found["bytes"], len(found["listing_sha256"])) == (100, 300, 64)
+@given(st.lists(st.binary(max_size=40)), st.integers(64, 80))
+def test_bytes_that_are_no_text_are_cut_without_loss(parts: list[bytes], max_bytes: int) -> None:
+    pieces = [part.decode(errors="surrogateescape") for part in parts]
+    found = list(cut(iter(pieces), max_bytes))
+    assert "".join(found).encode(errors="surrogateescape") == b"".join(parts)
+    assert all(0 < len(piece.encode(errors="surrogateescape")) <= max_bytes for piece in found)
+
+
+def test_what_is_readable() -> None:
+    assert is_readable("naïve 数")
+    assert not is_readable("a\0b")
+    assert not is_readable(b"a\xff".decode(errors="surrogateescape"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.txt", ("", ".txt")),
+        ("A.TXT.GZ", (".gz", ".txt")),
+        ("b/c.d/README", ("", "")),
+        ("x.tgz", (".gz", ".tar")),
+        ("x.Tar.XZ", (".xz", ".tar")),
+        ("README.bz2", (".bz2", "")),
+        (".gz", ("", "")),
+    ],
+)
+def test_the_kind_of_a_file(name: str, kind: tuple[str, str]) -> None:
+    assert kind_of(name) == kind
+
+
+def test_links_are_followed_once_and_all_else_is_told(tmp_path: Path) -> None:
+    corpus, other = tmp_path / "corpus", tmp_path / "other"
+    for folder in (corpus / "b", corpus / ".git", other / "deep"):
+        folder.mkdir(parents=True)
+    for file in (corpus / "b" / "x.txt", corpus / ".git" / "y.txt", corpus / ".hidden", other / "deep" / "z.txt"):
+        file.write_text("text")
+    (corpus / "b" / "up").symlink_to(corpus)  # a loop
+    (corpus / "a").symlink_to(other)
+    (corpus / "c").symlink_to(other / "deep")
+    (corpus / "file.txt").symlink_to(other / "deep" / "z.txt")
+    (corpus / "gone.txt").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(corpus / "pipe.txt")
+    passed: dict[str, str] = {}
+    found = [name for name, _ in walk(corpus, passed=passed.__setitem__)]
+    assert found == ["file.txt", "a/deep/z.txt", "b/x.txt"]
+    assert passed == {
+        ".git": "hidden folder",
+        ".hidden": "hidden",
+        "gone.txt": "link to nothing",
+        "pipe.txt": "no regular file",
+        "b/up": "folder that is linked twice",
+        "c": "folder that is linked twice",
+    }

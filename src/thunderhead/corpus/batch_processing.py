@@ -3,7 +3,6 @@
 The processes import this module and what the work itself needs, nothing heavier.
 """
 
-import hashlib
 import itertools
 import os
 import pickle
@@ -26,12 +25,6 @@ if TYPE_CHECKING:
 
 _FEW_BATCHES = 4  # starting a process takes as long as tokenizing half a MB
 Result = TypeVar("Result")
-SPLIT_RULE = "a document is for validation if the first 8 bytes of its text's sha256, over 2**64, are < fraction"
-
-
-def is_validation(text: str, fraction: float) -> bool:
-    """Say on which side of the split a document falls: by its text alone, so equal documents never end up on both."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < fraction * 2**64
 
 
 class Batch(NamedTuple):
@@ -39,6 +32,7 @@ class Batch(NamedTuple):
 
     source: str
     documents: "list[Document]"
+    held_out: list[bool]  # which of them are for validation
     read: int
 
 
@@ -51,14 +45,13 @@ class Encoded(NamedTuple):
     tokens: Tokens
     lengths: npt.NDArray[np.int64]  # tokens of each document
     n_bytes: npt.NDArray[np.int64]  # bytes of UTF-8 of each document
-    validation: npt.NDArray[np.bool_]
 
 
 class Encode:
-    """Turn texts into tokens, and say on which side of the split each falls."""
+    """Turn texts into tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, validation_fraction: float):
-        self._tokenizer, self._fraction = tokenizer, validation_fraction
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
 
     def __call__(self, texts: list[str]) -> Encoded:
         eos = np.array([self._tokenizer.eos_id], dtype=self._tokenizer.dtype)
@@ -67,15 +60,14 @@ class Encode:
             tokens=np.concatenate([part for tokens in documents for part in (tokens, eos)]),
             lengths=np.array([len(tokens) + 1 for tokens in documents]),
             n_bytes=np.array([len(text.encode()) for text in texts]),
-            validation=np.array([is_validation(text, self._fraction) for text in texts]),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _encode_with, (type(self._tokenizer), self._tokenizer.to_json(), self._fraction)
+        return _encode_with, (type(self._tokenizer), self._tokenizer.to_json())
 
 
-def _encode_with(kind: type[Tokenizer], text: str, validation_fraction: float) -> Encode:
-    return Encode(kind.from_json(text), validation_fraction)
+def _encode_with(kind: type[Tokenizer], text: str) -> Encode:
+    return Encode(kind.from_json(text))
 
 
 def inspect(filters: "Mapping[str, Filter]", texts: list[str]) -> list[dict[str, Any]]:

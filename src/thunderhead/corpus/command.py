@@ -1,5 +1,8 @@
 """`python prepare.py`: shards of a corpus, made or found, and what is in them."""
 
+import json
+from pathlib import Path
+
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +17,8 @@ from thunderhead.corpus.curation_report import write_report
 from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.text_data import TextData
 from thunderhead.terminal import say
+
+_SHOWN = 10  # kinds of files that were passed over, files of which something was skipped
 
 
 def _settings(*, processes: PositiveInt | None = None) -> None:
@@ -39,6 +44,7 @@ def prepare_corpus(config: DictConfig) -> Manifest:
     except (ValueError, ConnectionError) as error:
         raise ConfigError([Problem("", first_line(error))]) from error
     _show(data.manifest)
+    _show_reading(data.manifest.folder / "reading.json")
     curation = data.manifest.folder / "curation.json"
     if curation.exists():
         say(f"curation   {write_report(curation)}")
@@ -57,3 +63,27 @@ def _show(manifest: Manifest) -> None:
     console.print(table)
     console.print(f"[cyan]tokenizer[/]  {manifest.tokenizer.name}, {manifest.vocab_size:,} tokens")
     console.print(f"[cyan]folder   [/]  {escape(str(manifest.folder))}", soft_wrap=True)
+
+
+def _show_reading(file: Path) -> None:
+    """Say which files of each source were read, and which were not, and why."""
+    table = Table(box=None, pad_edge=False, header_style="cyan")
+    for heading in ("source", "files", "suffix", "what became of them"):
+        table.add_column(heading, justify="right" if heading == "files" else "left")
+    skipped = []
+    for source, found in (json.loads(file.read_bytes()) if file.exists() else {}).items():
+        passed = sorted(found["passed_over"], key=lambda row: -row["files"])
+        rows = [(n, suffix or "(none)", "read") for suffix, n in found["read"].items()]
+        rows += [(row["files"], row["suffix"] or "(none)", f"passed over: {row['why']}") for row in passed[:_SHOWN]]
+        if rest := passed[_SHOWN:]:
+            rows.append((sum(row["files"] for row in rest), f"{len(rest)} others", f"passed over: see {file}"))
+        for n, *told in rows:
+            table.add_row(escape(source), f"{n:,}", *map(escape, told))
+        skipped += found["skipped"]
+    if table.row_count:
+        Console(highlight=False).print(table)
+    for row in skipped[:_SHOWN]:
+        say(f"skipped    {row['file']}: {row['documents']:,} documents ({row['why']})")
+    if skipped:
+        n = sum(row["documents"] for row in skipped)
+        say(f"skipped    {n:,} documents of {len(skipped):,} files in all: see {file}")

@@ -14,8 +14,10 @@ from annotated_types import Ge
 
 from thunderhead.core.config import first_line
 from thunderhead.core.types import PathText, PositiveInt
+from thunderhead.corpus.content import listing
+from thunderhead.corpus.records import text_of
 from thunderhead.corpus.sources import Document, Source
-from thunderhead.corpus.text_files import cut, listing, text_of, walk
+from thunderhead.corpus.text_files import cut, walk
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class HuggingFaceDataset(Source):
     def _files(self, folder: Path) -> list[tuple[str, Path]]:
         if not folder.is_dir():
             raise ValueError(f"dataset={self.dataset} is no folder, and no name of a dataset on huggingface.co")
-        return list(walk(folder, ("",)))
+        return list(walk(folder))
 
     def disk_bytes(self) -> int | None:
         return self.max_bytes

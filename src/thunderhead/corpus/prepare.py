@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,10 +30,11 @@ from rich.progress import Progress, TextColumn
 from thunderhead import disk
 from thunderhead.core.data.manifest import FORMAT, Manifest, Shard, SplitName, TokenizerRecord
 from thunderhead.core.tokenizer import Tokenizer
-from thunderhead.corpus.batch_processing import SPLIT_RULE, Batch, Encode, inspect, is_validation, remembered
+from thunderhead.corpus.batch_processing import Batch, Encode, inspect, remembered
 from thunderhead.corpus.curation import Curation, Filter
 from thunderhead.corpus.shard_files import CHUNK_BYTES, ShardWriter
 from thunderhead.corpus.sources import Document, Source, check_sources, named
+from thunderhead.corpus.split import Split
 from thunderhead.processes import allowed_cores
 from thunderhead.training.record import write_text
 
@@ -49,9 +50,14 @@ class Preparation:
     sources: Mapping[str, Source]  # by name; the names become folders
     tokenizer: Tokenizer  # trained or not, it is trained anew (on what the filters keep)
     shards_dir: str | Path  # where the folder of the shards will lie, named by what they are made from
-    validation_fraction: float  # of the documents, chosen by hash, to hold out
+    validation_fraction: float  # of the text, to hold out
+    validation: str = "hash"  # how it is chosen: see `Split`
     filters: Mapping[str, Filter] = field(default_factory=dict)  # which documents are kept: see curation.json
     chunk_bytes: int = CHUNK_BYTES
+
+    @property
+    def split(self) -> Split:
+        return Split(self.validation, self.validation_fraction)
 
     def fingerprints(self) -> dict[str, dict[str, Any]]:
         found = {}
@@ -66,7 +72,7 @@ class Preparation:
             "format": FORMAT,
             "sources": fingerprints,
             "tokenizer": [self.tokenizer.name, self.tokenizer.settings],
-            "split": [SPLIT_RULE, self.validation_fraction],
+            "split": self.split.settings(),
             "chunk_bytes": self.chunk_bytes,
         }
         if self.filters:
@@ -107,12 +113,13 @@ class Preparation:
             try:
                 content = self._write(work, processes or allowed_cores())
                 if self.fingerprints() != fingerprints:
-                    raise ValueError(_CHANGED)
+                    raise UselessError(_CHANGED)
                 manifest = Manifest(format=FORMAT, key=key, sources=fingerprints, **content)
                 write_text(work / "shards" / "manifest.json", json.dumps(manifest.to_dict(), indent=1) + "\n")
                 os.rename(work / "shards", folder)
-            except ValueError:  # what was done is of no use; after any other end, the next call goes on
-                shutil.rmtree(work, ignore_errors=True)
+            except BaseException as error:
+                if isinstance(error, UselessError) or not _has_begun(work):  # nothing there is of use to the next call
+                    shutil.rmtree(work, ignore_errors=True)
                 raise
             shutil.rmtree(work, ignore_errors=True)
         return Manifest.load(folder)
@@ -121,32 +128,36 @@ class Preparation:
         """Write trained tokenizer, shards and report into work/shards; return what the manifest says about them."""
         splits: dict[SplitName, dict[str, Shard]] = {"train": {}, "val": {}}
         with _Passes(self.sources) as passes:
+            self._verify(passes)
             curation = self._curate(work, processes, passes) if self.filters else None
             decisions = work / "kept" if self.filters else None
-            trained = self._train(work, decisions, passes)
+            totals = self._measure(decisions, passes) if self.validation == "tail" else {}
+            batches = partial(read_batches, self.sources, decisions, split=self.split, totals=totals)
+            trained = self._train(work, batches, passes)
             write_text(work / "shards" / "tokenizer.json", trained.to_json())
             passes.begin("Tokenizing")
-            work_on = Encode(trained, self.validation_fraction)
-            encoded = remembered(work_on, read_batches(self.sources, decisions), processes, work / "encoded")
+            encoded = remembered(Encode(trained), batches(), processes, work / "encoded")
             for name, of_source in itertools.groupby(encoded, key=lambda done: done[0].source):
                 settings = {"vocab_size": trained.vocab_size, "chunk_bytes": self.chunk_bytes}
                 writers = {split: ShardWriter(work / "shards" / name / split, **settings) for split in splits}
                 for batch, result in of_source:
                     documents = np.split(result.tokens, np.cumsum(result.lengths[:-1]))
-                    for tokens, n_bytes, held_out in zip(documents, result.n_bytes, result.validation, strict=True):
+                    for tokens, n_bytes, held_out in zip(documents, result.n_bytes, batch.held_out, strict=True):
                         writers["val" if held_out else "train"].add(tokens, int(n_bytes))
                     passes.reach(batch.read, n_tokens=len(result.tokens))
                 for split, writer in writers.items():
                     if (shard := writer.close()) is not None:
                         splits[split][name] = shard
         self._refuse_empty(splits, curation)
+        reading = {name: found for name, source in self.sources.items() if (found := source.reading())}
+        write_text(work / "shards" / "reading.json", json.dumps(reading, indent=1) + "\n")
         return {
             "eos_id": trained.eos_id,
             "vocab_size": trained.vocab_size,
             "max_token_id": max(shard.max_token_id for by_source in splits.values() for shard in by_source.values()),
             "dtype": trained.dtype.name,
             "tokenizer": TokenizerRecord(trained.name, self.tokenizer.settings, trained.sha256),
-            "split_rule": SPLIT_RULE,
+            "split_rule": str(self.split),
             "validation_fraction": self.validation_fraction,
             "splits": splits,
             "curation": curation,
@@ -156,16 +167,37 @@ class Preparation:
         for name, source in self.sources.items():
             path, shards = f"data.sources.{name}", [shards[name] for shards in splits.values() if name in shards]
             if not shards and curation is not None and curation["sources"][name]["documents"] > 0:
-                raise ValueError(f"{path}: curation.filters keep none of its documents")
+                raise UselessError(f"{path}: curation.filters keep none of its documents")
             if not shards:
-                raise ValueError(f"{path}: there is no text in it")
+                raise UselessError(f"{path}: there is no text in it")
             if len(shards) < len(splits):
-                what, change = ("validation", "raise") if name in splits["train"] else ("training", "lower")
-                remedy = f"{change} data.validation_fraction={self.validation_fraction}"
-                if hasattr(source, "max_document_bytes"):
-                    remedy += f", or set {path}.max_document_bytes (now {source.max_document_bytes}) lower"
+                lacks_validation = name in splits["train"]
+                remedy = self.split.remedy(name, source, lacks_validation=lacks_validation)
+                what = "validation" if lacks_validation else "training"
                 found = f"none of its {shards[0].documents} documents fell to the {what} split"
-                raise ValueError(f"{path}: {found}: {remedy}")
+                raise UselessError(f"{path}: {found}: {remedy}")
+
+    def _verify(self, passes: "_Passes") -> None:
+        """Read what is cheap to read, so that all that is wrong with it is said before work starts."""
+        passes.begin("Checking")
+        faults = []
+        for name, source in self.sources.items():
+            try:
+                with named(name):
+                    source.verify(passes.add)
+            except ValueError as error:
+                faults.append(str(error))
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    def _measure(self, decisions: Path | None, passes: "_Passes") -> dict[str, int]:
+        """Count the characters of each source."""
+        passes.begin("Measuring")
+        totals = dict.fromkeys(self.sources, 0)
+        for batch in read_batches(self.sources, decisions):
+            totals[batch.source] += sum(len(document.text) for document in batch.documents)
+            passes.reach(batch.read)
+        return totals
 
     def _curate(self, work: Path, processes: int, passes: "_Passes") -> dict[str, Any]:
         """Decide about all documents: a byte each in work/kept, 1 if it is kept. Returns what the manifest says."""
@@ -185,22 +217,32 @@ class Preparation:
         settings = {name: rule.settings() for name, rule in self.filters.items()}
         return {"filters": settings, **json.loads(report.read_bytes())}
 
-    def _train(self, work: Path, decisions: Path | None, passes: "_Passes") -> Tokenizer:
+    def _train(self, work: Path, batches: Callable[[], Iterator[Batch]], passes: "_Passes") -> Tokenizer:
         """Train the tokenizer on the training split, or load the one that was trained before an interruption."""
         file = work / "tokenizer.json"
         if file.exists():
             return type(self.tokenizer).from_json(file.read_text(encoding="utf-8"))
         passes.begin("Training the tokenizer")
-        trained = self.tokenizer.train(self._training_texts(decisions, passes))
+        trained = self.tokenizer.train(_training_texts(batches(), passes))
         write_text(file, trained.to_json())
         return trained
 
-    def _training_texts(self, decisions: Path | None, passes: "_Passes") -> Iterator[str]:
-        for batch in read_batches(self.sources, decisions):
-            for document in batch.documents:
-                if not is_validation(document.text, self.validation_fraction):
-                    yield document.text
-            passes.reach(batch.read)
+
+def _training_texts(batches: Iterable[Batch], passes: "_Passes") -> Iterator[str]:
+    for batch in batches:
+        for document, held_out in zip(batch.documents, batch.held_out, strict=True):
+            if not held_out:
+                yield document.text
+        passes.reach(batch.read)
+
+
+class UselessError(ValueError):
+    """Why nothing that was done is of use to the next call."""
+
+
+def _has_begun(work: Path) -> bool:
+    """Say whether anything is remembered that a next call need not do again."""
+    return any((work / name).exists() for name in ("encoded", "inspected", "curation.json", "tokenizer.json"))
 
 
 def prepare(
@@ -220,8 +262,18 @@ def _lock(file: Path) -> AbstractContextManager[object]:
         return lock.acquire()
 
 
-def read_batches(sources: Mapping[str, Source], kept: Path | None = None) -> Iterator[Batch]:
-    """Group each source's documents, in order, to batches; `kept` is a file of a byte for each, 0 if it was removed."""
+def read_batches(
+    sources: Mapping[str, Source],
+    kept: Path | None = None,
+    *,
+    split: Split | None = None,
+    totals: Mapping[str, int] | None = None,
+) -> Iterator[Batch]:
+    """Group each source's documents, in order, to batches.
+
+    `kept` is a file of a byte for each document, 0 if it was removed; `totals` are the characters of each source, which
+    a split by the tail needs. Without a split, all are for training.
+    """
     read = 0
 
     def on_read(n_bytes: int) -> None:
@@ -231,24 +283,29 @@ def read_batches(sources: Mapping[str, Source], kept: Path | None = None) -> Ite
     decisions = itertools.repeat(1) if kept is None else _decisions(kept)
     for name, source in sources.items():
         documents: list[Document] = []
+        held_out: list[bool] = []
         size = 0
         with named(name):
-            for document in source.documents(on_read):
-                if next(decisions):
-                    documents.append(document)
-                    size += len(document.text)
-                if size >= _BATCH_CHARACTERS and documents:
-                    yield Batch(name, documents, read)
-                    documents, size = [], 0
+            found = (document for document in source.documents(on_read) if next(decisions))
+            divided = (
+                split.divide(found, source, (totals or {}).get(name)) if split else zip(found, itertools.repeat(False))
+            )
+            for document, is_held_out in divided:
+                documents.append(document)
+                held_out.append(is_held_out)
+                size += len(document.text)
+                if size >= _BATCH_CHARACTERS:
+                    yield Batch(name, documents, held_out, read)
+                    documents, held_out, size = [], [], 0
         if documents:
-            yield Batch(name, documents, read)
+            yield Batch(name, documents, held_out, read)
 
 
 def _decisions(file: Path) -> Iterator[int]:
     with open(file, "rb") as stream:
         while block := stream.read(1 << 16):
             yield from block
-    raise ValueError(_CHANGED)
+    raise UselessError(_CHANGED)
 
 
 class _Passes(Progress):
@@ -266,6 +323,10 @@ class _Passes(Progress):
             self.remove_task(task)
         self.add_task(what, total=self._bytes, tokens="")
         self._tokens = 0
+
+    def add(self, read: int) -> None:
+        """Show that `read` more bytes are done."""
+        self.update(self.task_ids[0], advance=read)
 
     def reach(self, read: int, n_tokens: int = 0) -> None:
         """Show that `read` bytes are done in all, the last of them `n_tokens` tokens."""

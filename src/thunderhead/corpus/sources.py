@@ -1,43 +1,65 @@
 """Where text comes from: a source yields documents one by one, says what it is cheaply, and refuses bad input early."""
 
+import codecs
+import difflib
 import itertools
-import json
 import platform
 import re
 import sysconfig
 import tokenize
 from abc import ABC, abstractmethod
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
+from encodings.aliases import aliases
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pyarrow.parquet as pq
 from annotated_types import Ge
+from pydantic import StringConstraints
 
 from thunderhead.core.config import placed
 from thunderhead.core.types import NonNegativeFloat, PathText, PositiveFloat
+from thunderhead.corpus.content import listing
+from thunderhead.corpus.records import check_field, json_lines, parquet, table, whole_json
 from thunderhead.corpus.text_files import (
-    PACKED,
-    check_field,
+    ARCHIVES,
+    blocks,
+    contents,
     cut,
-    listing,
+    decoded,
+    is_readable,
+    kind_of,
     named_errors,
     nearest,
-    read,
-    refuse_long,
-    text_of,
+    opened,
     walk,
 )
 
-Suffix = Literal[".txt", ".md", ".py", ".jsonl", ".parquet"]
+SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".jsonl", ".ndjson", ".parquet")
+Suffix = Annotated[str, StringConstraints(pattern=r"^(\.[^./A-Z]+)?$")]
+_RECORDS: dict[str, Any] = {
+    ".jsonl": json_lines,
+    ".ndjson": json_lines,
+    ".json": whole_json,
+    ".csv": partial(table, delimiter=","),
+    ".tsv": partial(table, delimiter="\t"),
+    ".parquet": parquet,
+}
+_ON_ERROR = {"fail": "strict", "skip": "surrogateescape", "replace": "replace"}
+_ENCODINGS = sorted({name.replace("_", "-") for name in (*aliases, *aliases.values())})
+_INSIDE = "in an archive, and not one of suffixes"
+_FEW_FILES = 40  # by which 5 % are two
+_SHOWN = 5  # of the files that something is wrong with
 
 
 class Document(NamedTuple):
     """A piece of text that is tokenized as one and never split between training and validation."""
 
-    id: str
+    id: str  # the name of a file, :record, #piece
     text: str
 
 
@@ -54,9 +76,12 @@ class Share:
 class Source(Share, ABC):
     """Text to train on. Making one touches no file; methods raise ValueError with a line that names file and fault."""
 
+    keeps_whole: bool = False
+    """Whether pieces of a document, whose ids differ behind the last #, stay on one side of the split."""
+
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
-        """Say what the documents depend on (settings, names, sizes and times of files), reading no text."""
+        """Say what the documents depend on (settings, names and bytes of files)."""
 
     @abstractmethod
     def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
@@ -69,6 +94,13 @@ class Source(Share, ABC):
     @abstractmethod
     def check(self) -> None:
         """Look at the beginning of every file."""
+
+    def verify(self, on_read: Callable[[int], None]) -> None:
+        """Read everything, where that is cheap, before any work starts; raises ValueError that names all faults."""
+
+    def reading(self) -> dict[str, Any]:
+        """Say after `documents` what was read, passed over and skipped; empty where there are no files."""
+        return {}
 
     def connect(self) -> None:
         """Reach what is not on this machine, saying so; comes before the first document is asked for."""
@@ -101,7 +133,7 @@ class StandardLibrary(Source):
 
     def _files(self) -> list[tuple[str, Path]]:
         root = Path(sysconfig.get_paths()["stdlib"])
-        files = dict(walk(root, (".py",), skip=self._SKIPPED_FOLDERS))
+        files = {name: file for name, file in walk(root, self._SKIPPED_FOLDERS) if name.endswith(".py")}
         topics = files.pop(self._TOPICS, None)
         if (self.include_topics and topics is None) or (self.include_code and not files):
             raise ValueError(f"this Python lacks sources or topics in {root}: use data=text with files of your own")
@@ -133,94 +165,168 @@ class StandardLibrary(Source):
 
 @dataclass(eq=False)
 class LocalText(Source):
-    """Text files below a path: .txt .md .py (a file is a text), .jsonl and .parquet (a record is), also .gz and .zst.
+    """Text files below a path: plain text, or records of .jsonl, .ndjson, .json, .csv, .tsv and .parquet.
 
-    Text must be UTF-8. Files come in the order of their names, without hidden ones, empty texts and null records. A
-    text longer than `max_document_bytes` is cut at line ends (a longer line inside): training and validation are told
-    apart by document, so a single file must fall into many. null never cuts, and holds a whole text in memory.
+    Also packed (.gz .zst .bz2 .xz) and in archives (.zip .tar). Files come in the order of their names, without hidden
+    ones, empty texts and null records. A text longer than `max_document_bytes` is cut at line ends (a longer line
+    inside), null never cuts, and holds a whole text in memory. `reading` says what was read and what was passed over.
     """
 
     _: KW_ONLY
-    path: PathText  # a file or a folder
-    suffixes: Sequence[Suffix] = get_args(Suffix)  # in a folder; each also stands for its .gz and .zst
-    text_field: str = "text"  # field (.jsonl) or column (.parquet) that holds the text
+    path: PathText  # a file, of any kind, or a folder
+    suffixes: Sequence[Suffix] = SUFFIXES  # of files in a folder, in lower case; each also stands for its .gz …
+    text_field: str = "text"  # field (.jsonl, .json) or column (.csv, .tsv, .parquet) that holds the text
     max_document_bytes: Annotated[int, Ge(64)] | None = 16384
+    encoding: str = "utf-8"  # of all files, as Python names it
+    on_error: Literal["fail", "skip", "replace"] = "fail"
+    """What becomes of a document that cannot be read: all is refused; it is left out and listed; or bytes that are no
+    characters become U+FFFD."""
+    split_by: Literal["document", "piece"] | None = None
+    """Whether a file or record that is cut stays whole on one side of the split, or its pieces are divided; null: it
+    stays whole, but for fewer than 40 files of plain text, of which validation would get none."""
+
+    def __post_init__(self) -> None:
+        try:
+            known = codecs.lookup(self.encoding)._is_text_encoding
+        except LookupError:
+            known = False
+        if not known:
+            near = difflib.get_close_matches(self.encoding.lower().replace("_", "-"), _ENCODINGS, n=1)
+            other = near[0] if near else "utf-8, utf-16, latin-1 …"
+            raise ValueError(f"encoding={self.encoding} is not known: {other}")
+        self._passed: Counter[tuple[str, str]] = Counter()  # suffix and reason
+        self._inside: Counter[str] = Counter()  # suffixes of what archives hold and is passed over
+        self._read: Counter[str] = Counter()
+        self._skipped: dict[str, list[Any]] = {}
+
+    @cached_property
+    def keeps_whole(self) -> bool:  # type: ignore[override]
+        if self.split_by is not None:
+            return self.split_by == "document"
+        files = self._files()
+        return len(files) >= _FEW_FILES or any(kind_of(name)[1] in _RECORDS for name, _ in files)
 
     def _files(self) -> list[tuple[str, Path]]:
         path = Path(self.path).expanduser()
         if not path.exists():
             raise ValueError(f"path={self.path} does not exist{nearest(path)}")
-        packed = [suffix + end for suffix in self.suffixes if suffix != ".parquet" for end in PACKED]
-        readable = (*self.suffixes, *packed)
-        found = walk(path, readable) if path.is_dir() else [(path.name, path)]
-        files = [(name, file) for name, file in found if name.endswith(readable)]
+        self._passed = Counter()
+
+        def passed(name: str, why: str) -> None:
+            self._passed[kind_of(name)[1] if "folder" not in why else "", why] += 1
+
+        files = []
+        for name, file in walk(path, passed=passed) if path.is_dir() else [(path.name, path)]:
+            packed, suffix = kind_of(name)
+            if path.is_dir() and suffix not in self.suffixes:
+                passed(name, "not one of suffixes")
+            elif packed and suffix == ".parquet":
+                passed(name, "packed, and not to be read so")
+            elif file.stat().st_size == 0:
+                passed(name, "empty")
+            else:
+                files.append((name, file))
         if not files:
-            kind = "folder without any readable file" if path.is_dir() else "file of a kind that is not read"
-            raise ValueError(f"path={self.path} is a {kind}: names must end in {', '.join(self.suffixes)} (.gz, .zst)")
-        files = [(name, file) for name, file in files if file.stat().st_size > 0]
-        if not files:
-            raise ValueError(f"path={self.path} is empty: no file has any text")
+            if not path.is_dir():
+                raise ValueError(f"path={self.path} is {next(iter(self._passed))[1]}")
+            there = ", ".join(f"{n} {suffix or 'without suffix'} ({why})" for (suffix, why), n in self._passed.items())
+            found = f"; there are {there}: choose by suffixes=[…]" if there else ""
+            raise ValueError(
+                f"path={self.path} is a folder without any readable file, {', '.join(self.suffixes)}{found}"
+            )
         return files
 
     def fingerprint(self) -> dict[str, Any]:
-        return {**self._settings("suffixes", "text_field", "max_document_bytes"), **listing(self._files())}
+        names = ("suffixes", "text_field", "max_document_bytes", "encoding", "on_error", "keeps_whole")
+        return {**self._settings(*names), **listing(self._files())}
 
     def disk_bytes(self) -> int:
         return sum(file.stat().st_size for _, file in self._files())
 
     def check(self) -> None:
-        for _, file in self._files():
-            if file.suffix == ".parquet":
+        def look(name: str, file: Path) -> None:
+            if kind_of(name)[1] == ".parquet":
                 with named_errors(file):
                     check_field(pq.read_schema(file).names, self.text_field, file)
             else:
-                for _, pieces in itertools.islice(self._texts(file, lambda _: None), 1):
+                for _, pieces in itertools.islice(self._texts(name, file, lambda _: None), 1):
                     list(itertools.islice(pieces, 2))  # two: the end of a short file is looked at, too
 
-    def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
-        for name, file in self._files():
-            for record, pieces in self._texts(file, on_read):
-                for part, text in enumerate(cut(pieces, self.max_document_bytes)):
-                    yield Document(f"{name}{record}#{part}", text)
+        if self.on_error == "fail":
+            self._refuse(look)
 
-    def _texts(self, file: Path, on_read: Callable[[int], None]) -> Iterator[tuple[str, Iterable[str]]]:
-        """Yield (position in the file, pieces that make up one text)."""
-        kind = file.with_suffix("").suffix if file.suffix in PACKED else file.suffix
-        if kind == ".parquet":
-            with named_errors(file):
-                yield from self._parquet(file, on_read)
-            return
-        if kind != ".jsonl":
-            yield "", read(file, on_read, by_line=False)
-            return
-        for number, line in enumerate(read(file, on_read, by_line=True), start=1):
-            if not line.strip():
-                continue
+    def verify(self, on_read: Callable[[int], None]) -> None:
+        if self.on_error == "fail":
+            self._refuse(lambda name, file: deque(self._documents(name, file, on_read), maxlen=0))
+
+    def _refuse(self, look: Callable[[str, Path], object]) -> None:
+        """Look at each file; the ValueError names all that something is wrong with."""
+        faults, files = [], self._files()
+        for name, file in files:
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
-            if (found := text_of(record, self.text_field, f"{file}, line {number}")) is not None:
-                yield f":{number}", [found]
+                look(name, file)
+            except ValueError as error:
+                faults.append(str(error))
+        if faults:
+            more = [f"{len(faults) - _SHOWN} more files"] if len(faults) > _SHOWN else []
+            way = " (on_error=skip leaves out what cannot be read)" if len(files) > 1 else ""
+            raise ValueError("; ".join([*faults[:_SHOWN], *more]) + way)
 
-    def _parquet(self, file: Path, on_read: Callable[[int], None]) -> Iterator[tuple[str, Iterable[str]]]:
-        with pq.ParquetFile(file) as table:
-            check_field(table.schema_arrow.names, self.text_field, file)
-            rows, size = table.metadata.num_rows, file.stat().st_size
-            for group in map(table.metadata.row_group, range(table.num_row_groups)):
-                for column in map(group.column, range(group.num_columns)):
-                    if column.path_in_schema == self.text_field:
-                        refuse_long(column.total_uncompressed_size / max(group.num_rows, 1), str(file))
-            row = told = 0
-            # few at a time: a long text that all rows share is on the disk once
-            for batch in table.iter_batches(batch_size=16, columns=[self.text_field]):
-                for value in batch.column(0):
-                    record = {self.text_field: value.as_py()}
-                    if (text := text_of(record, self.text_field, f"{file}, row {row}")) is not None:
-                        yield f":{row}", [text]
-                    row += 1
-                on_read(size * row // rows - told)
-                told = size * row // rows
+    def reading(self) -> dict[str, Any]:
+        all_passed = self._passed + Counter({(suffix, _INSIDE): n for suffix, n in self._inside.items()})
+        passed = [{"suffix": suffix, "why": why, "files": n} for (suffix, why), n in sorted(all_passed.items())]
+        skipped = [{"file": name, "documents": n, "why": why} for name, (n, why) in self._skipped.items()]
+        return {"read": dict(sorted(self._read.items())), "passed_over": passed, "skipped": skipped}
+
+    def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
+        files = self._files()
+        self._read, self._inside, self._skipped = Counter(), Counter(), {}
+        for name, file in files:
+            yield from self._documents(name, file, on_read)
+
+    def _documents(self, name: str, file: Path, on_read: Callable[[int], None]) -> Iterator[Document]:
+        try:
+            for record, pieces in self._texts(name, file, on_read):
+                for part, text in enumerate(cut(pieces, self.max_document_bytes)):
+                    if self.on_error != "skip" or is_readable(text):
+                        yield Document(f"{name}{record}#{part}", text)
+                    else:
+                        self._skip(name, f"not {self.encoding} text")
+        except ValueError as error:
+            if self.on_error != "skip":
+                raise
+            self._skip(name, f"from here on: {error}")
+
+    def _skip(self, name: str, why: str) -> None:
+        self._skipped.setdefault(name, [0, why])[0] += 1
+
+    def _texts(self, name: str, file: Path, on_read: Callable[[int], None]) -> Iterator[tuple[str, Iterable[str]]]:
+        """Yield (position in the file, pieces that make up one text)."""
+        if kind_of(name)[1] == ".parquet":
+            self._read[".parquet"] += 1
+            yield from ((row, [text]) for row, text in parquet(file, self.text_field, on_read) if text is not None)
+            return
+        with opened(file, on_read) as raw:
+            for inside, stream in contents(file, raw):
+                suffix = kind_of(inside or name)[1]
+                if inside and (suffix not in self.suffixes or suffix in (*ARCHIVES, ".parquet")):
+                    self._inside[suffix] += 1
+                    continue
+                self._read[suffix] += 1
+                where = f"{file}/{inside}" if inside else str(file)
+                texts = decoded(blocks(stream), where, self.encoding, _ON_ERROR[self.on_error])
+                place = f"/{inside}" if inside else ""
+                if (records := _RECORDS.get(suffix)) is None:
+                    yield place, texts
+                    continue
+                for record, text in records(texts, self.text_field, where, partial(self._fault, name)):
+                    if text is not None:
+                        yield f"{place}{record}", [text]
+
+    def _fault(self, name: str, message: str) -> None:
+        if self.on_error != "skip":
+            raise ValueError(message)
+        self._skip(name, message)
 
 
 def check_sources(sources: Mapping[str, Source], path: str | None = None) -> None:

@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Gt, Lt
+from annotated_types import Gt, Lt, MinLen
 
 from thunderhead.core.config import Problem
 from thunderhead.core.data.manifest import Manifest
@@ -26,7 +26,8 @@ class TextData(ShardData):
     path: PathText | None = None  # a place for data.path=…, for sources to refer to as ${data.path}
     shards_dir: PathText = "data/shards"  # for shards of all corpora, each under its own key
     shards_key: FolderName | None = None  # use these, if they are there, whatever became of the text since
-    validation_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05  # of the documents, by hash, never trained on
+    validation: Annotated[str, MinLen(1)] = "hash"  # which text is never trained on: hash, tail, or names of files
+    validation_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05  # how much of it, for hash and tail
 
     def shares(self) -> Mapping[str, Source]:
         return self.sources
@@ -47,7 +48,14 @@ class TextData(ShardData):
 
     def _preparation(self) -> Preparation:
         assert self.tokenizer is not None, "problems() tells"
-        return Preparation(self.sources, self.tokenizer, self.shards_dir, self.validation_fraction, self.filters)
+        return Preparation(
+            self.sources,
+            self.tokenizer,
+            self.shards_dir,
+            self.validation_fraction,
+            validation=self.validation,
+            filters=self.filters,
+        )
 
     def prepare_data(self, processes: int | None = None) -> None:
         """Make the shards if they are not there, with so many processes, as `Preparation.run` does and raises."""

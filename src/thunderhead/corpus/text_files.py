@@ -2,26 +2,45 @@
 
 import codecs
 import difflib
-import hashlib
 import io
+import lzma
 import os
+import stat
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
-PACKED = {".gz": "gzip", ".zst": "zstd"}
+PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": None}  # Arrow's codecs; xz is Python's own
+ARCHIVES = (".tar", ".zip")
 MAX_RECORD_BYTES = 1 << 26
 """Of a line of .jsonl or a text of .parquet: 64 MiB, which no text has, but a packed file of zeros."""
 _BLOCK_BYTES = 1 << 16  # read at a time
+_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"} | {
+    codecs.BOM_UTF16_BE: "utf-16"
+}
+_DAMAGE = (
+    *(OSError, pa.ArrowInvalid, lzma.LZMAError, zlib.error, EOFError, tarfile.TarError, zipfile.BadZipFile),
+    *(RuntimeError, NotImplementedError),  # zipfile's, of encryption and unknown compression
+)
+
+
+def kind_of(name: str) -> tuple[str, str]:
+    """Say how a file is packed ("": not), and the suffix of what is in it, in lower case: (.gz, .txt) of A.TXT.GZ."""
+    stem, end = os.path.splitext(name.lower().replace(".tgz", ".tar.gz"))
+    return (end, os.path.splitext(stem)[1]) if end in PACKED else ("", end)
 
 
 def cut(pieces: Iterable[str], max_bytes: int | None) -> Iterator[str]:
     """Join pieces of text, and cut them at line ends to texts as long as possible, of at most `max_bytes` of UTF-8.
 
-    A line that is itself longer is cut between characters. Nothing is lost: the joined texts equal the joined pieces.
+    A line that is itself longer is cut between characters. Nothing is lost: the joined texts equal the joined pieces,
+    bytes that are no UTF-8 ("surrogateescape") included.
     """
     if max_bytes is None:
         whole = "".join(pieces)
@@ -30,64 +49,158 @@ def cut(pieces: Iterable[str], max_bytes: int | None) -> Iterator[str]:
         return
     held = b""
     for piece in pieces:
-        held += piece.encode()
+        held += piece.encode(errors="surrogateescape")
         start = 0
         while len(held) - start > max_bytes:
             end = held.rfind(b"\n", start, start + max_bytes) + 1
             if end == 0:
                 end = start + max_bytes
-                while held[end] & 0xC0 == 0x80:  # in the middle of a character
+                while held[end] & 0xC0 == 0x80 and end > start + max_bytes - 3:  # in the middle of a character
                     end -= 1
-            yield held[start:end].decode()
+            yield held[start:end].decode(errors="surrogateescape")
             start = end
         held = held[start:]
     if held:
-        yield held.decode()
+        yield held.decode(errors="surrogateescape")
 
 
-def decoded(parts: Iterator[bytes], file: Path) -> Iterator[str]:
-    """Decode parts (lines, or blocks cut anywhere) of UTF-8 without a byte order mark; a ValueError refuses others."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+def decoded(parts: Iterator[bytes], file: Path | str, encoding: str = "utf-8", errors: str = "strict") -> Iterator[str]:
+    """Decode blocks, cut anywhere, without a byte order mark; a ValueError says at which byte they are no such text.
+
+    Text has no NUL: it is refused as well, but for errors="surrogateescape", with which nothing is.
+    """
+    decoder = codecs.getincrementaldecoder(encoding)(errors)
     offset = 0  # of the next byte to read
     begun, more = False, True
+    head = b""
+    is_utf8, refuses_nul = encoding == "utf-8", errors != "surrogateescape"
     while more:
         with named_errors(file):
             part = next(parts, b"")
         more = part != b""
+        head = head or part
         pending = len(decoder.getstate()[0])  # bytes of a character that the last part ended in
-        if (nul := part.find(b"\0")) >= 0:
-            raise ValueError(f"{file}: binary, not UTF-8 text (NUL at byte {offset + nul})")
+        nul = part.find(b"\0") if is_utf8 and refuses_nul else -1  # before decoding: that it is binary says more
         try:
-            text = decoder.decode(part, final=not more)
+            text = decoder.decode(part, final=not more) if nul < 0 else ""
         except UnicodeDecodeError as error:
-            byte = offset - pending + error.start
-            raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {byte})") from None
+            place = f"({error.reason} at byte {offset - pending + error.start})"
+            raise ValueError(f"{file}: not {_spelled(encoding)} text {place}{_seems(head, encoding)}") from None
+        if nul >= 0 or (refuses_nul and "\0" in text):
+            place = f"(NUL at byte {offset + max(nul, 0)})"
+            raise ValueError(f"{file}: binary, not {_spelled(encoding)} text {place}{_seems(head, encoding)}")
         offset += len(part)
         if text:
             yield text if begun else text.removeprefix("\ufeff")
             begun = True
 
 
-def read(file: Path, on_read: Callable[[int], None], *, by_line: bool) -> Iterator[str]:
-    """Yield the text of a file, plain or packed, by lines or in blocks; `on_read` is told of the bytes on the disk."""
-    with open(file, "rb", buffering=1 << 20) as raw:
-        stream: Any = raw
-        if codec := PACKED.get(file.suffix):
-            # Arrow's reader, as zstandard's takes a file that was cut off for one that ends there.
-            stream = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec), 1 << 20)
-        told = 0
+def _spelled(encoding: str | None) -> str:
+    return str(encoding).upper() if str(encoding).startswith("utf") else str(encoding)
 
-        def take() -> bytes:
-            part: bytes = stream.readline(MAX_RECORD_BYTES + 1) if by_line else stream.read(_BLOCK_BYTES)
-            refuse_long(len(part), str(file))
-            return part
 
-        for part in decoded(iter(take, b""), file):
-            yield part
-            if (position := raw.tell()) >= told + _BLOCK_BYTES:
-                on_read(position - told)
-                told = position
-        on_read(raw.tell() - told)
+def _seems(head: bytes, encoding: str) -> str:
+    """Hint at what text that begins so may be: by its byte order mark, or as charset-normalizer finds likely."""
+    from charset_normalizer import from_bytes
+
+    other = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+    if other is None and (best := from_bytes(head).best()) is not None and best.coherence:
+        few = sum(byte > 0x7F for byte in head) < len(head) / 10  # as in Western languages: too few to tell by
+        other = "cp1252" if few and best.encoding != "utf_8" else best.encoding.replace("_", "-")
+    return f": perhaps it is {_spelled(other)}, then say encoding={other}" if other not in (None, encoding) else ""
+
+
+def is_readable(text: str) -> bool:
+    """Say whether a text has no bytes that could not be decoded ("surrogateescape"), and no NUL."""
+    if "\0" in text:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _Reported(io.FileIO):
+    """A file that tells how many bytes were read from it."""
+
+    def __init__(self, file: Path, on_read: Callable[[int], None]):
+        super().__init__(file, "rb")
+        self._on_read, self._left = on_read, file.stat().st_size
+
+    def readinto(self, buffer: Any) -> int | None:
+        read = super().readinto(buffer)
+        told = min(read or 0, self._left)  # some are read twice: the directory of a .zip
+        self._left -= told
+        self._on_read(told)
+        return read
+
+    def close(self) -> None:
+        if not self.closed:
+            self._on_read(self._left)  # none needed them
+            self._left = 0
+        super().close()
+
+
+@contextmanager
+def opened(file: Path, on_read: Callable[[int], None]) -> Iterator[IO[bytes]]:
+    """Open a file; `on_read` is told of the bytes on the disk, all of them by the time it is closed."""
+    with io.BufferedReader(_Reported(file, on_read), 1 << 20) as raw:
+        yield raw
+
+
+def contents(file: Path | str, raw: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield (name inside, "" if there is none; unpacked bytes) of a file, plain, packed, or an archive of such.
+
+    Members of archives come in their order, each to be read before the next is asked for.
+    """
+    packed, suffix = kind_of(str(file))
+    if packed == ".xz":
+        raw = lzma.LZMAFile(raw)  # noqa: SIM115 - closed with what it reads
+    elif packed:  # Arrow's reader, as zstandard's takes a file that was cut off for one that ends there
+        raw = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), PACKED[packed]), 1 << 20)
+    if suffix == ".tar":
+        with named_errors(file), tarfile.open(fileobj=raw, mode="r|") as archive:
+            for member in archive:
+                if member.isfile() and (stream := archive.extractfile(member)) is not None:
+                    yield from _inside(member.name, stream)
+    elif suffix == ".zip" and not packed:
+        with named_errors(file), zipfile.ZipFile(raw) as archive:
+            for entry in archive.infolist():
+                if not entry.is_dir():
+                    with archive.open(entry) as stream:
+                        yield from _inside(entry.filename, stream)
+    else:
+        yield "", raw
+
+
+def _inside(name: str, stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
+    if kind_of(name)[1] in ARCHIVES:
+        yield name, stream  # not looked into: nobody reads this suffix
+    else:
+        yield name, next(contents(name, stream))[1]
+
+
+def blocks(stream: IO[bytes]) -> Iterator[bytes]:
+    """Read a stream block by block."""
+    return iter(lambda: stream.read(_BLOCK_BYTES), b"")
+
+
+def lines(texts: Iterable[str], where: str) -> Iterator[str]:
+    """Cut texts at line ends, which are kept; a ValueError refuses a line of more than MAX_RECORD_BYTES."""
+    held: list[str] = []
+    size = 0
+    for text in texts:
+        start = 0
+        while end := text.find("\n", start) + 1:
+            yield "".join([*held, text[start:end]])
+            start, size = end, 0
+            held.clear()
+        held.append(text[start:])
+        size += len(text) - start
+        refuse_long(size, where)
+    if size:
+        yield "".join(held)
 
 
 def refuse_long(size: float, where: str) -> None:
@@ -96,53 +209,52 @@ def refuse_long(size: float, where: str) -> None:
         raise ValueError(f"{where}: has a record of more than {MAX_RECORD_BYTES >> 20} MiB: cut it into several")
 
 
-def check_field(names: Iterable[str], field: str, where: object) -> None:
-    if field not in names:
-        raise ValueError(f"{where}: no field text_field={field}; there are: {', '.join(names)}")
-
-
-def text_of(record: object, field: str, where: str) -> str | None:
-    """Return the text of a record, None if it is null; raises ValueError if it has none."""
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: a JSON object is needed, found {type(record).__name__}")
-    check_field(record, field, where)
-    text = record[field]
-    if not isinstance(text, str | None):
-        raise ValueError(f"{where}: {field} is {type(text).__name__}, not text")
-    refuse_long(len(text or ""), where)
-    # JSON can spell half of a surrogate pair, which is no character and has no UTF-8.
-    return text and text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-
-
 @contextmanager
-def named_errors(file: Path) -> Iterator[None]:
+def named_errors(file: Path | str) -> Iterator[None]:
     """Say which file is damaged."""
     try:
         yield
-    except (OSError, pa.ArrowInvalid) as error:
+    except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault, not the file's
-        raise ValueError(f"{file}: damaged or not a {file.suffix} file ({error})") from None
+        kind = os.path.splitext(str(file))[1]
+        raise ValueError(f"{file}: damaged or not a {kind} file ({error})") from None
 
 
-def walk(root: Path, suffixes: tuple[str, ...], skip: frozenset[str] = frozenset()) -> Iterator[tuple[str, Path]]:
-    """Yield (name relative to root, file) sorted by name within each folder, without hidden files and folders."""
-    for folder, folders, names in os.walk(root):
+def walk(
+    root: Path, skip: frozenset[str] = frozenset(), passed: Callable[[str, str], None] = lambda name, why: None
+) -> Iterator[tuple[str, Path]]:
+    """Yield (name relative to root, file) sorted by name within each folder, without hidden files and folders.
+
+    Links are followed, each folder once. `passed` is told the name of all else, and why it is passed over.
+    """
+    seen: set[tuple[int, int]] = set()
+
+    def refused(error: OSError) -> None:
+        passed(os.path.relpath(error.filename, root), f"folder: {error.strerror}")
+
+    for folder, folders, names in os.walk(root, onerror=refused, followlinks=True):
+        place = Path(folder).relative_to(root)
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            passed(place.as_posix(), "folder that is linked twice")
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for name in folders:
+            if name in skip or name.startswith("."):
+                passed((place / name).as_posix(), "hidden folder" if name.startswith(".") else "folder left out")
         folders[:] = sorted(name for name in folders if name not in skip and not name.startswith("."))
         for name in sorted(names):
-            if name.endswith(suffixes) and not name.startswith("."):
-                file = Path(folder, name)
-                yield file.relative_to(root).as_posix(), file
-
-
-def listing(files: list[tuple[str, Path]]) -> dict[str, Any]:
-    """Summarise names, sizes and times of files: of fixed size, and different when a file is."""
-    digest, total = hashlib.sha256(), 0
-    for name, file in files:
-        status = file.stat()
-        total += status.st_size
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return {"files": len(files), "bytes": total, "listing_sha256": digest.hexdigest()}
+            file, known = Path(folder, name), (place / name).as_posix()
+            if name.startswith("."):
+                passed(known, "hidden")
+            elif not file.exists():
+                passed(known, "link to nothing")
+            elif not stat.S_ISREG(file.stat().st_mode):
+                passed(known, "no regular file")
+            else:
+                yield known, file
 
 
 def nearest(path: Path) -> str:

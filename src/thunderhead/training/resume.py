@@ -38,7 +38,7 @@ MOST_ROLLBACKS = 10
 SWITCHABLE = ("strategy", "compile", "activation_checkpointing")
 """Groups that say how a run is computed and not what: a resumed run may choose others."""
 
-SHARDS_DEPEND_ON = ("data.sources", "data.path", "data.validation_fraction", "tokenizer", "curation")
+SHARDS_DEPEND_ON = ("data.sources", "data.path", "data.validation", "data.validation_fraction", "tokenizer", "curation")
 
 
 class Found(NamedTuple):
