@@ -45,6 +45,17 @@ def test_a_parquet_folder_is_read_in_its_order(dataset: Path) -> None:
     assert sum(read) == sum(map(len, expected))
 
 
+def test_a_dataset_s_own_split_is_held_out(dataset: Path, tmp_path: Path) -> None:
+    rows = [f"held out {row}" for row in range(50)]
+    pq.write_table(pa.table({"text": rows, "id": range(50)}), dataset / "data" / "test-00000-of-00001.parquet")
+    source = HuggingFaceDataset(dataset=str(dataset), split="train+test")
+    settings = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.5, "validation": "test"}
+    manifest = prepare({"dataset": source}, ByteTokenizer(), processes=1, **settings)
+    found = {name: split["dataset"] for name, split in manifest.splits.items()}
+    assert (found["train"].documents, found["val"].documents) == (98, 50)
+    assert found["val"].bytes == sum(map(len, rows))
+
+
 def test_a_jsonl_folder_is_read_and_cut_and_ended(tmp_path: Path) -> None:
     lines = ["line of text\n" * 20, "", "naïve 数", "last"]
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"content": line}) for line in lines))

@@ -3,8 +3,9 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import killed_preparation
 import pytest
@@ -15,7 +16,7 @@ from shard_fixtures import find_manifest
 from thunderhead.core.data.manifest import Manifest, MissingFileError
 from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.shard_files import verify
-from thunderhead.corpus.sources import LocalText, check_sources
+from thunderhead.corpus.sources import Document, LocalText, check_sources
 from thunderhead.corpus.split import is_validation
 from thunderhead.corpus.trained_tokenizers import BpeTokenizer, ByteTokenizer
 
@@ -156,6 +157,57 @@ def test_a_bad_byte_late_in_a_file_leaves_nothing_behind(corpus: Path, tmp_path:
                 validation_fraction=0.2,
             )
     assert all(name.endswith(".lock") for name in os.listdir(tmp_path / "shards"))
+
+
+def test_every_file_that_cannot_be_read_is_named_before_work_starts(corpus: Path, tmp_path: Path) -> None:
+    class Untouched(ByteTokenizer):
+        name = "byte"
+
+        def train(self, texts: Any) -> ByteTokenizer:
+            raise AssertionError("work has begun")
+
+    for name in ("000.txt", "zzz.txt"):
+        (corpus / name).write_bytes(b"fine line\n" * 50_000 + b"\xff")
+    settings = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.2, "processes": 1}
+    sources = {"one": LocalText(path=str(corpus)), "two": LocalText(path=str(corpus / "zzz.txt"))}
+    named = r"data\.sources\.one: .*000\.txt: .*zzz\.txt: .*data\.sources\.two: "
+    with pytest.raises(ValueError, match=named) as caught:
+        prepare(sources, Untouched(), **settings)
+    assert "\n" not in str(caught.value)
+
+    manifest = prepare({"text": LocalText(path=str(corpus), on_error="skip")}, ByteTokenizer(), **settings)
+    verify(manifest)
+    reading = json.loads((manifest.folder / "reading.json").read_bytes())["text"]
+    assert [(row["file"], row["documents"]) for row in reading["skipped"]] == [("000.txt", 1), ("zzz.txt", 1)]
+    assert reading["read"] == {".txt": len(list(corpus.iterdir()))}
+
+
+def test_finished_work_is_kept_when_something_fails_late(corpus: Path, tmp_path: Path) -> None:
+    """As a stream from the network may: the next call goes on where this one was, with the same result."""
+    for number in range(100, 120):
+        (corpus / f"{number}.txt").write_text(f"line {number}\n" * 40_000)
+
+    class Failing(LocalText):
+        fails = True
+
+        def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
+            for number, document in enumerate(super().documents(on_read)):
+                if self.fails and number > 350:
+                    raise ValueError("the source broke off")
+                yield document
+
+        def _settings(self, *names: str) -> dict[str, Any]:
+            return super()._settings(*names) | {"source": "LocalText"}
+
+    source, settings = Failing(path=str(corpus)), {"validation_fraction": 0.2, "processes": 1}
+    with pytest.raises(ValueError, match="broke off"):
+        prepare({"text": source}, ByteTokenizer(), shards_dir=tmp_path / "shards", **settings)
+    (work,) = (tmp_path / "shards").glob(".*.preparing")
+    assert (work / "encoded").stat().st_size > 1_000_000
+    source.fails = False
+    prepare({"text": source}, ByteTokenizer(), shards_dir=tmp_path / "shards", **settings)
+    prepare({"text": LocalText(path=str(corpus))}, ByteTokenizer(), shards_dir=tmp_path / "whole", **settings)
+    assert digest_of(tmp_path / "shards") == digest_of(tmp_path / "whole")
 
 
 def test_files_that_change_meanwhile_are_noticed(corpus: Path, tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def write_kinds(folder: Path) -> None:
     (folder / "rows.csv").write_text('n,text\n1,"five, with ""quotes""\nand lines"\n2,six\n')
     (folder / "rows.tsv").write_text("text\tn\nseven\t1\n")
     (folder / "README").write_text("eight")
-    (folder / "page.html").write_text("<p>nine</p>")
+    (folder / "page.html").write_text("<title>a</title><script>b = 1</script><p>nine &amp; more</p>")
     with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("in/ten.TXT", "ten")
         archive.writestr("in/picture.png", b"\x89PNG\0")
@@ -267,7 +267,7 @@ def test_all_kinds_of_files(tmp_path: Path) -> None:
         "lines.ndjson:2#0": "four",
         "list.json:1#0": "one",
         "list.json:3#0": "two",
-        "page.html#0": "<p>nine</p>",
+        "page.html#0": "nine & more",
         "rows.csv:2#0": 'five, with "quotes"\nand lines',
         "rows.csv:3#0": "six",
         "rows.tsv:2#0": "seven",
@@ -278,6 +278,16 @@ def test_all_kinds_of_files(tmp_path: Path) -> None:
         {"suffix": ".png", "why": why, "files": 1},
         {"suffix": ".zip", "why": why, "files": 1},
     ]
+
+
+def test_pages_give_their_main_text(tmp_path: Path) -> None:
+    prose = "".join(f"<p>Paragraph {n} of the article has a sentence or two. Here it ends.</p>" for n in range(20))
+    body = f"<nav>Home | About</nav><article><h1>Title</h1>{prose}</article><footer>(c) me</footer>"
+    (tmp_path / "a.HTM").write_text(f"<html><body>{body}</body></html>")
+    text = joined(LocalText(path=str(tmp_path), suffixes=[".htm"]))
+    assert text.startswith("Title\nParagraph 0 of the article has a sentence or two.")
+    assert text.count("Paragraph") == 20
+    assert "Home" not in text
 
 
 def test_what_is_read_and_what_is_not_is_told(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def _show_reading(file: Path) -> None:
     if table.row_count:
         Console(highlight=False).print(table)
     for row in skipped[:_SHOWN]:
-        say(f"skipped    {row['file']}: {row['documents']:,} documents ({row['why']})")
+        say(f"skipped    {row['file']}: {row['documents']:,} of its documents ({row['why']})")
     if skipped:
         n = sum(row["documents"] for row in skipped)
         say(f"skipped    {n:,} documents of {len(skipped):,} files in all: see {file}")

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +33,9 @@ class HuggingFaceDataset(Source):
     _: KW_ONLY
     dataset: PathText  # name on the hub (HuggingFaceFW/fineweb-edu), or a folder of .parquet, .jsonl … files
     subset: str | None = None  # its configuration; null: the only one
-    split: str = "train"  # that is read; the validation split is taken from it, by hash, as of any source
+    split: str = (
+        "train"  # that is read; train+validation: one after the other, told apart by data.validation=validation
+    )
     revision: str | None = None  # commit, tag or branch; null: main
     text_field: str = "text"  # the column that holds the text
     begins: str | None = None
@@ -41,6 +43,8 @@ class HuggingFaceDataset(Source):
     belong to the document before. null: a row is a document."""
     max_bytes: PositiveInt | None = None  # stop after so many bytes of text; null: read all
     max_document_bytes: Annotated[int, Ge(64)] | None = None  # cut longer documents at line ends; null: never
+
+    keeps_whole = True
 
     def __post_init__(self) -> None:
         try:
@@ -82,7 +86,8 @@ class HuggingFaceDataset(Source):
     def connect(self) -> None:
         if self._folder is None:
             self._reach_hub()
-        next(self._lines(), None)
+        for split in self._streams:
+            next(self._lines(split), None)
 
     def _reach_hub(self) -> None:
         """Ask the hub for the dataset, before anything is downloaded."""
@@ -101,18 +106,19 @@ class HuggingFaceDataset(Source):
             raise ValueError(f"{needs}, which does not give it ({' '.join(str(error).split())}): {instead}") from None
 
     @cached_property
-    def _stream(self) -> Any:
+    def _streams(self) -> dict[str, Any]:
         import datasets
 
         dataset = self.dataset if self._folder is None else str(self._folder)
+        load = partial(datasets.load_dataset, dataset, self.subset, revision=self.revision, streaming=True)
         try:
-            return datasets.load_dataset(dataset, self.subset, split=self.split, revision=self.revision, streaming=True)
+            return {split: load(split=split) for split in self.split.split("+")}
         except Exception as error:  # a ValueError or a class of datasets' own
             raise ValueError(f"{self._what} cannot be read: {first_line(error)}") from None
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
+    def _rows(self, split: str) -> Iterator[dict[str, Any]]:
         """Yield the rows, or raise: ValueError if they cannot be read, ConnectionError if only the network failed."""
-        stream = self._stream
+        stream = self._streams[split]
         try:
             yield from stream
         except Exception as error:
@@ -123,19 +129,20 @@ class HuggingFaceDataset(Source):
 
     def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
         read = 0
-        for first_row, text in self._texts():
-            size = len(text.encode())
-            for part, piece in enumerate(cut([text], self.max_document_bytes)):
-                yield Document(f"{self.split}:{first_row}#{part}", piece)
-            read += size
-            on_read(size)
-            if self.max_bytes is not None and read >= self.max_bytes:
-                return
+        for split in self._streams:
+            for first_row, text in self._texts(split):
+                size = len(text.encode())
+                for part, piece in enumerate(cut([text], self.max_document_bytes)):
+                    yield Document(f"{split}:{first_row}#{part}", piece)
+                read += size
+                on_read(size)
+                if self.max_bytes is not None and read >= self.max_bytes:
+                    return
 
-    def _texts(self) -> Iterator[tuple[int, str]]:
+    def _texts(self, split: str) -> Iterator[tuple[int, str]]:
         """Yield (number of the first row, text) of each document, without empty ones."""
         begun, held = 0, ""
-        for row, text in self._lines():
+        for row, text in self._lines(split):
             if self._begins is None or self._begins.search(text):
                 if held:
                     yield begun, held
@@ -144,7 +151,7 @@ class HuggingFaceDataset(Source):
         if held:
             yield begun, held
 
-    def _lines(self) -> Iterator[tuple[int, str]]:
-        for number, row in enumerate(self._rows()):
-            if (text := text_of(row, self.text_field, f"{self._what}, row {number}")) is not None:
+    def _lines(self, split: str) -> Iterator[tuple[int, str]]:
+        for number, row in enumerate(self._rows(split)):
+            if (text := text_of(row, self.text_field, f"{self._what}, row {number} of {split}")) is not None:
                 yield number, text

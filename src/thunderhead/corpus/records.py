@@ -1,7 +1,8 @@
-"""Texts of files that hold records: JSON lines, JSON, CSV and Parquet."""
+"""Texts of files that hold more than their text: JSON lines, JSON, CSV and Parquet, and HTML."""
 
 import csv
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -100,6 +101,17 @@ def parquet(file: Path, field: str, on_read: Callable[[int], None]) -> Iterator[
                 number += 1
             on_read(size * number // n_rows - told)
             told = size * number // n_rows
+
+
+def html(texts: Iterable[str], field: str, where: str, fault: Fault) -> Iterator[Record]:
+    """The main text of a page as trafilatura finds it; where it finds none, all that a browser would show."""
+    try:
+        import trafilatura
+    except ImportError:
+        raise ValueError(f"{where}: .html needs the package trafilatura: uv pip install -e '.[html]'") from None
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it tells of each page that has no text
+    page = "".join(texts)
+    yield "", trafilatura.extract(page) or trafilatura.html2txt(page)
 
 
 def check_field(names: Iterable[str], field: str, where: object) -> None:

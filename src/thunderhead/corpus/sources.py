@@ -24,7 +24,7 @@ from pydantic import StringConstraints
 from thunderhead.core.config import placed
 from thunderhead.core.types import NonNegativeFloat, PathText, PositiveFloat
 from thunderhead.corpus.content import listing
-from thunderhead.corpus.records import check_field, json_lines, parquet, table, whole_json
+from thunderhead.corpus.records import check_field, html, json_lines, parquet, table, whole_json
 from thunderhead.corpus.text_files import (
     ARCHIVES,
     blocks,
@@ -47,8 +47,11 @@ _RECORDS: dict[str, Any] = {
     ".json": whole_json,
     ".csv": partial(table, delimiter=","),
     ".tsv": partial(table, delimiter="\t"),
+    ".html": html,
+    ".htm": html,
     ".parquet": parquet,
 }
+_OF_MANY = (*_RECORDS.keys() - {".html", ".htm"}, *ARCHIVES)  # files that hold many documents
 _ON_ERROR = {"fail": "strict", "skip": "surrogateescape", "replace": "replace"}
 _ENCODINGS = sorted({name.replace("_", "-") for name in (*aliases, *aliases.values())})
 _INSIDE = "in an archive, and not one of suffixes"
@@ -165,7 +168,7 @@ class StandardLibrary(Source):
 
 @dataclass(eq=False)
 class LocalText(Source):
-    """Text files below a path: plain text, or records of .jsonl, .ndjson, .json, .csv, .tsv and .parquet.
+    """Text files below a path: plain text, records of .jsonl, .ndjson, .json, .csv, .tsv and .parquet, .html pages.
 
     Also packed (.gz .zst .bz2 .xz) and in archives (.zip .tar). Files come in the order of their names, without hidden
     ones, empty texts and null records. A text longer than `max_document_bytes` is cut at line ends (a longer line
@@ -204,7 +207,7 @@ class LocalText(Source):
         if self.split_by is not None:
             return self.split_by == "document"
         files = self._files()
-        return len(files) >= _FEW_FILES or any(kind_of(name)[1] in _RECORDS for name, _ in files)
+        return len(files) >= _FEW_FILES or any(kind_of(name)[1] in _OF_MANY for name, _ in files)
 
     def _files(self) -> list[tuple[str, Path]]:
         path = Path(self.path).expanduser()

@@ -105,8 +105,7 @@ def _seems(head: bytes, encoding: str) -> str:
 
     other = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
     if other is None and (best := from_bytes(head).best()) is not None and best.coherence:
-        few = sum(byte > 0x7F for byte in head) < len(head) / 10  # as in Western languages: too few to tell by
-        other = "cp1252" if few and best.encoding != "utf_8" else best.encoding.replace("_", "-")
+        other = "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding.replace("_", "-")
     return f": perhaps it is {_spelled(other)}, then say encoding={other}" if other not in (None, encoding) else ""
 
 
