@@ -53,6 +53,15 @@ class Encoded(NamedTuple):
     n_bytes: npt.NDArray[np.int64]  # bytes of UTF-8 of each document
     validation: npt.NDArray[np.bool_]
 
+    def refuse_ends_inside(self, batch: Batch, eos_id: int) -> None:
+        """Raise ValueError, which names the first such document, if EOS is anywhere but at the end of one."""
+        found, ends = np.flatnonzero(self.tokens == eos_id), np.cumsum(self.lengths)
+        if len(inside := np.setdiff1d(found, ends - 1, assume_unique=True)):
+            document = batch.documents[np.searchsorted(ends, inside[0], side="right")]
+            wrong = "its text is encoded to the tokenizer's end of document, which would cut it in two"
+            remedy = "name another token (tokenizer.eos=…), or mend the tokenizer"
+            raise ValueError(f"data.sources.{batch.source}: {document.id}: {wrong}: {remedy}")
+
 
 class Encode:
     """Turn texts into tokens, and say on which side of the split each falls."""

@@ -87,7 +87,8 @@ class Preparation:
         prepares, the others wait. Memory does not grow with the corpus. The same input gives the same bytes, whatever
         the number of `processes` (None: one for each core; one works in this process) and of kills.
 
-        Raises ValueError if a source is unreadable, cannot be reached, changes meanwhile, or leaves a split empty.
+        Raises ValueError if a source is unreadable, cannot be reached, changes meanwhile, holds a text in which
+        the tokenizer finds an EOS, or leaves a split empty.
         """
         check_sources(self.sources)
         fingerprints = self.fingerprints()
@@ -132,6 +133,7 @@ class Preparation:
                 settings = {"vocab_size": trained.vocab_size, "chunk_bytes": self.chunk_bytes}
                 writers = {split: ShardWriter(work / "shards" / name / split, **settings) for split in splits}
                 for batch, result in of_source:
+                    result.refuse_ends_inside(batch, trained.eos_id)
                     documents = np.split(result.tokens, np.cumsum(result.lengths[:-1]))
                     for tokens, n_bytes, held_out in zip(documents, result.n_bytes, result.validation, strict=True):
                         writers["val" if held_out else "train"].add(tokens, int(n_bytes))
