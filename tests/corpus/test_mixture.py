@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 from collections import Counter
 from collections.abc import Mapping
 from fractions import Fraction
@@ -24,6 +25,7 @@ from thunderhead.corpus.mixture import (
     trained_blocks,
     turns,
     weights_by_fraction,
+    without_turns,
 )
 from thunderhead.corpus.shard_data import repetition
 from thunderhead.corpus.sources import LocalText
@@ -299,6 +301,53 @@ SAMPLES = [
     (0, 3),
     (2, 0),
 ]
+
+
+@pytest.mark.parametrize(
+    ("sources", "steps", "told"),
+    [
+        ({"a": source(), "b": source(4e-10)}, 1000, ["b gets no sequence in this run of 4,000: raise data.sources.b."]),
+        ({"a": source(), "b": source(0.01)}, 10, ["b gets no sequence in this run of 40: .* by weight=0$"]),
+        ({"a": source(), "b": source(0.01)}, 100, []),
+        ({"a": source(), "b": source(0)}, 10, []),
+        ({"a": source({0: 1, 0.8: 4e-10}), "b": source()}, 100, ["a gets no sequence .* from 0.8 to 1 of it: "]),
+        (
+            {"a": source({0: 0, 0.2: 1e-9, 0.4: 1, 0.6: 1e-9}), "b": source()},
+            100,
+            ["a gets no sequence .* from 0.2 to 0.4 of it and from 0.6 to 1 of it: "],
+        ),
+        ({"a": source(), "b": source({0: 0, 0.9: 1})}, 3, ["from 0.9 .* none of its 3 steps", "b gets .* run of 12: "]),
+        ({"a": source(max_epochs=1), "b": source({0: 1, 0.5: 2})}, 1000, []),  # used up in the first half, as is told
+        ({"a": source(max_epochs=1), "b": source(1e-12)}, 100, []),  # it takes a's place
+    ],
+)
+def test_sources_without_a_turn_are_told(sources: dict[str, LocalText], steps: int, told: list[str]) -> None:
+    planned = plan_turns(
+        sources, dict.fromkeys(sources, 50),
+        temperature=1.0, at_max_epochs="redistribute", steps=steps, sequences_per_step=4,
+    )  # fmt: skip
+    for note, expected in zip(without_turns(sources, planned, steps, 4), told, strict=True):
+        assert re.search(expected, note)
+
+
+@given(
+    st.fixed_dictionaries(dict.fromkeys(names, weight | st.just(1e-10))).filter(lambda w: any(w.values())),
+    limits,
+    st.integers(1, 60),
+)
+def test_who_is_told_of_is_who_has_no_sample(
+    weights: dict[str, float], limit: dict[str, int | None], steps: int
+) -> None:
+    sources = {s: source(weights[s], max_epochs=limit[s]) for s in names}
+    planned = plan_turns(
+        sources, dict.fromkeys(sources, 1),
+        temperature=1.0, at_max_epochs="redistribute", steps=steps, sequences_per_step=2,
+    )  # fmt: skip
+    if planned.end is not None and planned.end < 2 * steps:
+        return
+    drawn = {planned(n)[0] for n in range(2 * steps)}
+    told = {note.split()[0] for note in without_turns(sources, planned, steps, 2)}
+    assert told == {s for s in names if weights[s] and s not in drawn}
 
 
 def test_less_than_a_block_is_refused() -> None:

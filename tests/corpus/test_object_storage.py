@@ -111,6 +111,48 @@ def test_a_prefix_without_a_manifest_is_refused(store: Store, shards: Manifest, 
         fetch_record(Remote("s3://bucket/elsewhere", attempts=3, timeout=0.5), tmp_path)
 
 
+PAGE = b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>"
+RECORD = ["manifest.json", "tokenizer.json", "text/train/index.json", "text/val/index.json"]
+WRONG = {
+    "page": (PAGE, "is a web page, it begins with '<!DOCTYPE html>': data.path must be the address of the files"),
+    "other": (b"[]", "is damaged|was changed|is not the tokenizer"),
+    "nothing": (b"", "is damaged|was changed|is not the tokenizer"),
+    "missing": (None, "is missing"),
+}
+
+
+@pytest.mark.parametrize("name", RECORD)
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("place", ["s3://bucket", "http"])
+def test_what_lies_there_instead_of_a_file_is_told_by_its_url_and_not_kept(
+    store: Store, shards: Manifest, tmp_path: Path, name: str, wrong: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_FIRST_PAUSE", 0.01)
+    bucket = f"{store.endpoint}/bucket" if place == "http" else place
+    remote, (body, message) = Remote(f"{bucket}/some/prefix", attempts=3, timeout=0.5), WRONG[wrong]
+    key = f"some/prefix/{name}"
+    if body is None:
+        store.client().delete_object(Bucket="bucket", Key=key)
+    else:
+        store.client().put_object(Bucket="bucket", Key=key, Body=body, ACL="public-read")
+    with pytest.raises(ShardError, match=message) as caught:
+        fetch_record(remote, tmp_path / "got")
+    assert str(caught.value).startswith(f"{bucket}/{key} ")
+    assert str(tmp_path / "got") not in str(caught.value)
+    assert not (tmp_path / "got" / name).exists()
+    store.client().put_object(Bucket="bucket", Key=key, Body=(shards.folder / name).read_bytes(), ACL="public-read")
+    assert fetch_record(remote, tmp_path / "got") == shards
+
+
+def test_a_page_instead_of_a_chunk_is_told(
+    remote: Remote, cache: ChunkCache, shards: Manifest, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_FIRST_PAUSE", 0.01)
+    damage_remote(store, shards, 0, PAGE)
+    with pytest.raises(ShardError, match=rf"^s3://bucket/{key(shards, 0)} is a web page"):
+        chunks_of(remote, cache, shards)(0)
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
@@ -182,7 +224,7 @@ def test_the_hub_is_asked_for_a_data_set(shards: Manifest, tmp_path: Path, monke
     fetch_record(Remote("hf://datasets/owner/name@v1/shards", attempts=1, timeout=1), tmp_path / "got")
     assert Manifest.load(tmp_path / "got") == shards
     assert asked[0] == ("owner/name", "shards/manifest.json", "dataset", "v1")
-    assert {file.name for file in (tmp_path / "got").iterdir()} == {"manifest.json", "tokenizer.json"}
+    assert {file.name for file in (tmp_path / "got").iterdir()} == {"manifest.json", "text", "tokenizer.json"}
 
 
 def test_a_missing_client_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,19 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import killed_preparation
+import numpy as np
 import pytest
 from killed_preparation import Killable, count
 from long_words import LongWords
 
 from shard_fixtures import find_manifest
 from thunderhead.core.data.manifest import Manifest, MissingFileError
+from thunderhead.core.tokenizer import Tokens
 from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.sources import Document, LocalText, check_sources
@@ -406,3 +408,25 @@ def test_a_rank_of_a_distributed_run_writes_the_same_names(
     manifest = make_shards()
     assert manifest.splits["train"]["text"].chunks[0].filename == "chunk-0-0.bin"
     verify(manifest)
+
+
+class Marking(ByteTokenizer):
+    """One of somebody else's, which takes a character for the end of a document."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        marked = super().encode_batch(texts)
+        return [np.where(tokens == ord("|"), np.uint16(self.eos_id), tokens) for tokens in marked]
+
+
+def test_an_end_inside_of_a_document_is_refused_by_its_name(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for i in range(40):
+        (texts / f"{i:02}.txt").write_text(f"text {i}" + ("|" if i in (17, 30) else ""))  # the last token is its own
+    settings = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.2}
+    with pytest.raises(ValueError, match=r"^data\.sources\.mine: 17\.txt#0: .* end of document.*tokenizer\.eos="):
+        prepare({"mine": LocalText(path=str(texts))}, Marking(), **settings)
+    assert not list(tmp_path.glob("shards/*/manifest.json"))
+    for i in (17, 30):
+        (texts / f"{i}.txt").unlink()
+    assert prepare({"mine": LocalText(path=str(texts))}, Marking(), **settings).eos_id == 256

@@ -2,6 +2,8 @@
 
 import base64
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext import openai_public
 from tiktoken_ext.openai_public import r50k_pat_str
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from thunderhead.core.config import check
 from thunderhead.core.tokenizer import EOS, Tokenizer, load_tokenizer
@@ -34,16 +36,50 @@ def save(tokenizer: tokenizers.Tokenizer, folder: Path) -> Path:
     return folder
 
 
-def byte_level(special: list[str]) -> tokenizers.Tokenizer:
+def byte_level(
+    special: list[str], *, texts: list[str] = TEXTS, use_regex: bool = True, ignore_merges: bool = False
+) -> tokenizers.Tokenizer:
     """Like GPT-2's and Llama 3's."""
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def word_pieces() -> tokenizers.Tokenizer:
+    """Like BERT's, but that words are what lies between spaces, special tokens included."""
+    pieces = ["[PAD]", "[UNK]", "[EOS]", "[MASK]", *"[]ab(", "##E", "##OS", "##]", "##a", "##b", "##)", "ab", "##ab"]
+    model = models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(pieces[:4])
+    return tokenizer
+
+
+def words(eos: str = "</s>") -> tokenizers.Tokenizer:
+    model = models.WordLevel({"a": 0, "<unk>": 1, "ab": 2, eos: 3, "<pad>": 4, ".": 5}, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<unk>", eos, "<pad>"])
+    return tokenizer
+
+
+def unigram(special: list[str], **settings: bool) -> tokenizers.Tokenizer:
+    """Like T5's and XLM-R's: special tokens are pieces of the model, and no piece scores higher."""
+    alphabet = sorted({*"ab</s>unkpd ▁", *"".join(TEXTS).replace(" ", "▁")} - {"数"})
+    scores = dict.fromkeys(special, 0.0) | dict.fromkeys(alphabet, -5.0) | {"ab": -6.0, "▁def": -6.5}
+    tokenizer = tokenizers.Tokenizer(models.Unigram(list(scores.items()), unk_id=special.index("<unk>"), **settings))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", special.index("</s>"))]
+    )
     return tokenizer
 
 
@@ -223,10 +259,10 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"is no tokenizer\.json"):
         HuggingFaceTokenizer(path=str(tmp_path))
-    unigram = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", -1.0), ("a", -2.0)], unk_id=0))
+    unmarked = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", -1.0), ("a", -2.0)], unk_id=0))
     with pytest.raises(ValueError, match="which token ends a document"):
-        HuggingFaceTokenizer(path=str(save(unigram, tmp_path / "unigram")))
-    with pytest.raises(ValueError, match=r"tokenizer\.eos=</s> can be spelled by text"):
+        HuggingFaceTokenizer(path=str(save(unmarked, tmp_path / "unigram")))
+    with pytest.raises(ValueError, match=r"tokenizer\.eos=</s> can be spelled by text.* among its added_tokens$"):
         HuggingFaceTokenizer(path=str(tmp_path / "unigram"), eos="</s>")
 
     with pytest.raises(ValueError, match=r"tokenizer\.path=.*nowhere cannot be read"):
@@ -246,6 +282,144 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     own.write_text("".join(own.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(ValueError, match="1 of 256 bytes"):
         TiktokenTokenizer(path=str(own), pattern=r"\S+|\s+")
+
+
+# --- no text becomes a special token ---------------------------------------------------------------------------------
+
+UNIGRAM = {"t5": ["<pad>", "</s>", "<unk>"], "xlm_r": ["<s>", "<pad>", "</s>", "<unk>"]}
+OPEN_TO_SPELLING: dict[str, Callable[[], tokenizers.Tokenizer]] = {
+    "word_pieces": word_pieces,
+    "words": words,
+    **{name: partial(unigram, special) for name, special in UNIGRAM.items()},
+    "unigram_of_bytes": partial(unigram, UNIGRAM["t5"], byte_fallback=True),
+    "byte_level": partial(byte_level, [EOS, "<|pad|>"]),
+    "byte_level_ignoring_merges": partial(byte_level, [EOS, "<|pad|>"], use_regex=False, ignore_merges=True),
+    "byte_level_merging_to_eos": partial(byte_level, [EOS, "<|pad|>"], texts=[f"{EOS}<|pad|>"] * 9, use_regex=False),
+    "sentencepiece": sentencepiece,
+}
+SPELLINGS = ["[EOS]", "[PAD]", "[MASK]", "</s>", "<s>", "<pad>", "<unk>", EOS, "<|pad|>"]
+CONTEXTS = [
+    *("{}", " {}", "{} ", " {} ", "a {} b", "a{}b", "a{} b"),
+    *("{0}{0}", "{0} {0}", "({})", "\n{}\n", "数{}ï", "▁{}▁"),
+]
+some_text = st.lists(
+    st.sampled_from(["a", "ab", "def", " ", "  ", "\n", "\t", ".", "(", ")", "<", "|>", "▁", "\0"]) | unicode_text
+)
+
+
+@pytest.fixture(scope="module")
+def raws() -> dict[str, tokenizers.Tokenizer]:
+    return {name: make() for name, make in OPEN_TO_SPELLING.items()}
+
+
+@pytest.fixture(scope="module")
+def loaded(
+    raws: dict[str, tokenizers.Tokenizer], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, HuggingFaceTokenizer]:
+    folder = tmp_path_factory.mktemp("spelled")
+    eos = {"word_pieces": "[EOS]"}
+    return {
+        name: HuggingFaceTokenizer(path=str(save(raw, folder / name)), eos=eos.get(name)) for name, raw in raws.items()
+    }
+
+
+def special_ids(raw: tokenizers.Tokenizer) -> set[int]:
+    """Those that no text may have; what is in no token becomes the unknown one."""
+    return {i for i, token in raw.get_added_tokens_decoder().items() if token.content not in ("<unk>", "[UNK]")}
+
+
+def spelled_raw(raw: tokenizers.Tokenizer, text: str) -> list[int]:
+    raw.encode_special_tokens = True
+    return raw.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("name", OPEN_TO_SPELLING)
+def test_spellings_of_special_tokens_are_text_everywhere(
+    name: str, raws: dict[str, Any], loaded: dict[str, HuggingFaceTokenizer]
+) -> None:
+    raw, tokenizer = raws[name], loaded[name]
+    forbidden = special_ids(raw)
+    assert tokenizer.eos_id in forbidden
+    texts = [context.format(spelling) for context in CONTEXTS for spelling in SPELLINGS]
+    found = tokenizer.encode_batch(texts)
+    assert [text for text, ids in zip(texts, found, strict=True) if forbidden.intersection(ids.tolist())] == []
+    by_library = [text for text in texts if forbidden.intersection(spelled_raw(raw, text))]
+    assert bool(by_library) == (name not in ("byte_level", "sentencepiece"))  # or there was nothing to mend
+
+
+@pytest.mark.parametrize("name", OPEN_TO_SPELLING)
+@given(parts=some_text, spelled=st.lists(st.sampled_from(SPELLINGS), max_size=3), data=st.data())
+def test_any_text_has_no_special_ids_and_else_those_of_the_library(
+    name: str, parts: list[str], spelled: list[str], data: st.DataObject, raws: dict[str, Any], loaded: dict[str, Any]
+) -> None:
+    raw, tokenizer = raws[name], loaded[name]
+    forbidden = special_ids(raw)
+    text = "".join(data.draw(st.permutations(parts + spelled)))
+    ids = tokenizer.encode(text).tolist()
+    assert not forbidden.intersection(ids)
+    if name.startswith("byte_level"):
+        assert tokenizer.decode(ids) == text
+    contents = [token.content for token in raw.get_added_tokens_decoder().values()]
+    if not any(content in text for content in contents):
+        assert ids == spelled_raw(raw, text)
+
+
+@pytest.mark.parametrize("name", OPEN_TO_SPELLING)
+def test_what_was_read_from_a_file_is_written_as_it_was(
+    name: str, raws: dict[str, Any], loaded: dict[str, HuggingFaceTokenizer]
+) -> None:
+    raw, tokenizer = raws[name], loaded[name]
+    again = HuggingFaceTokenizer.from_json(tokenizer.to_json())
+    assert again.to_json() == tokenizer.to_json()
+    assert json.loads(tokenizer.to_json())["tokenizer"] == json.loads(raw.to_str())
+    assert again.as_fast().to_str() == tokenizer.as_fast().to_str()
+    assert tokenizer.as_fast().get_vocab() == raw.get_vocab()
+    texts = [context.format(spelling) for context in CONTEXTS for spelling in SPELLINGS]
+    for one, other in zip(again.encode_batch(texts), tokenizer.encode_batch(texts), strict=True):
+        assert np.array_equal(one, other)
+    assert np.array_equal(again.token_bytes(), tokenizer.token_bytes())
+
+
+def test_a_character_that_is_marked_as_special_is_text_but_no_end(tmp_path: Path) -> None:
+    """As CLIP pads with "!": without it, its byte would have no token."""
+    raw = byte_level([EOS])
+    raw.add_special_tokens(["!"])
+    folder = str(save(raw, tmp_path))
+    tokenizer = HuggingFaceTokenizer(path=folder)
+    assert tokenizer.decode(tokenizer.encode("a! b!")) == "a! b!"
+    with pytest.raises(ValueError, match=r"tokenizer\.eos=! can be spelled by text"):
+        HuggingFaceTokenizer(path=folder, eos="!")
+
+
+def test_a_token_of_the_vocabulary_that_is_added_but_not_special_ends_documents(tmp_path: Path) -> None:
+    raw = unigram(UNIGRAM["t5"])
+    content = json.loads(raw.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = HuggingFaceTokenizer(path=str(tmp_path), eos="</s>")
+    assert 1 not in tokenizer.encode("a</s>b </s>")
+
+
+def test_the_unknown_token_cannot_end_documents(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer\.eos=<unk> can be spelled by text"):
+        HuggingFaceTokenizer(path=str(save(words(), tmp_path)), eos="<unk>")
+
+
+def test_each_document_of_a_text_full_of_eos_ends_once(tmp_path: Path, chunk_tokens: Callable[..., Any]) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for i in range(60):
+        (corpus / f"{i:02}.txt").write_text("ab [EOS] " * 21 + "a" * i)
+    tokenizer = HuggingFaceTokenizer(path=str(save(word_pieces(), tmp_path / "tokenizer")), eos="[EOS]")
+    settings = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.2}
+    manifest = prepare({"text": LocalText(path=str(corpus))}, tokenizer, **settings)
+    documents = 0
+    for split, source, shard in manifest.shards():
+        tokens = chunk_tokens(manifest.shard_folder(split, source), *shard.chunks)
+        assert np.count_nonzero(tokens == manifest.eos_id) == shard.documents
+        documents += shard.documents
+    assert documents == 60
 
 
 def test_shards_are_made_with_them_and_remember_them(corpus: Path, tmp_path: Path) -> None:

@@ -131,6 +131,17 @@ def test_the_same_steps_are_more_epochs_of_fewer_tokens(
     assert "would be seen 16.7 times" in refused("budget.steps=25", "data.max_training_tokens=192")
 
 
+def test_a_source_that_a_run_never_reads_is_told(plan: Callable[..., Plan]) -> None:
+    for weight, steps, when in (
+        ("4e-10", 1000, "of 4,000"),
+        ("0.01", 5, "of 20"),
+        ("{0: 0.2, 0.8: 4e-10}", 1000, "from 0.8 to 1 of it"),
+    ):
+        (note,) = data_notes(plan(f"budget.steps={steps}", f"data.sources.prose.weight={weight}"))
+        assert note.startswith(f"prose gets no sequence in this run {when}: raise data.sources.prose.weight or")
+    assert data_notes(plan("budget.steps=5", "data.sources.prose.weight=0")) == []
+
+
 def test_the_others_take_the_place_of_a_source_that_is_used_up(plan: Callable[..., Plan]) -> None:
     found = plan("budget.steps=1000", "data.sources.prose.max_epochs=0.01")
     assert found.steps == 1000

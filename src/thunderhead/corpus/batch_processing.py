@@ -27,6 +27,10 @@ _FEW_BATCHES = 4  # starting a process takes as long as tokenizing half a MB
 Result = TypeVar("Result")
 
 
+class UselessError(ValueError):
+    """Why nothing that was done is of use to the next call."""
+
+
 class Batch(NamedTuple):
     """Documents that follow each other in a source, and how many bytes of all sources were read until their end."""
 
@@ -45,6 +49,15 @@ class Encoded(NamedTuple):
     tokens: Tokens
     lengths: npt.NDArray[np.int64]  # tokens of each document
     n_bytes: npt.NDArray[np.int64]  # bytes of UTF-8 of each document
+
+    def refuse_ends_inside(self, batch: Batch, eos_id: int) -> None:
+        """Raise UselessError, which names the first such document, if EOS is anywhere but at the end of one."""
+        found, ends = np.flatnonzero(self.tokens == eos_id), np.cumsum(self.lengths)
+        if len(inside := np.setdiff1d(found, ends - 1, assume_unique=True)):
+            document = batch.documents[np.searchsorted(ends, inside[0], side="right")]
+            wrong = "its text is encoded to the tokenizer's end of document, which would cut it in two"
+            remedy = "name another token (tokenizer.eos=…), or mend the tokenizer"
+            raise UselessError(f"data.sources.{batch.source}: {document.id}: {wrong}: {remedy}")
 
 
 class Encode:

@@ -56,7 +56,7 @@ class ChunkCache:
                 try:
                     check(file)
                 except ShardError as error:
-                    _log.warning("%s; it is fetched again", error)
+                    _log.warning("%s; %s/%s/%s is fetched again", error, remote.url, folder, chunk.filename)
                     file.unlink()
             if not file.exists():
                 self._make_room(chunk.bytes)

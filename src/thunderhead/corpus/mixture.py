@@ -231,6 +231,34 @@ def plan_turns(
     return Turns(stages(sources, temperature, steps, sequences_per_step), limits, at_max_epochs)
 
 
+def without_turns(sources: Mapping[str, Share], turns: Turns, steps: int, sequences_per_step: int) -> list[str]:
+    """Tell of each source that has a weight, but gets no sequence in the run, or in a stage in which data is left."""
+    stages = list(weights_by_fraction(sources).items())
+    begins = [*(fraction for fraction, _ in stages), 1.0]
+    firsts = [round(begin * steps) * sequences_per_step for begin in begins]
+    taken = [turns.counts(n) for n in firsts]
+    notes = [
+        f"weights from {begin:g} of the run on hold for none of its {steps:,} steps"
+        for begin, _ in stages
+        if begin and round(begin * steps) == steps
+    ]
+    for name in sources:
+        idle = [
+            f"from {begins[i]:g} to {begins[i + 1]:g} of it"
+            for i, (_, weights) in enumerate(stages)
+            if weights[name]
+            and firsts[i] < firsts[i + 1]
+            and taken[i][name] == taken[i + 1][name]
+            and turns.used_up.get(name, math.inf) > firsts[i]
+        ]
+        if not taken[-1][name] and any(weights[name] for _, weights in stages):
+            idle = [f"of {firsts[-1]:,}"]
+        if idle:
+            remedy = f"raise data.sources.{name}.weight or the budget, or leave the source out by weight=0"
+            notes.append(f"{name} gets no sequence in this run {' and '.join(idle)}: {remedy}")
+    return notes
+
+
 @dataclass
 class Mixture:
     """Sample n of a run → (source, epoch, block), for any n ≥ 0."""

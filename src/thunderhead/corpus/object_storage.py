@@ -27,7 +27,8 @@ from botocore.exceptions import ParamValidationError
 from litdata.streaming.downloader import GCPDownloader, S3Downloader
 from litdata.utilities.hf_fs import parse_hf_url
 
-from thunderhead.core.data.manifest import MissingFileError, ShardError
+from thunderhead.core.data.manifest import REMEDY, Manifest, MissingFileError, ShardError
+from thunderhead.corpus.shard_files import verify_index
 
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, for other stores than Amazon's AWS_ENDPOINT_URL",
@@ -65,7 +66,7 @@ class Remote:
             raise ValueError(f"data.path={self.url} is not supported: use {known} and a bucket or host, or a folder")
         self.url, self.scheme = self.url.rstrip("/"), parts.scheme
 
-    def fetch(self, name: str, file: Path, check: Callable[[Path], None] = lambda _: None) -> None:
+    def fetch(self, name: str, file: Path, check: Callable[[Path], object] = lambda _: None) -> None:
         """Download an object into a file, which appears whole and checked or not at all.
 
         Failures that may pass are tried again after a pause that doubles; an object that `check` refuses is fetched
@@ -83,7 +84,8 @@ class Remote:
                 return
             except ShardError as error:
                 refused += 1
-                failure, is_final = type(error)(str(error).replace(str(part), url)), refused == 2
+                said = _page(part, url) or str(error).replace(str(part), url)
+                failure, is_final = type(error)(said), refused == 2
             except Exception as error:
                 failure, is_final = self._failure(url, error, attempt)
             finally:
@@ -113,15 +115,23 @@ class Remote:
         return failure, disk or isinstance(error, (TypeError, ParamValidationError))
 
 
-def fetch_record(remote: Remote, folder: Path) -> None:
-    """Fetch manifest.json and tokenizer.json into a folder; raises as `Remote.fetch` does."""
-    try:
-        remote.fetch("manifest.json", folder / "manifest.json")
-    except MissingFileError as error:
-        hint = "data.path must be the folder that prepare.py made, with manifest.json in it"
-        raise MissingFileError(f"{error}: {hint}") from None
-    with contextlib.suppress(MissingFileError):  # loading the tokenizer says what its absence means
-        remote.fetch("tokenizer.json", folder / "tokenizer.json")
+def fetch_record(remote: Remote, folder: Path) -> Manifest:
+    """Fetch all but the chunks into a folder, compared with the manifest; raises as `Remote.fetch` does."""
+
+    def fetch(name: str, check: Callable[[Path], object], if_missing: str) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            remote.fetch(name, folder / name, check)
+        except MissingFileError as error:
+            raise MissingFileError(f"{error}: {if_missing}") from None
+
+    place = "data.path must be the folder that prepare.py made, with manifest.json in it"
+    fetch("manifest.json", functools.partial(Manifest.load, folder), place)
+    manifest, incomplete = Manifest.load(folder), f"the shards are incomplete: {REMEDY}"
+    fetch("tokenizer.json", manifest.verify_tokenizer, incomplete)
+    for split, source, shard in manifest.shards():
+        fetch(f"{source}/{split}/index.json", functools.partial(verify_index, shard=shard), incomplete)
+    return manifest
 
 
 @functools.lru_cache(maxsize=8)
@@ -168,6 +178,16 @@ def _copy(read1: Callable[[int], bytes], file: IO[bytes], timeout: float) -> Non
             if n_bytes - before < _LEAST_RATE * seconds:
                 raise TimeoutError(f"only {n_bytes - before:,} bytes came in {seconds:.1f} s")
             began, before = time.monotonic(), n_bytes
+
+
+def _page(file: Path, url: str) -> str:
+    """Say what is wrong where a server answered with a page for people; empty if it did not."""
+    with open(file, "rb") as stream:
+        beginning = stream.read(60).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    if not re.match("<(!doctype html|html|head)", beginning, re.IGNORECASE):
+        return ""
+    found = f"{url} is a web page, it begins with {beginning.splitlines()[0]!r}"
+    return f"{found}: data.path must be the address of the files themselves, not of a page about them"
 
 
 def _status(error: Exception) -> int | None:

@@ -30,7 +30,7 @@ from rich.progress import Progress, TextColumn
 from thunderhead import disk
 from thunderhead.core.data.manifest import FORMAT, Manifest, Shard, SplitName, TokenizerRecord
 from thunderhead.core.tokenizer import Tokenizer
-from thunderhead.corpus.batch_processing import Batch, Encode, inspect, remembered
+from thunderhead.corpus.batch_processing import Batch, Encode, UselessError, inspect, remembered
 from thunderhead.corpus.curation import Curation, Filter
 from thunderhead.corpus.shard_files import CHUNK_BYTES, ShardWriter
 from thunderhead.corpus.sources import Document, Source, check_sources, named
@@ -93,7 +93,8 @@ class Preparation:
         prepares, the others wait. Memory does not grow with the corpus. The same input gives the same bytes, whatever
         the number of `processes` (None: one for each core; one works in this process) and of kills.
 
-        Raises ValueError if a source is unreadable, cannot be reached, changes meanwhile, or leaves a split empty.
+        Raises ValueError if a source is unreadable, cannot be reached, changes meanwhile, holds a text in which
+        the tokenizer finds an EOS, or leaves a split empty.
         """
         check_sources(self.sources)
         fingerprints = self.fingerprints()
@@ -141,6 +142,7 @@ class Preparation:
                 settings = {"vocab_size": trained.vocab_size, "chunk_bytes": self.chunk_bytes}
                 writers = {split: ShardWriter(work / "shards" / name / split, **settings) for split in splits}
                 for batch, result in of_source:
+                    result.refuse_ends_inside(batch, trained.eos_id)
                     documents = np.split(result.tokens, np.cumsum(result.lengths[:-1]))
                     for tokens, n_bytes, held_out in zip(documents, result.n_bytes, batch.held_out, strict=True):
                         writers["val" if held_out else "train"].add(tokens, int(n_bytes))
@@ -234,10 +236,6 @@ def _training_texts(batches: Iterable[Batch], passes: "_Passes") -> Iterator[str
             if not held_out:
                 yield document.text
         passes.reach(batch.read)
-
-
-class UselessError(ValueError):
-    """Why nothing that was done is of use to the next call."""
 
 
 def _has_begun(work: Path) -> bool:

@@ -19,7 +19,6 @@ from thunderhead.core.types import PathText, PositiveFloat, PositiveInt
 from thunderhead.corpus.chunk_cache import ChunkCache, Prefetcher
 from thunderhead.corpus.object_storage import Remote, fetch_record
 from thunderhead.corpus.shard_data import ShardData, refusals
-from thunderhead.corpus.shard_files import verify_index
 from thunderhead.corpus.sources import Share
 from thunderhead.corpus.text_files import nearest
 
@@ -71,14 +70,7 @@ class PreparedShards(ShardData):
         except OSError as error:
             raise ValueError(f"data.cache_dir={self.cache_dir} cannot be written: {error}") from None
         with FileLock(folder / ".lock"):
-            fetch_record(remote, folder)
-            manifest = Manifest.load(folder)
-            for split, source, shard in manifest.shards():
-                index = manifest.shard_folder(split, source) / "index.json"
-                index.parent.mkdir(parents=True, exist_ok=True)
-                remote.fetch(index.relative_to(folder).as_posix(), index)
-                verify_index(index.parent, shard)
-        return manifest
+            return fetch_record(remote, folder)
 
     def shares(self) -> Mapping[str, Share]:
         known = list(self.manifest.sources) if self.is_prepared else []

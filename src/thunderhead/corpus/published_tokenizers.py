@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import re
+import secrets
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from thunderhead.corpus.byte_level import byte_level, with_eos
 # How published tokenizers spell the end of a document, the likeliest first: GPT-2, Llama 2, Llama 3, Gemma …
 _EOS_SPELLINGS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|endofdocument|>", "<|end▁of▁sentence|>")
 _BYTE_LEVEL_ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
+_CONTEXTS = ("{0}", " {0}", "{0} ", "a {0} b", "a{0}b", "{0}{0}", "{0} {0}", '("{0}")', "\n{0}\n")  # of EOS in a text
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # how SentencePiece spells a byte that is in no other token
 
 # tiktoken's encodings by the name of their file: how words are split, and the id of <|endoftext|>; as in
@@ -50,14 +52,15 @@ class LibraryTokenizer(Tokenizer):
     vocab_size = eos_id = 0  # until `_load` knows
 
     def _load(self, tokenizer: tokenizers.Tokenizer, eos: str = EOS) -> None:
-        tokenizer.encode_special_tokens = True  # the spelling of EOS in a text is text (files do not keep this)
-        self._tokenizer, self._eos = tokenizer, eos
         self._vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size, self.eos_id = _size(self._vocabulary.values()), self._vocabulary[eos]
+        self._tokenizer, self._encoder, self._eos = tokenizer, _for_text(tokenizer), eos
+        for each in (self._tokenizer, self._encoder):
+            each.encode_special_tokens = True  # the spelling of EOS in a text is text (files do not keep this)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         # np.array refuses an id that the type cannot hold, where astype would wrap around.
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -142,13 +145,21 @@ class HuggingFaceTokenizer(PublishedTokenizer, LibraryTokenizer):
 
     def _prepare(self, tokenizer: tokenizers.Tokenizer, eos: str) -> None:
         added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
-        if eos not in added or not added[eos].special:
-            tokenizer.add_special_tokens([eos])  # already in the vocabulary: keeps its id, and is special from now on
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        if eos not in added:  # a token like any other, which text may need
+            self._load(tokenizer, eos)
+            self._refuse_spelled()
+        if eos not in added or not added[eos].special:
+            tokenizer.add_special_tokens([eos])  # already in the vocabulary: keeps its id, and is special from now on
         self._load(tokenizer, eos)
-        if self.eos_id in self.encode(f"a{eos}b"):
-            raise ValueError(f"tokenizer.eos={eos} can be spelled by text, which would end documents: name another")
+        self._refuse_spelled()
+
+    def _refuse_spelled(self) -> None:
+        texts = [context.format(self._eos) for context in _CONTEXTS]
+        if any(self.eos_id in ids for ids in self.encode_batch(texts)):
+            remedy = "name another, or one that the file has among its added_tokens"
+            raise ValueError(f"tokenizer.eos={self._eos} can be spelled by text, which would end documents: {remedy}")
 
     def _content(self) -> dict[str, Any]:
         return {"eos": self._eos, "tokenizer": json.loads(self._tokenizer.to_str())}
@@ -262,6 +273,36 @@ def _find_eos(tokenizer: tokenizers.Tokenizer, eos: str | None, path: str) -> st
     if found := [spelling for spelling in _EOS_SPELLINGS if spelling in special]:
         return found[0]
     raise ValueError(f"tokenizer.path={path}: which token ends a document? ({known}): give tokenizer.eos=…")
+
+
+def _for_text(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Return a tokenizer that gives text the same ids, except that no text becomes a special token.
+
+    A model may hold special tokens as pieces like others, where their spelling is found, as BERT's and T5's do. In the
+    copy they are spelled as nobody can know. What text needs keeps its spelling: a character, and SentencePiece's byte.
+    """
+    content = json.loads(tokenizer.to_str())
+    model, added = content["model"], content["added_tokens"]
+    special = {token["content"] for token in added if token["special"]}
+    pieces = {token for token in dict(model["vocab"]).keys() & special if len(token) > 1 and not _BYTE.fullmatch(token)}
+    if model["type"] == "BPE":
+        prefix = model["continuing_subword_prefix"] or ""
+        merges = [(left, right, left + right.removeprefix(prefix)) for left, right in model["merges"]]
+        if not model["ignore_merges"]:
+            pieces &= {merged for *_, merged in merges}
+        model["merges"] = [merge[:2] for merge in merges if pieces.isdisjoint(merge)]
+    if not pieces:
+        return tokenizer  # a second one of 128,000 tokens takes a second to read
+    spelled = {piece: piece + secrets.token_hex() for piece in pieces}
+    if isinstance(model["vocab"], list):  # Unigram's
+        model["vocab"] = [[spelled.get(piece, piece), score] for piece, score in model["vocab"]]
+    else:
+        model["vocab"] = {spelled.get(piece, piece): i for piece, i in model["vocab"].items()}
+    if "unk_token" in model:
+        model["unk_token"] = spelled.get(model["unk_token"], model["unk_token"])
+    for token in added:
+        token["content"] = spelled.get(token["content"], token["content"])
+    return tokenizers.Tokenizer.from_str(json.dumps({**content, "post_processor": None}))
 
 
 def _components(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:

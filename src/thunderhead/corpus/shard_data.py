@@ -155,6 +155,7 @@ class ShardData(ShardDataModule):
                 for s, n in turns.used_up.items()
                 if n < steps * sequences
             ]
+        notes += mixture.without_turns(self.shares(), turns, steps, sequences)
         available, counts = self.trained_blocks(), turns.counts(steps * sequences)
         epochs = {source: counts[source] / n for source, n in available.items()}
         shares = {source: counts[source] / (steps * sequences) for source in available}

@@ -75,14 +75,13 @@ def verify(manifest: Manifest, level: Literal["full", "sizes"] = "full") -> None
     manifest.load_tokenizer()
     for split, source, shard in manifest.shards():
         folder = manifest.shard_folder(split, source)
-        verify_index(folder, shard)
+        verify_index(folder / "index.json", shard)
         for chunk in shard.chunks:
             verify_chunk(folder / chunk.filename, shard, chunk, level)
 
 
-def verify_index(folder: Path, shard: Shard) -> None:
+def verify_index(file: Path, shard: Shard) -> None:
     """Compare litdata's index of a shard, which also names the type of the tokens, with the manifest."""
-    file = folder / "index.json"
     if not file.exists():
         raise MissingFileError(f"{file} is missing: {REMEDY}")
     if sha256_of(file) != shard.index_sha256:

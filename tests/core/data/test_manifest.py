@@ -93,6 +93,10 @@ DAMAGE = {
         lambda folder: (folder / "manifest.json").write_text("{"),
         "manifest.json (is damaged|has format 99|contradicts itself)",
     ),
+    "a page in the manifest's place": (
+        lambda folder: (folder / "manifest.json").write_text("<!DOCTYPE html>"),
+        r"manifest.json is damaged \(it begins with '<!DOCTYPE html>', not with '{'\)",
+    ),
     "manifest of a depth that no reader takes": (
         lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
         "manifest.json (is damaged|has format 99|contradicts itself)",

@@ -100,7 +100,7 @@ def test_every_id_of_a_vocabulary_is_read_back(tmp_path: Path, vocab_size: int, 
         (tmp_path / "shard" / chunk.filename).stat().st_size for chunk in shard.chunks
     ]
     assert shard.max_token_id == vocab_size - 1
-    verify_index(tmp_path / "shard", shard)
+    verify_index(tmp_path / "shard" / "index.json", shard)
     reader = ShardReader(files(tmp_path / "shard", shard), shard, 99, dtype)
     read = np.concatenate([reader.view(i) for i in range(len(reader))])
     starts = np.cumsum([0] + [chunk.tokens for chunk in shard.chunks])

@@ -100,20 +100,24 @@ class Manifest:
     """Where it lies (of shards in object storage: the local copy of all but the chunks); not part of the file."""
 
     @classmethod
-    def load(cls, folder: Path | str) -> Self:
-        """Read `folder`/manifest.json.
+    def load(cls, folder: Path | str, file: Path | None = None) -> Self:
+        """Read `folder`/manifest.json, or `file` that will become it.
 
         Raises MissingFileError if there is none, and ShardError if it is of another version or contradicts itself.
         """
         folder = Path(folder)
-        file = folder / "manifest.json"
+        file = file or folder / "manifest.json"
+        content = b""
         try:
-            manifest = TypeAdapter(cls).validate_python({**json.loads(file.read_bytes()), "folder": folder})
+            content = file.read_bytes()
+            manifest = TypeAdapter(cls).validate_python({**json.loads(content), "folder": folder})
         except FileNotFoundError:
             message = f"{folder} has no manifest.json, so it holds no shards, or half of them: {REMEDY}"
             raise MissingFileError(message) from None
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError, ValidationError) as error:
-            reason = str(error).replace("\n", " ")
+            beginning = content[:40].decode("utf-8", "replace")
+            is_json = beginning.lstrip().startswith("{")
+            reason = str(error).replace("\n", " ") if is_json else f"it begins with {beginning!r}, not with '{{'"
             raise ShardError(f"{file} is damaged ({reason}): {REMEDY}") from None
         if manifest.format != FORMAT:
             message = f"has format {manifest.format}, and this version of Thunderhead reads {FORMAT}: prepare anew"
@@ -150,11 +154,15 @@ class Manifest:
     def load_tokenizer(self) -> Tokenizer:
         """Load the trained tokenizer that made these shards; ShardError if the file is missing or another one."""
         file = self.folder / "tokenizer.json"
+        self.verify_tokenizer(file)
+        return load_tokenizer(self.tokenizer.name, file.read_text(encoding="utf-8"))
+
+    def verify_tokenizer(self, file: Path) -> None:
+        """Compare a file with the tokenizer that made these shards; ShardError if it is missing or another one."""
         if not file.exists():
             raise MissingFileError(f"{file} is missing: {REMEDY}")
         if sha256_of(file) != self.tokenizer.sha256:
             raise ShardError(f"{file} is not the tokenizer that made these shards (its hash differs): {REMEDY}")
-        return load_tokenizer(self.tokenizer.name, file.read_text(encoding="utf-8"))
 
     def shard_folder(self, split: SplitName, source: str) -> Path:
         """Name the folder of one split of one source."""
