@@ -179,7 +179,7 @@ def test_every_file_that_cannot_be_read_is_named_before_work_starts(corpus: Path
 
     manifest = prepare({"text": LocalText(path=str(corpus), on_error="skip")}, ByteTokenizer(), **settings)
     verify(manifest)
-    reading = json.loads((manifest.folder / "reading.json").read_bytes())["text"]
+    reading = json.loads((manifest.folder / "reading.json").read_bytes())["sources"]["text"]
     assert [(row["file"], row["documents"]) for row in reading["skipped"]] == [("000.txt", 1), ("zzz.txt", 1)]
     assert reading["read"] == {".txt": len(list(corpus.iterdir()))}
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thunderhead.core.tokenizer import Tokenizer, Tokens
+from thunderhead.corpus.overlap import Windows, windows
 from thunderhead.processes import WHEN_KILLED, end_with
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Encoded(NamedTuple):
     tokens: Tokens
     lengths: npt.NDArray[np.int64]  # tokens of each document
     n_bytes: npt.NDArray[np.int64]  # bytes of UTF-8 of each document
+    windows: Windows
 
     def refuse_ends_inside(self, batch: Batch, eos_id: int) -> None:
         """Raise UselessError, which names the first such document, if EOS is anywhere but at the end of one."""
@@ -73,6 +75,7 @@ class Encode:
             tokens=np.concatenate([part for tokens in documents for part in (tokens, eos)]),
             lengths=np.array([len(tokens) + 1 for tokens in documents]),
             n_bytes=np.array([len(text.encode()) for text in texts]),
+            windows=windows(texts),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -158,22 +161,30 @@ def remembered(
     with open(file, "a+b") as log:
         end = log.seek(0)
         while (record := _read_record(log)) is not None:
-            *size, result = record
+            *mark, result = record
             batch = next(batches, None)
-            if batch is None or size != _size(batch):
+            if batch is None or mark != _mark(batch):
                 raise ValueError("text changed since the preparation that was interrupted: prepare again")
             yield batch, result
             end = log.tell()
         log.truncate(end)
         for batch, result in in_order(work, batches, processes):
-            content = pickle.dumps((*_size(batch), result), protocol=5)
+            content = pickle.dumps((*_mark(batch), result), protocol=5)
             log.write(len(content).to_bytes(8) + zlib.crc32(content).to_bytes(4) + content)
             log.flush()
             yield batch, result
 
 
-def _size(batch: Batch) -> list[int]:
-    return [len(batch.documents), sum(map(len, _texts(batch)))]
+def recorded(file: Path) -> Iterator[tuple[Any, list[bool]]]:
+    """Read the results again that `remembered` wrote, each with which of its documents are held out."""
+    with open(file, "rb") as log:
+        while (record := _read_record(log)) is not None:
+            _, _, held_out, result = record
+            yield result, held_out
+
+
+def _mark(batch: Batch) -> list[Any]:
+    return [len(batch.documents), sum(map(len, _texts(batch))), batch.held_out]
 
 
 def _read_record(log: IO[bytes]) -> Any:

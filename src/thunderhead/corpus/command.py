@@ -14,6 +14,7 @@ from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.run import build_data
 from thunderhead.core.types import PositiveInt
 from thunderhead.corpus.curation_report import write_report
+from thunderhead.corpus.prepare import told_overlap
 from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.text_data import TextData
 from thunderhead.terminal import say
@@ -36,15 +37,19 @@ def prepare_corpus(config: DictConfig) -> Manifest:
         raise ConfigError([Problem("data", message)])
     if problems := data.problems(None):
         raise ConfigError(problems)
+    was_prepared = data.is_prepared
     try:
-        if data.is_prepared:
+        if was_prepared:
             verify(data.manifest)
             say("Prepared already, nothing to do (its checksums were compared and are right)")
         data.prepare_data(resolved["processes"])
     except (ValueError, ConnectionError) as error:
         raise ConfigError([Problem("", first_line(error))]) from error
     _show(data.manifest)
-    _show_reading(data.manifest.folder / "reading.json")
+    if was_prepared and (overlap := told_overlap(data.manifest.folder)):
+        say(overlap)
+    if (reading := data.manifest.folder / "reading.json").exists():
+        _show_reading(reading)
     curation = data.manifest.folder / "curation.json"
     if curation.exists():
         say(f"curation   {write_report(curation)}")
@@ -70,8 +75,8 @@ def _show_reading(file: Path) -> None:
     table = Table(box=None, pad_edge=False, header_style="cyan")
     for heading in ("source", "files", "suffix", "what became of them"):
         table.add_column(heading, justify="right" if heading == "files" else "left")
-    skipped = []
-    for source, found in (json.loads(file.read_bytes()) if file.exists() else {}).items():
+    reading, skipped = json.loads(file.read_bytes()), []
+    for source, found in reading["sources"].items():
         passed = sorted(found["passed_over"], key=lambda row: -row["files"])
         rows = [(n, suffix or "(none)", "read") for suffix, n in found["read"].items()]
         rows += [(row["files"], row["suffix"] or "(none)", f"passed over: {row['why']}") for row in passed[:_SHOWN]]

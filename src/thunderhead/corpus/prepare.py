@@ -30,8 +30,9 @@ from rich.progress import Progress, TextColumn
 from thunderhead import disk
 from thunderhead.core.data.manifest import FORMAT, Manifest, Shard, SplitName, TokenizerRecord
 from thunderhead.core.tokenizer import Tokenizer
-from thunderhead.corpus.batch_processing import Batch, Encode, UselessError, inspect, remembered
+from thunderhead.corpus.batch_processing import Batch, Encode, UselessError, inspect, recorded, remembered
 from thunderhead.corpus.curation import Curation, Filter
+from thunderhead.corpus.overlap import Overlap
 from thunderhead.corpus.shard_files import CHUNK_BYTES, ShardWriter
 from thunderhead.corpus.sources import Document, Source, check_sources, named
 from thunderhead.corpus.split import Split
@@ -138,11 +139,13 @@ class Preparation:
             write_text(work / "shards" / "tokenizer.json", trained.to_json())
             passes.begin("Tokenizing")
             encoded = remembered(Encode(trained), batches(), processes, work / "encoded")
+            overlap = Overlap()
             for name, of_source in itertools.groupby(encoded, key=lambda done: done[0].source):
                 settings = {"vocab_size": trained.vocab_size, "chunk_bytes": self.chunk_bytes}
                 writers = {split: ShardWriter(work / "shards" / name / split, **settings) for split in splits}
                 for batch, result in of_source:
                     result.refuse_ends_inside(batch, trained.eos_id)
+                    overlap.add_validation(result.windows, batch.held_out)
                     documents = np.split(result.tokens, np.cumsum(result.lengths[:-1]))
                     for tokens, n_bytes, held_out in zip(documents, result.n_bytes, batch.held_out, strict=True):
                         writers["val" if held_out else "train"].add(tokens, int(n_bytes))
@@ -151,7 +154,10 @@ class Preparation:
                     if (shard := writer.close()) is not None:
                         splits[split][name] = shard
         self._refuse_empty(splits, curation)
-        reading = {name: found for name, source in self.sources.items() if (found := source.reading())}
+        again = ((result.windows, held_out) for result, held_out in recorded(work / "encoded"))
+        validation = {"documents": overlap.judged, "near_duplicates": overlap.near_duplicates(again)}
+        by_source = {name: found for name, source in self.sources.items() if (found := source.reading())}
+        reading = {"sources": by_source, "validation": validation}
         write_text(work / "shards" / "reading.json", json.dumps(reading, indent=1) + "\n")
         return {
             "eos_id": trained.eos_id,
@@ -241,6 +247,18 @@ def _training_texts(batches: Iterable[Batch], passes: "_Passes") -> Iterator[str
 def _has_begun(work: Path) -> bool:
     """Say whether anything is remembered that a next call need not do again."""
     return any((work / name).exists() for name in ("encoded", "inspected", "curation.json", "tokenizer.json"))
+
+
+def told_overlap(folder: Path) -> str | None:
+    """Say how much of the validation text of some shards is in their training text, too; None: nothing of it."""
+    try:
+        found = json.loads((folder / "reading.json").read_bytes())["validation"]
+    except FileNotFoundError:  # they were made by something else
+        return None
+    if found["near_duplicates"] == 0:
+        return None
+    what = f"{found['near_duplicates']:,} of {found['documents']:,} validation documents are near duplicates"
+    return f"{what} of training documents (half of their text or more): curation=deduplication removes such"
 
 
 def prepare(

@@ -10,7 +10,7 @@ from annotated_types import Gt, Lt, MinLen
 from thunderhead.core.config import Problem
 from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.types import FolderName, PathText
-from thunderhead.corpus.prepare import Preparation
+from thunderhead.corpus.prepare import Preparation, told_overlap
 from thunderhead.corpus.shard_data import ShardData, refusals
 from thunderhead.corpus.sources import Source, check_sources
 from thunderhead.processes import global_rank
@@ -69,3 +69,5 @@ class TextData(ShardData):
             bytes_per_token = f"{train.bytes / train.tokens:.2f} bytes per token"
             held_out = self.manifest.splits["val"][source].tokens
             say(f"  {source}: {train.tokens:,} tokens to train on ({bytes_per_token}), {held_out:,} held out")
+        if told and (overlap := told_overlap(self.manifest.folder)):
+            say(f"  {overlap}")
