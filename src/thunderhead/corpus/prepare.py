@@ -130,7 +130,10 @@ class Preparation:
             encoded = remembered(work_on, read_batches(self.sources, decisions), processes, work / "encoded")
             for name, of_source in itertools.groupby(encoded, key=lambda done: done[0].source):
                 settings = {"vocab_size": trained.vocab_size, "chunk_bytes": self.chunk_bytes}
-                writers = {split: ShardWriter(work / "shards" / name / split, **settings) for split in splits}
+                writers = {
+                    split: ShardWriter(work / "shards" / name / split, **settings, list_documents=split == "val")
+                    for split in splits
+                }
                 for batch, result in of_source:
                     documents = np.split(result.tokens, np.cumsum(result.lengths[:-1]))
                     for tokens, n_bytes, held_out in zip(documents, result.n_bytes, result.validation, strict=True):
