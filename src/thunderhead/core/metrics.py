@@ -48,7 +48,7 @@ class BitsPerByte(Mean):
     def update(self, nats: Tensor, targets: Tensor) -> None:  # type: ignore[override]
         """Add the summed cross-entropy (nats) of all targets that count (int64, any shape; negative ones do not)."""
         self.total += nats.detach().double() / math.log(2)
-        self.weight += (targets >= 0).sum() * self.bytes_per_target
+        self.weight += (targets >= 0).sum().double() * self.bytes_per_target
 
 
 class MeanOf(Mean):
