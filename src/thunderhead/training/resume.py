@@ -184,12 +184,13 @@ def check(checkpoint: Path, run: Run, plan: Plan) -> list[str]:
         if why := _why_not(path, now):
             change = f"{show(before)} → {show(now)}"
             problems.append(Problem(path, f"changed since the checkpoint ({change}): {why}: set it back"))
-    validated = recorded_config(checkpoint.parents[1])["data"]
-    for name in VALIDATION:
-        if (before := validated.get(name)) != (now := run.config["data"].get(name)):
+    recorded_data = recorded_config(checkpoint.parents[1])["data"]
+    for bound in VALIDATION:
+        was, wanted = recorded_data.get(bound), run.config["data"].get(bound)
+        if was != wanted:
             why = "the losses before and after would be of different text"
-            change = f"{show(before)} → {show(now)}"
-            problems.append(Problem(f"data.{name}", f"changed since the checkpoint ({change}): {why}: set it back"))
+            change = f"{show(was)} → {show(wanted)}"
+            problems.append(Problem(f"data.{bound}", f"changed since the checkpoint ({change}): {why}: set it back"))
     finished = record.read_summary(checkpoint.parents[1])
     if finished is not None and finished["steps"] >= plan.steps and content["global_step"] >= plan.steps:
         message = f"the run has made all its {finished['steps']:,} steps: raise the budget, as budget.steps=…"
