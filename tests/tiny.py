@@ -39,7 +39,7 @@ DEFAULTS = {
     ),
     "batch": ("batch.global_tokens=128", "batch.micro_size=2"),
     "budget": ("budget=steps", "budget.steps=2"),
-    "data": ("data=text", "data.max_validation_tokens=256"),
+    "data": ("data=text", "data.max_validation_bytes=256"),
     "tokenizer": ("tokenizer=byte",),
     "trainer": ("trainer=cpu", "trainer.log_every_n_steps=1"),
     "precision": ("precision=fp32",),

@@ -13,26 +13,25 @@ from thunderhead.core.metrics import BitsPerByte, Mean, MeanOf, as_metric, names
 
 
 def test_bits_per_byte_is_the_formula() -> None:
-    token_bytes = [3, 1, 5, 0, 2]  # token 3 is EOS
+    n_bytes = 20  # of a text of 8 tokens
     targets = torch.tensor([[0, 1, 2, 3], [4, 4, 3, 0]])
     logits = torch.randn(2, 4, 5, dtype=torch.float64)
     nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-    metric = BitsPerByte(token_bytes)
+    metric = BitsPerByte(n_bytes / 8)
     for row in range(2):  # in two batches
         metric.update(F.cross_entropy(logits[row], targets[row], reduction="sum"), targets[row])
-    n_bytes = (3 + 1 + 5 + 0) + (2 + 2 + 0 + 3)
     assert metric.compute().item() == pytest.approx(nats.item() / math.log(2) / n_bytes, rel=1e-12)
 
 
 def test_uniform_bytes_need_8_bits() -> None:
-    metric = BitsPerByte([1] * 256)
+    metric = BitsPerByte(1.0)
     targets = torch.randint(0, 256, (4, 10))
     metric.update(torch.tensor(40 * math.log(256)), targets)
     assert metric.compute().item() == pytest.approx(8.0, rel=1e-6)
 
 
 def test_reset_forgets() -> None:
-    metric = BitsPerByte([1, 1])
+    metric = BitsPerByte(1.0)
     metric.update(torch.tensor(100.0), torch.zeros(3, dtype=torch.int64))
     metric.reset()
     metric.update(torch.tensor(math.log(2)), torch.zeros(1, dtype=torch.int64))
@@ -46,7 +45,7 @@ def test_a_value_that_is_not_finite_is_not_left_out() -> None:
         for value in (4.0, bad, 5.0):
             mean.update(torch.tensor(value), torch.tensor(10))
         assert not math.isfinite(mean.compute().item())
-        metric = BitsPerByte([1, 1])
+        metric = BitsPerByte(1.0)
         metric.update(torch.tensor(bad), torch.zeros(3, dtype=torch.int64))
         metric.update(torch.tensor(1.0), torch.zeros(3, dtype=torch.int64))
         assert not math.isfinite(metric.compute().item())
@@ -69,9 +68,9 @@ def test_sums_do_not_depend_on_how_they_are_cut() -> None:
 
 
 def test_ignored_targets_have_no_bytes() -> None:
-    metric = BitsPerByte([3, 1, 5])
+    metric = BitsPerByte(2.5)
     metric.update(torch.tensor(8 * math.log(2)), torch.tensor([[0, -100, 1], [-100, -100, 1]]))
-    assert metric.compute().item() == pytest.approx(8 / 5)
+    assert metric.compute().item() == pytest.approx(8 / (3 * 2.5))
 
 
 def test_a_function_is_averaged_over_targets() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
 
 from small_models import batches, fit, language_model
 from thunderhead.core.module import LanguageModel
@@ -178,6 +179,30 @@ def test_a_batch_that_is_not_finite_makes_the_validation_loss_not_finite() -> No
     model.on_validation_epoch_end()
     assert published["val/loss"].isnan()
     assert published["val/perplexity"].isnan()
+
+
+def test_a_batch_without_targets_changes_no_result() -> None:
+    """Whatever the loss, a mean over nothing, says of it; and torchmetrics' metrics, which may take no empty batch."""
+    found = []
+    for is_filled_up in (False, True):
+        model = language_model()
+        model._new_metrics = lambda source: {"accuracy": MulticlassAccuracy(257)}
+        model._measure(["all"])
+        model.configure_model()
+        forward = model.decoder.forward
+        published: dict[str, Tensor] = {}
+        model.log_dict = lambda values, published=published, **_: published.update(values)  # type: ignore[method-assign,assignment]
+        with torch.no_grad():
+            (batch,) = batches(1, 2)
+            model.validation_step(batch, 0)
+            if is_filled_up:
+                nothing = torch.tensor(torch.nan)
+                model.decoder.forward = lambda *tokens: forward(*tokens)._replace(cross_entropy=nothing)  # noqa: B023
+                model.validation_step(~batch, 1)
+        model.on_validation_epoch_end()
+        found.append({name: value.item() for name, value in published.items()})
+    assert found[0] == found[1]
+    assert set(found[0]) == {"val/loss", "val/perplexity", "val/accuracy"}
 
 
 def test_the_validation_loss_does_not_depend_on_the_micro_batch() -> None:

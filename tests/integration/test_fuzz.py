@@ -211,7 +211,7 @@ def _limited() -> Iterator[None]:
             or work > 2e9
             or sum(plan.memory.values()) > 1e8
             or settings["data"].get("num_workers", 0) > 2
-            or settings["data"].get("max_validation_tokens", 0) > 2**17
+            or (settings["data"].get("max_validation_tokens") or 0) > 2**17
             or settings["generation"].get("max_new_tokens", 0) > 200
         ):
             raise TooLargeError

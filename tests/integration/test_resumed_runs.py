@@ -280,7 +280,7 @@ def test_a_launched_rank_goes_on_from_the_checkpoint_it_is_given(
 
 def test_a_validation_made_up_for_is_made_once(run: Callable[..., Path]) -> None:
     """A checkpoint is written in the middle of it, and may be what the next start goes on from."""
-    folder = run(*SETTINGS, "data.max_validation_tokens=512", *KEEP_ALL)
+    folder = run(*SETTINGS, "data.max_validation_bytes=6000", *KEEP_ALL)
     whole, validations = rows_of(folder), validations_of(folder)
     for name in ("step-6.ckpt", "val-6.ckpt"):
         (folder / "summary.json").unlink()
@@ -299,6 +299,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 REFUSED = {
     "data.shuffle_window=7": r"resume: data\.shuffle_window changed since the checkpoint",
+    "data.max_validation_bytes=null": r"data\.max_validation_bytes: changed since the checkpoint \(256 → null\)",
+    "data.max_validation_tokens=999": r"data\.max_validation_tokens: changed since the checkpoint \(null → 999\)",
     "model.n_layers=3": r"resume: the weights do not fit.* changed since the checkpoint: model\.n_layers=3 \(was 2\)",
     "parameter_groups.decay_embeddings=false": r"parameter_groups\.decay_embeddings: changed .*\(true → false\)",
     "optimizer._target_=torch.optim.Adam": r"optimizer\._target_: changed since the checkpoint",

@@ -85,7 +85,7 @@ def test_a_signal_ends_a_long_validation(
     """The last validation, too: the run is saved within it, and makes it up."""
     run_dir = tmp_path / "run"
     slow = "+callbacks.slow={_target_: slow_validation.SlowValidation, seconds: 1.0}"
-    lines = tiny(text_corpus, shards_dir, "callbacks=default", "data.max_validation_tokens=4096", "budget.steps=3")
+    lines = tiny(text_corpus, shards_dir, "callbacks=default", "data.max_validation_bytes=8192", "budget.steps=3")
     process = train_py(*lines, slow, f"hydra.run.dir={run_dir}")
     wait_until(process, (run_dir / "validating").exists)
     process.send_signal(TERM)

@@ -1,6 +1,7 @@
 """Which arms are compared with which, on what, and what is left out."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,23 @@ def test_other_tokenizers_are_compared_in_bits_per_byte(tmp_path: Path) -> None:
     assert any("bits per byte are compared" in warning for warning in found.warnings)
     refused = analyse(read_runs([tmp_path]), metric="val_loss")
     assert refused.comparisons == []
-    assert "validated with another tokenizer" in refused.left_out[0].reason
+    assert "validated in other tokens or another context" in refused.left_out[0].reason
+
+
+@pytest.mark.parametrize("sweep", [("tokenizer=byte", "tokenizer=bpe"), ("model.context_length=16",)])
+def test_sweeps_over_what_reads_the_text_are_compared_on_the_same_text(
+    run: Callable[..., Path], tmp_path: Path, sweep: tuple[str, ...]
+) -> None:
+    arms = [run(arm, "data.max_validation_bytes=8000") for arm in (*sweep, "model.context_length=32")[:2]]
+    assert len({json.loads((arm / "summary.json").read_text())["validation_text"] for arm in arms}) == 1
+    found = analyse(read_runs([tmp_path]))
+    assert (found.metric, len(found.arms), found.left_out) == ("bits_per_byte", 2, [])
+    refused = analyse(read_runs([tmp_path]), metric="val_loss")
+    assert "validated in other tokens or another context" in refused.left_out[0].reason
+    # of a bound in tokens, other tokenizers read other text, and that is told
+    if "tokenizer=bpe" in sweep:
+        run("tokenizer=byte", "data.max_validation_bytes=8000", "data.max_validation_tokens=5000")
+        assert "validated on other data than" in analyse(read_runs([tmp_path])).left_out[0].reason
 
 
 def test_arms_without_the_metric_are_not_compared(tmp_path: Path) -> None:

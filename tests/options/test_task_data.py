@@ -44,7 +44,7 @@ def test_loss_and_accuracy_are_those_of_the_answers() -> None:
         vocab_size=TASK.eos_id + 1,
         eos_id=TASK.eos_id,
         total_steps=1,
-        metrics=lambda: {"accuracy": as_metric(is_most_probable)},
+        metrics=lambda source: {"accuracy": as_metric(is_most_probable)},
     )
     data = TaskSequences(TASK, "val", 0, 32)
     batches = [data.__getitems__([0, 1, 2]), data.__getitems__([3])]

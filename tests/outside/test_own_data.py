@@ -64,7 +64,7 @@ def test_any_data_module_will_do() -> None:
     assert asked(data, "draw")(5) == Draw(5, None, None, (), ())
     assert asked(data, "ledger")(5)(12)["progressions"] == (12 * T, 1.0, 2.0)
     assert asked(data, "validation_sources")() == ["all"]
-    assert asked(data, "validation_metrics")() == asked(data, "summary")() == {}
+    assert asked(data, "validation_metrics")("all") == asked(data, "summary")() == {}
     for name in ("validation_data", "validation_text"):
         assert asked(data, name)() is None
     assert asked(data, "sample")(None, torch.device("cpu")) is None

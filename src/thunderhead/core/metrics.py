@@ -37,20 +37,18 @@ class Mean(Metric):
 class BitsPerByte(Mean):
     """Bits that the model needs for a byte of text: comparable between tokenizers (Gao et al. 2101.00027, section 3.1).
 
-    `token_bytes` are the bytes of text behind each token id, (vocab_size,); special tokens have none.
+    `bytes_per_target` is UTF-8 of the text itself, whatever a tokenizer changes or leaves out, over all targets that
+    count: after all of them, the bytes are those of the text. Ends of documents are predicted, too, and have no bytes.
     """
 
-    token_bytes: Tensor
-
-    def __init__(self, token_bytes: list[int], **kwargs: Any):
+    def __init__(self, bytes_per_target: float, **kwargs: Any):
         super().__init__(**kwargs)
-        self.register_buffer("token_bytes", torch.tensor(token_bytes), persistent=False)
+        self.bytes_per_target = bytes_per_target
 
     def update(self, nats: Tensor, targets: Tensor) -> None:  # type: ignore[override]
         """Add the summed cross-entropy (nats) of all targets that count (int64, any shape; negative ones do not)."""
-        n_bytes = self.token_bytes[targets.clamp(min=0)] * (targets >= 0)
         self.total += nats.detach().double() / math.log(2)
-        self.weight += n_bytes.sum()
+        self.weight += (targets >= 0).sum().double() * self.bytes_per_target
 
 
 class MeanOf(Mean):

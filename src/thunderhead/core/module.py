@@ -118,7 +118,7 @@ class LanguageModel(LightningModule):
     """Next-token prediction on batches of `(B, T+1)` token ids; see `inputs_and_targets` for negative ones.
 
     - seed: of the initial weights; total_steps: optimizer steps of the schedule.
-    - metrics: makes the further metrics of validation, by name, once for each source.
+    - metrics: makes the further metrics of validation of a source, by name.
     - sources: names of the validation loaders; losses of several are told apart.
     - precision: how weights become what is computed with (`options.precision`); None: as they are.
     - compile_decoder: marks modules for compilation, or does nothing.
@@ -133,7 +133,7 @@ class LanguageModel(LightningModule):
         vocab_size: int,
         eos_id: int | None,
         total_steps: int,
-        metrics: Callable[[], Mapping[str, Metric]] = dict,
+        metrics: Callable[[str], Mapping[str, Metric]] = lambda source: {},
         sources: Sequence[str] = ("all",),
         precision: Any = None,
         compile_decoder: Callable[[Decoder], None] = lambda decoder: None,
@@ -159,7 +159,7 @@ class LanguageModel(LightningModule):
     def _measure(self, sources: Sequence[str]) -> None:
         """Make what each source is measured by."""
         self.hparams["sources"] = list(sources)
-        self.val_loss, self.val_metrics = [Mean() for _ in sources], [self._new_metrics() for _ in sources]
+        self.val_loss, self.val_metrics = [Mean() for _ in sources], [self._new_metrics(s) for s in sources]
         self._measured = nn.ModuleList([*self.val_loss, *(m for own in self.val_metrics for m in own.values())])
 
     @classmethod
@@ -255,9 +255,13 @@ class LanguageModel(LightningModule):
         self._measured.to(self.device)
 
     def validation_step(self, batch_BT1: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Sum up the loss over all targets of a batch of source `dataloader_idx`, and what metrics ask for."""
+        """Sum up the loss over all targets of a batch of source `dataloader_idx`, and what metrics ask for.
+
+        A batch may have no target, where it fills up what ranks have; those that share the model compute it, too.
+        """
         inputs_BT, targets_BT = inputs_and_targets(batch_BT1)
         loss, n_targets = self.decoder(inputs_BT, targets_BT).cross_entropy, (targets_BT != IGNORED_TARGET).sum()
+        loss = torch.where(n_targets > 0, loss, 0.0)  # a mean over nothing is NaN, unless the loss knows better
         self.val_loss[dataloader_idx].update(loss, n_targets)
         metrics = list(self.val_metrics[dataloader_idx].values())
         asked = {name for metric in metrics for name in names_of(metric)}
@@ -268,7 +272,7 @@ class LanguageModel(LightningModule):
             counted_BT = targets_BT != IGNORED_TARGET
             # torchmetrics' names: (N, V), (N)
             known |= {"preds": logits_BTV[counted_BT], "target": targets_BT[counted_BT]}
-        for metric in metrics:
+        for metric in metrics if n_targets > 0 else ():
             metric.update(**{name: known[name] for name in names_of(metric) if name in known})
 
     def on_validation_epoch_end(self) -> None:

@@ -70,10 +70,6 @@ class Tokenizer(ABC):
         """Turn ids into text. Bytes that are no UTF-8 become U+FFFD; ids beyond the vocabulary are left out."""
 
     @abstractmethod
-    def token_bytes(self) -> npt.NDArray[np.int64]:
-        """Count the bytes of text that each id stands for, (vocab_size,); 0 for EOS. For bits per byte."""
-
-    @abstractmethod
     def to_json(self) -> str:
         """Write the trained tokenizer as text."""
 

@@ -131,6 +131,8 @@ def fetch_record(remote: Remote, folder: Path) -> Manifest:
     fetch("tokenizer.json", manifest.verify_tokenizer, incomplete)
     for split, source, shard in manifest.shards():
         fetch(f"{source}/{split}/index.json", functools.partial(verify_index, shard=shard), incomplete)
+        if split == "val":
+            fetch(f"{source}/val/documents.npy", functools.partial(manifest.load_documents, source), incomplete)
     return manifest
 
 

@@ -142,7 +142,10 @@ class Preparation:
             overlap = Overlap()
             for name, of_source in itertools.groupby(encoded, key=lambda done: done[0].source):
                 settings = {"vocab_size": trained.vocab_size, "chunk_bytes": self.chunk_bytes}
-                writers = {split: ShardWriter(work / "shards" / name / split, **settings) for split in splits}
+                writers = {
+                    split: ShardWriter(work / "shards" / name / split, **settings, list_documents=split == "val")
+                    for split in splits
+                }
                 for batch, result in of_source:
                     result.refuse_ends_inside(batch, trained.eos_id)
                     overlap.add_validation(result.windows, batch.held_out)

@@ -27,9 +27,9 @@ from thunderhead.corpus.text_files import nearest
 class PreparedShards(ShardData):
     """Load batches from shards that lie somewhere already; nothing is prepared, and the tokenizer is theirs.
 
-    A folder is read in place. From object storage, manifest, tokenizer and indices are fetched at the start, and each
-    chunk as a whole when its first token is needed, or before that by a thread that knows the order. A chunk is
-    compared with its sha256 before a token of it is used. Chunks are kept in `cache_dir`, where those that are longest
+    A folder is read in place. From object storage, all but the chunks is fetched at the start, and each chunk as a
+    whole when its first token is needed, or before that by a thread that knows the order. A chunk is compared with its
+    sha256 before a token of it is used. Chunks are kept in `cache_dir`, where those that are longest
     unused are deleted for new ones; nothing else is ever deleted. `verify=full` fetches all of them at the start.
     """
 

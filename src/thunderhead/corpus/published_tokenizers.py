@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 from annotated_types import Ge, Lt
-from tokenizers import pre_tokenizers
 
 from thunderhead.core.config import first_line
 from thunderhead.core.tokenizer import EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens
@@ -23,7 +21,6 @@ from thunderhead.corpus.byte_level import byte_level, with_eos
 
 # How published tokenizers spell the end of a document, the likeliest first: GPT-2, Llama 2, Llama 3, Gemma …
 _EOS_SPELLINGS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|endofdocument|>", "<|end▁of▁sentence|>")
-_BYTE_LEVEL_ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
 _CONTEXTS = ("{0}", " {0}", "{0} ", "a {0} b", "a{0}b", "{0}{0}", "{0} {0}", '("{0}")', "\n{0}\n")  # of EOS in a text
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # how SentencePiece spells a byte that is in no other token
 
@@ -76,24 +73,6 @@ class LibraryTokenizer(Tokenizer):
         content = {**json.loads(self._tokenizer.to_str()), "post_processor": None}
         return tokenizers.Tokenizer.from_str(json.dumps(content))
 
-    def token_bytes(self) -> npt.NDArray[np.int64]:
-        """Count each id's bytes, (vocab_size,); where a document begins, SentencePiece's space is one too many."""
-        content = json.loads(self._tokenizer.to_str())
-        parts = _components(content["decoder"])
-        kinds = {part["type"] for part in parts}
-        is_special = {token["content"]: token["special"] for token in content["added_tokens"]}
-        counts = np.zeros(self.vocab_size, dtype=np.int64)
-        for token, i in self._vocabulary.items():
-            if token in is_special:
-                counts[i] = 0 if is_special[token] else len(token.encode())
-            elif "ByteLevel" in kinds and _BYTE_LEVEL_ALPHABET.issuperset(token):
-                counts[i] = len(token)  # each byte is spelled as one character
-            elif "ByteFallback" in kinds and _BYTE.fullmatch(token):
-                counts[i] = 1
-            else:
-                counts[i] = len(_spelled(token, parts).encode())
-        return counts
-
 
 class PublishedTokenizer(Tokenizer):
     """A tokenizer from a file, which the shards keep a copy of: what `_content` returns, and `_set` takes."""
@@ -123,8 +102,9 @@ class PublishedTokenizer(Tokenizer):
 class HuggingFaceTokenizer(PublishedTokenizer, LibraryTokenizer):
     """A tokenizer.json of Hugging Face's `tokenizers`, used as it is; EOS after each document is all that is added.
 
-    A tokenizer that lower cases, normalises characters or has an unknown token loses text; its bits per byte count what
-    it keeps. Raises ValueError if there is no such file, it is no tokenizer, EOS is not found, or text can spell EOS.
+    A tokenizer that lower cases, normalises characters or has an unknown token loses text. Its bits per byte are of all
+    bytes, while it has to predict only what it keeps: they flatter it. Raises ValueError if there is no such file, it
+    is no tokenizer, EOS is not found, or text can spell EOS.
 
     Args:
         path: the file, or the folder that holds it (and, where EOS is not named, tokenizer_config.json).
@@ -227,11 +207,6 @@ class TiktokenTokenizer(PublishedTokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return b"".join(self._by_id.get(int(i), b"") for i in ids).decode("utf-8", "replace")
 
-    def token_bytes(self) -> npt.NDArray[np.int64]:
-        counts = np.zeros(self.vocab_size, dtype=np.int64)
-        counts[list(self._ranks.values())] = [len(token) for token in self._ranks]
-        return counts
-
     def as_fast(self) -> tokenizers.Tokenizer:
         return with_eos(byte_level(self._ranks, self._pattern), self.eos_id)
 
@@ -303,24 +278,3 @@ def _for_text(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     for token in added:
         token["content"] = spelled.get(token["content"], token["content"])
     return tokenizers.Tokenizer.from_str(json.dumps({**content, "post_processor": None}))
-
-
-def _components(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """List the parts of a decoder, which may be a sequence of decoders."""
-    if decoder is None or decoder["type"] != "Sequence":
-        return [decoder] if decoder else []
-    return [part for child in decoder["decoders"] for part in _components(child)]
-
-
-def _spelled(token: str, parts: Iterable[dict[str, Any]]) -> str:
-    """Spell a token as it stands in the middle of a text."""
-    for part in parts:
-        if part["type"] == "Metaspace":
-            token = token.replace(part["replacement"], " ")
-        elif part["type"] == "Replace" and "String" in part["pattern"]:
-            token = token.replace(part["pattern"]["String"], part["content"])
-        elif part["type"] == "WordPiece":
-            token = token.removeprefix(part["prefix"]) if token.startswith(part["prefix"]) else f" {token}"
-        elif part["type"] == "BPEDecoder":
-            token = token.replace(part["suffix"], " ")
-    return token

@@ -15,7 +15,6 @@ from thunderhead.core.data.datamodule import Draw, Entry
 from thunderhead.core.data.manifest import Manifest, SplitName
 from thunderhead.core.data.order import Sample
 from thunderhead.core.data.shard_datamodule import ShardDataModule
-from thunderhead.core.metrics import BitsPerByte
 from thunderhead.core.run import Problems
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.types import PositiveFloat, PositiveInt
@@ -202,19 +201,19 @@ class ShardData(ShardDataModule):
                 del shard["chunks"]
         return content
 
-    def validation_metrics(self) -> dict[str, Any]:
-        assert self.tokenizer is not None
-        return {"bits_per_byte": BitsPerByte(self.tokenizer.token_bytes().tolist())}
-
     def validation_data(self) -> str:
         val = self.manifest.splits["val"]
         chunks = {name: [chunk.sha256 for chunk in shard.chunks] for name, shard in val.items()}
-        return _hash([chunks, self.max_validation_tokens])
+        return _hash([chunks, self._validated(), self.context_length])
 
     def validation_text(self) -> str:
         manifest = self.manifest
-        made_from = [manifest.sources, manifest.split_rule, manifest.validation_fraction, self.max_validation_tokens]
-        return _hash(made_from if manifest.curation is None else [*made_from, manifest.curation])
+        made_from = [manifest.sources, manifest.split_rule, manifest.validation_fraction, manifest.curation]
+        return _hash([made_from, self._validated()])
+
+    def _validated(self) -> dict[str, list[Any]]:
+        selected = {source: self.selection(source) for source in self.validation_sources()}
+        return {source: [documents.numbers, documents.bytes] for source, documents in selected.items()}
 
 
 def refusals(*checks: Callable[[], object]) -> list[Problem]:
@@ -249,18 +248,14 @@ def repetition(
 
 
 def check_blocks(manifest: Manifest, context_length: int) -> None:
-    """Refuse shards of which a split of a source has no full block; the ValueError says what to change."""
-    for split, source, shard in manifest.shards():
-        if any(shard.blocks(context_length)):
-            continue
-        name, change = ("validation", "raise") if split == "val" else ("training", "lower")
-        cut = manifest.sources[source].get("max_document_bytes")
-        smaller = f", lower data.sources.{source}.max_document_bytes={cut}" if cut and split == "val" else ""
-        raise ValueError(
-            f"data.sources.{source}: the {name} split has {shard.tokens} tokens, too few for one block of"
-            f" model.context_length + 1 = {context_length + 1}: lower model.context_length, {change}"
-            f" data.validation_fraction={manifest.validation_fraction}{smaller}, or give more text"
-        )
+    """Refuse shards of which the training split of a source has no full block; the ValueError says what to change."""
+    for source, shard in manifest.splits["train"].items():
+        if not any(shard.blocks(context_length)):
+            raise ValueError(
+                f"data.sources.{source}: the training split has {shard.tokens} tokens, too few for one block of"
+                f" model.context_length + 1 = {context_length + 1}: lower model.context_length, lower"
+                f" data.validation_fraction={manifest.validation_fraction}, or give more text"
+            )
 
 
 def _hash(content: Any) -> str:

@@ -5,6 +5,7 @@ litdata keeps no checksums: it reads flipped bytes, swapped chunks or a wrong dt
 
 import json
 import warnings
+from array import array
 from pathlib import Path
 from typing import Literal
 
@@ -21,9 +22,12 @@ DATA_FORMATS = {"uint16": "no_header_numpy:5", "uint32": "no_header_numpy:6"}
 
 
 class ShardWriter:
-    """Write documents of tokens into an empty folder, in their order and in this process: the same bytes every time."""
+    """Write documents of tokens into an empty folder, in their order and in this process: the same bytes every time.
 
-    def __init__(self, folder: Path, *, vocab_size: int, chunk_bytes: int):
+    With `list_documents`, documents.npy says how many bytes of text and tokens each has, (documents, 2) of int64.
+    """
+
+    def __init__(self, folder: Path, *, vocab_size: int, chunk_bytes: int, list_documents: bool = False):
         folder.mkdir(parents=True)
         self._folder = folder
         self._writer = BinaryWriter(str(folder), chunk_bytes=chunk_bytes, item_loader=TokensLoader())
@@ -31,6 +35,7 @@ class ShardWriter:
         self._dtype = dtype_for(vocab_size)
         self._counts = np.zeros(vocab_size, dtype=np.int64)
         self._documents = self._bytes = self.tokens = 0
+        self._listed = array("q") if list_documents else None
 
     def add(self, tokens: Tokens, n_bytes: int) -> None:
         """Add a document (EOS included) that stands for `n_bytes` of text."""
@@ -41,6 +46,8 @@ class ShardWriter:
         self._documents += 1
         self.tokens += len(tokens)
         self._bytes += n_bytes
+        if self._listed is not None:
+            self._listed.extend((n_bytes, len(tokens)))
 
     def close(self) -> Shard | None:
         """Write what is left; None if there was no document."""
@@ -58,6 +65,9 @@ class ShardWriter:
         for chunk in index["chunks"]:
             sha256 = sha256_of(self._folder / chunk["filename"])
             chunks.append(Chunk(chunk["filename"], sha256, chunk["chunk_bytes"], chunk["dim"], chunk["chunk_size"]))
+        documents = self._folder / "documents.npy"
+        if self._listed is not None:
+            np.save(documents, np.array(self._listed, dtype="<i8").reshape(-1, 2))
         seen = self._counts[self._counts > 0]
         return Shard(
             tokens=self.tokens,
@@ -67,12 +77,15 @@ class ShardWriter:
             max_token_id=int(np.flatnonzero(self._counts)[-1]),
             index_sha256=sha256_of(file),
             chunks=tuple(chunks),
+            documents_sha256=None if self._listed is None else sha256_of(documents),
         )
 
 
 def verify(manifest: Manifest, level: Literal["full", "sizes"] = "full") -> None:
-    """Compare tokenizer, indices, each chunk's size and (full) sha256; a ShardError names the file and its fault."""
+    """Compare all but the chunks, each chunk's size and (full) sha256; a ShardError names the file and its fault."""
     manifest.load_tokenizer()
+    for source in manifest.sources:
+        manifest.load_documents(source)
     for split, source, shard in manifest.shards():
         folder = manifest.shard_folder(split, source)
         verify_index(folder / "index.json", shard)

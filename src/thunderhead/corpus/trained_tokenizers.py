@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 from annotated_types import Ge, Le
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -32,9 +31,6 @@ class ByteTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         known = (EOS.encode() if i == self.eos_id else bytes([i]) if i < self.eos_id else b"" for i in map(int, ids))
         return b"".join(known).decode("utf-8", "replace")
-
-    def token_bytes(self) -> npt.NDArray[np.int64]:
-        return np.array([1] * 256 + [0], dtype=np.int64)
 
     def as_fast(self) -> tokenizers.Tokenizer:
         return with_eos(byte_level({bytes([byte]): byte for byte in range(256)}, None), self.eos_id)

@@ -132,7 +132,8 @@ def analyse(
             warnings.append(f"{arm.name}: the training loss jumped in {len(spikes)} logged step(s): {spikes[:8]}.")
     if chosen != "val_loss" and metric == "auto":
         warnings.append(
-            "The arms have different tokenizers, so bits per byte are compared: losses per token cannot be."
+            "The arms read the same text in other tokens or another context, so bits per byte are compared: losses per"
+            " token cannot be."
         )
 
     pairs = _pairs([arm.name for arm in compared], reference.name if reference else None, baseline is not None)
@@ -171,7 +172,7 @@ def _why_not(arm: Arm, reference: Arm | None, metric: str) -> str:
     if reference is None or identify(arm.first) == identify(reference.first):
         return ""
     same_text = grouping.validation_text(arm.first) == grouping.validation_text(reference.first)
-    other = "with another tokenizer" if same_text else "on other data"
+    other = "in other tokens or another context" if same_text else "on other data"
     return f"validated {other} than {reference.name}: their losses say nothing about each other"
 
 

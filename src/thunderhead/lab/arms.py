@@ -182,7 +182,7 @@ def _option(group: str, node: Any, paths: set[str]) -> tuple[str | None, list[st
 
 
 def validation_data(run: Run) -> str:
-    """What identifies the tokens that a run was validated on: equal for runs whose losses are of the same tokens."""
+    """What identifies the tokens that a run was validated on, and what it saw before each: for losses per token."""
     if found := run.result("validation_data"):
         return str(found)
     file = run.folder / "tokenizer.json"
@@ -192,7 +192,7 @@ def validation_data(run: Run) -> str:
 
 
 def validation_text(run: Run) -> str:
-    """What identifies the text that a run was validated on, whatever its tokenizer; by its settings if none told it."""
+    """What identifies the text of these tokens, for bits per byte; by the settings of the data if none told it."""
     kept = settings({"data": run.config.get("data")})
     kept.pop("data.shuffle_window", None)
     return str(run.result("validation_text") or json.dumps(kept, sort_keys=True))

@@ -58,7 +58,7 @@ def write_report(
         failures: runs without a result and without a record that says so.
         notes: sentences of the caller's for the top of the report, as a warning of the tuning.
         names: an arm's name by the folders of its runs; None = from what their configurations differ in.
-        metric: what is compared; auto = the validation loss, or bits per byte where tokenizers differ.
+        metric: what is compared; auto = the validation loss, or bits per byte where only tokenizers or contexts differ.
         smallest_effect: arms whose difference is surely smaller are called practically equal; in the metric's unit.
     """
     analysis = analyse(

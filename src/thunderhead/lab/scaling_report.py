@@ -134,7 +134,7 @@ def _refuse_mixtures(runs: Sequence[Run]) -> None:
     n = len({grouping.validation_data(run) for run in runs})
     if n > 1:
         raise ValueError(
-            f"no scaling law: the runs were validated on {n} different token sequences (data or tokenizer)"
+            f"no scaling law: the runs were validated on {n} different token sequences (data, tokenizer or context)"
         )
 
 

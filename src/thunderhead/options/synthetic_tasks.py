@@ -244,9 +244,6 @@ class SymbolTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return " ".join(self._written[int(i)] for i in ids if int(i) < self.vocab_size)
 
-    def token_bytes(self) -> npt.NDArray[np.int64]:
-        return np.zeros(self.vocab_size, dtype=np.int64)
-
     def to_json(self) -> str:
         return json.dumps({"type": self.name, **self.settings})
 

@@ -16,6 +16,7 @@ from thunderhead.core.config import Problem
 from thunderhead.core.data.datamodule import ENDLESS, Draw, TokenDataModule
 from thunderhead.core.data.manifest import SplitName
 from thunderhead.core.run import Problems
+from thunderhead.core.types import PositiveInt
 from thunderhead.options.synthetic_tasks import SymbolTokenizer, Task
 
 
@@ -38,9 +39,13 @@ class TaskSequences(Dataset[Tensor]):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class TaskData(TokenDataModule):
-    """Sequences of a task: there is nothing to prepare, and no end."""
+    """Sequences of a task: there is nothing to prepare, and no end.
+
+    - max_validation_tokens: validate on the first sequences of so many tokens, the same for all seeds.
+    """
 
     task: Task
+    max_validation_tokens: PositiveInt = 65_536
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,11 +73,11 @@ class TaskData(TokenDataModule):
     def summary(self) -> dict[str, Any]:
         return self.task.summary()
 
-    def validation_metrics(self) -> dict[str, Any]:
+    def validation_metrics(self, source: str) -> dict[str, Any]:
         return {"accuracy": is_most_probable}
 
     def validation_data(self) -> str:
-        content = json.dumps([self.task.summary(), self.max_validation_tokens], sort_keys=True)
+        content = json.dumps([self.task.summary(), self.max_validation_tokens, self.context_length], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     validation_text = validation_data
@@ -84,9 +89,9 @@ class TaskData(TokenDataModule):
         return TaskSequences(self.task, "train", self.seed, self.context_length)
 
     def validation_blocks(self) -> dict[str, int]:
-        return {"task": ENDLESS}
+        return {"task": max(1, self.max_validation_tokens // self.context_length)}
 
-    def val_dataset(self, source: str, samples: int) -> TaskSequences:
+    def val_dataset(self, source: str) -> TaskSequences:
         return TaskSequences(self.task, "val", self.seed, self.context_length)
 
 

@@ -113,8 +113,8 @@ def assemble(run: Run, plan: Plan) -> tuple[LanguageModel, Trainer, LogMetrics, 
     data, precision = run.data, run.precision.of_kind(plan.precision)
     data.micro_batch_size = plan.micro_batch_size
 
-    def metrics() -> dict[str, Metric]:
-        own = {name: as_metric(metric) for name, metric in asked(data, "validation_metrics")().items()}
+    def metrics(source: str) -> dict[str, Metric]:
+        own = {name: as_metric(metric) for name, metric in asked(data, "validation_metrics")(source).items()}
         return {**own, **run.metrics()}
 
     model = LanguageModel(

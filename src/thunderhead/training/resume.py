@@ -38,6 +38,7 @@ MOST_ROLLBACKS = 10
 SWITCHABLE = ("strategy", "compile", "activation_checkpointing")
 """Groups that say how a run is computed and not what: a resumed run may choose others."""
 
+VALIDATION = ("max_validation_bytes", "max_validation_tokens")
 SHARDS_DEPEND_ON = ("data.sources", "data.path", "data.validation", "data.validation_fraction", "tokenizer", "curation")
 
 
@@ -183,6 +184,13 @@ def check(checkpoint: Path, run: Run, plan: Plan) -> list[str]:
         if why := _why_not(path, now):
             change = f"{show(before)} → {show(now)}"
             problems.append(Problem(path, f"changed since the checkpoint ({change}): {why}: set it back"))
+    recorded_data = recorded_config(checkpoint.parents[1])["data"]
+    for bound in VALIDATION:
+        was, wanted = recorded_data.get(bound), run.config["data"].get(bound)
+        if was != wanted:
+            why = "the losses before and after would be of different text"
+            change = f"{show(was)} → {show(wanted)}"
+            problems.append(Problem(f"data.{bound}", f"changed since the checkpoint ({change}): {why}: set it back"))
     finished = record.read_summary(checkpoint.parents[1])
     if finished is not None and finished["steps"] >= plan.steps and content["global_step"] >= plan.steps:
         message = f"the run has made all its {finished['steps']:,} steps: raise the budget, as budget.steps=…"

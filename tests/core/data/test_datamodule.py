@@ -5,12 +5,10 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from shard_fixtures import files, find_manifest
-from thunderhead.core.data.datamodule import MicroBatches, validation_samples
+from thunderhead.core.data.datamodule import FilledUp, MicroBatches
 from thunderhead.core.data.manifest import ShardError
 from thunderhead.core.data.shards import ShardReader
 from thunderhead.corpus.mixture import Mixture, plan_turns, trained_blocks
@@ -122,29 +120,10 @@ def test_a_step_has_the_same_samples_whatever_the_ranks(
     assert module._drawn.used_up["few"] in samples
 
 
-@pytest.mark.parametrize(("world_size", "micro"), [(1, 1), (1, 8), (2, 3), (4, 2), (3, 2)])
-def test_validation_reads_each_block_once_over_all_ranks(make: Make, world_size: int, micro: int) -> None:
-    settings = {"micro_batch_size": micro, "max_validation_tokens": 10**9}
-    loaders = [make(rank, world_size, **settings).val_dataloader()[0] for rank in range(world_size)]
-    module = make(**settings)
-    n_blocks = sum(module.manifest.splits["val"]["text"].blocks(T))
-    shard = module.manifest.splits["val"]["text"]
-    reader = ShardReader(files(module.manifest.shard_folder("val", "text"), shard), shard, T, "uint16")
-    all_blocks = [tuple(reader.view(i).tolist()) for i in range(n_blocks)]
-    found = [tuple(row) for loader in loaders for batch in loader for row in batch.tolist()]
-    samples = validation_samples(n_blocks, 10**9, world_size)
-    assert len(found) == len(set(found)) == samples
-    assert n_blocks * 7 / 8 - world_size < samples <= n_blocks
-    assert set(found) <= set(all_blocks)
-    assert len({len(loader) for loader in loaders}) == 1
-    assert len({batch.shape for loader in loaders for batch in loader}) == 1
-    assert [batch.tolist() for batch in loaders[0]] == [batch.tolist() for batch in loaders[0]]
-
-
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_a_part_of_the_data_is_trained_on_and_all_validated_on(make: Make) -> None:
     """10 blocks in steps of 8, on two ranks of which one has workers: the samples of one rank, 0.8 epochs a step."""
-    settings = {"max_training_tokens": 10 * T + 5, "max_validation_tokens": 8 * T}
+    settings = {"max_training_tokens": 10 * T + 5, "max_validation_bytes": 8 * T}
     steps = 5
     by_rank = []
     for rank, num_workers in enumerate((0, 2)):
@@ -156,34 +135,18 @@ def test_a_part_of_the_data_is_trained_on_and_all_validated_on(make: Make) -> No
     assert len({tuple(block.tolist()) for block in found}) == 10
     assert torch.equal(found[:10].sort(dim=0).values, found[10:20].sort(dim=0).values)
     assert module.ledger(steps)(8 * steps)["text"].epochs == 4.0
-    (validation,), (whole,) = (make(**s).val_dataloader() for s in (settings, {"max_validation_tokens": 8 * T}))
+    (validation,), (whole,) = (make(**s).val_dataloader() for s in (settings, {"max_validation_bytes": 8 * T}))
     assert torch.equal(next(iter(validation)), next(iter(whole)))
 
 
-def test_validation_is_spread_over_the_split_and_limited(make: Make) -> None:
-    module = make(max_validation_tokens=20 * T)
-    n_blocks = sum(module.manifest.splits["val"]["text"].blocks(T))
-    assert n_blocks > 100
-    shard = module.manifest.splits["val"]["text"]
-    reader = ShardReader(files(module.manifest.shard_folder("val", "text"), shard), shard, T, "uint16")
-    (loader,) = module.val_dataloader()
-    found = torch.cat(list(loader))
-    assert len(found) == 20
-    assert torch.equal(found[10], torch.from_numpy(reader.view(n_blocks // 2).astype("int64")))
+def test_a_dataset_is_filled_up_with_what_is_read_and_not_predicted() -> None:
+    class Numbers:
+        def __getitems__(self, samples: list[int]) -> Tensor:
+            return torch.tensor([[n, ~n] for n in samples])
 
-
-@given(st.integers(1, 10_000), st.integers(1, 10_000))
-def test_validation_is_the_same_for_1_2_and_4_ranks(n_blocks: int, wanted: int) -> None:
-    samples = validation_samples(n_blocks, wanted, 1)
-    assert min(n_blocks, wanted) * 7 / 8 <= samples <= min(n_blocks, wanted)
-    if min(n_blocks, wanted) >= 32:
-        assert validation_samples(n_blocks, wanted, 2) == validation_samples(n_blocks, wanted, 4) == samples
-
-
-def test_fewer_validation_blocks_than_ranks_are_refused(make: Make) -> None:
-    assert validation_samples(3, 100, 4) == 0
-    with pytest.raises(ValueError, match=r"^data\.sources\.text: .* allows 2, fewer than the 4 ranks: raise data"):
-        make(0, 4, max_validation_tokens=2 * T).val_dataloader()
+    filled = FilledUp(Numbers(), 3)
+    assert filled.__getitems__([1, 2]).tolist() == [[1, ~1], [2, ~2]]
+    assert filled.__getitems__([2, 3, 9]).tolist() == [[2, ~2], [~2, ~2], [~2, ~2]]
 
 
 def test_micro_batches_come_in_order() -> None:
@@ -227,9 +190,10 @@ def test_settings_that_cannot_be_are_refused(make: Make, corpus: Path) -> None:
 
 
 def test_each_source_is_validated_on_its_own(make: Make, mixture: Mixed) -> None:
-    module = make(max_validation_tokens=16 * T, **mixture)
+    module = make(max_validation_bytes=10_000, **mixture)
     many, few = (torch.cat(list(loader)) for loader in module.val_dataloader())
-    assert many.shape == few.shape == (8, T + 1)
+    sizes = [module.selection(source).bytes for source in ("many", "few")]
+    assert all(0 < size <= 5_000 for size in sizes)
     assert not in_capitals(many).any()
     assert in_capitals(few).all()
 
@@ -338,13 +302,14 @@ def test_lightning_resumes_at_the_sample_after_the_last_step(make: Make, tmp_pat
 
 
 def test_lightning_trains_beyond_the_first_epoch_and_validates_on_the_same_blocks(make: Make) -> None:
-    module, model = make(micro_batch_size=8, max_validation_tokens=16 * T), Recorder()
+    module, model = make(micro_batch_size=8, max_validation_bytes=16 * T), Recorder()
     count = sum(module.manifest.splits["train"]["text"].blocks(T))
     steps = count // 8 + 4
     trainer(steps, val_check_interval=steps // 2, num_sanity_val_steps=0).fit(model, datamodule=module)
     assert torch.equal(torch.cat(model.seen), expected(module, range(steps * 8)))
-    assert len(model.validated) == 4
-    assert torch.equal(torch.cat(model.validated[:2]), torch.cat(model.validated[2:]))
+    first, second = model.validated[: len(model.validated) // 2], model.validated[len(model.validated) // 2 :]
+    assert torch.equal(torch.cat(first), torch.cat(second))
+    assert (torch.cat(first)[:, 1:] >= 0).sum() == module.selection("text").tokens.sum()
 
 
 def test_lightning_may_not_replace_the_sampler(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,20 @@ DAMAGE = {
         lambda folder: (folder / "text/train/index.json").unlink(),
         "index.json is missing",
     ),
+    "changed list of documents": (
+        lambda folder: flip(folder / "text/val/documents.npy"),
+        "documents.npy was changed",
+    ),
+    "missing list of documents": (
+        lambda folder: (folder / "text/val/documents.npy").unlink(),
+        "documents.npy is missing",
+    ),
+    "manifest without the list of documents": (
+        lambda folder: edit_json(
+            folder / "manifest.json", lambda m: m["splits"]["val"]["text"].pop("documents_sha256")
+        ),
+        "manifest.json (is damaged|has format 99|contradicts itself)",
+    ),
     "foreign tokenizer": (
         lambda folder: (folder / "tokenizer.json").write_text(BpeTokenizer(vocab_size=260).train(["a"]).to_json()),
         "tokenizer.json is (missing|not the tokenizer that made these shards)",

@@ -4,6 +4,7 @@ B: sequences of a micro-batch. T: model.context_length. Any LightningDataModule 
 what `RunData` says it may leave out all but vocab_size.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from thunderhead.core.config import Problem
-from thunderhead.core.types import NonNegativeInt, PositiveInt
+from thunderhead.core.types import NonNegativeInt
 
 # Lightning needs a length: without one it skips a batch when it resumes. The trainer's max_steps ends training.
 ENDLESS = 2**40
@@ -73,16 +74,16 @@ class RunData(lightning.LightningDataModule):
         """Name the validation loaders."""
         return ["all"]
 
-    def validation_metrics(self) -> dict[str, Any]:
-        """Make what is measured in validation beside the loss, by name."""
+    def validation_metrics(self, source: str) -> dict[str, Any]:
+        """Make what is measured in a source's validation beside the loss, by name."""
         return {}
 
     def validation_data(self) -> str | None:
-        """Hash the tokens that the run validates on: losses of runs with another hash do not compare."""
+        """Hash the tokens that are validated on, and how many are seen before each: losses of equal ones compare."""
         return None
 
     def validation_text(self) -> str | None:
-        """Hash the text behind these tokens: bits per byte of runs with the same hash compare."""
+        """Hash the text behind these tokens: bits per byte of equal ones compare."""
         return None
 
     def sample(self, decoder: Any, device: torch.device) -> str | None:
@@ -132,9 +133,8 @@ class TokenDataModule(RunData):
 
     `Trainer` must be made with `use_distributed_sampler=False` (it raises otherwise), as ranks are told apart here.
     Subclasses are dataclasses, too, so that the settings of all stand in their signature. They say what the samples
-    are: `train_dataset(steps)`, `validation_blocks()` and `val_dataset(source, samples)`.
+    are: `train_dataset(steps)`, `validation_blocks()` and `val_dataset(source)`.
 
-    - max_validation_tokens: validate on at most so many tokens: a fixed selection, the same for all seeds.
     - num_workers: processes that load; 0 is fastest (one process reads 100 M tokens/s, sending them costs more).
     """
 
@@ -143,7 +143,6 @@ class TokenDataModule(RunData):
     sequences_per_step: int  # of one optimizer step over all devices and accumulated micro-batches
     seed: int  # of the order
     _: KW_ONLY
-    max_validation_tokens: PositiveInt = 65_536
     num_workers: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
@@ -157,11 +156,11 @@ class TokenDataModule(RunData):
         raise NotImplementedError
 
     def validation_blocks(self) -> dict[str, int]:
-        """Say how many samples each source has for validation."""
+        """Say on how many samples of each source to validate, at least one."""
         raise NotImplementedError
 
-    def val_dataset(self, source: str, samples: int) -> Dataset[Tensor]:
-        """Give access to so many samples of a source for validation, always the same."""
+    def val_dataset(self, source: str) -> Dataset[Tensor]:
+        """Give access to the samples of a source for validation by their number, always the same."""
         raise NotImplementedError
 
     def validation_sources(self) -> list[str]:
@@ -223,26 +222,18 @@ class TokenDataModule(RunData):
         return self._loader(dataset, MicroBatches(self._first_sample, ENDLESS, self.micro_batch_size, rank, world_size))
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
-        """Load a fixed selection of each source's samples for validation, each once over all ranks.
+        """Load each source's samples for validation, each once over all ranks.
 
-        Each source has an equal share of max_validation_tokens. All batches of its loader have one size: the largest up
-        to the micro-batch that divides a rank's share.
+        All batches of a loader have one size, and all ranks as many of them: the last ones are filled up with samples
+        in which no target counts.
         """
         rank, world_size = self.data_parallel()
-        loaders, available = [], self.validation_blocks()
-        wanted = self.max_validation_tokens // self.context_length // len(available)
-        for source, n_blocks in available.items():
-            samples = validation_samples(n_blocks, wanted, world_size)
-            if samples == 0:
-                raise ValueError(
-                    f"data.sources.{source}: the validation split has {n_blocks} blocks and data.max_validation_tokens"
-                    f" allows {wanted}, fewer than the {world_size} ranks: raise data.validation_fraction or"
-                    " data.max_validation_tokens"
-                )
-            share = samples // world_size
-            size = max(size for size in range(1, self.micro_batch_size + 1) if share % size == 0)
-            batches = MicroBatches(0, share // size, size, rank, world_size)
-            loaders.append(self._loader(self.val_dataset(source, samples), batches))
+        loaders = []
+        for source, samples in self.validation_blocks().items():
+            share = math.ceil(samples / world_size)
+            count = math.ceil(share / self.micro_batch_size)
+            batches = MicroBatches(0, count, math.ceil(share / count), rank, world_size)
+            loaders.append(self._loader(FilledUp(self.val_dataset(source), samples), batches))
         return loaders
 
     def _loader(self, dataset: Dataset[Tensor], batches: MicroBatches) -> DataLoader[Tensor]:
@@ -269,13 +260,20 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def validation_samples(n_blocks: int, wanted: int, world_size: int) -> int:
-    """Decide how many blocks to validate on: the same for 1, 2, 4 … ranks and any micro-batch, so losses compare.
+class FilledUp(Dataset[Tensor]):
+    """The first samples of a dataset, and after them the last once more, as often as asked, none of it to be predicted.
 
-    That is min(n_blocks, wanted), cut to a multiple of a power of two (64, less for few blocks: at most 1 in 8 is
-    cut), and further to a multiple of the ranks where these do not divide it.
+    A token that is read and not predicted is a negative number, see `core.module.inputs_and_targets`.
     """
-    samples = min(n_blocks, max(wanted, 1))
-    multiple = min(64, 2 ** ((samples // 8).bit_length() - 1)) if samples >= 8 else 1
-    samples -= samples % multiple
-    return samples - samples % world_size
+
+    def __init__(self, dataset: Any, samples: int):
+        self.dataset, self._samples = dataset, samples
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getitems__(self, samples: list[int]) -> Tensor:
+        """Read a batch: (B, T+1)."""
+        batch: Tensor = self.dataset.__getitems__([min(n, self._samples - 1) for n in samples])
+        is_more_B1 = torch.tensor(samples)[:, None] >= self._samples
+        return torch.where(is_more_B1 & (batch >= 0), ~batch, batch)

@@ -4,21 +4,24 @@
 /tokenizer.json
 /curation.json            what filters removed, if there were any
 /<source>/train/index.json, chunk-0-0.bin, chunk-0-1.bin …
-/<source>/val/…
+/<source>/val/…                      the same, and documents.npy: bytes of text and tokens of each document
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from thunderhead.core.tokenizer import MAX_VOCAB_SIZE, Tokenizer, dtype_for, load_tokenizer
 
-FORMAT = 1  # raise when the same text would give other shards
+FORMAT = 2  # raise when the same text would give other shards
 SplitName = Literal["train", "val"]
 REMEDY = "remove the shards' folder to prepare them anew, or copy it again from where it is whole"
 # A manifest may come from elsewhere, and these become parts of paths.
@@ -57,6 +60,8 @@ class Shard:
     max_token_id: int
     index_sha256: str
     chunks: tuple[Chunk, ...]
+    documents_sha256: str | None = None
+    """Of documents.npy, which the validation split has."""
 
     def blocks(self, context_length: int) -> list[int]:
         """Count the blocks in each chunk.
@@ -130,6 +135,7 @@ class Manifest:
             set(manifest.splits) != {"train", "val"}
             or any(set(by_source) != set(manifest.sources) for by_source in manifest.splits.values())
             or any(sum(chunk.tokens for chunk in shard.chunks) != shard.tokens for shard in shards)
+            or any(shard.documents_sha256 is None for shard in manifest.splits["val"].values())
             or max((shard.max_token_id for shard in shards), default=-1) != manifest.max_token_id
             or any(
                 chunk.bytes != 4 * (chunk.documents + 2) + dtype.itemsize * chunk.tokens
@@ -163,6 +169,23 @@ class Manifest:
             raise MissingFileError(f"{file} is missing: {REMEDY}")
         if sha256_of(file) != self.tokenizer.sha256:
             raise ShardError(f"{file} is not the tokenizer that made these shards (its hash differs): {REMEDY}")
+
+    def load_documents(self, source: str, file: Path | None = None) -> npt.NDArray[np.int64]:
+        """Load how many bytes of text and tokens (EOS included) each held-out document of a source has, (documents, 2).
+
+        Raises ShardError if the file is missing, another one, or contradicts the manifest.
+        """
+        file = file or self.shard_folder("val", source) / "documents.npy"
+        shard = self.splits["val"][source]
+        if not file.exists():
+            raise MissingFileError(f"{file} is missing: {REMEDY}")
+        content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != shard.documents_sha256:
+            raise ShardError(f"{file} was changed since it was written: {REMEDY}")
+        documents: npt.NDArray[np.int64] = np.load(io.BytesIO(content), allow_pickle=False)
+        if documents.shape != (shard.documents, 2) or documents.sum(axis=0).tolist() != [shard.bytes, shard.tokens]:
+            raise ShardError(f"{file} contradicts the manifest: {REMEDY}")
+        return documents
 
     def shard_folder(self, split: SplitName, source: str) -> Path:
         """Name the folder of one split of one source."""

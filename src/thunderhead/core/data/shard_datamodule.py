@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from thunderhead.core.data.datamodule import ENDLESS, TokenDataModule
+from thunderhead.core.data.documents import DocumentReader, Selection
 from thunderhead.core.data.manifest import Manifest, SplitName
-from thunderhead.core.data.order import Order, Sample, spread
+from thunderhead.core.data.order import Order, Sample
 from thunderhead.core.data.shards import ShardReader
+from thunderhead.core.metrics import BitsPerByte
 from thunderhead.core.types import PositiveInt
 
 
@@ -49,16 +51,23 @@ class Blocks(Dataset[Tensor]):
 class ShardDataModule(TokenDataModule):
     """Load blocks of the shards that `manifest` describes; here they have one source.
 
-    Args:
-        shuffle_window: blocks that are shuffled together (see `Order`).
+    Validation is on whole documents, each of their tokens once (see `Selection` and `DocumentReader`).
+
+    - shuffle_window: blocks that are shuffled together (see `Order`).
+    - max_validation_bytes: of the text that is validated on, divided equally among the sources; None: all that is held
+      out. The same text for every tokenizer, context length, seed and number of ranks.
+    - max_validation_tokens: leave out documents beyond so many tokens (divided, too): other tokenizers, other text.
     """
 
     _: KW_ONLY
     shuffle_window: PositiveInt = 65_536
+    max_validation_bytes: PositiveInt | None = 262_144
+    max_validation_tokens: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.manifest: Manifest  # is set once there is one
+        self._selected: dict[str, Selection] = {}
 
     def order(self, steps: int) -> Callable[[int], Sample]:
         """Say which block sample n of a run of so many steps is."""
@@ -87,22 +96,38 @@ class ShardDataModule(TokenDataModule):
         """Read blocks of all sources, in their order."""
         return self.dataset("train", list(self.manifest.sources), self.order(steps), ENDLESS)
 
-    def validation_blocks(self) -> dict[str, int]:
-        """Count the blocks of each source's validation split."""
-        return {source: sum(sizes) for source, sizes in self.blocks("val").items()}
+    def selection(self, source: str) -> Selection:
+        """Say which documents of a source are validated on; raises ShardError if their list is damaged."""
+        if source not in self._selected:
+            bounds = self.max_validation_bytes, self.max_validation_tokens
+            parts = (None if bound is None else bound // len(self.manifest.sources) for bound in bounds)
+            self._selected[source] = Selection.of(self.manifest.load_documents(source), *parts)
+        return self._selected[source]
 
-    def val_dataset(self, source: str, samples: int) -> Blocks:
-        """Read blocks that are spread evenly over the split."""
-        place = partial(_evenly, source, samples, self.validation_blocks()[source])
-        return self.dataset("val", [source], place, samples)
+    def validation_sources(self) -> list[str]:
+        """Name the validation loaders: there is one for each source."""
+        return list(self.manifest.sources)
+
+    def validation_blocks(self) -> dict[str, int]:
+        """Count the blocks of the documents that are validated on."""
+        return {source: self.selection(source).blocks(self.context_length) for source in self.validation_sources()}
+
+    def validation_metrics(self, source: str) -> dict[str, Any]:
+        """Make what is measured in a source's validation beside the loss: bits per byte."""
+        selection = self.selection(source)
+        return {"bits_per_byte": BitsPerByte(selection.bytes / int(selection.tokens.sum()))}
+
+    def val_dataset(self, source: str) -> Blocks:
+        """Read the documents that are validated on, as one text."""
+        return self.dataset("val", [source], partial(Sample, source, 0), self.validation_blocks()[source])
 
     def dataset(self, split: SplitName, sources: list[str], place: Callable[[int], Sample], samples: int) -> Blocks:
         """Read the samples that `place` finds in a split of the sources."""
-        shards, dtype, t = self.manifest.splits[split], self.manifest.dtype, self.context_length
-        readers = {s: ShardReader(self.chunk_file(split, s), shards[s], t, dtype) for s in sources}
-        return Blocks(readers, place, samples)
+        return Blocks({source: self._reader(split, source) for source in sources}, place, samples)
 
-
-def _evenly(source: str, samples: int, n_blocks: int, n: int) -> Sample:
-    """Say where validation sample n of `samples` lies: they are spread evenly over the split."""
-    return Sample(source, 0, spread(n, samples, n_blocks))
+    def _reader(self, split: SplitName, source: str) -> ShardReader:
+        manifest, file = self.manifest, self.chunk_file(split, source)
+        asked = file, manifest.splits[split][source], self.context_length, manifest.dtype
+        if split == "train":
+            return ShardReader(*asked)
+        return DocumentReader(*asked, selection=self.selection(source), eos_id=manifest.eos_id)
