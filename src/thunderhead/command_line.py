@@ -93,9 +93,17 @@ def from_job(folder: Path, run_dir: Path) -> list[str]:
     return [*place, "hydra.output_subdir=null", "hydra/job_logging=stdout"]
 
 
+spelled = "python"
+"""How this program was started: python train.py, or thunderhead train."""
+
+
 def shown(program: str, *overrides: str) -> str:
     """A command as a shell takes it, for hints: `python train.py …`; quote texts for Hydra first (`quoted`)."""
-    return " ".join(["python", program, *map(_for_shell, overrides)])
+    started = program if spelled == "python" else program.removesuffix(".py")
+    return " ".join([spelled, started, *map(_for_shell, overrides)])
+
+
+OmegaConf.register_new_resolver("program", lambda name: shown(f"{name}.py"), replace=True)  # of --help
 
 
 def _for_shell(argument: str) -> str:

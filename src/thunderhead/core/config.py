@@ -27,7 +27,9 @@ import thunderhead.core.resolvers  # noqa: F401 - registers them
 from thunderhead.core.environment import escaped, resolved
 from thunderhead.core.types import Problem as Problem  # noqa: PLC0414 - for all who check a configuration
 
-CONF_DIR = Path(__file__).resolve().parents[3] / "conf"
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONF_DIR = next(folder for folder in (_PACKAGE / "programs" / "conf", _PACKAGE.parents[1] / "conf") if folder.is_dir())
+"""Of the installed package, or of the repository; the programs lie beside it."""
 # Hydra's own keys of a node; `_partial_` is the builder's business and never stands in YAML.
 HYDRA_KEYS = {"_target_", "_convert_", "_recursive_"}
 MOST_NAMED = 40  # names in a message

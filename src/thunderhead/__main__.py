@@ -1,0 +1,47 @@
+"""`thunderhead train attention=gqa`: the programs of the repository, in any folder."""
+
+import difflib
+import runpy
+import sys
+
+from thunderhead import command_line
+from thunderhead.core.config import CONF_DIR
+from thunderhead.terminal import complain
+
+PROGRAMS = {
+    "train": "pretrain a model, or many: a sweep that ends in a report",
+    "prepare": "make shards of tokens from text",
+    "compare": "write a report about finished runs",
+    "generate": "write text with a model",
+    "evaluate": "loss, perplexity and bits per byte on any text",
+    "export": "a folder that Hugging Face's transformers load",
+    "inspect_batch": "show the text that a step was trained on",
+    "coordinate_check": "check that activations keep their size with the width (muP)",
+}
+_USAGE = "thunderhead <command> [group=option] [key=value] … (thunderhead <command> --help shows all)"
+
+
+def main() -> None:
+    """Run the program that is named first; exits with 2 where there is none of the name."""
+    name, rest = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if name in ("--help", "-h"):
+        width = max(map(len, PROGRAMS))
+        print("\n".join([_USAGE, "", *(f"  {program:{width}}  {what}" for program, what in PROGRAMS.items())]))
+        return
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(f"thunderhead {version('thunderhead')}")
+        return
+    if name not in PROGRAMS:
+        near = difflib.get_close_matches(name, PROGRAMS, n=1)
+        complain(f"there is no command {name}" + (f": did you mean {near[0]}?" if near else f": {', '.join(PROGRAMS)}"))
+        sys.exit(2)
+    program = CONF_DIR.parent / f"{name}.py"
+    sys.argv = [str(program), *rest]
+    command_line.spelled = "thunderhead"
+    runpy.run_path(str(program), run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from thunderhead.__main__ import PROGRAMS
+from thunderhead.core.config import CONF_DIR
+
+ROOT = CONF_DIR.parent
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True)
+    (file,) = folder.iterdir()
+    return file
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs the command of an installation of the wheel, in a folder that has nothing to do with the repository."""
+    site, here = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("elsewhere")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel]
+    subprocess.run(pip, check=True)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(site)}
+        command = [sys.executable, site / "bin" / "thunderhead", *arguments]
+        return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False)
+
+    run.folder = here  # type: ignore[attr-defined]
+    return run
+
+
+def test_the_wheel_has_conf_and_programs_and_types(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {f"thunderhead/programs/{file.relative_to(ROOT)}" for file in CONF_DIR.rglob("*.yaml")}
+    expected |= {f"thunderhead/programs/{name}.py" for name in PROGRAMS} | {"thunderhead/py.typed"}
+    package = [file.relative_to(ROOT / "src") for file in (ROOT / "src").rglob("*") if file.is_file()]
+    expected |= {str(file) for file in package if "__pycache__" not in file.parts}
+    assert expected == {name for name in names if ".dist-info" not in name}
+    assert sorted(PROGRAMS) == sorted(file.stem for file in ROOT.glob("*.py"))
+
+
+def test_an_installed_package_trains_and_sweeps_in_any_folder(installed: Run, tmp_path: Path) -> None:
+    """Also with options of one's own, and with every hint as it must be typed."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel:\n  n_layers: 1\n")
+    mine = ("--config-dir", str(tmp_path), "experiment=mine", "debug=fast", "tokenizer=byte")
+    done = installed("train", "-m", *mine, "seed=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (report,) = installed.folder.glob("logs/sweeps/*/*/report.html")  # type: ignore[attr-defined]
+    assert f"report {report.relative_to(installed.folder)}" in done.stdout  # type: ignore[attr-defined]
+    refused = installed("train", "attention.n_kv_head=2")
+    assert refused.returncode == 2
+    assert "attention.n_kv_heads" in refused.stderr
+    assert installed("compare", "--help").stdout.startswith("thunderhead compare runs=")
+
+
+def test_what_there_is_is_told(installed: Run) -> None:
+    told = installed()
+    assert told.returncode == 0
+    assert all(f"\n  {name} " in told.stdout for name in PROGRAMS)
+    assert installed("--version").stdout == "thunderhead 0.1.0\n"
+    unknown = installed("trian")
+    assert (unknown.returncode, unknown.stderr) == (2, "error: there is no command trian: did you mean train?\n")
