@@ -224,7 +224,7 @@ def repeated_sweep(arguments: list[str]) -> list[str]:
 
 def commas_to_list(arguments: list[str]) -> list[str]:
     """`runs=a,b` as `runs=[a,b]`: Hydra would take the first for a sweep, and refuse it."""
-    return [f"runs=[{a.removeprefix('runs=')}]" if a.startswith("runs=") and "[" not in a else a for a in arguments]
+    return [re.sub(r"^runs=(?!\[)(.*)", r"runs=[\1]", argument, flags=re.DOTALL) for argument in arguments]
 
 
 def _joined(arguments: Iterable[str]) -> list[str]:

@@ -16,6 +16,7 @@ from long_words import LongWords
 from shard_fixtures import find_manifest
 from thunderhead.core.data.manifest import Manifest, MissingFileError
 from thunderhead.core.tokenizer import Tokens
+from thunderhead.corpus import prepare as preparing
 from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.sources import Document, LocalText, check_sources
@@ -430,3 +431,17 @@ def test_an_end_inside_of_a_document_is_refused_by_its_name(tmp_path: Path) -> N
     for i in (17, 30):
         (texts / f"{i}.txt").unlink()
     assert prepare({"mine": LocalText(path=str(texts))}, Marking(), **settings).eos_id == 256
+
+
+def test_progress_is_told_in_a_pipe(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(preparing, "TELL_SECONDS", 0.0)
+    for number in range(100, 110):
+        (corpus / f"{number}.txt").write_text(f"line {number}\n" * 20_000)
+    source = {"text": LocalText(path=str(corpus))}
+    prepare(source, BpeTokenizer(vocab_size=300), shards_dir=tmp_path, validation_fraction=0.2, processes=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].strip() for line in lines if "100 %" in line or "99 %" in line][-1] == "Tokenizing"
+    assert {line.split(":")[0].strip() for line in lines} == {"Checking", "Training the tokenizer", "Tokenizing"}
+    assert "M tokens" in lines[-1]

@@ -77,6 +77,15 @@ def test_the_hint_goes_on_in_a_folder_of_any_name(
     assert recorded["generation"]["prompt"] == PROMPT
     assert recorded["name"] == name
     assert (run_dir / "sample.txt").read_text(encoding="utf-8").startswith(PROMPT)
+    next_commands = dict(re.findall(r"^([a-z ]+?) +(python \S+ .*)$", done.stdout, flags=re.MULTILINE))
+    assert list(next_commands) == ["write text", "evaluate", "export", "train longer", "compare"]
+    (here / "text.txt").write_text("Some text.\n" * 20)
+    for what, command in next_commands.items():
+        more = "'++callbacks.poison.steps=[]' " if what == "train longer" else ""
+        trust = "" if what == "compare" else " 'trust=[poison]'"
+        after = shell(f"{command} {more}{trust}", here)
+        assert after.returncode == 0, command + after.stdout + after.stderr
+    assert (read_summary(run_dir) or {})["steps"] == 10
 
 
 @pytest.mark.slow

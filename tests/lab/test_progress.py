@@ -62,6 +62,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, clock: Clock) ->
         board.started(good, resumed=False)
         write(good, 100, finished=True)
         board.refresh([good])
+        clock.now += 300
         board.ended(good, "finished")
         board.started(bad, resumed=False)
         board.ended(bad, "failed", "exit status 1: a [wire] broke")
@@ -69,9 +70,9 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, clock: Clock) ->
         board.started(back, resumed=True)
     assert out.getvalue().splitlines() == [
         "mha: begins",
-        "mha: finished, validation loss 3.1416",
+        "mha: finished, validation loss 3.1416; 1 of 3, about 10 min left",
         "gqa: begins",
-        "gqa: failed (exit status 1: a [wire] broke)",
+        "gqa: failed (exit status 1: a [wire] broke); 2 of 3, about 2 min left",
         "mla: goes on from its checkpoint (had logged step 40)",
     ]
 
@@ -89,7 +90,7 @@ def test_the_table_tells_each_job_from_its_record(tmp_path: Path, clock: Clock) 
         write(running, 20)
         board.refresh([running])
         rows = lines_of(board)
-    assert rows["Sweep:"] == ["1", "of", "4", "finished"]
+    assert rows["Sweep:"] == ["1", "of", "4", "finished,", "about", "2", "min", "left"]
     assert rows["mha"] == ["finished", "100/100", "4.000", "3.1416", "1,234"]
     # 20 of 100 steps in 50 s: 200 s are left
     assert rows["gqa"] == ["running", "20/100", "4.800", "5.9000", "1,234", "3", "min"]

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -37,8 +38,10 @@ from thunderhead.corpus.shard_files import CHUNK_BYTES, ShardWriter
 from thunderhead.corpus.sources import Document, Source, check_sources, named
 from thunderhead.corpus.split import Split
 from thunderhead.processes import allowed_cores
+from thunderhead.terminal import say, size
 from thunderhead.training.record import write_text
 
+TELL_SECONDS = 30.0  # between lines about progress, where there is no terminal
 _BATCH_CHARACTERS = 1 << 20  # text that is tokenized at once
 _CHANGED = "files of data.sources changed while they were read: prepare again"
 _log = logging.getLogger(__name__)
@@ -328,7 +331,7 @@ def _decisions(file: Path) -> Iterator[int]:
 
 
 class _Passes(Progress):
-    """A progress bar of the pass under way, on a terminal: bytes read, tokens per second, the time left."""
+    """A progress bar of the pass under way: bytes read, tokens per second, the time left; in a pipe, lines."""
 
     def __init__(self, sources: Mapping[str, Source]):
         sizes = [source.disk_bytes() for source in sources.values()]
@@ -336,6 +339,7 @@ class _Passes(Progress):
         console = Console(stderr=True)
         tokens = TextColumn("{task.fields[tokens]}")
         super().__init__(*self.get_default_columns(), tokens, console=console, disable=not console.is_terminal)
+        self._told = time.monotonic()
 
     def begin(self, what: str) -> None:
         for task in self.task_ids:
@@ -346,6 +350,7 @@ class _Passes(Progress):
     def add(self, read: int) -> None:
         """Show that `read` more bytes are done."""
         self.update(self.task_ids[0], advance=read)
+        self._tell()
 
     def reach(self, read: int, n_tokens: int = 0) -> None:
         """Show that `read` bytes are done in all, the last of them `n_tokens` tokens."""
@@ -355,3 +360,12 @@ class _Passes(Progress):
         if tokens and task.speed:  # bytes a second, of late
             tokens += f", {task.speed * self._tokens / read / 1e3:,.0f} k/s"
         self.update(task.id, completed=read, tokens=tokens)
+        self._tell()
+
+    def _tell(self) -> None:
+        if not self.disable or time.monotonic() - self._told < TELL_SECONDS:
+            return
+        self._told, (task,) = time.monotonic(), self.tasks
+        share = f"{task.percentage:.0f} %" if task.total else f"{size(int(task.completed))} read"
+        left = f", about {task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
+        say(f"  {task.description}: {share}{left}" + (f", {task.fields['tokens']}" if task.fields["tokens"] else ""))

@@ -32,7 +32,7 @@ class _Row:
     name: str
     state: str = "waiting"
     note: str = ""
-    since: float = 0.0
+    since: float | None = None
     first_step: int = 0
     at: tuple[int, int] | None = None
     measured: dict[str, float] = field(default_factory=dict)
@@ -42,10 +42,10 @@ class _Row:
 
     @property
     def time_left(self) -> str:
-        if self.state != "running" or self.at is None or self.at[0] <= self.first_step:
+        if self.state != "running" or self.since is None or self.at is None or self.at[0] <= self.first_step:
             return ""
         seconds = (time.monotonic() - self.since) / (self.at[0] - self.first_step) * (self.at[1] - self.at[0])
-        return f"{seconds / 60:,.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+        return _minutes(seconds)
 
 
 class Board:
@@ -89,7 +89,18 @@ class Board:
         if self._live is None:
             loss = row.shown("val/loss")
             result = f", validation loss {loss}" if state == "finished" and loss else ""
-            self.say(f"{job.name}: {state}{result}" + (f" ({note})" if note else ""))
+            n_ended = sum(row.state not in ("waiting", "running") for row in self._rows.values())
+            told = f"{job.name}: {state}{result}" + (f" ({note})" if note else "")
+            self.say(f"{told}; {n_ended} of {len(self._rows)}{self._left()}")
+
+    def _left(self) -> str:
+        """How long the other jobs will take, if they take as long as those that have ended."""
+        begun = [row.since for row in self._rows.values() if row.since is not None]
+        n_open = sum(row.state in ("waiting", "running") for row in self._rows.values())
+        n_done = len(begun) - sum(row.state == "running" for row in self._rows.values())
+        if not (n_open and n_done):
+            return ""
+        return f", about {_minutes((time.monotonic() - min(begun)) / n_done * n_open)} left"
 
     def refresh(self, running: Sequence[Job]) -> None:
         """Read the records of the running jobs and draw the table anew, every other second."""
@@ -109,7 +120,8 @@ class Board:
     def table(self) -> Table:
         """All jobs as they stand."""
         done = sum(row.state == "finished" for row in self._rows.values())
-        table = Table(title=f"{self._title}: {done} of {len(self._rows)} finished", title_justify="left", box=None)
+        title = f"{self._title}: {done} of {len(self._rows)} finished{self._left()}"
+        table = Table(title=title, title_justify="left", box=None)
         table.add_column("run", no_wrap=True)
         table.add_column("")
         for heading in ("step", "loss", "val loss", "tokens/s", "left"):
@@ -120,3 +132,7 @@ class Board:
             shown = f"[{STYLES.get(row.state, 'dim')}]{escape(state)}[/]"
             table.add_row(escape(row.name), shown, at, *map(row.shown, COLUMNS), row.time_left)
         return table
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:,.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,6 +1,6 @@
 """What a person sees on the terminal: the plan, the data, the summary."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,9 @@ def show_sample(text: str) -> None:
     _console.print(text, markup=False, soft_wrap=True)
 
 
-def show_where(run_dir: Path) -> None:
-    """Where to look next."""
+def show_where(run_dir: Path, commands: Mapping[str, str]) -> None:
+    """Where to look next, and what to do with the model."""
     _console.print()
     _console.print(f"[cyan]run folder  [/] {escape(str(run_dir))}", soft_wrap=True)
-    _console.print("[cyan]watch       [/] tensorboard --logdir logs")
+    for what, command in {"watch": "tensorboard --logdir logs", **commands}.items():
+        _console.print(f"[cyan]{what:12}[/] {escape(command)}", soft_wrap=True)

@@ -19,7 +19,7 @@ from torchmetrics import Metric
 
 from thunderhead import command_line, disk
 from thunderhead.core.config import ConfigError, Problem, placed, quoted
-from thunderhead.core.data.datamodule import asked
+from thunderhead.core.data.datamodule import RunData, asked
 from thunderhead.core.data.manifest import ShardError
 from thunderhead.core.environment import hidden
 from thunderhead.core.metrics import as_metric
@@ -104,7 +104,7 @@ def _fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             logger.finalize("success")
-        display.show_where(run.folder)
+        display.show_where(run.folder, _next_commands(run))
     return summary
 
 
@@ -218,6 +218,23 @@ def go_on(run_dir: Path, *changes: str) -> str:
     if not any((run_dir / resuming.CHECKPOINTS).glob("*.ckpt")):
         return "no checkpoint was kept"
     return f"go on with: {command_line.shown('train.py', f'resume={quoted(run_dir)}', *changes)}"
+
+
+def _next_commands(run: Run) -> dict[str, str]:
+    """What to do with a finished run, as commands; nothing without a checkpoint."""
+    if not any((run.folder / resuming.CHECKPOINTS).glob("*.ckpt")):
+        return {}
+    place, found = quoted(run.folder), {}
+    is_text = getattr(run.data, "tokenizer", None) and getattr(type(run.data), "sample", None) is RunData.sample
+    if is_text:
+        found["write text"] = command_line.shown("generate.py", f"run={place}")
+        found["evaluate"] = command_line.shown("evaluate.py", f"run={place}", "data=text", "data.path=text.txt")
+        found["export"] = command_line.shown("export.py", f"run={place}")
+    amounts = {name: value for name, value in run.config["budget"].items() if isinstance(value, int | float)}
+    if len(amounts) == 1:
+        ((name, value),) = amounts.items()
+        found["train longer"] = command_line.shown("train.py", f"resume={place}", f"budget.{name}={2 * value}")
+    return found | {"compare": command_line.shown("compare.py", f"runs={quoted(run.folder.parent)}")}
 
 
 def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) -> dict[str, Any]:
