@@ -303,6 +303,11 @@ def test_what_is_read_and_what_is_not_is_told(tmp_path: Path) -> None:
     }
 
 
+def test_suffixes_as_people_write_them(tmp_path: Path) -> None:
+    suffixes = ["txt", ".JSONL.gz", "", "*.rst".removeprefix("*")]
+    assert LocalText(path=str(tmp_path), suffixes=suffixes).suffixes == (".txt", ".jsonl", "", ".rst")
+
+
 GOOD, BAD_BYTES = "gut und schön\n" * 40, b"ein \xe4 zuviel\n"
 
 

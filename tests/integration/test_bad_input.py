@@ -137,7 +137,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(
 NO_TEXT = "{_target_: thunderhead.corpus.sources.StandardLibrary, include_code: false, include_topics: false}"
 NESTED = {
     f"+data.sources.two={NO_TEXT}": "data.sources.two: include_code and include_topics are both false",
-    "data.sources.text.suffixes=[.doc]": "data.sources.text.suffixes: [.doc] is not accepted",
+    "data.sources.text.suffixes=5": "data.sources.text.suffixes: 5 is not accepted",
     "data.sources.text.text_field=5": "data.sources.text.text_field: 5 is not accepted",
     "+data.sources.three=5": "data.sources.three: is no source: its _target_ must be a",
     "+data.sources.four={_target_: torch.optim.AdamW}": "data.sources.four.params: is required",

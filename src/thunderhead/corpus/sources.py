@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import pyarrow.parquet as pq
 from annotated_types import Ge
-from pydantic import StringConstraints
 
 from thunderhead.core.config import placed
 from thunderhead.core.types import NonNegativeFloat, PathText, PositiveFloat
@@ -40,7 +39,6 @@ from thunderhead.corpus.text_files import (
 )
 
 SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".jsonl", ".ndjson", ".parquet")
-Suffix = Annotated[str, StringConstraints(pattern=r"^(\.[^./A-Z]+)?$")]
 _RECORDS: dict[str, Any] = {
     ".jsonl": json_lines,
     ".ndjson": json_lines,
@@ -177,7 +175,7 @@ class LocalText(Source):
 
     _: KW_ONLY
     path: PathText  # a file, of any kind, or a folder
-    suffixes: Sequence[Suffix] = SUFFIXES  # of files in a folder, in lower case; each also stands for its .gz …
+    suffixes: Sequence[str] = SUFFIXES  # of files in a folder; each also stands for its .gz …, and for upper case
     text_field: str = "text"  # field (.jsonl, .json) or column (.csv, .tsv, .parquet) that holds the text
     max_document_bytes: Annotated[int, Ge(64)] | None = 16384
     encoding: str = "utf-8"  # of all files, as Python names it
@@ -197,6 +195,7 @@ class LocalText(Source):
             near = difflib.get_close_matches(self.encoding.lower().replace("_", "-"), _ENCODINGS, n=1)
             other = near[0] if near else "utf-8, utf-16, latin-1 …"
             raise ValueError(f"encoding={self.encoding} is not known: {other}")
+        self.suffixes = tuple(kind_of(f"x.{suffix.lstrip('.')}")[1] if suffix else "" for suffix in self.suffixes)
         self._passed: Counter[tuple[str, str]] = Counter()  # suffix and reason
         self._inside: Counter[str] = Counter()  # suffixes of what archives hold and is passed over
         self._read: Counter[str] = Counter()
@@ -231,7 +230,7 @@ class LocalText(Source):
                 files.append((name, file))
         if not files:
             if not path.is_dir():
-                raise ValueError(f"path={self.path} is {next(iter(self._passed))[1]}")
+                raise ValueError(f"path={self.path} is {next(iter(self._passed))[1]}: no file has any text")
             there = ", ".join(f"{n} {suffix or 'without suffix'} ({why})" for (suffix, why), n in self._passed.items())
             found = f"; there are {there}: choose by suffixes=[…]" if there else ""
             raise ValueError(

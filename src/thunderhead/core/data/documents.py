@@ -46,11 +46,14 @@ class Selection:
 
     @classmethod
     def of(cls, documents: npt.NDArray[np.int64], max_bytes: int | None, max_tokens: int | None) -> "Selection":
-        """Choose by `choose`, and of these the first that have `max_tokens` tokens at most, but at least one.
+        """Choose by `choose` documents of `max_bytes` and `max_tokens` at most, but at least one.
 
         `documents` has the bytes and the tokens of each, (documents, 2), see `Manifest.load_documents`.
         """
         n_bytes, n_tokens = documents.T
+        if max_tokens is not None:
+            as_bytes = int(n_bytes.sum()) * max_tokens // int(n_tokens.sum())
+            max_bytes = as_bytes if max_bytes is None else min(max_bytes, as_bytes)
         numbers = choose(n_bytes, max_bytes)
         if max_tokens is not None:
             fitting = int(np.searchsorted(n_tokens[numbers].cumsum(), max_tokens, side="right"))
