@@ -337,6 +337,10 @@ def test_what_cannot_be_read_is_left_out_and_listed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nul\.md: binary") as caught:
         LocalText(path=str(folder)).verify(lambda _: None)
     assert all(name in str(caught.value) for name in ("mixed.txt", "lines.jsonl", "cut.txt.gz"))  # all at once
+    with pytest.raises(ValueError, match=r"lines\.jsonl, line 3: text is int") as caught:
+        LocalText(path=str(folder), on_error="replace").verify(lambda _: None)
+    assert "nul.md: binary" in str(caught.value)
+    assert "mixed.txt" not in str(caught.value)
     replaced = LocalText(path=str(folder / "mixed.txt"), on_error="replace")
     assert joined(replaced) == GOOD + BAD_BYTES.decode(errors="replace") + GOOD
 

@@ -181,7 +181,7 @@ class LocalText(Source):
     encoding: str = "utf-8"  # of all files, as Python names it
     on_error: Literal["fail", "skip", "replace"] = "fail"
     """What becomes of a document that cannot be read: all is refused; it is left out and listed; or bytes that are no
-    characters become U+FFFD."""
+    characters become U+FFFD, and other faults are refused."""
     split_by: Literal["document", "piece"] | None = None
     """Whether a file or record that is cut stays whole on one side of the split, or its pieces are divided; null: it
     stays whole, but for fewer than 40 files of plain text, of which validation would get none."""
@@ -254,11 +254,11 @@ class LocalText(Source):
                 for _, pieces in itertools.islice(self._texts(name, file, lambda _: None), 1):
                     list(itertools.islice(pieces, 2))  # two: the end of a short file is looked at, too
 
-        if self.on_error == "fail":
+        if self.on_error != "skip":
             self._refuse(look)
 
     def verify(self, on_read: Callable[[int], None]) -> None:
-        if self.on_error == "fail":
+        if self.on_error != "skip":
             self._refuse(lambda name, file: deque(self._documents(name, file, on_read), maxlen=0))
 
     def _refuse(self, look: Callable[[str, Path], object]) -> None:
