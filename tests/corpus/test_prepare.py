@@ -16,7 +16,7 @@ from long_words import LongWords
 from shard_fixtures import find_manifest
 from thunderhead.core.data.manifest import Manifest, MissingFileError
 from thunderhead.core.tokenizer import Tokens
-from thunderhead.corpus import prepare as preparing
+from thunderhead.corpus import passes
 from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.sources import Document, LocalText, check_sources
@@ -436,7 +436,7 @@ def test_an_end_inside_of_a_document_is_refused_by_its_name(tmp_path: Path) -> N
 def test_progress_is_told_in_a_pipe(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(preparing, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(passes, "TELL_SECONDS", 0.0)
     for number in range(100, 110):
         (corpus / f"{number}.txt").write_text(f"line {number}\n" * 20_000)
     source = {"text": LocalText(path=str(corpus))}

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -25,8 +24,6 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import Progress, TextColumn
 
 from thunderhead import disk
 from thunderhead.core.data.manifest import FORMAT, Manifest, Shard, SplitName, TokenizerRecord
@@ -34,14 +31,13 @@ from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.corpus.batch_processing import Batch, Encode, UselessError, inspect, recorded, remembered
 from thunderhead.corpus.curation import Curation, Filter
 from thunderhead.corpus.overlap import Overlap
+from thunderhead.corpus.passes import Passes
 from thunderhead.corpus.shard_files import CHUNK_BYTES, ShardWriter
 from thunderhead.corpus.sources import Document, Source, check_sources, named
 from thunderhead.corpus.split import Split
 from thunderhead.processes import allowed_cores
-from thunderhead.terminal import say, size
 from thunderhead.training.record import write_text
 
-TELL_SECONDS = 30.0  # between lines about progress, where there is no terminal
 _BATCH_CHARACTERS = 1 << 20  # text that is tokenized at once
 _CHANGED = "files of data.sources changed while they were read: prepare again"
 _log = logging.getLogger(__name__)
@@ -132,7 +128,7 @@ class Preparation:
     def _write(self, work: Path, processes: int) -> dict[str, Any]:
         """Write trained tokenizer, shards and report into work/shards; return what the manifest says about them."""
         splits: dict[SplitName, dict[str, Shard]] = {"train": {}, "val": {}}
-        with _Passes(self.sources) as passes:
+        with Passes(self.sources) as passes:
             self._verify(passes)
             curation = self._curate(work, processes, passes) if self.filters else None
             decisions = work / "kept" if self.filters else None
@@ -191,7 +187,7 @@ class Preparation:
                 found = f"none of its {shards[0].documents} documents fell to the {what} split"
                 raise UselessError(f"{path}: {found}: {remedy}")
 
-    def _verify(self, passes: "_Passes") -> None:
+    def _verify(self, passes: Passes) -> None:
         """Read what is cheap to read, so that all that is wrong with it is said before work starts."""
         passes.begin("Checking")
         faults = []
@@ -204,7 +200,7 @@ class Preparation:
         if faults:
             raise ValueError("; ".join(faults))
 
-    def _measure(self, decisions: Path | None, passes: "_Passes") -> dict[str, int]:
+    def _measure(self, decisions: Path | None, passes: Passes) -> dict[str, int]:
         """Count the characters of each source."""
         passes.begin("Measuring")
         totals = dict.fromkeys(self.sources, 0)
@@ -213,7 +209,7 @@ class Preparation:
             passes.reach(batch.read)
         return totals
 
-    def _curate(self, work: Path, processes: int, passes: "_Passes") -> dict[str, Any]:
+    def _curate(self, work: Path, processes: int, passes: Passes) -> dict[str, Any]:
         """Decide about all documents: a byte each in work/kept, 1 if it is kept. Returns what the manifest says."""
         report = work / "curation.json"
         if not report.exists():
@@ -231,7 +227,7 @@ class Preparation:
         settings = {name: rule.settings() for name, rule in self.filters.items()}
         return {"filters": settings, **json.loads(report.read_bytes())}
 
-    def _train(self, work: Path, batches: Callable[[], Iterator[Batch]], passes: "_Passes") -> Tokenizer:
+    def _train(self, work: Path, batches: Callable[[], Iterator[Batch]], passes: Passes) -> Tokenizer:
         """Train the tokenizer on the training split, or load the one that was trained before an interruption."""
         file = work / "tokenizer.json"
         if file.exists():
@@ -242,7 +238,7 @@ class Preparation:
         return trained
 
 
-def _training_texts(batches: Iterable[Batch], passes: "_Passes") -> Iterator[str]:
+def _training_texts(batches: Iterable[Batch], passes: Passes) -> Iterator[str]:
     for batch in batches:
         for document, held_out in zip(batch.documents, batch.held_out, strict=True):
             if not held_out:
@@ -328,44 +324,3 @@ def _decisions(file: Path) -> Iterator[int]:
         while block := stream.read(1 << 16):
             yield from block
     raise UselessError(_CHANGED)
-
-
-class _Passes(Progress):
-    """A progress bar of the pass under way: bytes read, tokens per second, the time left; in a pipe, lines."""
-
-    def __init__(self, sources: Mapping[str, Source]):
-        sizes = [source.disk_bytes() for source in sources.values()]
-        self._bytes = None if None in sizes else sum(filter(None, sizes))
-        console = Console(stderr=True)
-        tokens = TextColumn("{task.fields[tokens]}")
-        super().__init__(*self.get_default_columns(), tokens, console=console, disable=not console.is_terminal)
-        self._told = time.monotonic()
-
-    def begin(self, what: str) -> None:
-        for task in self.task_ids:
-            self.remove_task(task)
-        self.add_task(what, total=self._bytes, tokens="")
-        self._tokens = 0
-
-    def add(self, read: int) -> None:
-        """Show that `read` more bytes are done."""
-        self.update(self.task_ids[0], advance=read)
-        self._tell()
-
-    def reach(self, read: int, n_tokens: int = 0) -> None:
-        """Show that `read` bytes are done in all, the last of them `n_tokens` tokens."""
-        (task,) = self.tasks
-        self._tokens += n_tokens
-        tokens = f"{self._tokens / 1e6:.1f} M tokens" if self._tokens else ""
-        if tokens and task.speed:  # bytes a second, of late
-            tokens += f", {task.speed * self._tokens / read / 1e3:,.0f} k/s"
-        self.update(task.id, completed=read, tokens=tokens)
-        self._tell()
-
-    def _tell(self) -> None:
-        if not self.disable or time.monotonic() - self._told < TELL_SECONDS:
-            return
-        self._told, (task,) = time.monotonic(), self.tasks
-        share = f"{task.percentage:.0f} %" if task.total else f"{size(int(task.completed))} read"
-        left = f", about {task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
-        say(f"  {task.description}: {share}{left}" + (f", {task.fields['tokens']}" if task.fields["tokens"] else ""))
