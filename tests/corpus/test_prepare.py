@@ -17,7 +17,8 @@ from shard_fixtures import find_manifest
 from thunderhead.core.data.manifest import Manifest, MissingFileError
 from thunderhead.core.tokenizer import Tokens
 from thunderhead.corpus import passes
-from thunderhead.corpus.prepare import prepare
+from thunderhead.corpus.batch_processing import UselessError
+from thunderhead.corpus.prepare import prepare, read_batches
 from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.sources import Document, LocalText, check_sources
 from thunderhead.corpus.split import is_validation
@@ -211,6 +212,39 @@ def test_finished_work_is_kept_when_something_fails_late(corpus: Path, tmp_path:
     prepare({"text": source}, ByteTokenizer(), shards_dir=tmp_path / "shards", **settings)
     prepare({"text": LocalText(path=str(corpus))}, ByteTokenizer(), shards_dir=tmp_path / "whole", **settings)
     assert digest_of(tmp_path / "shards") == digest_of(tmp_path / "whole")
+
+
+def test_work_on_text_that_has_changed_is_thrown_away(corpus: Path, tmp_path: Path) -> None:
+    """A source whose fingerprint does not tell: the next call begins anew, rather than meet the same for ever."""
+
+    class Told(LocalText):
+        breaks_off = True
+
+        def fingerprint(self) -> dict[str, Any]:
+            return {"source": "told"}
+
+        def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
+            yield from super().documents(on_read)
+            if self.breaks_off:
+                raise ValueError("the source broke off")
+
+    for number in range(100, 120):
+        (corpus / f"{number}.txt").write_text(f"line {number}\n" * 40_000)
+    source, settings = Told(path=str(corpus)), {"shards_dir": tmp_path / "shards", "validation_fraction": 0.2}
+    with pytest.raises(ValueError, match="broke off"):
+        prepare({"text": source}, ByteTokenizer(), processes=1, **settings)
+    source.breaks_off = False
+    (corpus / "100.txt").write_text("other text\n" * 40_000)
+    with pytest.raises(ValueError, match="text changed since the preparation"):
+        prepare({"text": source}, ByteTokenizer(), processes=1, **settings)
+    verify(prepare({"text": source}, ByteTokenizer(), processes=1, **settings))
+
+
+def test_decisions_of_filters_that_no_longer_fit_are_thrown_away(corpus: Path, tmp_path: Path) -> None:
+    decided = tmp_path / "kept"
+    decided.write_bytes(b"\1" * 3)
+    with pytest.raises(UselessError, match="changed while they were read"):
+        list(read_batches({"text": LocalText(path=str(corpus))}, decided))
 
 
 def test_files_that_change_meanwhile_are_noticed(corpus: Path, tmp_path: Path) -> None:

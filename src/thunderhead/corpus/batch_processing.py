@@ -155,7 +155,7 @@ def remembered(
 ) -> Iterator[tuple[Batch, Result]]:
     """Do as `in_order`, and write each result to a file; those that are in the file already are read from there.
 
-    A record that was cut off by a kill is done again. Raises ValueError if a batch is not the one of the last time.
+    A record that was cut off by a kill is done again. Raises UselessError if a batch is not the one of the last time.
     """
     batches = iter(batches)
     with open(file, "a+b") as log:
@@ -164,7 +164,7 @@ def remembered(
             *mark, result = record
             batch = next(batches, None)
             if batch is None or mark != _mark(batch):
-                raise ValueError("text changed since the preparation that was interrupted: prepare again")
+                raise UselessError("text changed since the preparation that was interrupted: prepare again")
             yield batch, result
             end = log.tell()
         log.truncate(end)

@@ -82,8 +82,7 @@ class Preparation:
 
     def find(self) -> Manifest | None:
         """Look up the shards made from exactly this; None if there are none yet. Reads no text and writes nothing."""
-        folder = Path(self.shards_dir) / self.key(self.fingerprints())
-        return Manifest.load(folder) if folder.exists() and any(folder.iterdir()) else None
+        return _load(Path(self.shards_dir) / self.key(self.fingerprints()))
 
     def run(self, processes: int | None = None) -> Manifest:
         """Train the tokenizer on the training split, and write the shards; or return those that are there already.
@@ -102,7 +101,7 @@ class Preparation:
         folder, work = Path(self.shards_dir, key), Path(self.shards_dir, f".{key}.preparing")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with disk.naming(folder), _lock(folder.parent / f".{key}.lock"):
-            if (found := self.find()) is not None:
+            if (found := _load(folder)) is not None:
                 return found
             for name, source in self.sources.items():
                 with named(name):
@@ -246,6 +245,10 @@ def _training_texts(batches: Iterable[Batch], passes: Passes) -> Iterator[str]:
         passes.reach(batch.read)
 
 
+def _load(folder: Path) -> Manifest | None:
+    return Manifest.load(folder) if folder.exists() and any(folder.iterdir()) else None
+
+
 def _has_begun(work: Path) -> bool:
     """Say whether anything is remembered that a next call need not do again."""
     return any((work / name).exists() for name in ("encoded", "inspected", "curation.json", "tokenizer.json"))
@@ -303,20 +306,22 @@ def read_batches(
         documents: list[Document] = []
         held_out: list[bool] = []
         size = 0
-        with named(name):
-            found = (document for document in source.documents(on_read) if next(decisions))
-            divided = (
-                split.divide(found, source, (totals or {}).get(name)) if split else zip(found, itertools.repeat(False))
-            )
-            for document, is_held_out in divided:
-                documents.append(document)
-                held_out.append(is_held_out)
-                size += len(document.text)
-                if size >= _BATCH_CHARACTERS:
-                    yield Batch(name, documents, held_out, read)
-                    documents, held_out, size = [], [], 0
+        found = (document for document in _documents(name, source, on_read) if next(decisions))
+        no_split = zip(found, itertools.repeat(False))
+        for document, is_held_out in split.divide(found, source, (totals or {}).get(name)) if split else no_split:
+            documents.append(document)
+            held_out.append(is_held_out)
+            size += len(document.text)
+            if size >= _BATCH_CHARACTERS:
+                yield Batch(name, documents, held_out, read)
+                documents, held_out, size = [], [], 0
         if documents:
             yield Batch(name, documents, held_out, read)
+
+
+def _documents(name: str, source: Source, on_read: Callable[[int], None]) -> Iterator[Document]:
+    with named(name):
+        yield from source.documents(on_read)
 
 
 def _decisions(file: Path) -> Iterator[int]:
