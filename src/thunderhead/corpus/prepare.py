@@ -33,7 +33,7 @@ from thunderhead.corpus.curation import Curation, Filter
 from thunderhead.corpus.overlap import Overlap
 from thunderhead.corpus.passes import Passes
 from thunderhead.corpus.shard_files import CHUNK_BYTES, ShardWriter
-from thunderhead.corpus.sources import Document, Source, check_sources, named
+from thunderhead.corpus.sources import Document, Source, check_sources, named, refusal
 from thunderhead.corpus.split import Split
 from thunderhead.processes import allowed_cores
 from thunderhead.training.record import write_text
@@ -189,13 +189,9 @@ class Preparation:
     def _verify(self, passes: Passes) -> None:
         """Read what is cheap to read, so that all that is wrong with it is said before work starts."""
         passes.begin("Checking")
-        faults = []
+        faults: list[str] = []
         for name, source in self.sources.items():
-            try:
-                with named(name):
-                    source.verify(passes.add)
-            except ValueError as error:
-                faults.append(str(error))
+            faults += refusal(name, partial(source.verify, passes.add))
         if faults:
             raise ValueError("; ".join(faults))
 

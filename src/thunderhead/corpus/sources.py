@@ -341,13 +341,19 @@ def check_sources(sources: Mapping[str, Source], path: str | None = None) -> Non
     for name, source in sources.items():
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
             problems.append(f"data.sources.{name}: use letters, digits, '_', '-' and '.' in names of sources")
-        try:
-            with named(name):
-                source.check()
-        except ValueError as error:
-            problems.append(str(error))
+        problems += refusal(name, source.check)
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def refusal(name: str, look: Callable[[], object]) -> list[str]:
+    """Look at a source, and return what is wrong with it, if anything is."""
+    try:
+        with named(name):
+            look()
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 <shards_dir>/<key>/manifest.json            written last
 /tokenizer.json
+/reading.json             which files were read, passed over or skipped, and near duplicates across the split
 /curation.json            what filters removed, if there were any
 /<source>/train/index.json, chunk-0-0.bin, chunk-0-1.bin …
 /<source>/val/…                      the same, and documents.npy: bytes of text and tokens of each document
