@@ -45,7 +45,7 @@ def test_a_search_finds_the_optimum_and_goes_on(text_corpus: Path, shards_dir: P
     def search(n_trials: int) -> int:
         return run_search(
             space, [], lambda lines: config.plain(config.compose(tiny(text_corpus, shards_dir, *lines))),
-            Sweep(tmp_path / "sweep", LocalExecutor(1, FAKE), [], planner()), n_jobs=1, n_trials=n_trials,
+            Sweep(tmp_path / "sweep", LocalExecutor(1, FAKE, imports=()), [], planner()), n_jobs=1, n_trials=n_trials,
             seed=1, pruner="none", n_startup_trials=3,
         )  # fmt: skip
 
@@ -68,7 +68,7 @@ def test_a_trial_above_the_median_is_ended_and_told(
     def search(n_trials: int) -> list[dict[str, Any]]:
         status = run_search(
             space, [], lambda lines: config.plain(config.compose(tiny(text_corpus, shards_dir, *lines))),
-            Sweep(tmp_path / "sweep", LocalExecutor(1, FAKE), [], planner()), n_jobs=1, n_trials=n_trials,
+            Sweep(tmp_path / "sweep", LocalExecutor(1, FAKE, imports=()), [], planner()), n_jobs=1, n_trials=n_trials,
             seed=3, pruner="median", n_startup_trials=2,
         )  # fmt: skip
         assert status == 0
@@ -102,7 +102,7 @@ def test_a_combination_that_is_refused_is_a_failed_trial(
     def search(folder: Path, seed: int) -> int:
         return run_search(
             space, [], lambda lines: config.plain(config.compose(tiny(text_corpus, shards_dir, *lines))),
-            Sweep(folder, LocalExecutor(1, FAKE), [], planner()), n_jobs=1, n_trials=4, seed=seed, pruner="none",
+            Sweep(folder, LocalExecutor(1, FAKE, imports=()), [], planner()), n_jobs=1, n_trials=4, seed=seed, pruner="none",
             n_startup_trials=4,
         )  # fmt: skip
 

@@ -38,7 +38,7 @@ def grid(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., i
             lines = [*overrides, *(f"{group}={option}" for group, option in choices.items())]
             composed = config.plain(config.compose(tiny(text_corpus, shards_dir, *lines)))
             candidates.append(Candidate(choices, composed))
-        sweep = Sweep(tmp_path / "sweep", LocalExecutor(n_jobs, FAKE), ["-m"], planner())
+        sweep = Sweep(tmp_path / "sweep", LocalExecutor(n_jobs, FAKE, imports=()), ["-m"], planner())
         return run_grid(candidates, sweep, baseline=baseline)
 
     return run

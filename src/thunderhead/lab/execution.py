@@ -5,6 +5,7 @@ import fcntl
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 
 from thunderhead import disk
+from thunderhead.lab.job_server import IMPORTS, JobServer
 from thunderhead.lab.jobs import Job, prepare_start, state
 from thunderhead.lab.progress import Board
 from thunderhead.processes import (
@@ -90,12 +92,19 @@ class LocalProcess(subprocess.Popen[bytes]):
 class LocalExecutor:
     """Jobs as processes of this machine, up to `n_jobs` at a time, by `program` (() = this one).
 
-    Parallel jobs share the CPU cores by OMP_NUM_THREADS, unless it is set, and the GPUs by CUDA_VISIBLE_DEVICES.
+    Parallel jobs share the CPU cores by OMP_NUM_THREADS, unless it is set, and the GPUs by CUDA_VISIBLE_DEVICES. On
+    Linux they are forked from one process that has made `imports`; elsewhere libraries do not bear that.
     """
 
-    def __init__(self, n_jobs: int, program: Sequence[str] = ()):
-        self._slots: list[LocalProcess | None] = [None] * n_jobs
+    def __init__(self, n_jobs: int, program: Sequence[str] = (), imports: Sequence[str] = IMPORTS):
+        self._slots: list[Running | None] = [None] * n_jobs
         self._program = program
+        self._environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+        self._environment |= {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())}
+        if n_jobs > 1:
+            self._environment.setdefault("OMP_NUM_THREADS", str(max(1, allowed_cores() // n_jobs)))
+        self._imports = imports
+        self._server = JobServer(self._environment, imports) if sys.platform == "linux" else None
 
     def free(self) -> int:
         return len(self._free())
@@ -103,11 +112,11 @@ class LocalExecutor:
     def _free(self) -> list[int]:
         return [slot for slot, process in enumerate(self._slots) if process is None or process.poll() is not None]
 
-    def start(self, jobs: Sequence[Job]) -> list[LocalProcess]:
+    def start(self, jobs: Sequence[Job]) -> list[Running]:
         """Start a process for each; OSError if one that a killed sweep left behind does not end."""
         return [self._start(job, slot) for job, slot in zip(jobs, self._free(), strict=False)]
 
-    def _start(self, job: Job, slot: int) -> LocalProcess:
+    def _start(self, job: Job, slot: int) -> Running:
         job.folder.mkdir(parents=True, exist_ok=True)
         # .lock is the run's own; the process inherits this one: it is held until the process ends, however it does
         with (job.folder / ".job.lock").open("w") as lock:
@@ -120,20 +129,27 @@ class LocalExecutor:
                     if time.monotonic() > deadline:
                         raise BlockingIOError(f"a process of an earlier start still trains {job.folder}") from None
                     time.sleep(POLL_SECONDS)
-            process = LocalProcess(job, self._program, env=self._environment(slot), pass_fds=(lock.fileno(),))
+            devices = self._devices(slot)
+            process: Running
+            if self._server is None:
+                environment = self._environment | devices
+                process = LocalProcess(job, self._program, env=environment, pass_fds=(lock.fileno(),))
+            else:
+                if self._server.has_ended():  # killed, as for want of memory
+                    self._server = JobServer(self._environment, self._imports)
+                _, *command = prepare_start(job, self._program)  # by the server's Python
+                with log_file(job.folder).open("ab") as log:
+                    process = self._server.start(command, devices, (log.fileno(), lock.fileno()))
         self._slots[slot] = process
         return process
 
-    def _environment(self, slot: int) -> dict[str, str]:
-        environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-        environment |= {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())}
-        if (n_jobs := len(self._slots)) > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, allowed_cores() // n_jobs)))
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            here = map(str, range(torch.cuda.device_count()))
-            if devices := [device for device in (visible.split(",") if visible is not None else here) if device]:
-                environment["CUDA_VISIBLE_DEVICES"] = ",".join(share(devices, n_jobs, slot))
-        return environment
+    def _devices(self, slot: int) -> dict[str, str]:
+        """The GPUs of a slot, as an environment variable, where there are any to share."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        here = map(str, range(torch.cuda.device_count()))
+        devices = [device for device in (visible.split(",") if visible is not None else here) if device]
+        n_jobs = len(self._slots)
+        return {"CUDA_VISIBLE_DEVICES": ",".join(share(devices, n_jobs, slot))} if devices and n_jobs > 1 else {}
 
 
 def share(devices: Sequence[str], n_jobs: int, slot: int) -> list[str]:
