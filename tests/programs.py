@@ -38,11 +38,12 @@ def wait_until(process: subprocess.Popen[str], happened: Callable[[], object]) -
 
 
 def processes_of(folder: Path) -> dict[int, tuple[int, dict[str, str]]]:
-    """Those with this folder in their command line: of each its parent and its environment."""
+    """Those with this folder in their command line, or that print into it: of each its parent and its environment."""
     found = {}
     for place in Path("/proc").glob("[0-9]*"):
         try:
-            if str(folder) in (place / "cmdline").read_bytes().decode(errors="replace"):
+            command = (place / "cmdline").read_bytes().decode(errors="replace")
+            if str(folder) in command or str(folder) in os.readlink(place / "fd" / "1"):
                 parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
                 lines = (place / "environ").read_bytes().decode(errors="replace").split("\0")
                 found[int(place.name)] = parent, dict(line.partition("=")[::2] for line in lines if "=" in line)

@@ -1,11 +1,14 @@
 import subprocess
 import sys
 
+import pytest
+
 from thunderhead.core.config import CONF_DIR
 
 SCRIPT = CONF_DIR.parent / "benchmarks" / "gpu.py"
 
 
+@pytest.mark.slow
 def test_every_case_runs_at_a_tiny_size_on_a_cpu() -> None:
     command = [sys.executable, str(SCRIPT), "--smoke", "--models", "llama-350m"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

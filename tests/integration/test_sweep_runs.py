@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from programs import processes_of
 from thunderhead.training.record import REPOSITORY, read_rows, read_summary
 from tiny import tiny
 
@@ -61,19 +62,6 @@ def losses(folder: Path) -> dict[str, str]:
 def only(sweep: Path, pattern: str) -> Path:
     (folder,) = sweep.glob(pattern)
     return folder
-
-
-def processes_of(folder: Path) -> list[int]:
-    """Those that were started with this folder in their command line."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = file.read_bytes().decode(errors="replace")
-        except OSError:  # ended
-            continue
-        if str(folder) in command:
-            found.append(int(file.parent.name))
-    return found
 
 
 def test_a_sweep_trains_reports_and_is_not_repeated(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> None:

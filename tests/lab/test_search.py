@@ -102,8 +102,8 @@ def test_a_combination_that_is_refused_is_a_failed_trial(
     def search(folder: Path, seed: int) -> int:
         return run_search(
             space, [], lambda lines: config.plain(config.compose(tiny(text_corpus, shards_dir, *lines))),
-            Sweep(folder, LocalExecutor(1, FAKE, imports=()), [], planner()), n_jobs=1, n_trials=4, seed=seed, pruner="none",
-            n_startup_trials=4,
+            Sweep(folder, LocalExecutor(1, FAKE, imports=()), [], planner()), n_jobs=1, n_trials=4, seed=seed,
+            pruner="none", n_startup_trials=4,
         )  # fmt: skip
 
     assert search(tmp_path / "later", seed=2) == 1

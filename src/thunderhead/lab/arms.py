@@ -14,7 +14,7 @@ from thunderhead.lab.runs import Run
 
 # Settings that change where a run lies, what it shows or how it loads, and never a loss.
 NO_DIFFERENCE = (
-    *("name", "seed", "resume", "dry_run", "keep_freed_memory", "profile", "background_checkpoints"),
+    *("name", "seed", "resume", "dry_run", "keep_freed_memory", "sample", "profile", "background_checkpoints"),
     *("logger", "generation"),
     *("callbacks.progress", "callbacks.checkpoint", "callbacks.best"),
     *("data.shards_dir", "data.num_workers", "data.verify"),

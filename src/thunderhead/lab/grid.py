@@ -198,7 +198,7 @@ def _tune(arms: Sequence[Arm], bracket: Bracket, sweep: Sweep) -> None:
         sweep.notes.append(f"Tuned on seed {seed}, which is compared, too: that flatters arms whose loss varies more.")
     for arm in arms:
         try:
-            trials = tuning.trials({**arm.members[0].config, "seed": seed}, bracket.multipliers)
+            trials = tuning.trials({**arm.members[0].config, "seed": seed, "sample": False}, bracket.multipliers)
         except ValueError as error:
             raise ConfigError([Problem("tune", f"{error} (in {arm.name})")]) from error
         values = [arm.varied | {path: f"{value:.3g}" for path, value in trial.value.items()} for trial in trials]
@@ -245,8 +245,9 @@ def _jobs(arms: Sequence[Arm], sweep: Sweep) -> list[Job]:
     """The jobs of the comparison, with what was matched written into their folders."""
     jobs = []
     for arm in arms:
-        for member in arm.members:
-            job = make_job(member.choices, member.config, sweep.folder)
+        for n, member in enumerate(arm.members):
+            config = member.config if n == 0 else {**member.config, "sample": False}
+            job = make_job(member.choices, config, sweep.folder)
             jobs.append(job)
             sweep.names[job.folder] = arm.name
             if arm.matched is not None and not (job.folder / "match.json").is_file():

@@ -1,9 +1,9 @@
 """`python -m thunderhead.lab.job_server`: a process that has imported everything, and forks for each job of a sweep.
 
-What a run imports takes longer than many a short run trains. `JobServer` starts such a process; what passes between the
-two are lines of JSON on a socket, the server's standard input. A job comes as {"command": […], "environment": {…}}, with
-the files that it gets; {"pid": …} of it goes back, and {"pid": …, "status": …} when it has ended, as `subprocess` has
-it. The server ends with its sweep, in whatever way that ends.
+What a run imports takes longer than many a short run trains. `JobServer` starts such a process; lines of JSON pass
+between the two on a socket, the server's standard input. A job comes as {"command": […], "environment": {…}}, with the
+files that it gets; {"pid": …} of it goes back, and {"pid": …, "status": …} when it has ended, as `subprocess` has it.
+The server ends with its sweep, in whatever way that ends.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class JobServer:
 
     def __init__(self, environment: Mapping[str, str], imports: Sequence[str] = IMPORTS):
         self._socket, theirs = socket.socketpair()
-        self._said = tempfile.TemporaryFile()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, *imports],

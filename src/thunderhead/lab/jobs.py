@@ -18,8 +18,8 @@ from thunderhead.core.environment import escaped
 from thunderhead.lab.runs import last_metrics
 from thunderhead.training import record
 
-NOT_IN_KEY = {"name", "resume", "dry_run", "trust"}
-"""Top-level settings that change where a run lies or whether it starts, not what it is."""
+NOT_IN_KEY = {"name", "resume", "dry_run", "trust", "sample"}
+"""Top-level settings that change where a run lies, whether it starts or what it shows, not what it is."""
 LABEL_LENGTH = 80
 
 

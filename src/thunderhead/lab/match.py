@@ -148,7 +148,7 @@ def with_steps(config: Config, steps: int) -> Config:
 def measuring_run(config: Config, steps: int) -> Config:
     """The run that measures an arm's speed: a speed each step, no checkpoints, one validation, no waiting for text."""
     csv = {"csv": {"_target_": "thunderhead.training.record.MetricsCsv"}}
-    short = {**with_steps(config, steps), "callbacks": {}, "logger": csv}
+    short = {**with_steps(config, steps), "callbacks": {}, "logger": csv, "sample": False}
     short["validation"] = {**config["validation"], "every": steps}
     short["trainer"] = {**config["trainer"], "log_every_n_steps": 1}
     for group, name, value in (("scheduler", "warmup", 0), ("data", "max_validation_tokens", 1024)):

@@ -100,7 +100,8 @@ def _fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
             lower = f"optimizer.lr={run.config['optimizer']['lr'] / 2:g}"
             display.complain(f"{diverged}; {go_on(run.folder, lower)}")
         raise SystemExit(1)
-    _ornaments(run, plan, trainer, model, summary)
+    if run.config["sample"]:
+        _ornaments(run, plan, trainer, model, summary)
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             logger.finalize("success")

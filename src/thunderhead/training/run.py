@@ -41,6 +41,7 @@ def settings(
     seed: NonNegativeInt,
     dry_run: bool,
     keep_freed_memory: bool,
+    sample: bool,
     profile: bool,
     background_checkpoints: bool,
     on_divergence: divergence.Action,
