@@ -35,15 +35,15 @@ class ThunderheadLauncher(Launcher):
 
 
 class ProcessLauncher(ThunderheadLauncher):
-    """Jobs as processes of this machine, `n_jobs` at a time."""
+    """Jobs as processes of this machine, `n_jobs` at a time; without `fork` each imports everything by itself."""
 
-    def __init__(self, *, n_jobs: int):
-        self.n_jobs = n_jobs
+    def __init__(self, *, n_jobs: int, fork: bool = True):
+        self.n_jobs, self.fork = n_jobs, fork
 
     def executor(self) -> "Executor":
-        from thunderhead.lab.execution import LocalExecutor
+        from thunderhead.lab.execution import IMPORTS, LocalExecutor
 
-        return LocalExecutor(self.n_jobs)
+        return LocalExecutor(self.n_jobs, imports=IMPORTS if self.fork else None)
 
 
 class SlurmLauncher(ThunderheadLauncher):

@@ -92,19 +92,20 @@ class LocalProcess(subprocess.Popen[bytes]):
 class LocalExecutor:
     """Jobs as processes of this machine, up to `n_jobs` at a time, by `program` (() = this one).
 
-    Parallel jobs share the CPU cores by OMP_NUM_THREADS, unless it is set, and the GPUs by CUDA_VISIBLE_DEVICES. On
-    Linux they are forked from one process that has made `imports`; elsewhere libraries do not bear that.
+    Parallel jobs share the CPU cores by OMP_NUM_THREADS, unless it is set, and the GPUs by CUDA_VISIBLE_DEVICES. They
+    are forked from one process that has made `imports`; not if that is None, nor on systems whose libraries do not bear
+    it.
     """
 
-    def __init__(self, n_jobs: int, program: Sequence[str] = (), imports: Sequence[str] = IMPORTS):
+    def __init__(self, n_jobs: int, program: Sequence[str] = (), imports: Sequence[str] | None = IMPORTS):
         self._slots: list[Running | None] = [None] * n_jobs
         self._program = program
         self._environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         self._environment |= {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())}
         if n_jobs > 1:
             self._environment.setdefault("OMP_NUM_THREADS", str(max(1, allowed_cores() // n_jobs)))
-        self._imports = imports
-        self._server = JobServer(self._environment, imports) if sys.platform == "linux" else None
+        self._imports = imports if sys.platform == "linux" else None
+        self._server = JobServer(self._environment, imports) if self._imports is not None else None
 
     def free(self) -> int:
         return len(self._free())
@@ -136,7 +137,7 @@ class LocalExecutor:
                 process = LocalProcess(job, self._program, env=environment, pass_fds=(lock.fileno(),))
             else:
                 if self._server.has_ended():  # killed, as for want of memory
-                    self._server = JobServer(self._environment, self._imports)
+                    self._server = JobServer(self._environment, self._imports or ())
                 _, *command = prepare_start(job, self._program)  # by the server's Python
                 with log_file(job.folder).open("ab") as log:
                     process = self._server.start(command, devices, (log.fileno(), lock.fileno()))
