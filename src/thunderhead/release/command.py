@@ -84,11 +84,10 @@ def generate_text(config: DictConfig) -> str:
     Raises ConfigError if the configuration is refused, or there is no model that text can be made from.
     """
     resolved = configuration.plain(config)
-    problems = configuration.check(resolved, settings)
-    if resolved["report"] and factory(resolved["generation"]).func is not sample_text:
-        problems.append(Problem("report", f"measures {sample_text.__module__}.sample_text only"))
-    if problems:
+    if problems := configuration.check(resolved, settings):
         raise ConfigError(problems)
+    if resolved["report"] and factory(resolved["generation"]).func is not sample_text:
+        raise ConfigError([Problem("report", "measures generation=default only: leave it out")])
     prompts, where = [resolved["generation"]["prompt"]], "generation.prompt"
     if resolved["prompts"] is not None:
         prompts, where = read_prompts(Path(resolved["prompts"])), "prompts"
@@ -101,7 +100,7 @@ def generate_text(config: DictConfig) -> str:
             try:
                 _continued(loaded, resolved, [prompt], "the prompt")
             except ConfigError as error:
-                complain(str(error))
+                complain(" ".join(error.problems[0]))
     return ""
 
 
@@ -111,8 +110,12 @@ def _asked() -> Iterator[str]:
         import readline  # noqa: F401 - lets `input` edit lines and remember them
     with contextlib.suppress(EOFError):
         while True:
-            yield input("prompt> ")
-    print()
+            try:
+                prompt = input("prompt> ")
+            except (EOFError, KeyboardInterrupt):
+                print()  # what follows has a line of its own
+                raise
+            yield prompt
 
 
 def _continued(loaded: Loaded, resolved: Config, prompts: Sequence[str], where: str) -> str:

@@ -22,7 +22,8 @@ BeyondContext = Literal["slide", "stop"]
 class NextTokenModel(Protocol):
     """What `generate` needs of a decoder: an `nn.Module` with a context length and next-token logits (B, T, V).
 
-    With `new_cache(n_sequences, n_tokens, device)` as `Decoder` has it, `logits` gets that cache and new tokens only.
+    With `new_cache(n_sequences, n_tokens, device)` as `Decoder` has it, `logits` gets that cache and new tokens only;
+    of the cache, `n_seen` and `bytes_per_token` are read.
     """
 
     training: bool
