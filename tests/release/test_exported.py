@@ -1,5 +1,7 @@
 """`run=<exported folder>`: text and scores are those of the run; what cannot be read is refused, naming `run`."""
 
+import contextlib
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -112,3 +114,15 @@ def test_without_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match=r"run: .* needs transformers: uv pip install"):
         text_from(folder)
+
+
+def test_no_code_of_the_folder_runs(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "code.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\nclass Model: pass\n")
+    content = json.loads((copy / "config.json").read_text())
+    named = {"AutoModelForCausalLM": "code.Model", "AutoConfig": "code.Model"}
+    for model_type in ("llama", "unknown"):
+        (copy / "config.json").write_text(json.dumps(content | {"auto_map": named, "model_type": model_type}))
+        with contextlib.suppress(ConfigError):
+            text_from(copy)
+    assert not (tmp_path / "marker").exists()
