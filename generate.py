@@ -9,7 +9,7 @@ from thunderhead import command_line
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")
 def main(cfg: DictConfig) -> None:
     """Print the prompt and its continuation."""
-    print(command_line.job("thunderhead.release.command.generate_text", cfg))
+    command_line.job("thunderhead.release.command.generate_text", cfg)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from thunderhead.core.config import Config
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import build_decoder
 from thunderhead.release.architectures import ARCHITECTURES
+from thunderhead.release.exported import ExportedModel
 from thunderhead.release.huggingface import Misfit, architecture_of, converted
+from thunderhead.release.sample import Outcome, generate
 from tiny import DEFAULTS
 
 VOCAB, CONTEXT = 101, 32
@@ -125,6 +127,19 @@ def test_logits_are_those_of_transformers(name: str, parametrization: str) -> No
     kind, difference = largest_difference(decoder)
     assert kind.startswith(name)
     assert difference < 1e-5
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_each_class_continues_text_from_its_cache(name: str) -> None:
+    """Greedily as ours does, which goes on beyond the context."""
+    decoder = decoder_of((*EXAMPLES[name], "model.bias=false", "model.tie_embeddings=true", "parametrization=standard"))
+    model, tokens_BT = ExportedModel(converted(decoder)), torch.arange(12).view(2, 6)
+    assert (model.context_length, model.vocab_size) == (CONTEXT, VOCAB)
+    outcome, settings = Outcome(), {"temperature": 0.0, "lengths_B": torch.tensor([6, 3])}
+    theirs = generate(model, tokens_BT, CONTEXT, outcome=outcome, **settings)
+    assert torch.equal(theirs, generate(decoder, tokens_BT, CONTEXT, **settings))
+    if "window" not in EXAMPLES[name][0]:  # of which ours has no more than the window
+        assert outcome.cache_bytes_per_token == decoder.cache_bytes_per_token(torch.float32)
 
 
 def is_exported(choices: tuple[str, ...]) -> bool:

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
 from thunderhead.core import config
 from thunderhead.core.module import build_decoder
 from thunderhead.corpus.trained_tokenizers import ByteTokenizer
-from thunderhead.release.sample import generate, sample_text, sample_texts
+from thunderhead.release.sample import Outcome, generate, sample_text, sample_texts
 from tiny import tiny
 
 V, CONTEXT = 11, 32
@@ -170,3 +172,94 @@ def test_a_text_that_ends_it() -> None:
     assert texts == ["abcd", "xyzabcd", "mnopqrstuvwxyz{|}~\x7f" + "\ufffd" * 12]
     assert sample_text(decoder, tokenizer, CPU, prompt="xyza", stop=["xy", "bc"], **settings) == "xyza"
     assert len(decoder.lengths) < 60
+
+
+class ScriptDecoder(nn.Module):
+    """Says one text, byte by byte, whatever it has read."""
+
+    context_length = 1000
+
+    def __init__(self, script: bytes, n_read: int):
+        super().__init__()
+        self.script, self.n_read = script, n_read
+
+    def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        logits_BTV = torch.zeros(*tokens_BT.shape, 257)
+        logits_BTV[:, -1, self.script[tokens_BT.shape[1] - self.n_read]] = 1.0
+        return logits_BTV
+
+
+def pieces_of(prompt: str, script: bytes, stop: list[str]) -> tuple[list[str], str]:
+    pieces, decoder = list[str](), ScriptDecoder(script, len(prompt.encode()) or 1)
+    settings = {"max_new_tokens": len(script), "temperature": 0.0, "stop": stop, "show": pieces.append}
+    [text] = sample_texts(decoder, ByteTokenizer(), CPU, [prompt], **settings)
+    return pieces, text
+
+
+@settings(max_examples=300)
+@given(
+    prompt=st.text(alphabet="aé漢", max_size=4),
+    script=st.binary(min_size=1, max_size=12) | st.text(alphabet="abcé漢", min_size=1, max_size=8).map(str.encode),
+    stop=st.lists(st.text(alphabet="abcé", min_size=1, max_size=3), max_size=2),
+)
+def test_what_is_shown_is_the_text(prompt: str, script: bytes, stop: list[str]) -> None:
+    """Piece by piece, and never anything that the text has not; the text is Python's own decoding, split at `stop`."""
+    pieces, text = pieces_of(prompt, script, stop)
+    said = (prompt.encode() + script).decode("utf-8", "replace")[len(prompt) :]
+    assert text == prompt + min((said.split(end)[0] for end in stop), key=len, default=said)
+    assert "".join(pieces) == text
+
+
+def test_it_is_shown_at_once_but_for_what_may_still_change() -> None:
+    assert pieces_of("né", "aé漢b".encode(), []) == (["né", "a", "é", "漢", "b"], "néaé漢b")
+    assert pieces_of("n", b"abcabd!", ["abd", "xyz"]) == (["n", "abc"], "nabc")
+    assert pieces_of("n", b"abcab", ["abd"]) == (["n", "abc", "ab"], "nabcab")
+    assert pieces_of("ab", b"dab", ["abd"])[0] == ["ab", "d", "ab"]  # one that begins in the prompt is none
+    assert pieces_of("", b"\xe6\xbc", []) == (["\ufffd"], "\ufffd")
+
+
+@pytest.mark.parametrize("with_cache", [True, False])
+@pytest.mark.parametrize("position", ["rope", "learned", "alibi", "none"])
+def test_text_ends_with_the_context(position: str, with_cache: bool) -> None:
+    """Where asked to; it is that of the window that slides up to there."""
+    resolved = config.plain(config.compose(tiny("x", "x", f"position={position}")))
+    decoder = build_decoder(resolved, 257, 256)
+    decoder.initialize(3)
+    if not with_cache:
+        decoder.new_cache = lambda *arguments: None
+    rows, lengths_B, outcome = prompt([5, 6, 7], [8, 0, 0]), torch.tensor([3, 1]), Outcome()
+    asked = {"lengths_B": lengths_B, "temperature": 0.0, "outcome": outcome}
+    slid = generate(decoder, rows, CONTEXT + 5, **asked)
+    assert (slid.shape, outcome.rows_cut) == ((2, 3 + CONTEXT + 5), 0)
+    assert torch.equal(generate(decoder, rows, CONTEXT + 5, beyond_context="stop", **asked), slid[:, :CONTEXT])
+    assert outcome.rows_cut == 2
+    for n_new, n_cut in ((CONTEXT - 2, 1), (CONTEXT - 3, 0)):  # the first row has one too many; both just fit
+        outcome.rows_cut = 0
+        found = generate(decoder, rows, n_new, beyond_context="stop", **asked)
+        assert (found.shape[1], outcome.rows_cut) == (CONTEXT, n_cut)
+    with pytest.raises(ValueError, match="a prompt of 32 tokens leaves no room in the context of 32"):
+        generate(decoder, torch.ones(1, CONTEXT, dtype=torch.int64), 1, beyond_context="stop")
+
+
+def test_an_end_of_its_own_is_not_the_contexts() -> None:
+    table = torch.eye(V).roll(1, dims=1)  # the next number
+    outcome = Outcome()
+    found = generate(
+        TableDecoder(table), prompt([1]), 20, temperature=0, eos_id=6, beyond_context="stop", outcome=outcome
+    )
+    assert found.tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert outcome.rows_cut == 0
+
+
+def test_what_it_took() -> None:
+    """Of rows that end at EOS, what fills them up does not count."""
+    table, outcome = torch.eye(V).roll(1, dims=1), Outcome()
+    generate(TableDecoder(table), prompt([1, 1], [4, 4]), 20, temperature=0, eos_id=6, outcome=outcome)
+    assert (outcome.prefill_tokens, outcome.decode_tokens) == (4, 4 + 1)  # after 2 and 5: 3, 4, 5, 6; 6
+    assert outcome.prefill_seconds > 0 < outcome.decode_seconds
+    assert outcome.cache_bytes_per_token is None
+    outcome = Outcome(50, 0.5, 30, 2.0, 1536.0)
+    assert str(outcome) == (
+        "prefill 100 tokens/s (50 tokens), decode 15 tokens/s (30 tokens), cache 1,536 bytes a token"
+    )
+    assert str(Outcome(5, 0.5)).endswith("decode 0 tokens/s (0 tokens), no cache")

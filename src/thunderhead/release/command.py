@@ -1,7 +1,9 @@
-"""`python generate.py`: a run's model and tokenizer, read back from its record."""
+"""`python generate.py`: a model and its tokenizer, read back from a run or an exported folder, and text from them."""
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from omegaconf import DictConfig
 
+from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, build, factory, first_line, read_mapping
 from thunderhead.core.model.decoder import Decoder
@@ -18,7 +21,9 @@ from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.tokenizer import load_tokenizer as load_kind
 from thunderhead.core.trust import trust_typed
 from thunderhead.core.types import PathText
-from thunderhead.release.sample import sample_text, sample_texts
+from thunderhead.release.exported import ExportedModel, is_exported, load_exported
+from thunderhead.release.sample import Outcome, sample_text, sample_texts
+from thunderhead.terminal import complain
 from thunderhead.training import hardware
 from thunderhead.training.resume import damage, recorded_config
 
@@ -29,6 +34,7 @@ def settings(
     checkpoint: Literal["last", "best"] = "last",
     prompts: PathText | None = None,
     json: bool = False,
+    report: bool = False,
     accelerator: str = "auto",
     trust: Sequence[str] = (),
 ) -> None:
@@ -36,16 +42,16 @@ def settings(
 
 
 class Loaded(NamedTuple):
-    """What a run has left, in memory."""
+    """What a run or an export has left, in memory."""
 
-    decoder: Decoder
+    decoder: Decoder | ExportedModel
     tokenizer: Tokenizer
     device: torch.device
-    autocast: Callable[[], AbstractContextManager[Any]]  # to compute as the run did
+    autocast: Callable[[], AbstractContextManager[Any]]  # to compute as the run did; of an export nothing is known
 
 
 def load(resolved: Config) -> Loaded:
-    """The model and tokenizer of the run that `run`, `checkpoint`, `trust` and `accelerator` ask for, checked before.
+    """The model and tokenizer that `run`, `checkpoint`, `trust` and `accelerator` ask for, checked before.
 
     Raises ConfigError if there is none.
     """
@@ -55,42 +61,97 @@ def load(resolved: Config) -> Loaded:
         message = str(error).removeprefix("trainer.").replace("trainer=auto", "accelerator=auto")
         raise ConfigError([Problem("", message)]) from error
     trust_typed(resolved)
-    folder, recorded, weights = read_record(Path(resolved["run"]), resolved["checkpoint"])
+    place, device = Path(resolved["run"]), torch.device("cuda:0" if accelerator == "cuda" else accelerator)
+    if is_exported(place):
+        if resolved["checkpoint"] != "last":
+            raise ConfigError([Problem("checkpoint", f"{place} is an exported model, and holds one: give the run")])
+        exported, tokenizer = load_exported(place)
+        return Loaded(exported.to(device), tokenizer, device, contextlib.nullcontext)
+    folder, recorded, weights = read_record(place, resolved["checkpoint"])
     tokenizer = load_tokenizer(folder)
-    model = LanguageModel.load_from_checkpoint(weights).to("cuda:0" if accelerator == "cuda" else accelerator)
+    model = LanguageModel.load_from_checkpoint(weights).to(device)
     precision = build(recorded["precision"])
     kind, _ = precision.resolve(accelerator)
-    autocast = partial(precision.of_kind(kind).autocast, accelerator)
-    return Loaded(model.decoder, tokenizer, model.device, autocast)
+    return Loaded(model.decoder, tokenizer, device, partial(precision.of_kind(kind).autocast, accelerator))
 
 
 def generate_text(config: DictConfig) -> str:
-    """The prompt of `generation`, or each of `prompts`, and its continuation by the model of the run.
+    """Print and return the prompt of `generation`, or each of `prompts`, with its continuation by the model of `run`.
 
-    Raises ConfigError if the configuration is refused, or there is no run that text can be made from.
+    On a terminal the text of one prompt appears as it is made. If no prompt was typed and stdin is a terminal, too,
+    prompts are asked for until Ctrl-D, and nothing is returned.
+
+    Raises ConfigError if the configuration is refused, or there is no model that text can be made from.
     """
     resolved = configuration.plain(config)
     if problems := configuration.check(resolved, settings):
         raise ConfigError(problems)
+    if resolved["report"] and factory(resolved["generation"]).func is not sample_text:
+        raise ConfigError([Problem("report", "measures generation=default only: leave it out")])
     prompts, where = [resolved["generation"]["prompt"]], "generation.prompt"
     if resolved["prompts"] is not None:
         prompts, where = read_prompts(Path(resolved["prompts"])), "prompts"
-    decoder, tokenizer, device, autocast = load(resolved)
+    given = {"generation.prompt", "prompts", "json"} & command_line.chosen(command_line.invocation_overrides())
+    loaded = load(resolved)
+    with loaded.autocast():
+        if given or not (sys.stdin.isatty() and sys.stdout.isatty()):
+            return _continued(loaded, resolved, prompts, where)
+        for prompt in _asked():
+            try:
+                _continued(loaded, resolved, [prompt], "the prompt")
+            except ConfigError as error:
+                complain(" ".join(error.problems[0]))
+    return ""
+
+
+def _asked() -> Iterator[str]:
+    """Lines typed at the terminal, until Ctrl-D."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - lets `input` edit lines and remember them
+    with contextlib.suppress(EOFError):
+        while True:
+            try:
+                prompt = input("prompt> ")
+            except (EOFError, KeyboardInterrupt):
+                print()  # what follows has a line of its own
+                raise
+            yield prompt
+
+
+def _continued(loaded: Loaded, resolved: Config, prompts: Sequence[str], where: str) -> str:
+    """Print prompts with their continuations, and return them; raises ConfigError for one that cannot be continued."""
+    decoder, tokenizer, device, _ = loaded
+    sampler, room, outcome = factory(resolved["generation"]), decoder.context_length, Outcome()
     try:
-        tokenizer.encode_batch(prompts)
+        longest = max(map(len, tokenizer.encode_batch(prompts)))
     except ValueError as error:  # the symbols of a synthetic task write no other text
         raise ConfigError([Problem(where, str(error))]) from error
-    sampler = factory(resolved["generation"])
-    with autocast():
+    if sampler.keywords.get("beyond_context") == "stop" and longest >= room:
+        message = f"leaves no room in the model's context ({longest:,} of {room:,} tokens): shorten it, or"
+        raise ConfigError([Problem(where, f"{message} generation.beyond_context=slide")])
+    streams = sampler.func is sample_text and len(prompts) == 1 and not resolved["json"] and sys.stdout.isatty()
+    try:
         if sampler.func is sample_text:  # which can take all at once
             asked = {name: value for name, value in sampler.keywords.items() if name != "prompt"}
-            texts = sample_texts(decoder, tokenizer, device, prompts, **asked)
+            show = partial(print, end="", flush=True) if streams else None
+            texts = sample_texts(decoder, tokenizer, device, prompts, show=show, outcome=outcome, **asked)
         else:
             texts = [sampler(decoder, tokenizer, device, prompt=prompt) for prompt in prompts]
-    if not resolved["json"]:
-        return "\n\n".join(texts)
-    lines = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
-    return "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    finally:
+        if streams:  # also if a signal ends it
+            print(flush=True)
+    text = "\n\n".join(texts)
+    if resolved["json"]:
+        lines = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+        text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    if not streams:
+        print(text, flush=True)
+    if outcome.rows_cut:
+        what = "the text ends" if len(prompts) == 1 else f"{outcome.rows_cut} of {len(prompts)} texts end"
+        print(f"{what} at the model's context of {room:,} tokens (generation.beyond_context=stop)", file=sys.stderr)
+    if resolved["report"]:
+        print(outcome, file=sys.stderr)
+    return text
 
 
 def read_prompts(file: Path) -> list[str]:

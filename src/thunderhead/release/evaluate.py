@@ -1,4 +1,4 @@
-"""`python evaluate.py`: loss, perplexity and bits per byte of a run's model on any text.
+"""`python evaluate.py`: loss, perplexity and bits per byte of a model on any text.
 
 Shape letters: B windows, T tokens of a window, D model dimensions, V vocabulary, N tokens that are scored.
 """
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 from torch.nn import functional as F
 
 from thunderhead import command_line
@@ -26,6 +27,7 @@ from thunderhead.core.model.loss import IGNORED_TARGET
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.types import PathText, PositiveInt
 from thunderhead.release.command import load
+from thunderhead.release.exported import ExportedModel
 
 LOGITS = 2**27  # at most so many are held in float32: half a GiB
 
@@ -85,28 +87,41 @@ def windows(document: Sequence[int], eos_id: int, context_length: int, stride: i
 
 
 @torch.inference_mode()
-def nats(decoder: Decoder, batch: Sequence[Window]) -> float:
+def nats(decoder: Decoder | ExportedModel, batch: Sequence[Window]) -> float:
     """−log probability of all targets, summed in float64. Windows are filled up at the right, where nobody looks."""
-    longest, device = max(len(window.tokens) for window in batch), decoder.embedding.weight.device
+    longest, device = max(len(window.tokens) for window in batch), next(decoder.parameters()).device
     tokens_BT = torch.zeros(len(batch), longest, dtype=torch.int64)
     targets_BT = torch.full_like(tokens_BT, IGNORED_TARGET)
     for row, (tokens, targets) in enumerate(batch):
         tokens_BT[row, : len(tokens)], targets_BT[row, : len(targets)] = torch.tensor(tokens), torch.tensor(targets)
-    asked_BT = targets_BT != IGNORED_TARGET
-    all_ND, targets_N = (
-        decoder.hidden(tokens_BT.to(device))[0][asked_BT.to(device)],
-        targets_BT[asked_BT].to(device),
-    )
+    tokens_BT, targets_BT = tokens_BT.to(device), targets_BT.to(device)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    at_once = max(1, LOGITS // decoder.vocab_size)
-    for hidden_ND, some_N in zip(*(torch.split(x, at_once) for x in (all_ND, targets_N)), strict=True):
-        logits_NV = F.linear(hidden_ND, decoder.head_weight)[:, : decoder.vocab_size]
-        total += F.cross_entropy(logits_NV.float(), some_N, reduction="none").double().sum()
+    for logits_NV, targets_N in _logits(decoder, tokens_BT, targets_BT):
+        total += F.cross_entropy(logits_NV.float(), targets_N, reduction="none").double().sum()
     return float(total)
 
 
+def _logits(decoder: Decoder | ExportedModel, tokens_BT: Tensor, targets_BT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (N, V) where there is a target, and these, (N,): about LOGITS numbers at a time."""
+    asked_BT = targets_BT != IGNORED_TARGET
+    if isinstance(decoder, Decoder):
+        at_once, states_ND = max(1, LOGITS // decoder.vocab_size), decoder.hidden(tokens_BT)[0][asked_BT]
+        parts = (torch.split(x, at_once) for x in (states_ND, targets_BT[asked_BT]))
+        for hidden_ND, targets_N in zip(*parts, strict=True):
+            yield F.linear(hidden_ND, decoder.head_weight)[:, : decoder.vocab_size], targets_N
+    else:
+        at_once = max(1, LOGITS // (decoder.vocab_size * tokens_BT.shape[1]))  # rows
+        for rows in torch.split(torch.arange(len(tokens_BT), device=tokens_BT.device), at_once):
+            yield decoder.logits(tokens_BT[rows])[asked_BT[rows]], targets_BT[rows][asked_BT[rows]]
+
+
 def score(
-    decoder: Decoder, tokenizer: Tokenizer, texts: Iterable[str], *, stride: int | None = None, batch_size: int = 8
+    decoder: Decoder | ExportedModel,
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    *,
+    stride: int | None = None,
+    batch_size: int = 8,
 ) -> Score:
     """Score texts, each as a document of its own; `stride`: see `windows`, None = half of the context length."""
     found, waiting, context_length = Score(), list[Window](), decoder.context_length

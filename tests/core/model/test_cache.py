@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from unittest.mock import patch
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from oracles import options, randomize
 from thunderhead.core.model.decoder import Decoder
@@ -80,6 +83,23 @@ def test_the_text_is_the_same(
     monkeypatch.setattr(Decoder, "new_cache", lambda *_: None)
     assert torch.equal(cached, generate(decoder, prompt, 20, **settings))
     assert cached.shape == (3, 24)
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_the_text_is_the_same_for_any_options(build: Callable[..., Decoder], data: st.DataObject) -> None:
+    """Greedily, from prompts of any lengths to far beyond the context."""
+    chosen = [*ATTENTIONS[data.draw(st.sampled_from(sorted(ATTENTIONS)))]]
+    chosen += [f"{group}={data.draw(st.sampled_from(options(group)))}" for group in ("position", "norm", "activation")]
+    decoder = build(*chosen).double()
+    randomize(decoder, 0.2)
+    lengths = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=3))
+    prompts = torch.randint(1, 61, (len(lengths), max(lengths)))
+    asked = {"lengths_B": torch.tensor(lengths), "temperature": 0.0}
+    n_new = data.draw(st.integers(1, 24))
+    cached = generate(decoder, prompts, n_new, **asked)
+    with patch.object(Decoder, "new_cache", lambda *_: None):
+        assert torch.equal(cached, generate(decoder, prompts, n_new, **asked))
 
 
 def test_each_token_is_computed_once(build: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch) -> None:

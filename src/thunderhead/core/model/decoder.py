@@ -215,9 +215,7 @@ class Decoder(nn.Module):
     def cache_bytes_per_token(self, dtype: torch.dtype = torch.bfloat16) -> float | None:
         """Bytes of the cache of one sequence at full context, for each token of that; None if there is no cache."""
         cache = self.new_cache(device=torch.device("meta"), dtype=dtype)
-        if cache is None:
-            return None
-        return sum(tensor.nbytes for layer in cache.layers for tensor in layer.values()) / self.context_length
+        return None if cache is None else cache.bytes_per_token
 
     def attention_kernel(self, device: torch.device, dtype: torch.dtype) -> str:
         """What computes attention there, for the record: of layers that differ, all that occur."""
@@ -264,6 +262,12 @@ class DecoderCache:
     @property
     def n_seen(self) -> int:
         return self.tokens.shape[1]
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of one sequence, for each token that there is room for."""
+        n_bytes = sum(tensor.nbytes for layer in self.layers for tensor in layer.values())
+        return n_bytes / (len(self.tokens) * self.room)
 
 
 def supplied(factory: Callable[..., Any], **names: Any) -> Any:
