@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from thunderhead import disk, familiar
+from thunderhead import disk, env_file, familiar
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, options, quoted, unknown
 from thunderhead.core.environment import escaped
@@ -155,6 +155,10 @@ def run(main: Callable[[], Any], config_name: str = "train") -> None:
 def _run(main: Callable[[], Any], config_name: str) -> None:
     if "${" in os.getcwd():
         _refuse([Problem("", f"{os.getcwd()}: Hydra takes the ${{ in this path for a variable: start from another")])
+    try:
+        env_file.load()
+    except ConfigError as error:
+        _refuse(error.problems)
     sys.argv[1:] = repeated_sweep(sys.argv[1:])
     if problems := _no_flags(sys.argv[1:], config_name):
         _refuse(problems)
