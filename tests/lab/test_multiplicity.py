@@ -1,0 +1,91 @@
+"""Levels against published constants, and scipy's tests for equal variances; the usual variance by hand."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from thunderhead.lab import multiplicity
+from thunderhead.lab.multiplicity import ALPHA, KEPT, correction, covariances, usual_variance
+
+ALL_OF_4 = list(combinations(range(4), 2))
+TO_FIRST = [(0, arm) for arm in range(1, 4)]
+
+
+def test_one_comparison_looked_at_once_is_student_s() -> None:
+    level, adjust = correction([(0, 1)], [3])
+    assert level == ALPHA
+    assert adjust(0.012345) == 0.012345
+
+
+@pytest.mark.parametrize(("n_looks", "nominal"), [(2, 0.0294), (3, 0.0221), (4, 0.0182)])
+def test_repeated_looks_at_many_seeds_have_pocock_s_constants(n_looks: int, nominal: float) -> None:
+    """The nominal levels of Pocock (1977), table 1, for α = 0.05."""
+    simulated = multiplicity._smallest_p(((0, 1),), tuple(40 * look for look in range(1, n_looks + 1)))
+    assert simulated[int(ALPHA * len(simulated))] == pytest.approx(nominal, abs=0.0015)
+
+
+@pytest.mark.parametrize("pairs", [ALL_OF_4, TO_FIRST])
+@pytest.mark.parametrize("looks", [[2], [3], [3, 5]])
+def test_levels_lie_between_one_comparison_s_and_bonferroni_s(pairs: list[tuple[int, int]], looks: list[int]) -> None:
+    level, adjust = correction(pairs, looks)
+    assert ALPHA / len(pairs) / len(looks) <= level <= ALPHA
+    assert adjust(level * 0.999) < ALPHA <= adjust(level * 1.001)
+    assert adjust(1e-9) == pytest.approx(1e-9 * len(pairs) * len(looks))
+    assert adjust(1.0) == 1
+
+
+def test_many_seeds_of_equal_variance_need_a_little_more_than_tukey_and_dunnett() -> None:
+    """Both hold where the variances are equal, so what holds for all must be at least as wide; it is not much wider."""
+    seeds = 16
+    df = 3 * (seeds - 1)
+    ours = stats.t.isf(correction(ALL_OF_4, [seeds])[0] / 2, seeds - 1) * np.sqrt(1 + 2 / (seeds - 1))
+    tukey = stats.studentized_range.isf(ALPHA, 4, df) / np.sqrt(2)
+    assert tukey < ours < 1.12 * tukey
+    ours = stats.t.isf(correction(TO_FIRST, [seeds])[0] / 2, seeds - 1) * np.sqrt(1 + 2 / (seeds - 1))
+    arms = np.random.default_rng(0).normal(size=(4, seeds))
+    dunnett = stats.dunnett(*arms[1:], control=arms[0], random_state=np.random.default_rng(0))
+    low, high = dunnett.confidence_interval()
+    error = np.sqrt(2 / seeds * arms.var(1, ddof=1).mean())
+    assert (critical := float((high - low)[0] / 2 / error)) == pytest.approx(
+        2.38, abs=0.05
+    )  # 2.35 to 2.41, as tables say
+    assert critical < ours < 1.12 * critical
+
+
+def test_the_usual_variance_is_the_median_s_but_for_three_arms() -> None:
+    variances = np.array([5.0, 1.0, 2.0, 9.0, 3.0, 4.0])
+    assert usual_variance(variances[:1], 2) == 0
+    assert usual_variance(variances[:3], 3) == 1
+    assert usual_variance(variances, 4) == 3
+    assert usual_variance(np.arange(1.0, 11), 5) == 5
+    assert usual_variance(np.stack([variances, 2 * variances]), 4) == pytest.approx([3, 6])
+
+
+@pytest.mark.parametrize("n_arms", range(3, 9))
+def test_one_noisy_arm_does_not_make_a_usual_variance(n_arms: int) -> None:
+    noisy = np.array([100.0 if n_arms - 1 in pair else 1.0 for pair in combinations(range(n_arms), 2)])
+    assert usual_variance(noisy, n_arms) == 1
+
+
+@pytest.mark.parametrize("n_arms", [2, 3, 4, 7, 20])
+def test_no_simulated_covariance_is_singular_or_too_large(n_arms: int) -> None:
+    for factor in covariances(n_arms):
+        assert factor.shape == (n_arms, n_arms)
+        assert np.linalg.matrix_rank(factor / np.abs(factor).max(1, keepdims=True)) == n_arms
+        assert np.abs(factor).max() < 1e16
+
+
+def test_a_covariance_that_a_search_found_errs_no_more_than_promised() -> None:
+    """One moderately and one very noisy arm, among 5,000 covariances of 6 arms and 8 seeds the least favourable one."""
+    variances = np.array([3.0, 0.5, 0.5, 0.5, 0.5, 5e6])
+    random, every = np.random.default_rng(0), list(combinations(range(6), 2))
+    first, second = np.array(every).T
+    losses = random.standard_normal((10_000, 6, 8)) * np.sqrt(variances)[:, None]
+    differences = losses[:, first] - losses[:, second]
+    own = differences.var(2, ddof=1)
+    moderated = multiplicity.moderated(own, np.partition(own, 7)[:, [7]], 8)[:, :5]
+    level, _ = correction([(0, arm) for arm in range(1, 6)], [8])
+    missed = np.abs(differences[:, :5].mean(2)) > stats.t.isf(level / 2, 7) * np.sqrt(moderated / 8)
+    assert ALPHA * KEPT * 0.9 < missed.any(1).mean() < ALPHA + 0.002  # a standard error
