@@ -92,7 +92,6 @@ def compare(
     names = [name for name, _ in Counter(chain.from_iterable(tested)).most_common()]  # the baseline first
     every = [list(_paired(losses, *pair).values()) for pair in combinations(names, 2)]
     variances = np.array([np.var(values, ddof=1) for values in every if _varies(values)])
-    usual = float(multiplicity.usual_variance(variances, len(names))) if tested else math.nan
     level, adjust = multiplicity.correction([tuple(map(names.index, pair)) for pair in tested], looks or (n_seeds,))
     found = []
     for pair, differences in paired.items():
@@ -100,8 +99,8 @@ def compare(
         interval = p = None
         if pair in tested:
             n, mean = len(differences), float(np.mean(list(differences.values())))
-            variance = float(np.var(list(differences.values()), ddof=1))
-            error = math.sqrt(multiplicity.moderated(variance, usual, n) / n)
+            own = np.var([list(differences.values())], axis=1, ddof=1)
+            error = math.sqrt(multiplicity.moderated(own, variances, n).item() / n)
             width = error * float(special.stdtrit(n - 1, 1 - level / 2))
             interval = Interval(mean - width, mean + width)
             p = adjust(float(2 * special.stdtr(n - 1, -abs(mean) / error)))
