@@ -3,9 +3,10 @@
 The losses of a seed are one draw from a normal distribution over the arms, whose covariance is not known: an arm may
 vary ten times as much as the others, and two arms may go up and down together. With few seeds, Student's t errs where
 the few differences happen to lie close together, and Bonferroni's correction pays for that in every pair. Adding some
-of what is usual among the pairs to a pair's own variance (Tusher et al. 2001, 10.1073/pnas.091062498; Smyth 2004,
+of the other pairs' variances to a pair's own (Tusher et al. 2001, 10.1073/pnas.091062498; Smyth 2004,
 10.2202/1544-6115.1027) takes these accidents away. By how much depends on the covariance, so the level is the largest
-that keeps ALPHA under the least favourable of COVARIANCES, by simulation. It is never below Bonferroni's.
+that keeps ALPHA under the least favourable of `covariances`, by simulation. It is never below Bonferroni's. For
+repeated looks it is one level for all (Pocock 1977, 10.1093/biomet/64.2.191). docs/trust.md has the proof.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ MOST = 30
 DRAWS = 20_000
 """Simulated reports under each covariance, of up to 6 arms (of more, less): a chance of ALPHA is told to ± 0.0015."""
 KEPT = 0.9
-"""Share of ALPHA that the simulated covariances may use. A search among thousands of others found 0.003 more."""
+"""Share of ALPHA that the simulated covariances may use. A search among thousands of others found 0.002 more."""
 Floats = npt.NDArray[np.float64]
 
 
