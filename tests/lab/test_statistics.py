@@ -109,6 +109,8 @@ def test_seeds_may_be_added_until_resolved_if_that_was_planned() -> None:
     assert planned < unplanned
     with pytest.raises(ValueError, match="there are 6 seeds, but no look was planned at more than 5"):
         compare(seen[-1], pairs, looks=range(3, 6))
+    with pytest.raises(ValueError, match="2 seeds at least"):
+        compare(seen[-1], pairs, looks=range(1, 7))
 
 
 @pytest.mark.parametrize(("noisy", "at_least"), [(1.0, 0.6), (3.0, 0.4)])

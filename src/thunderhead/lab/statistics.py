@@ -82,11 +82,13 @@ def compare(
     They are Student's, of variances and at a level that `thunderhead.lab.multiplicity` explains; of two arms the usual
     ones. `diverged` says, by arm, how many of its seeds have no loss because of that. Who looks after each added seed
     gives all numbers of seeds at which to look in `looks`, planned before the first: range(3, 9). Then the intervals of
-    all looks hold at once, whenever one stops. ValueError if there are more seeds than that.
+    all looks hold at once, whenever one stops. ValueError for a look at fewer than 2 seeds, or more seeds than planned.
     """
     paired = {pair: _paired(losses, *pair) for pair in pairs}
     tested = [pair for pair in pairs if _varies(list(paired[pair].values()))]
     n_seeds = max([2, *map(len, paired.values())])
+    if min(looks, default=2) < 2:
+        raise ValueError("a look needs 2 seeds at least")
     if n_seeds > max(looks, default=n_seeds):
         raise ValueError(f"there are {n_seeds} seeds, but no look was planned at more than {max(looks)}")
     names = [name for name, _ in Counter(chain.from_iterable(tested)).most_common()]  # the baseline first
