@@ -8,10 +8,10 @@ FIND_LINKS = $(shell $(BIN)/python -m pip config get global.find-links 2>/dev/nu
 # Runs and tests start many processes: each imports torch and friends, which takes twice as long without their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup train test test-slow check format docs constraints audit chaos
+.PHONY: help setup train sweep tensorboard test test-slow check format docs clean constraints prereleases audit chaos
 
 help:  ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed  ## Make the environment in .venv
 
@@ -24,6 +24,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 train: setup  ## Prepare the embedded corpus and train the default model (a few minutes on 2 CPU cores)
 	$(BIN)/python train.py
+
+sweep: setup  ## Compare two norms over three seeds, and write a report (6 short runs, a few minutes on 2 CPU cores)
+	$(BIN)/python train.py experiment=ablation_norm
+
+tensorboard: setup  ## Show all runs and sweeps of logs/ in the browser, until Ctrl-C
+	$(BIN)/tensorboard --logdir logs
 
 test: setup  ## Run the tests (no network, no GPU)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
@@ -44,16 +50,28 @@ format: setup  ## Format the code and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# What the targets above leave besides results: caches of the tests and checks, and bytecode of the code that is ours.
+CACHES = find .pytest_cache .mypy_cache .ruff_cache .hypothesis __pycache__ src tests benchmarks \
+	\( -path '.*_cache' -o -path .hypothesis -o -name __pycache__ \) -prune
+
+clean:  ## Delete the caches of tests, checks and Python; lists them first (never logs, data or .venv)
+	@$(CACHES) 2>/dev/null | sed 's/^/deletes /' | grep . || echo "nothing to delete"
+	@$(CACHES) -exec rm -rf {} + 2>/dev/null || true
+
 constraints: setup  ## Pin what is installed in constraints.txt, with hashes (torch without: its builds differ)
 	$(BIN)/uv pip freeze --exclude-editable --python $(BIN)/python > $(VENV)/frozen.txt
 	grep -v '^torch==' $(VENV)/frozen.txt | $(BIN)/uv pip compile - --quiet --universal --no-deps --generate-hashes \
 		--no-header --no-annotate > constraints.txt
 	grep '^torch==' $(VENV)/frozen.txt | sed 's/+.*//' >> constraints.txt
 
+NEWEST = hydra-core omegaconf lightning pytorch-lightning
+prereleases: setup  ## Put the newest versions of Hydra and Lightning into .venv, pre-releases too (back: rm -r .venv)
+	$(BIN)/uv pip install --python $(BIN)/python --prerelease allow $(foreach name,$(NEWEST),-P $(name) $(name))
+
 audit: setup  ## Look for known holes in what is installed (asks pypi.org), and in the workflows
 	$(BIN)/uv pip freeze --exclude-editable --python $(BIN)/python | sed 's/+.*//' > $(VENV)/frozen.txt
 	$(BIN)/uv tool run zizmor@1.32.0 --offline .github
 	$(BIN)/uv tool run pip-audit@2.10.1 --disable-pip --no-deps -r $(VENV)/frozen.txt
 
-docs: setup  ## Renew the README's table of options from conf/
+docs: setup  ## Renew docs/options.md from conf/
 	$(BIN)/python -m thunderhead.docs

@@ -1,11 +1,13 @@
-"""The commands that README, docs and --help show are accepted: they compose, pass the check, and can be planned."""
+"""README and docs: the commands that they (and --help) show are accepted, links lead somewhere, the Python runs."""
 
 import re
 import shlex
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from thunderhead.core import config
@@ -75,6 +77,31 @@ def test_pages_that_are_linked_are_there() -> None:
                 assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links {target}"
 
 
+def test_the_front_door_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_each_page_is_in_the_index() -> None:
+    index = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name})" not in index] == []
+
+
+def test_each_target_of_make_that_is_shown_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for page in (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"):
+        for target in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.M):
+            assert re.search(rf"^{target}:", makefile, re.M), f"{page.name}: make {target}"
+
+
+def test_the_notebook_example_runs() -> None:
+    page = (ROOT / "docs" / "code.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"<!-- notebook: [^\n]*-->\n```python\n(.*?)```\n", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["loss"].isfinite()
+    assert all(parameter.grad is not None for parameter in names["decoder"].parameters())
+
+
 def test_each_dependency_has_its_licence_listed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     listed = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
@@ -84,6 +111,23 @@ def test_each_dependency_has_its_licence_listed() -> None:
             assert name == "thunderhead" or re.search(rf"[ |]{name}[,;: |(]", listed), name
 
 
+def test_the_citation_names_this_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format requires
+
+
+def test_issue_forms_are_forms() -> None:
+    """As GitHub's syntax for issue forms has it: otherwise the form is silently left out."""
+    for file in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(file.read_text(encoding="utf-8"))
+        assert {"name", "description", "body"} <= form.keys()
+        for element in form["body"]:
+            wanted = {"markdown": {"value"}, "textarea": {"label"}, "checkboxes": {"label", "options"}}[element["type"]]
+            assert wanted <= element["attributes"].keys()
+
+
 def test_actions_are_pinned_by_hash() -> None:
     """A tag can be moved to other code; a hash cannot."""
     text = "".join(file.read_text(encoding="utf-8") for file in (ROOT / ".github" / "workflows").glob("*.yml"))
@@ -91,3 +135,4 @@ def test_actions_are_pinned_by_hash() -> None:
     assert used
     assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in used)
     assert text.count("persist-credentials: false") == text.count("actions/checkout@")
+    assert text.count("\npermissions: {}\n") == len([*(ROOT / ".github" / "workflows").glob("*.yml")])

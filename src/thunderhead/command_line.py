@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from thunderhead import disk, familiar
+from thunderhead import disk, env_file, familiar
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, options, quoted, unknown
 from thunderhead.core.environment import escaped
@@ -155,6 +155,10 @@ def run(main: Callable[[], Any], config_name: str = "train") -> None:
 def _run(main: Callable[[], Any], config_name: str) -> None:
     if "${" in os.getcwd():
         _refuse([Problem("", f"{os.getcwd()}: Hydra takes the ${{ in this path for a variable: start from another")])
+    try:
+        env_file.load()
+    except ConfigError as error:
+        _refuse(error.problems)
     sys.argv[1:] = repeated_sweep(sys.argv[1:])
     if problems := _no_flags(sys.argv[1:], config_name):
         _refuse(problems)
@@ -269,7 +273,9 @@ def _no_flags(arguments: Sequence[str], config_name: str) -> list[Problem]:
         name = word.replace("-", "_")
         ours = name if name in known else familiar.ours(name) if config_name == "train" else None
         value = value or ("true" if isinstance(values.get(str(ours)), bool) else "…")
-        hint = f"settings are written without dashes: {ours}={value}" if ours else "--help shows what there is"
+        hint = "--help shows what there is"
+        if ours:
+            hint = f"settings are written without dashes: {familiar.typed(ours, value)}"
         problems.append(Problem(flag.partition("=")[0], f"is no flag; {hint}"))
     return problems
 
@@ -297,8 +303,10 @@ def _composition_problems(error: Exception, config_name: str) -> list[Problem]:
         key = override.key_or_group
         if override.is_add() or override.is_force_add() or key in known or key.startswith("hydra"):
             continue
-        if config_name == "train" and (ours := familiar.ours(key)) is not None:
-            problems.append(Problem(key, f"is unknown; here it is {ours}=…"))
+        of_group = key.rpartition(".")[2] if key.rpartition(".")[2] in groups else None  # trainer.precision
+        if config_name == "train" and (ours := familiar.ours(key) or of_group) is not None:
+            value = override.get_value_element_as_str() if ours == "strategy" else "…"
+            problems.append(Problem(key, f"is unknown; here it is {familiar.typed(ours, value)}"))
             continue
         above, siblings = key, list[str]()
         while above and not siblings:

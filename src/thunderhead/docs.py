@@ -1,4 +1,4 @@
-"""`python -m thunderhead.docs`: the README's table of groups and options, written from conf/.
+"""`python -m thunderhead.docs`: docs/options.md, the tables of groups and options, written from conf/.
 
 Sections come from the comments in conf/train.yaml, and what an option is from the comment at the head of its file.
 """
@@ -11,7 +11,7 @@ import yaml
 
 from thunderhead.core.config import CONF_DIR, options
 
-README = CONF_DIR.parent / "README.md"
+PAGE = CONF_DIR.parent / "docs" / "options.md"
 BEGIN, END = "<!-- options: written by `python -m thunderhead.docs` -->", "<!-- end of options -->"
 
 
@@ -40,18 +40,17 @@ def description(file: Path) -> str:
     return first[: first.rindex(". ") + 1] if ". " in first and len(comment) > 1 else " ".join(comment)
 
 
-def table() -> str:
+def tables() -> str:
     """All sections as Markdown, default options in bold."""
     lines = []
     for section, groups in sections().items():
-        lines += [f"<details><summary><b>{section}</b>: {', '.join(groups)}</summary>", ""]
-        lines += ["| group | option | |", "|---|---|---|"]
+        lines += [f"## {section[0].upper()}{section[1:]}", "", "| group | option | |", "|---|---|---|"]
         for group, default in groups.items():
             for row, option in enumerate(sorted(options(group), key=lambda name: name != default)):
                 shown = f"**{option}**" if option == default else option
                 what = _markdown(description(CONF_DIR / group / f"{option}.yaml"))
                 lines.append(f"| {f'`{group}`' if row == 0 else ''} | {shown} | {what} |")
-        lines += ["", "</details>", ""]
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -60,15 +59,15 @@ def _markdown(text: str) -> str:
     return re.sub(r"(?<![\w/.])(\d{4}\.\d{4,5})(?![\w.]*\d)", r"[\1](https://arxiv.org/abs/\1)", text)
 
 
-def updated(readme: str) -> str:
-    """The README's text with the table made anew between its markers."""
-    before, begin, rest = readme.partition(BEGIN)
+def updated(page: str) -> str:
+    """The page's text with the tables made anew between its markers."""
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"the README lacks the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{table()}\n{END}{after}"
+        raise ValueError(f"{PAGE.name} lacks the markers {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{tables()}\n{END}{after}"
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"{README.name} is up to date")
+    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"{PAGE.name} is up to date")

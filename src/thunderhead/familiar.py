@@ -25,7 +25,15 @@ FAMILIAR = {
         "max_position_embeddings n_ctx n_positions context_size",
         "position.theta": "rope_theta rope_base",
         "precision": "dtype fp16 bf16 mixed_precision amp",
-        "strategy": "fsdp ddp zero deepspeed distributed distributed_strategy",
+        "strategy": "zero zero_stage deepspeed distributed distributed_strategy distributed_type sharding_strategy "
+        "fsdp_sharding_strategy",
+        "strategy=fsdp": "fsdp use_fsdp fsdp_config fsdp_version fully_shard",
+        "strategy=ddp": "ddp use_ddp",
+        "strategy=fsdp strategy.cpu_offload": "fsdp_offload_params fsdp_cpu_offload offload_params",
+        "strategy=fsdp strategy.reshard_after_forward": "fsdp_reshard_after_forward",
+        "strategy=hsdp strategy.replicate_size": "data_parallel_replicate_degree dp_replicate",
+        "strategy=hsdp strategy.shard_size": "data_parallel_shard_degree dp_shard",
+        "strategy=fsdp_tp strategy.tensor_parallel_size": "tensor_parallel_degree tensor_model_parallel_size tp_size",
         "trainer.devices": "devices gpus n_gpus num_gpus nproc_per_node",
         "trainer.num_nodes": "num_nodes nnodes",
         "activation_checkpointing": "gradient_checkpointing",
@@ -42,7 +50,27 @@ FAMILIAR = {
     }.items()
     for word in words.split()
 }
-"""Our config path, or what to type before `=`, by their word."""
+"""Our config path, or what to type before `=`, or all that is to be typed, by their word."""
+
+STRATEGIES = {
+    "fsdp1": "fsdp",
+    "fsdp2": "fsdp",
+    "full_shard": "fsdp",
+    "zero3": "fsdp",
+    "deepspeed_stage_3": "fsdp",
+    "shard_grad_op": "fsdp strategy.reshard_after_forward=false",
+    "zero2": "fsdp strategy.reshard_after_forward=false",
+    "deepspeed_stage_2": "fsdp strategy.reshard_after_forward=false",
+    "hybrid_shard": "hsdp",
+    "deepspeed": "zero1",
+    "deepspeed_stage_1": "zero1",
+    "no_shard": "ddp",
+    "dp": "ddp",
+    "ddp_spawn": "ddp",
+    "tp": "tensor_parallel",
+    "single_device": "single",
+}
+"""Our options of `strategy`, by the names that Lightning, PyTorch, accelerate and DeepSpeed have for them."""
 
 LOGGERS = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger", "comet": "CometLogger"}
 """Lightning's classes, by the names that one would choose."""
@@ -53,11 +81,20 @@ def ours(key: str) -> str | None:
     return FAMILIAR.get(key.rpartition(".")[2].replace("-", "_").lower())
 
 
+def typed(path: str, value: str = "…") -> str:
+    """What to type for a setting of ours, given as in FAMILIAR, with the value that somebody gave theirs."""
+    if path == "strategy":
+        value = STRATEGIES.get(value.lower(), value)
+    return path if "=" in path.rsplit(maxsplit=1)[-1] else f"{path}={value}"
+
+
 def option(group: str, name: str) -> str:
     """How to get what is no option of a group, but could be; nothing where we do not know."""
     if group == "logger" and name in LOGGERS:
         target = f"lightning.pytorch.loggers.{LOGGERS[name]}"
         return f"type '+logger.{name}={{_target_: {target}}}' (uv pip install {name})"
+    if group == "strategy" and name.lower() in STRATEGIES:
+        return f"type {typed('strategy', name)}"
     if group == "logger" and name == "tensorboard":
         return "logger=default writes for TensorBoard, and metrics.csv"
     return ""

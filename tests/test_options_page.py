@@ -1,8 +1,6 @@
-"""The README's table of groups and options is the one that conf/ gives, and its Python runs."""
+"""docs/options.md has the groups and options that conf/ gives."""
 
-import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -11,19 +9,19 @@ from thunderhead import docs
 from thunderhead.core.config import CONF_DIR
 
 
-def test_the_table_is_up_to_date() -> None:
-    readme = docs.README.read_text()
-    assert docs.updated(readme) == readme, "run: .venv/bin/python -m thunderhead.docs"
+def test_the_page_is_up_to_date() -> None:
+    page = docs.PAGE.read_text(encoding="utf-8")
+    assert docs.updated(page) == page, "run: .venv/bin/python -m thunderhead.docs"
 
 
-def test_the_table_has_every_group_and_option() -> None:
+def test_the_tables_have_every_group_and_option() -> None:
     groups = {folder.name for folder in CONF_DIR.iterdir() if any(folder.glob("*.yaml"))}
     shown = [group for section in docs.sections().values() for group in section]
     assert sorted(shown) == sorted(groups)
-    table = docs.table()
+    tables = docs.tables()
     for group in groups:
         for file in (CONF_DIR / group).glob("*.yaml"):
-            assert f" {file.stem} |" in table or f" **{file.stem}** |" in table
+            assert f" {file.stem} |" in tables or f" **{file.stem}** |" in tables
 
 
 def test_the_defaults_are_those_of_train_yaml() -> None:
@@ -52,11 +50,3 @@ def test_a_file_without_a_comment_is_an_error(tmp_path: Path) -> None:
     file.write_text("a: 1\n")
     with pytest.raises(ValueError, match="does not begin with a comment"):
         docs.description(file)
-
-
-def test_the_notebook_example_runs() -> None:
-    [block] = re.findall(r"<!-- notebook: [^\n]*-->\n```python\n(.*?)```\n", docs.README.read_text(), re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(block, names)
-    assert names["loss"].isfinite()
-    assert all(parameter.grad is not None for parameter in names["decoder"].parameters())
