@@ -26,6 +26,28 @@ OPTIONS = {
 OF_THE_HUB = ("c4", "fineweb-edu", "tinystories", "wikitext")
 """Options of `data` that need the network."""
 
+_LEFT_OUT = {
+    "experiment",  # sets the other groups; test_options has each
+    "generation",  # one option
+    "plan",  # one option
+    "batch",  # one option
+    "loss",  # one option
+    "validation",  # one option
+    "match",  # of sweeps
+    "tune",  # of sweeps
+}
+_FEWER = {
+    "model": ["nano", "micro"],  # the published ones differ in numbers only, which tiny runs overwrite
+    "data": ["stdlib", "text", "induction"],  # the others differ from these in texts or sequences only
+    "tokenizer": ["byte", "bpe"],  # the others are read from files, which is all the difference
+    "trainer": ["auto", "cpu"],  # gpu and mps are refused here
+    "compile": ["none", "block", "model"],
+    "strategy": OPTIONS["strategy"],
+    "precision": [option for option in OPTIONS["precision"] if option != "fp8"],  # refused here
+}
+PAIRED = {group: _FEWER.get(group, options) for group, options in OPTIONS.items() if group not in _LEFT_OUT}
+"""Options that tests/integration/test_pairwise.py has in rows, each beside all others."""
+
 ABLATIONS = [f"experiment={name}" for name in OPTIONS["experiment"] if name.startswith("ablation_")]
 DEFAULTS = {
     "model": (

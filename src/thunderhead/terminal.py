@@ -4,6 +4,8 @@ from rich.console import Console
 from rich.markup import escape
 
 _console = Console(highlight=False)
+TELL_SECONDS = 30.0
+"""Between lines about the progress of long work, where there is no terminal."""
 
 
 def say(text: str) -> None:
@@ -24,6 +26,11 @@ def quantity(number: float) -> str:
         if number >= factor:
             return f"{number / factor:,.3g} {unit}"
     raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """In whole seconds or minutes."""
+    return f"{seconds / 60:,.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def size(n_bytes: int) -> str:

@@ -10,31 +10,11 @@ import pytest
 
 from thunderhead.core.config import ConfigError
 from thunderhead.training.record import read_rows
-from tiny import OPTIONS
+from tiny import PAIRED as GROUPS
 
 # Dynamo hides this warning of its own look at activations, which does not help where warnings are errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
-LEFT_OUT = {
-    "experiment",  # sets the other groups; test_options has each
-    "generation",  # one option
-    "plan",  # one option
-    "batch",  # one option
-    "loss",  # one option
-    "validation",  # one option
-    "match",  # of sweeps
-    "tune",  # of sweeps
-}
-FEWER = {
-    "model": ["nano", "micro"],  # the published ones differ in numbers only, which tiny runs overwrite
-    "data": ["stdlib", "text", "induction"],  # the others differ from these in texts or sequences only
-    "tokenizer": ["byte", "bpe"],  # the others are read from files, which is all the difference
-    "trainer": ["auto", "cpu"],  # gpu and mps are refused here
-    "compile": ["none", "block", "model"],
-    "strategy": OPTIONS["strategy"],
-    "precision": [option for option in OPTIONS["precision"] if option != "fp8"],  # refused here
-}
-GROUPS = {group: FEWER.get(group, options) for group, options in OPTIONS.items() if group not in LEFT_OUT}
 # Pairs of options that exclude each other, and what the refusal says.
 INVALID = {
     **{

@@ -1,6 +1,8 @@
 """Intervals cover, and tests keep their level, on simulated arms of known effects; verdicts are what intervals say."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,23 +65,83 @@ def test_all_intervals_of_a_report_cover_at_once() -> None:
     assert by_itself / 400 > 2 * ALPHA  # so they had to be wider than each by itself
 
 
-def test_an_arm_against_itself_is_rarely_better_or_worse() -> None:
-    draw = np.random.default_rng(1)
-    pairs = [(f"arm{i}", f"arm{j}") for i in range(4) for j in range(i)]
-    wrong = 0
-    for _ in range(400):
-        wrong += any(found.verdict in ("better", "worse") for found in compare(arms([0.0] * 4, 4, draw), pairs))
-    assert wrong / 400 <= ALPHA + 0.033
+LAST = np.array([[0.0], [0.0], [0.0], [1.0]])
+NOISE: dict[str, Callable[[np.random.Generator, tuple[int, int]], Any]] = {
+    "normal": lambda draw, shape: draw.standard_normal(shape),
+    "heavy tails": lambda draw, shape: draw.standard_t(3, shape),
+    "one arm noisy": lambda draw, shape: draw.standard_normal(shape) * (1 + 9 * LAST),
+    "spikes in one arm": lambda draw, shape: draw.standard_normal(shape) + 10 * (draw.random(shape) < 0.1) * LAST,
+}
+ALL_PAIRS = [(f"arm{i}", f"arm{j}") for i in range(4) for j in range(i)]
 
 
-def test_the_numbers_are_those_of_the_paired_test() -> None:
-    losses = arms([0.0, 0.01, 0.02], 5, np.random.default_rng(3))
-    a, b, c = (list(losses[f"arm{i}"].values()) for i in range(3))
-    first, second = compare(losses, [("arm1", "arm0"), ("arm2", "arm0")])
-    result = stats.ttest_rel(b, a)
-    assert first.p == pytest.approx(min(1, 2 * result.pvalue))
-    assert first.interval == pytest.approx(tuple(result.confidence_interval(0.975)))
-    assert second.p == pytest.approx(min(1, 2 * stats.ttest_rel(c, a).pvalue))
+@pytest.mark.parametrize("noise", NOISE)
+@pytest.mark.parametrize("n_seeds", [2, 3, 5])
+def test_equal_arms_are_rarely_better_or_worse(noise: str, n_seeds: int) -> None:
+    draw, wrong = np.random.default_rng(1), 0
+    for _ in range(200):
+        losses = NOISE[noise](draw, (4, n_seeds)) + draw.normal(0, 20, n_seeds)
+        found = compare({f"arm{i}": by_seed(row) for i, row in enumerate(losses)}, ALL_PAIRS, 0.0)
+        wrong += any(comparison.verdict != "open" for comparison in found)
+    assert wrong / 200 <= ALPHA + 0.047  # three standard errors of 200
+
+
+def test_unequal_seeds_keep_the_promise() -> None:
+    draw, wrong = np.random.default_rng(2), 0
+    for _ in range(300):
+        losses = {f"arm{i}": by_seed(draw.standard_normal(6)) for i in range(4)}
+        losses["arm1"] = {seed: losses["arm1"][seed] for seed in (1, 3)}
+        losses["arm2"].pop(1)
+        wrong += any(found.verdict != "open" for found in compare(losses, ALL_PAIRS, 0.0))
+    assert wrong / 300 <= ALPHA + 0.038
+
+
+def test_seeds_may_be_added_until_resolved_if_that_was_planned() -> None:
+    """Three equal arms, looked at with 3 to 6 seeds."""
+    draw, pairs, looks = np.random.default_rng(3), ALL_PAIRS[:3], range(3, 7)
+    planned = unplanned = 0
+    for _ in range(150):
+        losses = draw.standard_normal((3, 6))
+        seen = [{f"arm{i}": by_seed(row[:n]) for i, row in enumerate(losses)} for n in looks]
+        planned += any(c.verdict != "open" for each in seen for c in compare(each, pairs, 0.0, looks=looks))
+        unplanned += any(c.verdict != "open" for each in seen for c in compare(each, pairs, 0.0))
+    assert planned / 150 <= ALPHA + 0.053
+    assert planned < unplanned
+    with pytest.raises(ValueError, match="there are 6 seeds, but no look was planned at more than 5"):
+        compare(seen[-1], pairs, looks=range(3, 6))
+    with pytest.raises(ValueError, match="2 seeds at least"):
+        compare(seen[-1], pairs, looks=range(1, 7))
+
+
+@pytest.mark.parametrize(("noisy", "at_least"), [(1.0, 0.6), (3.0, 0.4)])
+def test_more_is_resolved_than_by_student_and_bonferroni(noisy: float, at_least: float) -> None:
+    """Of 4 arms with 3 seeds, one lies off by 4 standard deviations of a difference, and another varies more or not."""
+    draw = np.random.default_rng(4)
+    resolved = before = 0
+    for _ in range(200):
+        losses = draw.standard_normal((4, 3)) * (1 + (noisy - 1) * LAST)
+        losses[1] += 4 * math.sqrt(2)
+        found = compare({f"arm{i}": by_seed(row) for i, row in enumerate(losses)}, ALL_PAIRS)[0]
+        resolved += found.verdict == "worse"
+        before += stats.ttest_rel(losses[1], losses[0]).pvalue < ALPHA / len(ALL_PAIRS)
+    assert resolved / 200 > max(at_least, before / 200)
+    assert before / 200 == pytest.approx(0.34, abs=0.1)
+
+
+def test_of_two_arms_the_numbers_are_those_of_the_paired_test() -> None:
+    losses = arms([0.0, 0.01], 5, np.random.default_rng(3))
+    (found,) = compare(losses, [("arm1", "arm0")])
+    result = stats.ttest_rel(*(list(losses[arm].values()) for arm in ("arm1", "arm0")))
+    assert found.p == pytest.approx(result.pvalue)
+    assert found.interval == pytest.approx(tuple(result.confidence_interval(0.95)))
+
+
+def test_identical_arms_count_for_nothing() -> None:
+    losses = arms([0.0, 0.01], 5, np.random.default_rng(3))
+    alone = compare(losses, [("arm1", "arm0")])[0]
+    same, other = compare(losses | {"copy": losses["arm0"]}, [("copy", "arm0"), ("arm1", "arm0")])
+    assert (same.interval, same.p, same.verdict) == (None, None, "open")
+    assert (other.interval, other.p) == (alone.interval, alone.p)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -41,7 +41,8 @@ class ProcessLauncher(ThunderheadLauncher):
         self.n_jobs, self.fork = n_jobs, fork
 
     def executor(self) -> "Executor":
-        from thunderhead.lab.execution import IMPORTS, LocalExecutor
+        from thunderhead.lab.execution import LocalExecutor
+        from thunderhead.lab.job_server import IMPORTS
 
         return LocalExecutor(self.n_jobs, imports=IMPORTS if self.fork else None)
 

@@ -7,9 +7,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from thunderhead.corpus.sources import Source
-from thunderhead.terminal import say, size
-
-TELL_SECONDS = 30.0  # between lines about progress, where there is no terminal
+from thunderhead.terminal import TELL_SECONDS, duration, say, size
 
 
 class Passes(Progress):
@@ -49,5 +47,5 @@ class Passes(Progress):
             return
         self._told, (task,) = time.monotonic(), self.tasks
         share = f"{task.percentage:.0f} %" if task.total else f"{size(int(task.completed))} read"
-        left = f", about {task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
+        left = f", about {duration(task.time_remaining)} left" if task.time_remaining else ""
         say(f"  {task.description}: {share}{left}" + (f", {task.fields['tokens']}" if task.fields["tokens"] else ""))

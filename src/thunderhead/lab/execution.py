@@ -105,7 +105,10 @@ class LocalExecutor:
         if n_jobs > 1:
             self._environment.setdefault("OMP_NUM_THREADS", str(max(1, allowed_cores() // n_jobs)))
         self._imports = imports if sys.platform == "linux" else None
-        self._server = JobServer(self._environment, imports) if self._imports is not None else None
+        self._server = self._new_server()
+
+    def _new_server(self) -> JobServer | None:
+        return None if self._imports is None else JobServer(self._environment, self._imports)
 
     def free(self) -> int:
         return len(self._free())
@@ -132,12 +135,12 @@ class LocalExecutor:
                     time.sleep(POLL_SECONDS)
             devices = self._devices(slot)
             process: Running
+            if self._server is not None and self._server.has_ended():  # killed, as for want of memory
+                self._server = self._new_server()
             if self._server is None:
                 environment = self._environment | devices
                 process = LocalProcess(job, self._program, env=environment, pass_fds=(lock.fileno(),))
             else:
-                if self._server.has_ended():  # killed, as for want of memory
-                    self._server = JobServer(self._environment, self._imports or ())
                 _, *command = prepare_start(job, self._program)  # by the server's Python
                 with log_file(job.folder).open("ab") as log:
                     process = self._server.start(command, devices, (log.fileno(), lock.fileno()))

@@ -40,9 +40,9 @@ class JobServer:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, *imports],
-                stdin=theirs,
-                stdout=self._said,
-                stderr=self._said,
+                stdin=theirs.fileno(),
+                stdout=self._said.fileno(),
+                stderr=self._said.fileno(),
                 start_new_session=True,  # Ctrl-C is not for it
                 # torch would start CUDA to see whether it is there
                 env={**environment, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},

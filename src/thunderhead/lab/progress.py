@@ -13,6 +13,7 @@ from rich.table import Table
 
 from thunderhead.lab.jobs import Job, steps
 from thunderhead.lab.runs import last_metrics
+from thunderhead.terminal import duration
 from thunderhead.training.record import read_summary
 
 REFRESH_SECONDS = 2.0
@@ -45,7 +46,7 @@ class _Row:
         if self.state != "running" or self.since is None or self.at is None or self.at[0] <= self.first_step:
             return ""
         seconds = (time.monotonic() - self.since) / (self.at[0] - self.first_step) * (self.at[1] - self.at[0])
-        return _minutes(seconds)
+        return duration(seconds)
 
 
 class Board:
@@ -100,7 +101,7 @@ class Board:
         n_done = len(begun) - sum(row.state == "running" for row in self._rows.values())
         if not (n_open and n_done):
             return ""
-        return f", about {_minutes((time.monotonic() - min(begun)) / n_done * n_open)} left"
+        return f", about {duration((time.monotonic() - min(begun)) / n_done * n_open)} left"
 
     def refresh(self, running: Sequence[Job]) -> None:
         """Read the records of the running jobs and draw the table anew, every other second."""
@@ -132,7 +133,3 @@ class Board:
             shown = f"[{STYLES.get(row.state, 'dim')}]{escape(state)}[/]"
             table.add_row(escape(row.name), shown, at, *map(row.shown, COLUMNS), row.time_left)
         return table
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:,.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

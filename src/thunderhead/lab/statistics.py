@@ -1,19 +1,22 @@
 """Statistics on paired differences of runs: how large, and how sure.
 
 Runs of equal seed start from the same weights and see the same tokens, so that differences within a seed vary less
-than the losses do. Student's t is scipy's.
+than the losses do.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, combinations
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
-ALPHA = 0.05
-"""Chance that any interval of a report misses the true difference, and of calling any of its equal arms different."""
+from thunderhead.lab import multiplicity
+from thunderhead.lab.multiplicity import ALPHA
+
 SMALLEST_EFFECT = 0.005
 """Nats (or bits per byte, where they are compared) below which a difference does not matter."""
 Verdict = Literal["better", "worse", "equal", "open"]
@@ -32,10 +35,10 @@ class Comparison:
     """One arm against another: differences of their final losses, paired by seed.
 
     - differences: by seed.
-    - interval: of the mean difference, by Student's t: all `n_comparisons` of a report contain the true differences at
-      once with a probability of 1 - ALPHA at least (Bonferroni). None where there are fewer than two pairs, or all
-      differences are equal.
-    - p: of the paired t-test, times `n_comparisons`: below ALPHA where the interval does not contain 0.
+    - interval: of the mean difference: all of a report contain the true differences at once with a probability of
+      1 - ALPHA at least. None where there are fewer than two pairs, or all differences are equal.
+    - p: as if all arms were equal, the chance of a difference as clear in any comparison: below ALPHA where the
+      interval does not contain 0.
     - smallest_effect: differences below it do not matter.
     - diverged: of seeds that diverged, in words: those that did not say nothing for an arm.
     """
@@ -45,7 +48,6 @@ class Comparison:
     differences: Mapping[int, float]
     interval: Interval | None
     p: float | None
-    n_comparisons: int = 1
     smallest_effect: float = SMALLEST_EFFECT
     diverged: str = ""
 
@@ -73,40 +75,55 @@ def compare(
     pairs: Sequence[tuple[str, str]],
     smallest_effect: float = SMALLEST_EFFECT,
     diverged: Mapping[str, str] | None = None,
+    looks: Sequence[int] = (),
 ) -> list[Comparison]:
     """Compare arms by their final losses, by arm, then seed; the intervals of all `pairs` (arm, against) hold at once.
 
-    `diverged` says, by arm, how many of its seeds have no loss because of that.
+    They are Student's, of variances and at a level that `thunderhead.lab.multiplicity` explains; of two arms the usual
+    ones. `diverged` says, by arm, how many of its seeds have no loss because of that. Who looks after each added seed
+    gives all numbers of seeds at which to look in `looks`, planned before the first: range(3, 9). Then the intervals of
+    all looks hold at once, whenever one stops. ValueError for a look at fewer than 2 seeds, or more seeds than planned.
     """
-    paired = [
-        {seed: loss - losses[b][seed] for seed, loss in sorted(losses[a].items()) if seed in losses[b]}
-        for a, b in pairs
-    ]
-    tested = sum(_varies(list(differences.values())) for differences in paired)
+    paired = {pair: _paired(losses, *pair) for pair in pairs}
+    tested = [pair for pair in pairs if _varies(list(paired[pair].values()))]
+    n_seeds = max([2, *map(len, paired.values())])
+    if min(looks, default=2) < 2:
+        raise ValueError("a look needs 2 seeds at least")
+    if n_seeds > max(looks, default=n_seeds):
+        raise ValueError(f"there are {n_seeds} seeds, but no look was planned at more than {max(looks)}")
+    names = [name for name, _ in Counter(chain.from_iterable(tested)).most_common()]  # the baseline first
+    every = [list(_paired(losses, *pair).values()) for pair in combinations(names, 2)]
+    variances = np.array([np.var(values, ddof=1) for values in every if _varies(values)])
+    level, adjust = multiplicity.correction([tuple(map(names.index, pair)) for pair in tested], looks or (n_seeds,))
     found = []
-    for pair, differences in zip(pairs, paired, strict=True):
+    for pair, differences in paired.items():
         told = " and ".join(diverged[arm] for arm in pair if arm in diverged) if diverged else ""
-        test = _t_test(list(differences.values()), tested)
-        found.append(Comparison(*pair, differences, *test, tested, smallest_effect, told))
+        interval = p = None
+        if pair in tested:
+            n, mean = len(differences), float(np.mean(list(differences.values())))
+            own = np.var([list(differences.values())], axis=1, ddof=1)
+            error = math.sqrt(multiplicity.moderated(own, variances, n).item() / n)
+            width = error * float(special.stdtrit(n - 1, 1 - level / 2))
+            interval = Interval(mean - width, mean + width)
+            p = adjust(float(2 * special.stdtr(n - 1, -abs(mean) / error)))
+        found.append(Comparison(*pair, differences, interval, p, smallest_effect, told))
     return found
+
+
+def _paired(losses: Mapping[str, Mapping[int, float]], arm: str, against: str) -> dict[int, float]:
+    """Differences of the seeds that both arms have."""
+    return {seed: loss - losses[against][seed] for seed, loss in sorted(losses[arm].items()) if seed in losses[against]}
 
 
 def _varies(values: Sequence[float]) -> bool:
     return len(values) >= 2 and np.ptp(values) > 0
 
 
-def _t_test(values: Sequence[float], n_tests: int = 1) -> tuple[Interval | None, float | None]:
-    """Interval and p-value of the mean, as one of several; None for fewer than two values, or all the same."""
-    if not _varies(values):
-        return None, None
-    result = stats.ttest_1samp(values, 0.0)
-    interval = Interval(*map(float, result.confidence_interval(1 - ALPHA / n_tests)))
-    return interval, min(1.0, float(result.pvalue) * n_tests)
-
-
 def mean_interval(values: Sequence[float]) -> Interval | None:
     """Student's interval of the mean of one arm's losses; None for fewer than two, or values that are all the same."""
-    return _t_test(values)[0]
+    if not _varies(values):
+        return None
+    return Interval(*map(float, stats.ttest_1samp(values, 0.0).confidence_interval(1 - ALPHA)))
 
 
 def percentiles(values: Sequence[float]) -> Interval:

@@ -42,7 +42,8 @@ class LogMetrics(Callback):
         self.compile_seconds = 0.0  # of the first step, where something is compiled
         self.tokens_timed = 0  # tokens trained on in training_seconds
         self.steps_taken = 0  # by the optimizer: fp16 leaves out steps whose gradients overflow
-        self.last_terms: dict[str, float] = {}
+        self.last_terms: dict[str, float] = {}  # of the loss, at the last step that was logged
+        self.measured_at = 0  # that step
         self.started = False
         self.failed: Exception | None = None  # of the disk that a logger writes to
         self._step, self._row, self._begun = 0, dict[str, float](), False
@@ -180,6 +181,7 @@ class LogMetrics(Callback):
             self.tokens_timed += self.plan.tokens_per_step
         if not self._is_logged(trainer, step):
             return
+        self.measured_at = step
         self.last_terms = {name: mean.compute().item() for name, mean in pl_module.step_terms.items()}
         for mean in pl_module.step_terms.values():
             mean.reset()
