@@ -1,12 +1,14 @@
 """Stands for train.py in tests of sweeps: writes the record that a run leaves, in a tenth of a second.
 
-The loss depends on lr (best at 1e-3), d_ff and seed. Environment: FAKE_FAIL=<attention> fails that attention's runs;
-FAKE_SLOW=<seconds> waits so long for SIGTERM at step 1, and leaves a checkpoint if it comes.
+The loss depends on lr (best at 1e-3), d_ff and seed. Environment: FAKE_NOISE=<sd> adds noise to it;
+FAKE_FAIL=<attention> fails that attention's runs; FAKE_SLOW=<seconds> waits so long for SIGTERM at step 1, and leaves a
+checkpoint if it comes.
 """
 
 import json
 import math
 import os
+import random
 import signal
 import sys
 import time
@@ -21,6 +23,7 @@ resumed = any(a.startswith("resume=") for a in arguments)
 attention = config["attention"]["_target_"].rpartition(".")[2]
 lr, steps = config["optimizer"]["lr"], config["budget"]["steps"]
 loss = 3 + math.log(lr / 1e-3) ** 2 + config["seed"] / 1000
+loss += random.Random(f"{lr} {attention} {config['seed']}").gauss(0, float(os.environ.get("FAKE_NOISE", "0")))
 
 with (folder / "starts.txt").open("a") as starts:
     starts.write("resumed\n" if resumed else "new\n")

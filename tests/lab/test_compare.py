@@ -46,6 +46,17 @@ def compare_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     return call
 
 
+def test_what_a_sweep_planned_holds_for_its_folder_ever_after(
+    compare_here: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_arms(tmp_path / "a", {"attention=mha": [3.0, 3.1, 3.2], "attention=mqa": [3.05, 3.16, 3.25]})
+    (tmp_path / "a" / "sweep.json").write_text(json.dumps({"arguments": [], "looks": [2, 3, 4]}))
+    assert "looks at 2, 3, 4 seeds were planned" in compare_here(f"runs={tmp_path / 'a'}").read_text()
+    (tmp_path / "a" / "sweep.json").write_text(json.dumps({"arguments": [], "looks": [2]}))
+    with pytest.raises(ConfigError, match="there are 3 seeds, but no look was planned at more than 2"):
+        compare_here(f"runs={tmp_path / 'a'}")
+
+
 def test_a_scaling_law_of_finished_runs(
     tmp_path: Path, compare_here: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,9 +14,11 @@ import pytest
 from hydra_plugins.thunderhead_sweeps.sweepers import planner
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
+from thunderhead.lab.analysis import analyse
 from thunderhead.lab.execution import LocalExecutor, _outcome, share
 from thunderhead.lab.grid import Candidate, run_grid
 from thunderhead.lab.jobs import Job
+from thunderhead.lab.runs import planned_looks, read_runs
 from thunderhead.lab.sweep import Sweep
 from thunderhead.processes import SIGNALS
 from tiny import tiny
@@ -29,7 +31,9 @@ MQA = "MultiQueryAttention"
 def grid(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., int]:
     """grid("match=params", attention=[…], seed=[…]) runs the combinations in tmp_path/sweep; gives the exit status."""
 
-    def run(*overrides: str, n_jobs: int = 2, baseline: str | None = None, **values: list[str]) -> int:
+    def run(
+        *overrides: str, n_jobs: int = 2, baseline: str | None = None, max_seeds: int | None = None, **values: list[str]
+    ) -> int:
         combinations: list[dict[str, str]] = [{}]
         for group, options in values.items():
             combinations = [c | {group: option} for c in combinations for option in options]
@@ -39,7 +43,7 @@ def grid(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., i
             composed = config.plain(config.compose(tiny(text_corpus, shards_dir, *lines)))
             candidates.append(Candidate(choices, composed))
         sweep = Sweep(tmp_path / "sweep", LocalExecutor(n_jobs, FAKE, imports=()), ["-m"], planner())
-        return run_grid(candidates, sweep, baseline=baseline)
+        return run_grid(candidates, sweep, baseline=baseline, max_seeds=max_seeds)
 
     return run
 
@@ -190,3 +194,53 @@ def test_devices_are_shared() -> None:
 def test_a_job_that_any_of_the_signals_ended_has_stopped(number: signal.Signals, tmp_path: Path) -> None:
     job = Job({}, {}, tmp_path)
     assert _outcome(job, 128 + number, pruned=False, killed=False).state == "stopped"
+
+
+def test_seeds_are_added_where_it_is_open_and_as_planned(
+    grid: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two arms are apart by much less than their noise, the third by a hundred times of it."""
+    monkeypatch.setenv("FAKE_NOISE", "0.01")
+    arms = {"optimizer.lr": ["1e-3", "1.01e-3", "3e-3"]}
+    assert grid(max_seeds=5, **arms, seed=["1", "2", "3"]) == 0
+    said = capsys.readouterr().out
+    folders = {lr: (tmp_path / "sweep").glob(f"lr_{lr}-*") for lr in arms["optimizer.lr"]}
+    seeds = {lr: {folder.name.split("seed_")[1][0] for folder in found} for lr, found in folders.items()}
+    assert seeds == {"1e-3": set("12345"), "1.01e-3": set("12345"), "3e-3": set("123")}
+    assert "Not resolved: lr=1.01e-3, lr=1e-3; seed 4 is added, 4 of 5 at most" in said
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["looks"] == [3, 4, 5]
+    page = (tmp_path / "sweep" / "report.html").read_text()
+    assert "looks at 3, 4, 5 seeds were planned" in page
+    assert "not resolved at 5 seeds" in page
+
+    assert grid(max_seeds=5, **arms, seed=["1", "2", "3"]) == 0  # goes the same way, and trains nothing again
+    assert set(starts(tmp_path / "sweep").values()) == {"new"}
+    for other in (6, None):
+        with pytest.raises(ConfigError, match="looks at 3, 4, 5 seeds were planned when this sweep began"):
+            grid(max_seeds=other, **arms, seed=["1", "2", "3"])
+
+
+def test_intervals_are_as_wide_as_planned_looks_need(
+    grid: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_NOISE", "0.01")
+    losses = {"optimizer.lr": ["1e-3", "3e-3"], "seed": ["1", "2", "3"]}
+    assert grid(max_seeds=8, **losses) == 0
+    sweep = tmp_path / "sweep"
+    runs = read_runs([sweep])
+    assert len(runs) == 6  # resolved at the first look
+    once, planned = (analyse(runs, looks=looks).comparisons[0] for looks in ((), planned_looks(sweep)))
+    assert once.interval is not None
+    assert planned.interval is not None
+    assert planned.interval.low < once.interval.low < once.interval.high < planned.interval.high
+
+
+@pytest.mark.parametrize(
+    ("seeds", "max_seeds", "why"),
+    [(["1"], 8, "adds seeds to two at least"), (["1", "2", "3"], 2, "2 is less than the 3")],
+)
+def test_what_cannot_be_planned_is_refused(
+    grid: Callable[..., int], seeds: list[str], max_seeds: int, why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        grid(max_seeds=max_seeds, attention=["mla", "gqa"], seed=seeds)

@@ -5,9 +5,8 @@ Hydra imports this module at every start: what is heavy is imported where it is 
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from thunderhead import disk
 from thunderhead.core.config import Config, ConfigError, Problem, check, plain
-from thunderhead.core.types import NonNegativeFloat
+from thunderhead.core.types import NonNegativeFloat, PositiveInt
 
 from .launchers import ThunderheadLauncher, containers
 
@@ -100,6 +99,7 @@ class GridSweeper(ThunderheadSweeper):
 
     - baseline: the arm that others are matched to and compared with; None = matched to the first.
     - smallest_effect: arms that surely differ by less are called practically equal.
+    - until: seeds = those that are given; resolved = arms whose comparisons are open get more, up to `max_seeds`.
     """
 
     def __init__(
@@ -107,15 +107,17 @@ class GridSweeper(ThunderheadSweeper):
         *,
         baseline: str | None = None,
         smallest_effect: NonNegativeFloat = 0.005,
+        until: Literal["seeds", "resolved"] = "seeds",
+        max_seeds: PositiveInt = 8,
         params: dict[str, Any] | None = None,
     ):
-        self.baseline, self.smallest_effect, self.params = baseline, smallest_effect, params or {}
+        self.baseline, self.params = baseline, params or {}
+        self.settings: dict[str, Any] = {"smallest_effect": smallest_effect, "until": until, "max_seeds": max_seeds}
 
     def run(self, arguments: list[str]) -> int:
         from thunderhead.lab.grid import Candidate, run_grid
-        from thunderhead.lab.report import write_report
 
-        own = {"_target_": f"{__name__}.GridSweeper", "smallest_effect": self.smallest_effect}
+        own = {"_target_": f"{__name__}.GridSweeper", **self.settings}
         if problems := check({"hydra.sweeper": own}):
             raise ConfigError(problems)
         combinations = BasicSweeper.split_arguments(self.overrides(arguments), None)[0]
@@ -129,8 +131,9 @@ class GridSweeper(ThunderheadSweeper):
             choices = {key.lstrip("+"): value for key, _, value in lines if len(values[key]) > 1}
             candidates.append(Candidate(choices, self.compose(combination)))
         sweep = self.begin()
-        sweep.report = partial(write_report, smallest_effect=self.smallest_effect)
-        return run_grid(candidates, sweep, baseline=self.baseline)
+        sweep.smallest_effect = self.settings["smallest_effect"]
+        max_seeds = self.settings["max_seeds"] if self.settings["until"] == "resolved" else None
+        return run_grid(candidates, sweep, baseline=self.baseline, max_seeds=max_seeds)
 
 
 class IsoFlopSweeper(ThunderheadSweeper):
@@ -145,10 +148,13 @@ class IsoFlopSweeper(ThunderheadSweeper):
         params: dict[str, Any] | None = None,
         baseline: None = None,
         smallest_effect: None = None,
+        until: None = None,
+        max_seeds: None = None,
         **settings: Any,
     ):
         self.params, self.settings = params or {}, containers(settings)
         self.of_comparisons = {"baseline": baseline, "smallest_effect": smallest_effect}
+        self.of_comparisons |= {"until": until, "max_seeds": max_seeds}
 
     def run(self, arguments: list[str]) -> int:
         from thunderhead.lab.isoflop import read_settings, run_isoflop

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from thunderhead.core.config import ConfigError, Problem
 from thunderhead.lab import arms as grouping
 from thunderhead.lab import statistics
 from thunderhead.lab.arms import Arm
@@ -103,6 +104,7 @@ def analyse(
     names: Mapping[Path, str] | None = None,
     metric: Metric = "auto",
     smallest_effect: float = statistics.SMALLEST_EFFECT,
+    looks: Sequence[int] = (),
 ) -> Analysis:
     """Compare runs; arguments and errors are those of `thunderhead.lab.report.write_report`."""
     broken = [run for run in runs if run.broken]
@@ -138,7 +140,15 @@ def analyse(
 
     pairs = _pairs([arm.name for arm in compared], reference.name if reference else None, baseline is not None)
     losses = {arm.name: dict(zip(arm.runs, arm.values(chosen), strict=True)) for arm in compared}
-    comparisons = statistics.compare(losses, pairs, smallest_effect, diverged)
+    try:
+        comparisons = statistics.compare(losses, pairs, smallest_effect, diverged, looks)
+    except ValueError as error:
+        raise ConfigError([Problem("runs", str(error))]) from error
+    if looks:
+        at = ", ".join(map(str, looks))
+        warnings.append(
+            f"Seeds were added until it was resolved; looks at {at} seeds were planned, and all hold at once."
+        )
     by_name = {arm.name: arm for arm in compared}
     return Analysis(
         metric=chosen,

@@ -45,11 +45,14 @@ class Arm:
         self.members = [member._replace(config=config) for member, config in zip(self.members, configs, strict=True)]
 
 
-def run_grid(candidates: Sequence[Candidate], sweep: Sweep, *, baseline: str | None = None) -> int:
+def run_grid(
+    candidates: Sequence[Candidate], sweep: Sweep, *, baseline: str | None = None, max_seeds: int | None = None
+) -> int:
     """Run all combinations, in order, and report; gives the exit status: 0, 1 if jobs failed, 130 after Ctrl-C.
 
     What is finished in the sweep's folder is not trained again. `baseline` names the arm to match and compare with;
-    None = the first is matched to, and the report chooses. ConfigError if some combination is refused, before any runs.
+    None = the first is matched to, and the report chooses. With `max_seeds`, arms whose comparisons are open get more
+    seeds, one at a time. ConfigError if some combination is refused, before any runs.
     """
     match, bracket = sweep_options(candidates)
     arms = make_arms(candidates, sweep.plan)
@@ -57,6 +60,8 @@ def run_grid(candidates: Sequence[Candidate], sweep: Sweep, *, baseline: str | N
     if baseline is not None and baseline not in names:
         raise ConfigError([Problem("hydra.sweeper.baseline", f"no arm is called {baseline}: {', '.join(names)}")])
     reference = arms[names.index(baseline)] if baseline is not None else arms[0]
+    if max_seeds is not None:
+        sweep.looks = _looks(arms, max_seeds)
     if any(c.config["dry_run"] for c in candidates):
         if match.solves and match.measures:
             say(f"match={match.by}: the number of steps is known once the speed of each arm is measured")
@@ -65,16 +70,32 @@ def run_grid(candidates: Sequence[Candidate], sweep: Sweep, *, baseline: str | N
         for arm in arms:
             p = sweep.plan(arm.members[0].config)
             size = f"{p.parameters['total']:,} parameters, {p.steps:,} steps, {p.tokens:,} tokens, {p.flops:.3g} FLOPs"
-            say(f"{arm.name}: {len(arm.members)} run(s), {size}")
+            more = f" and up to {max_seeds - len(arm.members)} more seeds" if max_seeds is not None else ""
+            say(f"{arm.name}: {len(arm.members)} run(s){more}, {size}")
         return 0
     sweep.begin()
     stopped = None
+    seeds = {member.config["seed"] for arm in arms for member in arm.members}
     try:
         _match(arms, reference, match, sweep)
         if bracket.multipliers:
-            _tune(arms, bracket, sweep)
+            seeds.add(_tune(arms, bracket, sweep))
         sweep.jobs = _jobs(arms, sweep)
         sweep.run(sweep.jobs, "Sweep")
+        for n in sweep.looks[1:]:
+            found = sweep.analyse(baseline).comparisons
+            unclear = {name for c in found if c.is_unclear for name in (c.arm, c.against)}
+            if not unclear:
+                break
+            seeds.add(seed := max(seeds) + 1)
+            say(f"Not resolved: {', '.join(sorted(unclear))}; seed {seed} is added, {n} of {max_seeds} at most")
+            for arm in (arm for arm in arms if arm.name in unclear):
+                choices, config = arm.members[0]
+                arm.members.append(Candidate({**choices, "seed": str(seed)}, {**config, "seed": seed}))
+            jobs = _jobs(arms, sweep)
+            added = [job for job in jobs if job not in sweep.jobs]
+            sweep.jobs = jobs
+            sweep.run(added, f"Seed {seed}")
     except KeyboardInterrupt as signal:
         stopped = signal
     if match.by == "time":
@@ -150,6 +171,18 @@ def make_arms(candidates: Sequence[Candidate], plan: PlanRun) -> list[Arm]:
     return list(arms.values())
 
 
+def _looks(arms: Sequence[Arm], max_seeds: int) -> tuple[int, ...]:
+    """Numbers of seeds at which to look: those that are given, then one more at a time."""
+    given = {tuple(member.config["seed"] for member in arm.members) for arm in arms}
+    n = min(map(len, given))
+    if len(given) > 1 or n < 2:
+        message = "adds seeds to two at least, the same for all arms: give them, as seed=1,2,3"
+        raise ConfigError([Problem("hydra.sweeper.until", message)])
+    if max_seeds < n:
+        raise ConfigError([Problem("hydra.sweeper.max_seeds", f"{max_seeds} is less than the {n} given seeds")])
+    return tuple(range(n, max_seeds + 1))
+
+
 # --- match and tune ---------------------------------------------------------------------------------------------------
 
 
@@ -189,8 +222,8 @@ def _measured_speed(arm: Arm, config: Config, sweep: Sweep) -> float:
     return matching.speed(read_metrics(job.folder))
 
 
-def _tune(arms: Sequence[Arm], bracket: Bracket, sweep: Sweep) -> None:
-    """Run every arm's trials, and give its members the best of the values tried."""
+def _tune(arms: Sequence[Arm], bracket: Bracket, sweep: Sweep) -> int:
+    """Run every arm's trials, and give its members the best of the values tried; returns the seed that they had."""
     tried: list[tuple[Arm, list[tuning.Trial], list[Job]]] = []
     compared = {member.config["seed"] for arm in arms for member in arm.members}
     seed = bracket.seed if bracket.seed is not None else min({*range(len(compared) + 1)} - compared)
@@ -210,6 +243,7 @@ def _tune(arms: Sequence[Arm], bracket: Bracket, sweep: Sweep) -> None:
     record.write_json(sweep.folder / "tuning.json", tables)
     for note in sweep.notes:
         say(note)
+    return int(seed)
 
 
 def _take_best(arm: Arm, trials: Sequence[tuning.Trial], jobs: Sequence[Job], sweep: Sweep) -> dict[str, Any]:

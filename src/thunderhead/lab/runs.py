@@ -182,6 +182,12 @@ def read_runs(folders: Iterable[Path | str]) -> list[Run]:
     return list(found.values())
 
 
+def planned_looks(folder: Path) -> tuple[int, ...]:
+    """Numbers of seeds at which a sweep was planned to be looked at; none where it was in the end only, or is none."""
+    file = folder / "sweep.json"
+    return tuple(read_mapping(file).get("looks", ())) if file.is_file() else ()
+
+
 def _by_number(path: Path) -> list[tuple[bool, int, str]]:
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.parts]
 

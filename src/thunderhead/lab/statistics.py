@@ -60,6 +60,11 @@ class Comparison:
         return float(np.mean(list(self.differences.values()))) if self.n else math.nan
 
     @property
+    def is_unclear(self) -> bool:
+        """Whether more seeds could tell more."""
+        return self.verdict == "open" and self.interval is not None and not self.diverged
+
+    @property
     def verdict(self) -> Verdict:
         """What the interval says, and nothing else does, so that the two cannot disagree."""
         if self.interval is None or self.diverged:
@@ -116,7 +121,8 @@ def _paired(losses: Mapping[str, Mapping[int, float]], arm: str, against: str) -
 
 
 def _varies(values: Sequence[float]) -> bool:
-    return len(values) >= 2 and np.ptp(values) > 0
+    """By more than differences of losses in float64 are rounded."""
+    return len(values) >= 2 and np.ptp(values) > 1e-12
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:

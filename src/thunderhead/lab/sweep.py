@@ -4,15 +4,18 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from thunderhead import disk
 from thunderhead.command_line import shown
-from thunderhead.core.config import quoted
+from thunderhead.core.config import ConfigError, Problem, quoted
+from thunderhead.lab.analysis import Analysis, analyse
 from thunderhead.lab.execution import Executor, Monitor, Outcome, log_file, run_jobs
 from thunderhead.lab.jobs import Job, PlanRun, steps
 from thunderhead.lab.progress import Board
 from thunderhead.lab.report import write_report
-from thunderhead.lab.runs import Failure, read_runs
+from thunderhead.lab.runs import Failure, planned_looks, read_runs
+from thunderhead.lab.statistics import SMALLEST_EFFECT
 from thunderhead.terminal import say
 from thunderhead.training import record
 
@@ -29,7 +32,8 @@ class Sweep:
     """A sweep's folder, where its jobs run, and what is to be said about it in the end.
 
     - arguments: of the command line, to go on with later. plan: plans a run, or refuses it.
-    - report: what is written in the end, called as `thunderhead.lab.report.write_report`.
+    - report: what is written in the end, called as `thunderhead.lab.report.write_report`. smallest_effect, looks: of
+      its comparisons; looks at several numbers of seeds are planned before the first run.
     - jobs: of the comparison. names: their arms, by folder. outcomes: of all jobs that were started, by folder.
     - failures, pruned, notes: for the report.
     """
@@ -39,6 +43,8 @@ class Sweep:
     arguments: list[str]
     plan: PlanRun
     report: Callable[..., Path] = write_report
+    smallest_effect: float = SMALLEST_EFFECT
+    looks: tuple[int, ...] = ()
     jobs: list[Job] = field(default_factory=list)
     names: dict[Path, str] = field(default_factory=dict)
     outcomes: dict[Path, Outcome] = field(default_factory=dict)
@@ -47,9 +53,28 @@ class Sweep:
     notes: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
-        """Write sweep.json, by which `resume=<folder>` knows the sweep; ConfigError if the disk does not take it."""
+        """Write sweep.json, by which `resume=<folder>` knows the sweep.
+
+        ConfigError if the disk does not take it, or runs have ended that were planned to be looked at otherwise.
+        """
+        if any(self.folder.glob("*/summary.json")) and (planned := planned_looks(self.folder)) != self.looks:
+            told = f"looks at {', '.join(map(str, planned))} seeds were" if planned else "no looks before the end were"
+            message = f"{told} planned when this sweep began, and what it found is known by now: start a new one"
+            raise ConfigError([Problem("hydra.sweeper", message)])
         with disk.refusing():
-            record.write_json(self.folder / "sweep.json", {"arguments": self.arguments})
+            self._write()
+
+    def _write(self, **more: object) -> None:
+        record.write_json(self.folder / "sweep.json", {"arguments": self.arguments, "looks": self.looks, **more})
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"smallest_effect": self.smallest_effect, "looks": self.looks}
+
+    def analyse(self, baseline: str | None) -> Analysis:
+        """What the runs that have ended so far say."""
+        runs = read_runs([job.folder for job in self.jobs if (job.folder / "plan.json").is_file()])
+        return analyse(runs, baseline=baseline, names=self.names, **self._how)
 
     def run(self, jobs: Sequence[Job], title: str, monitor: Monitor | None = None) -> None:
         """Run jobs, and note how they ended; Stopped if a signal ended them."""
@@ -77,12 +102,12 @@ class Sweep:
             | (self.outcomes[job.folder]._asdict() if job.folder in self.outcomes else {"state": "waiting"})
             for job in self.jobs
         }
-        record.write_json(self.folder / "sweep.json", {"arguments": self.arguments, "jobs": told})
+        self._write(jobs=told)
         without = {folder for folder, outcome in self.outcomes.items() if outcome.state in ("failed", "pruned")}
         folders = [job.folder for job in self.jobs if job.folder not in without]
         recorded = [place for place in folders if (place / "plan.json").is_file() and (place / "config.yaml").is_file()]
         found = {"failures": [*self.failures, *self.pruned], "notes": self.notes, "names": self.names}
-        self.report(self.folder, read_runs(recorded), baseline=baseline, **found)
+        self.report(self.folder, read_runs(recorded), baseline=baseline, **found, **self._how)
         if stopped is None and not self.failures:
             return 0
         say(f"go on with: {shown('train.py', '-m', f'resume={quoted(self.folder)}')}")
