@@ -99,8 +99,7 @@ def test_checkpointing_changes_nothing(checkpointing: str) -> None:
     assert_same(gradients(build(checkpointing=checkpointing)), gradients(build()))
 
 
-@pytest.mark.parametrize("scope", ["block", "model"])
-@pytest.mark.parametrize("checkpointing", ["none", "every_kth", "second"])
+@pytest.mark.parametrize(("checkpointing", "scope"), [("none", "model"), ("every_kth", "block"), ("second", "model")])
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo's own
 def test_compiling_changes_nothing(checkpointing: str, scope: str) -> None:
