@@ -1,14 +1,16 @@
-"""What a full, read-only or failing disk says: one line with the path, the bytes that are free there, and a way out."""
+"""Files that are written whole, and what a full, read-only or failing disk says: one line with a way out."""
 
 import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.environment import hidden
 from thunderhead.terminal import complain
 
 _FULL = "make room there, or write elsewhere"
@@ -80,3 +82,28 @@ def told(then: Callable[[], str] = lambda: "") -> Iterator[None]:
         with contextlib.suppress(OSError):  # where this goes may be full, too
             complain(why + then())
         raise SystemExit(1) from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` when all is on the disk: readers find the old one or the new one."""
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock colleagues out
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # of a disk that has become read-only
+                os.unlink(temporary)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old one or the new one, never half of it, and no secrets."""
+    with replacing(path) as file:
+        file.write(hidden(text).encode())

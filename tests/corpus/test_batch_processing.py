@@ -29,6 +29,13 @@ BATCHES = [Batch("a", [Document(str(i), f"{i} " + "x" * i), Document("", "y")], 
 EXPECTED = [[len(document.text) for document in batch.documents] for batch in BATCHES]
 
 
+def test_its_processes_do_not_import_torch() -> None:
+    """Which takes seconds, and 300 MB, of each of them."""
+    needed = "thunderhead.corpus.batch_processing, thunderhead.corpus.deduplication"
+    code = f"import sys, {needed}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def done(log: Path) -> list[str]:
     return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
 

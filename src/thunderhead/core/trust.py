@@ -10,8 +10,6 @@ import inspect
 from typing import Any
 
 import hydra
-from torch import nn
-from torch.optim import Optimizer
 
 from thunderhead.core.config import CONF_DIR, Config, ConfigError, Problem, leaves, nodes, read_yaml
 from thunderhead.core.environment import variables
@@ -55,7 +53,10 @@ def is_trusted(target: Any) -> bool:
         return False
     if found.__module__.startswith("thunderhead."):
         return True
-    if found.__module__.startswith(("torch.nn.", "torch.optim.")):
+    if found.__module__.startswith(("torch.nn.", "torch.optim.")):  # and so is torch imported by now
+        from torch import nn
+        from torch.optim import Optimizer
+
         return issubclass(found, nn.Module | Optimizer)
     from lightning import Callback
     from lightning.pytorch.loggers import Logger

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from thunderhead.core.data.manifest import sha256_of
-from thunderhead.training.record import write_text
+from thunderhead.disk import write_text
 
 _REMEMBERED_BYTES = 256 << 20  # hashing less takes a fraction of a second
 _SETTLED_SECONDS = 2.0  # a file that changed just now may change again without another time

@@ -35,8 +35,8 @@ from thunderhead.corpus.passes import Passes
 from thunderhead.corpus.shard_files import CHUNK_BYTES, ShardWriter
 from thunderhead.corpus.sources import Document, Source, check_sources, named, refusal
 from thunderhead.corpus.split import Split
+from thunderhead.disk import write_text
 from thunderhead.processes import allowed_cores
-from thunderhead.training.record import write_text
 
 _BATCH_CHARACTERS = 1 << 20  # text that is tokenized at once
 _CHANGED = "files of data.sources changed while they were read: prepare again"

@@ -1,6 +1,5 @@
 """A run leaves a record: its configuration, plan, surroundings, metrics and results, as files in its folder."""
 
-import contextlib
 import csv
 import functools
 import io
@@ -10,12 +9,11 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
@@ -30,29 +28,7 @@ STAGED = ".resuming"  # in a run's folder
 SPIKE, FEWEST = 7, 30
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` when all is on the disk: readers find the old one or the new one."""
-    with disk.naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock colleagues out
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):  # of a disk that has become read-only
-                os.unlink(temporary)
-            raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old one or the new one, never half of it, and no secrets."""
-    with replacing(path) as file:
-        file.write(hidden(text).encode())
+replacing, write_text = disk.replacing, disk.write_text
 
 
 def write_json(path: Path, content: Any) -> None:
