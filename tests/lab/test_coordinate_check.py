@@ -28,7 +28,10 @@ def exponents(*overrides: str) -> dict[str, float]:
         ("attention=mqa", "model.tie_embeddings=false", "position=learned"),
         ("attention=mla", "optimizer=lion"),
         ("attention=mha", "optimizer=muon"),
-        ("attention=mha", "optimizer=muon", "optimizer.adjust_lr_fn=original", "activation=gelu"),
+        pytest.param(
+            ("attention=mha", "optimizer=muon", "optimizer.adjust_lr_fn=original", "activation=gelu"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=" ".join,
 )
@@ -39,7 +42,7 @@ def test_changes_do_not_depend_on_the_width_under_mup(choices: tuple[str, ...]) 
     assert {layer: slope for layer, slope in found.items() if abs(slope) > TOLERANCE} == {}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_they_grow_under_the_standard_parametrization(optimizer: str) -> None:
     found = exponents("attention=mha", f"optimizer={optimizer}", "parametrization=standard")
     assert {found[layer] > 2 * TOLERANCE for layer in ("block 0 output", "block 1 output", "target logits")} == {True}
