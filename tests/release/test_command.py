@@ -122,7 +122,11 @@ def test_prompts_are_asked_for_until_ctrl_d(
 def test_ctrl_c_ends_it(run: Callable[..., Path]) -> None:
     """In one line, with the status of that signal."""
     folder = run("callbacks=default")
-    in_terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    # a shell's background jobs ignore SIGINT, and so would all that they start; and nothing may hang here for ever
+    in_terminal = (
+        "import os, pty, signal, sys; signal.alarm(240); signal.signal(signal.SIGINT, signal.SIG_DFL);"
+        "sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    )
     asked = (f"run={folder}", "accelerator=cpu", "generation.max_new_tokens=9")
     command = [sys.executable, "-c", in_terminal, sys.executable, "generate.py", *asked]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "dumb"}
