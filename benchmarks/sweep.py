@@ -33,9 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     arguments, overrides = parser.parse_known_args()
-    subprocess.run(
-        [sys.executable, "train.py", "budget.steps=1", f"hydra.run.dir={tempfile.mkdtemp()}"], cwd=ROOT, check=True
-    )
+    subprocess.run([sys.executable, "prepare.py"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     kinds = {"forked": ["hydra.launcher.fork=true"], "importing": ["hydra.launcher.fork=false"]}
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     for _ in range(arguments.rounds):

@@ -303,8 +303,8 @@ def _composition_problems(error: Exception, config_name: str) -> list[Problem]:
         key = override.key_or_group
         if override.is_add() or override.is_force_add() or key in known or key.startswith("hydra"):
             continue
-        of_group = key.rpartition(".")[2] if key.rpartition(".")[2] in groups else None  # trainer.precision
-        if config_name == "train" and (ours := familiar.ours(key) or of_group) is not None:
+        last = key.rpartition(".")[2]  # of trainer.precision a group
+        if config_name == "train" and (ours := familiar.ours(key) or (last if last in groups else None)) is not None:
             value = override.get_value_element_as_str() if ours == "strategy" else "…"
             problems.append(Problem(key, f"is unknown; here it is {familiar.typed(ours, value)}"))
             continue

@@ -51,10 +51,16 @@ def test_what_a_sweep_planned_holds_for_its_folder_ever_after(
 ) -> None:
     write_arms(tmp_path / "a", {"attention=mha": [3.0, 3.1, 3.2], "attention=mqa": [3.05, 3.16, 3.25]})
     (tmp_path / "a" / "sweep.json").write_text(json.dumps({"arguments": [], "looks": [2, 3, 4]}))
-    assert "looks at 2, 3, 4 seeds were planned" in compare_here(f"runs={tmp_path / 'a'}").read_text()
+    runs_alone = ",".join(str(file.parent) for file in (tmp_path / "a").rglob("plan.json"))
+    for runs in (tmp_path / "a", tmp_path, runs_alone):  # the sweep, a folder above it, and its runs one by one
+        assert "looks at 2, 3, 4 seeds were planned" in compare_here(f"runs={runs}").read_text()
     (tmp_path / "a" / "sweep.json").write_text(json.dumps({"arguments": [], "looks": [2]}))
     with pytest.raises(ConfigError, match="there are 3 seeds, but no look was planned at more than 2"):
         compare_here(f"runs={tmp_path / 'a'}")
+    for damaged in ('{"looks": "three"}', '{"looks": [2, "3"]}', "[]", "{"):
+        (tmp_path / "a" / "sweep.json").write_text(damaged)
+        with pytest.raises(ConfigError, match=r"runs: .*sweep\.json is damaged"):
+            compare_here(f"runs={tmp_path / 'a'}")
 
 
 def test_a_scaling_law_of_finished_runs(

@@ -153,8 +153,8 @@ class IsoFlopSweeper(ThunderheadSweeper):
         **settings: Any,
     ):
         self.params, self.settings = params or {}, containers(settings)
-        self.of_comparisons = {"baseline": baseline, "smallest_effect": smallest_effect}
-        self.of_comparisons |= {"until": until, "max_seeds": max_seeds}
+        comparisons = {"smallest_effect": smallest_effect, "until": until, "max_seeds": max_seeds}
+        self.of_comparisons = {"baseline": baseline, **comparisons}
 
     def run(self, arguments: list[str]) -> int:
         from thunderhead.lab.isoflop import read_settings, run_isoflop

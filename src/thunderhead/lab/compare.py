@@ -10,7 +10,7 @@ from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.types import Count, FolderName, NonNegativeFloat, PositiveFloat
 from thunderhead.lab.analysis import Metric
 from thunderhead.lab.report import write_report
-from thunderhead.lab.runs import planned_looks, read_runs
+from thunderhead.lab.runs import read_runs
 from thunderhead.lab.scaling_report import write_law_report
 
 
@@ -45,9 +45,7 @@ def compare_runs(config: DictConfig) -> Path:
         if problems:
             raise ConfigError(problems)
         folders = chosen["runs"].split(",") if isinstance(chosen["runs"], str) else chosen["runs"]
-        folders = [path.strip() for path in folders]
-        runs = read_runs(folders)
-        arms["looks"] = sorted({n for path in folders for n in planned_looks(Path(path))})
+        runs = read_runs(path.strip() for path in folders)
         return write_law_report(folder, runs, **law) if law["count"] else write_report(folder, runs, **arms)
     except ConfigError:
         command_line.remove_if_empty(folder)

@@ -149,11 +149,12 @@ class LocalExecutor:
 
     def _devices(self, slot: int) -> dict[str, str]:
         """The GPUs of a slot, as an environment variable, where there are any to share."""
+        if (n_jobs := len(self._slots)) == 1:
+            return {}
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         here = map(str, range(torch.cuda.device_count()))
         devices = [device for device in (visible.split(",") if visible is not None else here) if device]
-        n_jobs = len(self._slots)
-        return {"CUDA_VISIBLE_DEVICES": ",".join(share(devices, n_jobs, slot))} if devices and n_jobs > 1 else {}
+        return {"CUDA_VISIBLE_DEVICES": ",".join(share(devices, n_jobs, slot))} if devices else {}
 
 
 def share(devices: Sequence[str], n_jobs: int, slot: int) -> list[str]:

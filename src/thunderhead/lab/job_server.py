@@ -25,8 +25,8 @@ from typing import Any
 
 from thunderhead.processes import PARENT
 
-IMPORTS = ("thunderhead.training.run", "thunderhead.training.fit")
-"""What a run takes sooner or later. None may start CUDA, or threads that would be missing after a fork."""
+IMPORTS = ("thunderhead.training.run",)
+"""What a run takes sooner or later. Nothing in it may start CUDA, or threads that would be missing after a fork."""
 CHECK_SECONDS = 0.05
 CHUNK = 1 << 16
 

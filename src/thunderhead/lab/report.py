@@ -42,7 +42,6 @@ def write_report(
     names: Mapping[Path, str] | None = None,
     metric: Metric = "auto",
     smallest_effect: float = statistics.SMALLEST_EFFECT,
-    looks: Sequence[int] = (),
 ) -> Path:
     """Compare runs and write what was found into a folder, replacing an earlier report there; return its report.html.
 
@@ -61,7 +60,6 @@ def write_report(
         names: an arm's name by the folders of its runs; None = from what their configurations differ in.
         metric: what is compared; auto = the validation loss, or bits per byte where only tokenizers or contexts differ.
         smallest_effect: arms whose difference is surely smaller are called practically equal; in the metric's unit.
-        looks: numbers of seeds at which it was planned to look, where seeds were added until something was resolved.
     """
     analysis = analyse(
         runs,
@@ -71,7 +69,6 @@ def write_report(
         names=names,
         metric=metric,
         smallest_effect=smallest_effect,
-        looks=looks,
     )
     _write_csv(folder / "results.csv", analysis)
     _write_hparams(folder / "hparams", analysis)

@@ -183,9 +183,16 @@ def read_runs(folders: Iterable[Path | str]) -> list[Run]:
 
 
 def planned_looks(folder: Path) -> tuple[int, ...]:
-    """Numbers of seeds at which a sweep was planned to be looked at; none where it was in the end only, or is none."""
-    file = folder / "sweep.json"
-    return tuple(read_mapping(file).get("looks", ())) if file.is_file() else ()
+    """Numbers of seeds at which a sweep was planned to be looked at; none where it was in the end only, or is none.
+
+    ConfigError if its record is damaged: without them, intervals would be too narrow.
+    """
+    if not (file := folder / "sweep.json").is_file():
+        return ()
+    looks = read_mapping(file, "runs").get("looks", [])
+    if not (isinstance(looks, list) and all(type(n) is int for n in looks)):
+        raise ConfigError([Problem("runs", f"{file} is damaged: looks are no numbers of seeds; copy it from a backup")])
+    return tuple(looks)
 
 
 def _by_number(path: Path) -> list[tuple[bool, int, str]]:

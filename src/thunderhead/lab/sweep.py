@@ -4,7 +4,6 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from thunderhead import disk
 from thunderhead.command_line import shown
@@ -14,7 +13,7 @@ from thunderhead.lab.execution import Executor, Monitor, Outcome, log_file, run_
 from thunderhead.lab.jobs import Job, PlanRun, steps
 from thunderhead.lab.progress import Board
 from thunderhead.lab.report import write_report
-from thunderhead.lab.runs import Failure, planned_looks, read_runs
+from thunderhead.lab.runs import Failure, Run, planned_looks, read_runs
 from thunderhead.lab.statistics import SMALLEST_EFFECT
 from thunderhead.terminal import say
 from thunderhead.training import record
@@ -67,14 +66,15 @@ class Sweep:
     def _write(self, **more: object) -> None:
         record.write_json(self.folder / "sweep.json", {"arguments": self.arguments, "looks": self.looks, **more})
 
-    @property
-    def _how(self) -> dict[str, Any]:
-        return {"smallest_effect": self.smallest_effect, "looks": self.looks}
+    def _runs(self) -> list[Run]:
+        """Those of the comparison that left a record; of failed and pruned ones other words are said."""
+        without = {folder for folder, outcome in self.outcomes.items() if outcome.state in ("failed", "pruned")}
+        folders = [job.folder for job in self.jobs if job.folder not in without]
+        return read_runs(f for f in folders if (f / "plan.json").is_file() and (f / "config.yaml").is_file())
 
     def analyse(self, baseline: str | None) -> Analysis:
         """What the runs that have ended so far say."""
-        runs = read_runs([job.folder for job in self.jobs if (job.folder / "plan.json").is_file()])
-        return analyse(runs, baseline=baseline, names=self.names, **self._how)
+        return analyse(self._runs(), baseline=baseline, names=self.names, smallest_effect=self.smallest_effect)
 
     def run(self, jobs: Sequence[Job], title: str, monitor: Monitor | None = None) -> None:
         """Run jobs, and note how they ended; Stopped if a signal ended them."""
@@ -103,11 +103,9 @@ class Sweep:
             for job in self.jobs
         }
         self._write(jobs=told)
-        without = {folder for folder, outcome in self.outcomes.items() if outcome.state in ("failed", "pruned")}
-        folders = [job.folder for job in self.jobs if job.folder not in without]
-        recorded = [place for place in folders if (place / "plan.json").is_file() and (place / "config.yaml").is_file()]
         found = {"failures": [*self.failures, *self.pruned], "notes": self.notes, "names": self.names}
-        self.report(self.folder, read_runs(recorded), baseline=baseline, **found, **self._how)
+        how = {"baseline": baseline, "smallest_effect": self.smallest_effect}
+        self.report(self.folder, self._runs(), **found, **how)
         if stopped is None and not self.failures:
             return 0
         say(f"go on with: {shown('train.py', '-m', f'resume={quoted(self.folder)}')}")
