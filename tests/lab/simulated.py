@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from thunderhead import disk
 from thunderhead.core import config
 from thunderhead.training import record
 from thunderhead.training.record import MetricsCsv
@@ -41,8 +42,8 @@ def write_run(
     """
     settings = composed(tuple(overrides)) | {"seed": seed}
     folder.mkdir(parents=True)
-    record.write_text(folder / "config.yaml", config.to_yaml(settings))
-    record.write_text(folder / "tokenizer.json", "{}")
+    disk.write_text(folder / "config.yaml", config.to_yaml(settings))
+    disk.write_text(folder / "tokenizer.json", "{}")
     planned = {"steps": planned_steps, "tokens_per_step": TOKENS_PER_STEP, "flops_per_token": FLOPS_PER_TOKEN}
     planned |= {"vocab_size": VOCAB_SIZE, "memory": {"parameters": 10_000}}
     record.write_json(folder / "plan.json", planned | (plan or {}))

@@ -11,12 +11,13 @@ import pytest
 from hydra_plugins.thunderhead_sweeps.sweepers import planner
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
+from thunderhead.disk import write_text
 from thunderhead.lab.execution import Running
 from thunderhead.lab.isoflop import HeldOut, Settings, read_settings, run_isoflop
 from thunderhead.lab.jobs import Job
 from thunderhead.lab.sweep import Sweep
 from thunderhead.scaling_law import read_law
-from thunderhead.training.record import write_json, write_text
+from thunderhead.training.record import write_json
 from tiny import tiny
 
 E, A, B, ALPHA, BETA = 1.5, 40.0, 60.0, 0.45, 0.35

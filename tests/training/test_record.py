@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from thunderhead import disk
 from thunderhead.training import record
 from thunderhead.training.record import MetricsCsv, read_rows, read_summary
 
@@ -64,7 +65,7 @@ def test_a_row_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
 
 def test_write_text_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "new" / "file.txt"
-    record.write_text(file, "old")
+    disk.write_text(file, "old")
     assert file.read_text() == "old"
     assert file.stat().st_mode & 0o777 == 0o644
 
@@ -74,7 +75,7 @@ def test_write_text_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.Monke
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", crash)
         with pytest.raises(OSError, match="disk full"):
-            record.write_text(file, "new")
+            disk.write_text(file, "new")
     assert file.read_text() == "old"
     assert list(file.parent.iterdir()) == [file]  # no litter
 

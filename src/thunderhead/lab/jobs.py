@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from thunderhead import disk
 from thunderhead.command_line import from_job
 from thunderhead.core.config import Config, quoted, read_mapping, to_yaml
 from thunderhead.core.environment import escaped
@@ -111,7 +112,7 @@ def prepare_start(job: Job, program: Sequence[str] = ()) -> list[str]:
     By `program`; () = this one, by this Python.
     """
     folder = job.folder.resolve()
-    record.write_text(folder / "job" / "job.yaml", to_yaml(escaped(job.config)))
+    disk.write_text(folder / "job" / "job.yaml", to_yaml(escaped(job.config)))
     return [
         *(program or this_program()),
         *from_job(folder / "job", folder),

@@ -17,7 +17,6 @@ from thunderhead import disk
 from thunderhead.lab import looks
 from thunderhead.lab.runs import Failure
 from thunderhead.lab.statistics import Interval, signed
-from thunderhead.training import record
 
 NONE = "–"
 """Stands for what was not measured."""
@@ -88,7 +87,7 @@ def write(
         failures=Rows(("run", "why"), left_out),
         **content,
     )
-    record.write_text(folder / "report.html", page)
+    disk.write_text(folder / "report.html", page)
     return folder / "report.html"
 
 

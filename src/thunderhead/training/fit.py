@@ -298,7 +298,7 @@ def _ornaments(run: Run, plan: Plan, trainer: Trainer, model: LanguageModel, sum
     record.write_json(run.folder / "summary.json", summary | {"decode_tokens_per_second": speed})
     if text is not None:
         text = hidden(text)
-        record.write_text(run.folder / "sample.txt", text)
+        disk.write_text(run.folder / "sample.txt", text)
         log_text(trainer.loggers, "sample", text, trainer.global_step)
         display.show_sample(text)
 

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from thunderhead.training import record
+from thunderhead import disk
 
 
 def log_text(loggers: Iterable[Logger], name: str, text: str, step: int) -> None:
@@ -59,7 +59,7 @@ def forget_from(logger: Logger, step: int, tokens: int) -> dict[str, float]:
         kept = [event for event in events if not _is_later(Event.FromString(event), step, tokens)]
         if len(kept) < len(events):
             logger.experiment.close()  # it may still write there; the next value opens another file
-            with record.replacing(file) as stream:
+            with disk.replacing(file) as stream:
                 writer = RecordWriter(stream)
                 for event in kept:
                     writer.write(event)

@@ -28,12 +28,9 @@ STAGED = ".resuming"  # in a run's folder
 SPIKE, FEWEST = 7, 30
 
 
-replacing, write_text = disk.replacing, disk.write_text
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, indented for readers."""
-    write_text(path, to_json(content))
+    disk.write_text(path, to_json(content))
 
 
 def to_json(content: Any) -> str:
@@ -44,7 +41,7 @@ def to_json(content: Any) -> str:
 def stage(run_dir: Path, files: Mapping[str, str]) -> None:
     """Keep new texts of files of a run beside them, until `take_over` or `discard`."""
     for name, text in files.items():
-        write_text(run_dir / STAGED / name, text)
+        disk.write_text(run_dir / STAGED / name, text)
 
 
 def take_over(run_dir: Path) -> None:
@@ -165,7 +162,7 @@ def loss_spikes(run_dir: Path) -> list[int]:
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a CSV file atomically, without secrets; ValueError for a row with what is no column."""
-    with replacing(path) as file:
+    with disk.replacing(path) as file:
         lines = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         writer = csv.DictWriter(lines, columns, lineterminator="\n")
         writer.writeheader()

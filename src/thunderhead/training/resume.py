@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 
-from thunderhead import command_line
+from thunderhead import command_line, disk
 from thunderhead.core.config import (
     Config,
     ConfigError,
@@ -165,7 +165,7 @@ def roll_back(
         event = {"step": diverged_at, "to": to, "first_sample": seen["samples"], "next_sample": after}
         content["callbacks"]["WatchDivergence"]["rollbacks"] = [*before, event]
         seen |= {"samples": after, "order": data.order_state(after)}
-        with record.replacing(rolled) as file:
+        with disk.replacing(rolled) as file:
             torch.save(content, file)
     return rolled
 

@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
 from thunderhead import disk
-from thunderhead.training import display, record
+from thunderhead.training import display
 
 WARM_UP = 5  # steps in which allocators, caches and compilers settle
 RECORDED = 3  # steps
@@ -56,7 +56,7 @@ class ProfileSteps(Callback):
         if trainer.is_global_zero:
             key = "self_device_time_total" if _on_gpu(trainer) else "self_cpu_time_total"
             operators = profiler.key_averages()
-            record.write_text(self.folder / "table.txt", operators.table(sort_by=key, row_limit=-1))
+            disk.write_text(self.folder / "table.txt", operators.table(sort_by=key, row_limit=-1))
             own_times = sorted(((row.key, row.count, getattr(row, key)) for row in operators), key=lambda row: -row[2])
             display.show_profile(own_times[:ROWS], total=sum(time for *_, time in own_times), folder=self.folder)
 

@@ -17,7 +17,6 @@ from lightning_utilities.core.apply_func import apply_to_collection
 
 from thunderhead import disk
 from thunderhead.core.config import first_line
-from thunderhead.training import record
 
 
 class ExactResume(Callback):
@@ -167,7 +166,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         try:
-            with record.replacing(Path(path)) as file:
+            with disk.replacing(Path(path)) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch's writer turns the former into the latter
             why = disk.problem(error) or f"{path} could not be written: {first_line(error)}"
