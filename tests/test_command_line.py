@@ -105,3 +105,24 @@ def test_an_empty_folder_of_a_run_is_removed_and_never_the_current_one(
         (here / folder).rmdir()
     command_line.remove_if_empty(here / "run")
     assert here.is_dir()
+
+
+@pytest.mark.parametrize("sweep", [(), ("seed=1", "-m", "seed=1,2")], ids=["job", "sweeper"])
+def test_a_fault_of_the_program_is_no_refusal(sweep: tuple[str, ...], tmp_path: Path) -> None:
+    """A TypeError of Hydra's while it composes is the user's, any other is ours: a traceback, and status 1."""
+    (tmp_path / "faulty.py").write_text("def fault(cfg): len(3)")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import hydra\nfrom thunderhead import command_line\n"
+        "from thunderhead.lab import grid\n"
+        "grid.run_grid = lambda *arguments, **settings: len(3)\n"
+        f"@hydra.main(version_base='1.3', config_path={str(CONF_DIR)!r}, config_name='train')\n"
+        "def main(cfg):\n    command_line.job('faulty.fault', cfg)\n"
+        "command_line.run(main)\n"
+    )
+    places = [f"hydra.run.dir={tmp_path / 'run'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    command = [sys.executable, str(program), *places, *sweep]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" in done.stderr
+    assert "TypeError: object of type 'int' has no len()" in done.stderr

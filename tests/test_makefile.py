@@ -11,10 +11,10 @@ MAKEFILE = Path(__file__).parents[1] / "Makefile"
 
 def make(target: str, folder: Path) -> str:
     # Not what a make that runs the tests hands on to a make below it, which would print the folders it works in.
-    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    return subprocess.run(
-        ["make", target], cwd=folder, env=environment, check=True, capture_output=True, text=True
-    ).stdout
+    passed_on = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in passed_on}
+    command = ["make", target]
+    return subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
 
 
 def test_help_lists_every_target() -> None:

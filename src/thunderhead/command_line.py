@@ -11,6 +11,7 @@ import re
 import shlex
 import signal
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -140,6 +141,9 @@ def remove_if_empty(folder: Path) -> None:
                 place.rmdir()
 
 
+BARE_FLAGS = ("-m", "--multirun", "-h", "--help", "-r", "--run", "--resolve")
+
+
 def run(main: Callable[[], Any], config_name: str = "train") -> None:
     """Call a `@hydra.main` function as a program: 0 done, 2 refused (one clear message, no traceback), 1 failed.
 
@@ -159,7 +163,8 @@ def _run(main: Callable[[], Any], config_name: str) -> None:
         env_file.load()
     except ConfigError as error:
         _refuse(error.problems)
-    sys.argv[1:] = repeated_sweep(sys.argv[1:])
+    # argparse takes overrides on one side of a flag only: attention=gqa -m seed=1,2 would be refused
+    sys.argv[1:] = repeated_sweep(sorted(sys.argv[1:], key=lambda argument: argument not in BARE_FLAGS))
     if problems := _no_flags(sys.argv[1:], config_name):
         _refuse(problems)
     end_with_launcher()
@@ -187,8 +192,11 @@ def _tell(error: Exception, config_name: str) -> None:
         _refuse(error.problems)
     if isinstance(error, HydraException | OmegaConfBaseException):
         _refuse(_composition_problems(error, config_name))
-    if isinstance(error, ValueError | TypeError) and not HydraConfig.initialized():
-        # Hydra's and OmegaConf's own while they compose: a group that is no text, a key of a list that is no number
+    modules = (str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__))
+    roots = (module.partition(".")[0] for module in modules)
+    *_, package = (root for root in roots if root in ("thunderhead", "hydra_plugins", "hydra", "omegaconf"))
+    if isinstance(error, ValueError | TypeError) and package in ("hydra", "omegaconf"):
+        # while they compose: a group that is no text, a key of a list that is no number
         _refuse(_unknown_options() or _guilty(config_name) or [Problem("", configuration.first_line(error))])
     if isinstance(error, OSError) and (why := disk.problem(error)) is not None:
         _refuse([Problem("", why)])  # of Hydra, which makes the run's folder before we are called

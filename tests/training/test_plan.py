@@ -45,7 +45,26 @@ def test_warm_up_is_found_by_asking_the_schedule(total: int, data: st.DataObject
     [(0.25, 100, 25), (0.25, 2, 1), (0.001, 100, 1), (0.5, 7, 4), (10, 100, 10), (200, 100, 100)],
 )
 def test_validation(every: float, total: int, steps: int) -> None:
-    assert Validation(every=every).steps(total) == steps
+    assert Validation(every=every).steps(total, cost=3.0) == steps
+
+
+@given(total=st.integers(1, 10_000), cost=st.floats(0.01, 1000), share=st.floats(0, 1))
+def test_validation_in_proportion(total: int, cost: float, share: float) -> None:
+    every = Validation(every="auto", share=share).steps(total, cost)
+    validated = {*range(every, total + 1, every), total}  # after these steps
+    assert len(validated) <= 4
+    assert validated == {total} or len(validated) * cost <= share * total
+    if share * total >= 4 * cost and total % 4 == 0:
+        assert len(validated) == 4
+
+
+def test_the_plan_says_what_validation_costs(run: Callable[..., Path]) -> None:
+    """A step computes three times what a forward pass does: 480 tokens of validation cost 1.25 steps of 128."""
+    settings = ("validation.every=auto", "budget.steps=40", "data=induction", "data.max_validation_tokens=480")
+    folder = run(*settings)
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["validation_every"] == 14  # 3 × 1.25 ≤ 0.1 × 40 < 4 × 1.25
+    assert plan["validation_share"] == pytest.approx(3 * 480 / (3 * 40 * 128))
 
 
 # --- the plan of a run

@@ -1,4 +1,4 @@
-"""`python compare.py`: the report of finished runs, or the scaling law of them, wherever they lie."""
+"""`python compare.py`: the report of finished runs, their scaling law, or one of them trained again."""
 
 from pathlib import Path
 
@@ -7,19 +7,21 @@ from omegaconf import DictConfig
 from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
-from thunderhead.core.types import Count, FolderName, NonNegativeFloat, PositiveFloat
+from thunderhead.core.types import Count, FolderName, NonNegativeFloat, PathText, PositiveFloat
 from thunderhead.lab.analysis import Metric
 from thunderhead.lab.report import write_report
 from thunderhead.lab.runs import read_runs
 from thunderhead.lab.scaling_report import write_law_report
+from thunderhead.lab.verify import verify
 
 
 def settings(
     *,
-    runs: str | list[str],
     metric: Metric,
     smallest_effect: NonNegativeFloat,
     name: FolderName,
+    runs: str | list[str] | None = None,
+    verify: PathText | None = None,
     baseline: str | None = None,
     scaling: Count | None = None,
     fit_up_to: PositiveFloat | None = None,
@@ -28,9 +30,10 @@ def settings(
 
 
 def compare_runs(config: DictConfig) -> Path:
-    """Write the report of the runs in `runs` into the folder that Hydra gave this comparison.
+    """Write the report of the runs in `runs` into the folder that Hydra gave this comparison, or verify one there.
 
-    ConfigError if the configuration is refused, a folder holds no run, or no arm is called `baseline`.
+    The program ends with status 1 if a verified run got other losses. ConfigError if the configuration is refused, a
+    folder holds no run, or no arm is called `baseline`.
     """
     folder, chosen = command_line.output_dir(), configuration.plain(config)
     try:
@@ -42,8 +45,16 @@ def compare_runs(config: DictConfig) -> Path:
         elif chosen["scaling"] is not None:
             given = [name for name in ("baseline", "metric") if chosen[name] not in (None, "auto")]
             problems += [Problem(name, "is of a comparison of arms: leave it out, or scaling") for name in given]
+        if (chosen["runs"] is None) == (chosen["verify"] is None):
+            message = "give the folders of runs or sweeps to compare: runs=logs/sweeps/<name>/<time>"
+            both = "is for one report, or verify for checking one: leave out one of them"
+            problems.append(Problem("runs", message if chosen["runs"] is None else both))
         if problems:
             raise ConfigError(problems)
+        if chosen["verify"] is not None:
+            if status := verify(Path(chosen["verify"]), folder):
+                raise SystemExit(status)
+            return folder
         folders = chosen["runs"].split(",") if isinstance(chosen["runs"], str) else chosen["runs"]
         runs = read_runs(path.strip() for path in folders)
         return write_law_report(folder, runs, **law) if law["count"] else write_report(folder, runs, **arms)

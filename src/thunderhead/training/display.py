@@ -35,8 +35,10 @@ def show_plan(plan: Plan) -> None:
         ranks += f" (of {plan.tensor_parallel_size} devices each)"
     at_once = f"{plan.context_length} tokens × {plan.micro_batch_size} sequences{ranks}"
     table.add_row("per step", f"{plan.tokens_per_step:,} tokens = {at_once} × {plan.accumulation} accumulated")
-    steps = f"{plan.steps:,} ({plan.warmup_steps:,} of warm-up), validation every {plan.validation_every:,}"
-    table.add_row("steps", steps)
+    table.add_row("steps", f"{plan.steps:,} ({plan.warmup_steps:,} of warm-up)")
+    share = f", {plan.validation_share:.1%} of the training's computation" if plan.validation_share else ""
+    every = f"every {plan.validation_every:,} steps and " if plan.validation_every < plan.steps else ""
+    table.add_row("validation", f"{every}at the end{share}")
     table.add_row("tokens", f"{plan.tokens:,} ({plan.tokens / plan.parameters['total']:.2g} per parameter)")
     epochs = "known once the data is prepared"
     if plan.epochs is not None:

@@ -1,8 +1,9 @@
 """Plan before you build: what a run will do, worked out once from its components, and refused if it cannot be."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Lt
 
@@ -16,18 +17,27 @@ from thunderhead.training import memory
 from thunderhead.training.batch import AUTO, USABLE_MEMORY, largest_that_fits, usable_memory
 
 BACKWARD_FLOPS = 3  # a backward pass costs twice its forward pass (Kaplan et al. 2001.08361, section 2.1)
+MOST_VALIDATIONS = 4
 UNKNOWN_EPOCH = 2**40
 """Stands for the tokens of an epoch while the data is not prepared: then only what is wrong anyway is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """When to validate, beside the end of the run."""
+    """When to validate, beside the end of the run.
 
-    every: PositiveInt | Annotated[float, Gt(0), Lt(1)]  # optimizer steps, or a fraction of the run
+    - every: optimizer steps, or a fraction of the run. `auto`: `MOST_VALIDATIONS` times in all, or less often, so that
+      they cost no more than `share` of what the training does; the one at the end is always whole.
+    """
 
-    def steps(self, total_steps: int) -> int:
-        """Steps between two validations."""
+    every: PositiveInt | Annotated[float, Gt(0), Lt(1)] | Literal["auto"]
+    share: Probability = 0.1
+
+    def steps(self, total_steps: int, cost: float | None) -> int:
+        """Steps between two validations, each of which costs as much as `cost` optimizer steps; None: not known."""
+        if self.every == "auto":
+            affordable = MOST_VALIDATIONS if not cost else max(1, int(self.share * total_steps / cost))
+            return math.ceil(total_steps / min(MOST_VALIDATIONS, affordable))
         is_number = isinstance(self.every, int)
         return min(int(self.every), total_steps) if is_number else max(1, round(self.every * total_steps))
 
@@ -79,6 +89,7 @@ class Plan:
     flops: int
     warmup_steps: int
     validation_every: int
+    validation_share: float | None  # of the training's FLOPs, all validations; None while the data is not prepared
     epochs: dict[str, float] | None  # of each source; None while the data is not prepared
     shares: dict[str, float] | None  # of the run's tokens
     accelerator: str
@@ -107,7 +118,7 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
         decoder = run.decoder_meta
     if decoder is None:
         raise ConfigError(problems)
-    kind, why_precision, warmup, drawn = "fp32", "", 0, Draw(0)
+    kind, why_precision, warmup, drawn, validation_tokens = "fp32", "", 0, Draw(0), None
     with problems.collect():
         kind, why_precision = run.precision.resolve(run.accelerator, run.is_here)
     precision = run.precision.of_kind(kind)
@@ -126,6 +137,7 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
         drawn = asked(run.data, "draw")(steps) if run.sequences_per_step else Draw(steps)
         if not run.is_dry:
             problems.note(*drawn.problems)
+        validation_tokens = asked(run.data, "validation_tokens")
         warmup = warmup_steps(run.model.schedule, drawn.steps)
     if problems:
         with problems.collect():
@@ -156,6 +168,8 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
     flops = tokens * flops_per_token
     scope, why_scope = run.compile.resolve(run, flops, precision.compute_dtype)
     is_cuda = run.accelerator == "cuda"
+    cost = None if validation_tokens is None else validation_tokens / (BACKWARD_FLOPS * tokens_per_step)
+    validation_every = run.validation.steps(drawn.steps, cost)
     plan = Plan(
         parameters=parameters,
         flops_per_token=flops_per_token,
@@ -173,7 +187,8 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
         tokens=tokens,
         flops=flops,
         warmup_steps=warmup,
-        validation_every=run.validation.steps(drawn.steps),
+        validation_every=validation_every,
+        validation_share=cost and cost * math.ceil(drawn.steps / validation_every) / drawn.steps,
         epochs=drawn.epochs,
         shares=drawn.shares,
         accelerator=run.accelerator,

@@ -48,6 +48,7 @@ class RunData(lightning.LightningDataModule):
     eos_id: int | None = None
     is_prepared: bool = True  # whether prepare_data has nothing to make
     epoch_tokens: int | None = None  # trained tokens of one pass; None: not known yet, or there are no passes
+    validation_tokens: int | None = None  # of one validation; None: not known
     unigram_entropy: float | None = None  # nats a target of who knows only how frequent each token is
 
     def problems(self, run: Any) -> list[Problem]:
@@ -166,6 +167,10 @@ class TokenDataModule(RunData):
     def validation_sources(self) -> list[str]:
         """Name the validation loaders: there is one for each source."""
         return list(self.validation_blocks())
+
+    @property
+    def validation_tokens(self) -> int | None:  # type: ignore[override]
+        return self.context_length * sum(self.validation_blocks().values()) if self.is_prepared else None
 
     def order_state(self, samples: int) -> dict[str, Any]:
         """Return all that the order of the first samples depends on, as plain values by the names of the settings."""
