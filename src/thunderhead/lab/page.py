@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -81,6 +82,7 @@ def write(
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("thunderhead.lab", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    environment.globals["contents"] = re.compile(r'<section id="(\w+)"><h2>(.*?)</h2>').findall
     page = environment.get_template(template).render(
         subtitle=f"{subtitle} · {datetime.now():%Y-%m-%d %H:%M} · Thunderhead",
         figures=pictures,

@@ -37,7 +37,7 @@ def verify(reported: Path, folder: Path) -> int:
         remove_if_empty(folder)
         return status
     (again,) = read_runs([folder])
-    different = [(step, name, *pair) for step, name, *pair in _losses(drawn, again) if pair[0] != pair[1]]
+    different = [loss for loss in _losses(drawn, again) if loss[2] != loss[3]]
     n = len(list(_losses(drawn, drawn)))
     if not different:
         say(f"Verified: all {n:,} losses of {drawn.folder} came out again, equal to the last bit")
