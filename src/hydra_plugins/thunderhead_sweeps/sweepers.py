@@ -38,7 +38,7 @@ def planner() -> "PlanRun":
         check_config(config)
         key = arm_key(config)
         if key not in plans:
-            _, planned = plan_config(config, Path())
+            _, planned = plan_config(config, Path(), count_memory=False)  # each job counts its own
             plans[key] = Plan(*(getattr(planned, name) for name in Plan._fields))
         return plans[key]
 

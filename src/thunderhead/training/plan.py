@@ -106,10 +106,11 @@ class Plan:
         return asdict(self)
 
 
-def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
+def plan_run(run: Run, micro_batch_size: int | None = None, *, count_memory: bool = True) -> Plan:
     """Work out a run before anything of it is made, its data prepared or not.
 
     `micro_batch_size` is what `batch.micro_size=auto` stood for before; taken if it still divides a rank's sequences.
+    Without `count_memory`, which takes most of the time, `memory` is empty.
 
     Raises ConfigError: all contradictions that can be seen without the data.
     """
@@ -196,7 +197,7 @@ def plan_run(run: Run, micro_batch_size: int | None = None) -> Plan:
         why_precision=why_precision,
         compile=scope,
         why_compile=why_scope,
-        memory=estimate(size),
+        memory=estimate(size) if count_memory else {},
         tokens_per_day=run.hardware_plan.tokens_per_day(flops_per_token, run.world_size) if is_cuda else None,
         notes=[],
     )
@@ -229,7 +230,8 @@ def _notes(run: Run, decoder: Decoder, plan: Plan) -> Iterator[str]:
         yield f"planned for hardware that is not here: {run.world_size:,} × {run.accelerator}"
     if run.accelerator == "cuda" and plan.why_micro_batch is None:
         yield from run.hardware_plan.remarks(plan.memory, plan.micro_batch_size)
-    yield from memory.remarks(plan.memory, run.strategy)
+    if plan.memory:
+        yield from memory.remarks(plan.memory, run.strategy)
     yield from asked(run.data, "notes")()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,8 +105,10 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
     return float(summary["val_loss"])
 
 
-def plan_config(config: Config, folder: Path, micro_batch_size: int | None = None) -> tuple[Run, Plan]:
-    """Check a resolved configuration, build its components and plan the run; nothing is written.
+def plan_config(
+    config: Config, folder: Path, micro_batch_size: int | None = None, *, count_memory: bool = True
+) -> tuple[Run, Plan]:
+    """Check a resolved configuration, build its components and plan the run (`plan_run`); nothing is written.
 
     Raises ConfigError: names all problems that can be seen without the data.
     """
@@ -116,7 +119,7 @@ def plan_config(config: Config, folder: Path, micro_batch_size: int | None = Non
     with found.collect():
         run = build_run(config, folder, **machine)
         found.note(*decided_elsewhere(run), *divergence.problems(run))
-        plan = plan_run(run, micro_batch_size)
+        plan = plan_run(run, micro_batch_size, count_memory=count_memory)
     if found:
         raise ConfigError(found)
     return run, plan
@@ -162,11 +165,12 @@ def find_problems(config: Config) -> list[Problem]:
     return problems
 
 
-def default_groups() -> list[str]:
+@functools.cache
+def default_groups() -> tuple[str, ...]:
     """The groups of conf/train.yaml that have an option unless told otherwise, in its order."""
     defaults = configuration.read_yaml(configuration.CONF_DIR / "train.yaml")["defaults"]
     chosen = [entry for entry in defaults if isinstance(entry, dict)]
-    return [group for entry in chosen for group, option in entry.items() if option and " " not in group]
+    return tuple(group for entry in chosen for group, option in entry.items() if option and " " not in group)
 
 
 def _resolve(config: DictConfig, run_dir: Path) -> tuple[Config, Path | None]:
