@@ -15,8 +15,10 @@ import torch
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
+import tiny as tiny_runs
 from object_store import SECRETS, Store
 from thunderhead.corpus import object_storage as storage
+from thunderhead.training import memory
 from tiny import tiny, train_here
 
 pytest_plugins = ("model_fixtures", "shard_fixtures")
@@ -93,6 +95,12 @@ def run(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., Pa
         return run_dir
 
     return train
+
+
+@pytest.fixture
+def memory_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process plan their memory; others are spared it."""
+    monkeypatch.setattr(tiny_runs, "estimate", memory.estimate)
 
 
 @pytest.fixture(scope="session")

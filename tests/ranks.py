@@ -95,10 +95,11 @@ def train_one(case: Case) -> dict[str, Any]:
     import torch
     from lightning import Callback, Trainer
 
+    import tiny
     from thunderhead import command_line
     from thunderhead.core import config
+    from thunderhead.training import memory
     from thunderhead.training.resume import SWITCHABLE
-    from tiny import train_here
 
     said: dict[str, Any] = {}
     fit = Trainer.fit
@@ -119,11 +120,12 @@ def train_one(case: Case) -> dict[str, Any]:
     rest = [o for o in case.overrides if not o.startswith("resume=")]
     # What is not recorded cannot be composed here, as the options of the recorded run were: see config.with_overrides.
     composed = [o for o in case.overrides if not resumed or o.startswith(("resume=", *SWITCHABLE))]
+    tiny.estimate = memory.estimate if "strategy=zero1" in case.overrides else tiny.one_mebibyte  # a test asks
     case.folder.mkdir(parents=True, exist_ok=True)
     torch.compiler.reset()  # Dynamo gives up on code that it saw in too many variants
     with patch.object(Trainer, "fit", measured), patch.object(command_line, "invocation_overrides", lambda: rest):
         try:
-            train_here(composed, case.folder)
+            tiny.train_here(composed, case.folder)
         except (Exception, SystemExit) as error:
             traceback.print_exc()
             if torch.distributed.is_initialized() and not isinstance(error, config.ConfigError):

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from omegaconf import DictConfig
@@ -12,7 +13,7 @@ from thunderhead.core.config import CONF_DIR, Config
 from thunderhead.core.run import build_data
 from thunderhead.corpus.text_data import TextData
 from thunderhead.corpus.trained_tokenizers import BpeTokenizer
-from thunderhead.training import fit, hardware
+from thunderhead.training import fit, hardware, memory
 from thunderhead.training.plan import Plan
 from thunderhead.training.run import plan_config, train
 
@@ -157,6 +158,14 @@ def tokenizer_file(option: str, folder: Path) -> Path:
     return file
 
 
+def one_mebibyte(*arguments: Any, **settings: Any) -> dict[str, int]:
+    """For the plan's estimate of memory, which takes longer than a tiny run."""
+    return {"activations": 2**20}
+
+
+estimate = one_mebibyte  # the fixture `memory_is_counted` has the real one instead
+
+
 def train_here(overrides: Sequence[str], run_dir: Path) -> float | None:
     """`python train.py <overrides>` in this process, with its record in `run_dir`."""
     return train_composed(config.compose(overrides), run_dir)
@@ -167,6 +176,7 @@ def train_composed(composed: DictConfig, run_dir: Path) -> float | None:
     with (  # which measure something, for half a second each
         patch.object(hardware, "measured_matmul_flops", lambda dtype: 1e12),
         patch.object(fit, "decode_tokens_per_second", lambda decoder, device: 100.0),
+        patch.object(memory, "estimate", estimate),
     ):
         return train(composed, run_dir)
 

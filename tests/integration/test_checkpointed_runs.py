@@ -22,12 +22,8 @@ def losses(folder: Path) -> list[str]:
     return [row["train/loss"] for row in read_rows(folder / "metrics.csv")[1] if row["train/loss"]]
 
 
-@pytest.mark.parametrize(
-    "chosen", [[("fsdp", "selective")], pytest.param(EVERY, marks=pytest.mark.slow)], ids=["one", "every"]
-)
-def test_losses_are_the_same_under_every_strategy(
-    chosen: list[tuple[str, str]], text_corpus: Path, shards_dir: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_losses_are_the_same_under_every_strategy(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> None:
     cases = {
         (strategy, option): Case(
             tmp_path / f"{strategy}-{option}",
@@ -38,11 +34,11 @@ def test_losses_are_the_same_under_every_strategy(
                 *("attention=mha", *STRATEGIES[strategy], f"activation_checkpointing={option}", "batch.micro_size=1"),
             ),
         )
-        for strategy, option in dict.fromkeys([*chosen, *((strategy, "none") for strategy, _ in chosen)])
+        for strategy, option in [*EVERY, *((strategy, "none") for strategy in STRATEGIES)]
     }
     results = train_in_processes(2, cases.values(), tmp_path / "work")
     assert not any("error" in result for result in results), results
-    for strategy, option in chosen:
+    for strategy, option in EVERY:
         expected = losses(cases[strategy, "none"].folder)
         assert len(set(expected)) == 3
         assert losses(cases[strategy, option].folder) == expected, (strategy, option)

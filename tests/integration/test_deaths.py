@@ -95,10 +95,10 @@ Kill = tuple[str, str]  # who, and in which phase
     ("more", "kills"),
     [
         (RANKS, [("launcher", "training")]),
-        (WORKERS, [("worker", "training")]),
         *(
             pytest.param(more, kills, marks=SLOW)
             for more, kills in (
+                (WORKERS, [("worker", "training")]),
                 (RANKS, [("launcher", "saving"), ("rank 0", "training"), ("launcher", "validation")]),
                 (RANKS, [("rank 1", "validation")]),
                 (RANKS, [("rank 1", "saving"), ("rank 0", "validation"), ("rank 1", "training")]),

@@ -15,7 +15,8 @@ SCRIPT = CONF_DIR.parent / "benchmarks" / "kill_and_resume.py"
 SMALL = ("data.sources.code.include_code=false", "data.sources.code.include_topics=true")
 
 
-@pytest.mark.parametrize(("kills", "steps"), [(1, 14), pytest.param(30, 300, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_deaths kills one of several processes, in any suite
+@pytest.mark.parametrize(("kills", "steps"), [(1, 14), (30, 300)])
 def test_killed_runs_end_where_undisturbed_ones_do(
     kills: int, steps: int, tmp_path: Path, tell: Callable[..., None]
 ) -> None:

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 # Every run has the one option of a group, and the published sizes differ in numbers only, which tiny runs overwrite.
 HAD = {group: options for group, options in OPTIONS.items() if len(options) == 1 or group == "model"}
 HAD |= {"match": ["none"], "tune": ["none"]}
+# tests/lab/test_named.py plans their arms, which are options that others train
+HAD |= {"experiment": [name for name in OPTIONS["experiment"] if name.startswith("ablation_")]}
 NAMES = [f"{group}={name}" for group in OPTIONS for name in OPTIONS[group] if name not in (PAIRED | HAD).get(group, ())]
 NO_GPU = "^trainer.accelerator=gpu: PyTorch finds no cuda device here, only cpu: use trainer=auto$"
 NO_MPS = "^trainer.accelerator=mps: PyTorch finds no mps device here, only cpu: use trainer=auto$"
@@ -54,7 +56,7 @@ REFUSED_VALUES = {
 
 
 @pytest.mark.parametrize("option", NAMES)
-@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler", "memory_is_counted")
 def test_option_trains(option: str, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if option in REFUSED:

@@ -27,7 +27,7 @@ def exponents(*overrides: str) -> dict[str, float]:
         ("attention=mha",),
         ("attention=mqa", "model.tie_embeddings=false", "position=learned"),
         ("attention=mla", "optimizer=lion"),
-        ("attention=mha", "optimizer=muon"),
+        pytest.param(("attention=mha", "optimizer=muon"), marks=pytest.mark.slow),
         pytest.param(
             ("attention=mha", "optimizer=muon", "optimizer.adjust_lr_fn=original", "activation=gelu"),
             marks=pytest.mark.slow,

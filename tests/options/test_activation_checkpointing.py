@@ -59,8 +59,16 @@ def test_it_is_so_under_autocast_and_with_masks(build: Callable[..., Decoder], m
     assert_same(loss_and_gradients(checkpointed, autocast=True), loss_and_gradients(plain, autocast=True))
 
 
-@pytest.mark.parametrize("option", ["block", "selective", "second"])
-@pytest.mark.parametrize("scope", ["block", "model"])
+@pytest.mark.parametrize(
+    ("option", "scope"),
+    [
+        *(("selective", "block"), ("block", "model")),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("block", "block"), ("second", "block"), ("selective", "model"), ("second", "model"))
+        ),
+    ],
+)
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo's own
 def test_it_is_so_when_compiled(build: Callable[..., Decoder], scope: str, option: str) -> None:

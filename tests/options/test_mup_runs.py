@@ -105,6 +105,7 @@ def test_the_experiments_widths_keep_the_size_of_heads() -> None:
         config.plain(config.compose(["experiment=mup_transfer", "model.d_model=100"]))
 
 
+@pytest.mark.slow  # test_sharded.py has the optimizers
 def test_sharded_weights_and_steps_are_those_of_one_device(run: Callable[..., Path]) -> None:
     settings = (*MUP, "budget.steps=4", "optimizer=adamw")
     sharded, single = (read_summary(run(*settings, f"strategy={name}")) for name in ("fsdp", "single"))

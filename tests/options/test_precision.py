@@ -137,7 +137,7 @@ def test_a_float8_layer_rounds_both_factors_with_a_scale_a_tensor() -> None:
 
 
 @needs_torchao
-@pytest.mark.parametrize("checkpointing", ["none", "selective"])
+@pytest.mark.parametrize("checkpointing", ["none", pytest.param("selective", marks=pytest.mark.slow)])
 def test_float8_trains_near_bfloat16(checkpointing: str) -> None:
     plain, ours = decoder_of("model.d_ff=96"), decoder_of("model.d_ff=96", f"activation_checkpointing={checkpointing}")
     multiply_in_fp8(ours, emulate=True)

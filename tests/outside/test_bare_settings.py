@@ -22,6 +22,7 @@ BARE: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.usefixtures("memory_is_counted")
 @pytest.mark.parametrize("name", BARE)
 def test_it_plans_and_trains(name: str, run: Callable[..., Path], with_nodes: Callable[[dict[str, Any]], None]) -> None:
     with_nodes(BARE[name])

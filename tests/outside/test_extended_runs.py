@@ -12,6 +12,7 @@ from thunderhead.core.config import read_mapping
 from tiny import tiny, train_here
 
 SEARCH = f"hydra.searchpath=[file://{Path(__file__).parent}/conf]"
+pytestmark = pytest.mark.usefixtures("memory_is_counted")
 SETTINGS = ("budget.steps=6", "validation.every=3", "trainer.log_every_n_steps=1")
 
 

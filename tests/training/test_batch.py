@@ -19,6 +19,8 @@ from thunderhead.training.batch import Batch, largest_that_fits
 from thunderhead.training.record import read_rows
 from tiny import train_here
 
+pytestmark = pytest.mark.usefixtures("memory_is_counted")
+
 MIB = 2**20
 small = st.integers(1, 64)
 
