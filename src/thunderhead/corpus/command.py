@@ -8,12 +8,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from thunderhead import command_line
 from thunderhead.core import config as configuration
-from thunderhead.core.config import ConfigError, Problem, first_line
+from thunderhead.core.config import Config, ConfigError, Problem, first_line, quoted
 from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.run import build_data
-from thunderhead.core.types import PositiveInt
+from thunderhead.core.types import PathText, PositiveInt
 from thunderhead.corpus.curation_report import write_report
+from thunderhead.corpus.merge import merge
 from thunderhead.corpus.prepare import told_overlap
 from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.text_data import TextData
@@ -22,7 +24,9 @@ from thunderhead.terminal import say
 _SHOWN = 10  # kinds of files that were passed over, files of which something was skipped
 
 
-def _settings(*, processes: PositiveInt | None = None) -> None:
+def _settings(
+    *, processes: PositiveInt | None = None, merge: list[PathText] | None = None, out: PathText | None = None
+) -> None:
     """Say which settings beside the groups there are."""
 
 
@@ -31,6 +35,10 @@ def prepare_corpus(config: DictConfig) -> Manifest:
     resolved = configuration.plain(config)
     if problems := configuration.check(resolved, _settings):
         raise ConfigError(problems)
+    if resolved["merge"] is not None:
+        return _merge(resolved)
+    if resolved["out"] is not None:
+        raise ConfigError([Problem("out", "is of merge=[…]; shards that are prepared go to data.shards_dir")])
     data = build_data(resolved | {"seed": 0}, context_length=1, sequences_per_step=1)  # nothing is loaded here
     if not isinstance(data, TextData):
         message = "there is nothing to prepare: give text to make shards of, as data=text data.path=…"
@@ -54,6 +62,20 @@ def prepare_corpus(config: DictConfig) -> Manifest:
     if curation.exists():
         say(f"curation   {write_report(curation)}")
     return data.manifest
+
+
+def _merge(config: Config) -> Manifest:
+    groups = ("data", "tokenizer", "curation", "processes")
+    chosen = {path.partition(".")[0] for path in command_line.chosen(command_line.invocation_overrides())}
+    problems = [Problem(name, "is decided by the merged shards: leave it out") for name in groups if name in chosen]
+    if config["out"] is None:
+        problems.append(Problem("out", "needs a value: the folder of the merged shards"))
+    if problems:
+        raise ConfigError(problems)
+    manifest = merge(config["merge"], Path(config["out"]))
+    _show(manifest)
+    say(f"train with  {command_line.shown('train.py', 'data=shards', f'data.path={quoted(manifest.folder)}')}")
+    return manifest
 
 
 def _show(manifest: Manifest) -> None:
