@@ -8,7 +8,7 @@ FIND_LINKS = $(shell $(BIN)/python -m pip config get global.find-links 2>/dev/nu
 # Runs and tests start many processes: each imports torch and friends, which takes twice as long without their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup train sweep tensorboard test test-slow check format docs clean constraints prereleases audit chaos
+.PHONY: help setup train sweep ablation tensorboard test test-slow check format docs clean constraints prereleases audit chaos
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ train: setup  ## Prepare the embedded corpus and train the default model (a few 
 
 sweep: setup  ## Compare two norms over three seeds, and write a report (6 short runs, a few minutes on 2 CPU cores)
 	$(BIN)/python train.py experiment=ablation_norm
+
+ablation: sweep  ## The same, and open its report in the browser
+	$(BIN)/python -m webbrowser "file://$$(ls -td $(CURDIR)/logs/sweeps/ablation_norm/*/ | head -1)report.html"
 
 tensorboard: setup  ## Show all runs and sweeps of logs/ in the browser, until Ctrl-C
 	$(BIN)/tensorboard --logdir logs
