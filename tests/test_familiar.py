@@ -2,7 +2,6 @@
 
 import pytest
 from hydra.errors import ConfigCompositionException
-from lightning.pytorch import loggers
 from omegaconf import OmegaConf
 
 from thunderhead import command_line, familiar
@@ -24,15 +23,6 @@ def test_what_is_answered_exists(ours: str) -> None:
 
 def test_no_setting_of_ours_is_taken_for_another() -> None:
     assert not known() & familiar.FAMILIAR.keys()
-
-
-def test_loggers_that_one_would_choose() -> None:
-    for name, target in familiar.LOGGERS.items():
-        assert hasattr(loggers, target)
-        (typed,) = [part for part in familiar.option("logger", name).split("'") if part.startswith("+")]
-        composed = config.compose([typed])
-        assert composed.logger[name]["_target_"] == f"lightning.pytorch.loggers.{target}"
-    assert familiar.option("logger", "nothing") == familiar.option("optimizer", "wandb") == ""
 
 
 def test_strategies_by_the_names_of_others() -> None:

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from thunderhead import disk, env_file, familiar
+from thunderhead.core import choices
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, options, quoted, unknown
 from thunderhead.core.environment import escaped
@@ -104,6 +105,7 @@ def shown(program: str, *overrides: str) -> str:
 
 
 OmegaConf.register_new_resolver("program", lambda name: shown(f"{name}.py"), replace=True)  # of --help
+OmegaConf.register_new_resolver("label", choices.label, replace=True)  # of a run's folder
 
 
 def _for_shell(argument: str) -> str:
