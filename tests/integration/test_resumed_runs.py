@@ -433,7 +433,7 @@ def test_tensorboard_shows_one_branch(axis: str, run: Callable[..., Path]) -> No
     assert found["sample/text_summary"] == [at * 7]
     assert found["training/schedule"] == [0, at * 6]
     once = {tag for tag, steps in found.items() if max(steps) <= at * 7 and len(steps) == len({*steps})}
-    assert found.keys() - once == {"choices/text_summary", "_hparams_/experiment", "_hparams_/session_start_info"}
+    assert {tag for tag in found.keys() - once if not tag.startswith("_hparams_")} == {"choices/text_summary"}
 
 
 @pytest.mark.parametrize("how", ["relative", "moved", "with other settings"])

@@ -30,6 +30,11 @@ SECTIONS = (
     (r"(.+)", r"training/\1"),
 )
 """What TensorBoard's charts are called: it sorts them by the alphabet, and each first word has a section."""
+UNCOMPARED = {
+    *("trainer", "strategy", "compile", "activation_checkpointing", "plan"),
+    *("generation", "validation", "parameter_groups"),
+}
+"""Groups that say where a run is computed, or are seldom chosen: TensorBoard's HParams has no column for them."""
 COMPARED = ("loss/val", "loss/train", "speed/tokens_per_second")
 """Columns of results beside the settings, in TensorBoard's HParams."""
 
@@ -63,8 +68,9 @@ class TensorBoard(TensorBoardLogger):
         sizes = {"n_layers": model.get("n_layers"), "d_model": model.get("d_model"), "lr": optimizer.get("lr")}
         counted = {"parameters": plan["parameters"]["total"], "tokens": plan["tokens"], "seed": params["seed"]}
         numbers = {name: value for name, value in {**sizes, **counted}.items() if value is not None}
+        chosen = {group: words for group, words in told["choices"].items() if group not in UNCOMPARED}
         self.experiment.add_text("choices", card(params), 0)
-        *start, self._end = hparams({**told["choices"], **numbers}, dict.fromkeys(COMPARED, 0.0))  # type: ignore[no-untyped-call]
+        *start, self._end = hparams({**chosen, **numbers}, dict.fromkeys(COMPARED, 0.0))  # type: ignore[no-untyped-call]
         for summary in start:
             self.experiment._get_file_writer().add_summary(summary)
 
