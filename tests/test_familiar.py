@@ -4,12 +4,12 @@ import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from thunderhead import command_line, familiar
+from thunderhead import familiar, suggestions
 from thunderhead.core import config
 
 
 def known(*choices: str) -> set[str]:
-    return command_line._paths(OmegaConf.to_container(config.compose(choices), resolve=False))
+    return suggestions.paths(OmegaConf.to_container(config.compose(choices), resolve=False))
 
 
 @pytest.mark.parametrize("ours", sorted(set(familiar.FAMILIAR.values())))
@@ -55,14 +55,14 @@ def test_settings_of_others_are_answered(typed: str, answer: str, monkeypatch: p
     monkeypatch.setattr("sys.argv", ["train.py", typed])
     with pytest.raises(ConfigCompositionException) as refused:
         config.compose([typed])
-    [(path, message)] = command_line._composition_problems(refused.value, "train")
+    [(path, message)] = suggestions.composition_problems(refused.value, "train")
     assert (path, message) == (typed.partition("=")[0], f"is unknown; here it is {answer}")
 
 
 def test_flags_are_told_to_be_settings() -> None:
     arguments = ["attention=gqa", "--epochs", "3", "--lr=1e-3", "--dry-run", "--fsdp", "--strategy=fsdp2", "--foo"]
     arguments += ["-m", "--cfg", "job"]
-    found = [(flag, hint.partition(": ")[2]) for flag, hint in command_line._no_flags(arguments, "train")]
+    found = [(flag, hint.partition(": ")[2]) for flag, hint in suggestions.no_flags(arguments, "train")]
     assert found == [
         ("--epochs", "budget=epochs budget.epochs=…"),
         ("--lr", "optimizer.lr=1e-3"),
@@ -71,4 +71,4 @@ def test_flags_are_told_to_be_settings() -> None:
         ("--strategy", "strategy=fsdp"),
         ("--foo", ""),
     ]
-    assert command_line._no_flags(["--multirun", "seed=1,2", "--config-dir", "mine"], "train") == []
+    assert suggestions.no_flags(["--multirun", "seed=1,2", "--config-dir", "mine"], "train") == []
