@@ -1,4 +1,4 @@
-"""What was meant by an override or a flag that Hydra cannot apply: told for all at once, with the nearest that works."""
+"""What was meant by an override or a flag that Hydra cannot apply: all at once, with the nearest that works."""
 
 import difflib
 import sys
