@@ -2,15 +2,14 @@
 
 import pytest
 from hydra.errors import ConfigCompositionException
-from lightning.pytorch import loggers
 from omegaconf import OmegaConf
 
-from thunderhead import command_line, familiar
+from thunderhead import familiar, suggestions
 from thunderhead.core import config
 
 
 def known(*choices: str) -> set[str]:
-    return command_line._paths(OmegaConf.to_container(config.compose(choices), resolve=False))
+    return suggestions.paths(OmegaConf.to_container(config.compose(choices), resolve=False))
 
 
 @pytest.mark.parametrize("ours", sorted(set(familiar.FAMILIAR.values())))
@@ -24,15 +23,6 @@ def test_what_is_answered_exists(ours: str) -> None:
 
 def test_no_setting_of_ours_is_taken_for_another() -> None:
     assert not known() & familiar.FAMILIAR.keys()
-
-
-def test_loggers_that_one_would_choose() -> None:
-    for name, target in familiar.LOGGERS.items():
-        assert hasattr(loggers, target)
-        (typed,) = [part for part in familiar.option("logger", name).split("'") if part.startswith("+")]
-        composed = config.compose([typed])
-        assert composed.logger[name]["_target_"] == f"lightning.pytorch.loggers.{target}"
-    assert familiar.option("logger", "nothing") == familiar.option("optimizer", "wandb") == ""
 
 
 def test_strategies_by_the_names_of_others() -> None:
@@ -65,14 +55,14 @@ def test_settings_of_others_are_answered(typed: str, answer: str, monkeypatch: p
     monkeypatch.setattr("sys.argv", ["train.py", typed])
     with pytest.raises(ConfigCompositionException) as refused:
         config.compose([typed])
-    [(path, message)] = command_line._composition_problems(refused.value, "train")
+    [(path, message)] = suggestions.composition_problems(refused.value, "train")
     assert (path, message) == (typed.partition("=")[0], f"is unknown; here it is {answer}")
 
 
 def test_flags_are_told_to_be_settings() -> None:
     arguments = ["attention=gqa", "--epochs", "3", "--lr=1e-3", "--dry-run", "--fsdp", "--strategy=fsdp2", "--foo"]
     arguments += ["-m", "--cfg", "job"]
-    found = [(flag, hint.partition(": ")[2]) for flag, hint in command_line._no_flags(arguments, "train")]
+    found = [(flag, hint.partition(": ")[2]) for flag, hint in suggestions.no_flags(arguments, "train")]
     assert found == [
         ("--epochs", "budget=epochs budget.epochs=…"),
         ("--lr", "optimizer.lr=1e-3"),
@@ -81,4 +71,4 @@ def test_flags_are_told_to_be_settings() -> None:
         ("--strategy", "strategy=fsdp"),
         ("--foo", ""),
     ]
-    assert command_line._no_flags(["--multirun", "seed=1,2", "--config-dir", "mine"], "train") == []
+    assert suggestions.no_flags(["--multirun", "seed=1,2", "--config-dir", "mine"], "train") == []

@@ -70,3 +70,15 @@ def test_what_there_is_is_told(installed: Run) -> None:
     assert installed("--version").stdout == "thunderhead 0.1.0\n"
     unknown = installed("trian")
     assert (unknown.returncode, unknown.stderr) == (2, "error: there is no command trian: did you mean train?\n")
+
+
+def test_what_was_meant_is_said_with_options_of_ones_own_too(installed: Run, tmp_path: Path) -> None:
+    (tmp_path / "norm").mkdir()
+    (tmp_path / "norm" / "centered.yaml").write_text("_target_: torch.nn.LayerNorm\neps: 1e-5\n")
+    mine = ("train", f"--config-dir={tmp_path}")
+    refused = installed(*mine, "norm=centred")
+    assert "norm has no option centred; did you mean centered? Options: centered, layernorm" in refused.stderr
+    refused = installed(*mine, "norm=centered", "norm.epps=1", "optimizer.lrr=1")
+    assert "norm.epps is unknown; did you mean norm.eps?" in refused.stderr
+    assert "optimizer.lrr is unknown; did you mean optimizer.lr?" in refused.stderr
+    assert installed(*mine, "norm=centered", "--foo").stderr.count("\n") == 2

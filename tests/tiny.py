@@ -43,6 +43,7 @@ _FEWER = {
     "tokenizer": ["byte", "bpe"],  # the others are read from files, which is all the difference
     "trainer": ["auto", "cpu"],  # gpu and mps are refused here
     "compile": ["none", "block", "model"],
+    "logger": ["csv", "default"],  # the others are services: tests/training/test_services.py
     "strategy": OPTIONS["strategy"],
     "precision": [option for option in OPTIONS["precision"] if option != "fp8"],  # refused here
 }

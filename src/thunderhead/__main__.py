@@ -5,7 +5,7 @@ import runpy
 import sys
 
 from thunderhead import command_line
-from thunderhead.core.config import CONF_DIR
+from thunderhead.core.config import CONF_DIR, ConfigError
 from thunderhead.terminal import complain
 
 PROGRAMS = {
@@ -21,26 +21,44 @@ PROGRAMS = {
 _USAGE = "thunderhead <command> [group=option] [key=value] … (thunderhead <command> --help shows all)"
 
 
-def main() -> None:
-    """Run the program that is named first; exits with 2 where there is none of the name."""
+def main(spelled: str = "thunderhead") -> None:
+    """Run the program that is named first; exits with 2 where there is none of the name.
+
+    `spelled` is what the command is called, where another package has one of its own.
+    """
     name, rest = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if name in ("--help", "-h"):
-        width = max(map(len, PROGRAMS))
-        print("\n".join([_USAGE, "", *(f"  {program:{width}}  {what}" for program, what in PROGRAMS.items())]))
+        shown, usage = {**PROGRAMS, "new": "a project of your own: <folder> name=<package>"}, _USAGE
+        lines = [usage.replace("thunderhead", spelled), ""]
+        print("\n".join([*lines, *(f"  {program:{max(map(len, shown))}}  {what}" for program, what in shown.items())]))
         return
     if name == "--version":
         from importlib.metadata import version
 
         print(f"thunderhead {version('thunderhead')}")
         return
+    if name == "new":
+        _new(rest)
+        return
     if name not in PROGRAMS:
-        near = difflib.get_close_matches(name, PROGRAMS, n=1)
+        near = difflib.get_close_matches(name, [*PROGRAMS, "new"], n=1)
         complain(f"there is no command {name}" + (f": did you mean {near[0]}?" if near else f": {', '.join(PROGRAMS)}"))
         sys.exit(2)
     program = CONF_DIR.parent / f"{name}.py"
     sys.argv = [str(program), *rest]
-    command_line.spelled = "thunderhead"
+    command_line.spelled = spelled
     runpy.run_path(str(program), run_name="__main__")
+
+
+def _new(arguments: list[str]) -> None:
+    from thunderhead import new
+
+    try:
+        folder = new.new(arguments)
+    except (ConfigError, OSError) as error:
+        complain(" ".join(str(error).split()))
+        sys.exit(2)
+    print(f"{folder} is a project of your own: see its README.md")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Exit status: 0 done, 2 refused (one clear message, no traceback, nothing begun),
 """
 
 import contextlib
-import difflib
 import importlib
 import os
 import re
@@ -17,20 +16,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from thunderhead import disk, env_file, familiar
+from thunderhead import disk, env_file, suggestions
+from thunderhead.core import choices
 from thunderhead.core import config as configuration
-from thunderhead.core.config import Config, ConfigError, Problem, options, quoted, unknown
+from thunderhead.core.config import Config, ConfigError, Problem, quoted, unknown
 from thunderhead.core.environment import escaped
 from thunderhead.processes import SIGNALS, Stopped, end_with_launcher, global_rank, listen, stop
 
@@ -68,7 +66,7 @@ def with_overrides(
     Raises ConfigError for a key that the recorded configuration does not have, or a whole group.
     """
     config = {**config, **(switched or {})}
-    known = _paths(config)
+    known = suggestions.paths(config)
     merged, problems = OmegaConf.create(escaped(config)), []
     OmegaConf.set_struct(merged, True)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -105,6 +103,7 @@ def shown(program: str, *overrides: str) -> str:
 
 
 OmegaConf.register_new_resolver("program", lambda name: shown(f"{name}.py"), replace=True)  # of --help
+OmegaConf.register_new_resolver("label", choices.label, replace=True)  # of a run's folder
 
 
 def _for_shell(argument: str) -> str:
@@ -165,7 +164,7 @@ def _run(main: Callable[[], Any], config_name: str) -> None:
         _refuse(error.problems)
     # argparse takes overrides on one side of a flag only: attention=gqa -m seed=1,2 would be refused
     sys.argv[1:] = repeated_sweep(sorted(sys.argv[1:], key=lambda argument: argument not in BARE_FLAGS))
-    if problems := _no_flags(sys.argv[1:], config_name):
+    if problems := suggestions.no_flags(sys.argv[1:], config_name):
         _refuse(problems)
     end_with_launcher()
     with_frames = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for, or by a launcher that tells what ranks say
@@ -191,13 +190,14 @@ def _tell(error: Exception, config_name: str) -> None:
     if isinstance(error, ConfigError):
         _refuse(error.problems)
     if isinstance(error, HydraException | OmegaConfBaseException):
-        _refuse(_composition_problems(error, config_name))
+        _refuse(suggestions.composition_problems(error, config_name))
     modules = (str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__))
     roots = (module.partition(".")[0] for module in modules)
     *_, package = (root for root in roots if root in ("thunderhead", "hydra_plugins", "hydra", "omegaconf"))
     if isinstance(error, ValueError | TypeError) and package in ("hydra", "omegaconf"):
         # while they compose: a group that is no text, a key of a list that is no number
-        _refuse(_unknown_options() or _guilty(config_name) or [Problem("", configuration.first_line(error))])
+        found = suggestions.unknown_options() or suggestions.guilty(config_name)
+        _refuse(found or [Problem("", configuration.first_line(error))])
     if isinstance(error, OSError) and (why := disk.problem(error)) is not None:
         _refuse([Problem("", why)])  # of Hydra, which makes the run's folder before we are called
     if isinstance(error, BrokenPipeError):  # the reader has seen enough, as in `train.py --help | head`
@@ -267,105 +267,3 @@ def _refuse(problems: Sequence[Problem]) -> typing.NoReturn:
         console.print(f"  {where}{escape(message)}", soft_wrap=True)
     console.file.flush()
     sys.exit(2)
-
-
-def _no_flags(arguments: Sequence[str], config_name: str) -> list[Problem]:
-    """What has the dashes of a flag, and is none of Hydra's: as a setting, where we know which one is meant."""
-    flags = [a for a in get_args_parser().parse_known_args(list(arguments))[1] if a.startswith("-")]
-    if not flags:
-        return []
-    composed = OmegaConf.to_container(configuration.compose([], config_name), resolve=False)
-    known, values, problems = _paths(composed), dict(configuration.leaves(composed)), []
-    for flag in flags:
-        word, _, value = flag.lstrip("-").partition("=")
-        name = word.replace("-", "_")
-        ours = name if name in known else familiar.ours(name) if config_name == "train" else None
-        value = value or ("true" if isinstance(values.get(str(ours)), bool) else "…")
-        hint = "--help shows what there is"
-        if ours:
-            hint = f"settings are written without dashes: {familiar.typed(ours, value)}"
-        problems.append(Problem(flag.partition("=")[0], f"is no flag; {hint}"))
-    return problems
-
-
-def _composition_problems(error: Exception, config_name: str) -> list[Problem]:
-    """Hydra stops at the first override that it cannot apply; look at the others too, and suggest."""
-    if isinstance(error, MissingConfigException) and (missing := _unknown_options()):
-        return missing
-    lines = str(error).partition("Config search path")[0].strip().splitlines()
-    message = "\n    ".join(line for line in lines if line.strip())
-    if isinstance(error.__cause__, OmegaConfBaseException) and str(error.__cause__) not in message:
-        message += "\n    " + configuration.first_line(error.__cause__)
-    hydras = [Problem("", message)]
-    if not isinstance(error, ConfigCompositionException) or "Could not override" not in message:
-        return hydras
-    groups = {path.name for path in configuration.CONF_DIR.iterdir() if path.is_dir()}
-    try:
-        parsed = _typed_overrides()
-        chosen = [str(o.input_line) for o in parsed if o.key_or_group in groups and not o.is_sweep_override()]
-        composed = OmegaConf.to_container(configuration.compose(chosen, config_name), resolve=False)
-    except Exception:  # the groups themselves do not compose: Hydra's message is the best there is
-        return hydras
-    known, problems = _paths(composed) | groups, []
-    for override in parsed:
-        key = override.key_or_group
-        if override.is_add() or override.is_force_add() or key in known or key.startswith("hydra"):
-            continue
-        last = key.rpartition(".")[2]  # of trainer.precision a group
-        if config_name == "train" and (ours := familiar.ours(key) or (last if last in groups else None)) is not None:
-            value = override.get_value_element_as_str() if ours == "strategy" else "…"
-            problems.append(Problem(key, f"is unknown; here it is {familiar.typed(ours, value)}"))
-            continue
-        above, siblings = key, list[str]()
-        while above and not siblings:
-            above = above.rpartition(".")[0]
-            siblings = [k for k in known if k.rpartition(".")[0] == above]
-        near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5)
-        near = near or difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
-        problems.append(Problem(key, unknown(key, near or siblings)))
-    return problems or hydras
-
-
-def _guilty(config_name: str) -> list[Problem]:
-    """What each override on the command line does wrong by itself."""
-    problems = list[Problem]()
-    for override in _typed_overrides():
-        try:
-            configuration.compose([str(override.input_line)], config_name)
-        except HydraException as error:  # which has words for this one
-            problems += [each for each in _composition_problems(error, config_name) if each not in problems]
-        except (ValueError, TypeError, OmegaConfBaseException) as error:
-            message = f"cannot be set so ({configuration.first_line(error)})"
-            problems.append(Problem(override.key_or_group, message))
-    return problems
-
-
-def _typed_overrides() -> list[Override]:
-    """What stands on the command line as key=value."""
-    return OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and a[0] != "-"])
-
-
-def _unknown_options() -> list[Problem]:
-    """Choices on the command line that no group of conf/ has; but for null, options may also come from elsewhere."""
-    elsewhere = any(argument.startswith(("--config-dir", "-cd")) for argument in sys.argv)
-    problems = []
-    for override in _typed_overrides():
-        group, known = override.key_or_group, options(override.key_or_group)
-        chosen = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
-        chosen = [choice for each in chosen for choice in (each if isinstance(each, list) else [each])]
-        for choice in chosen if known else ():
-            if not isinstance(choice, str) or (choice not in known and not elsewhere):
-                near = difflib.get_close_matches(str(choice), known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]}? " if near else ""
-                if got := familiar.option(group, str(choice)):
-                    hint = f"{got}; "
-                problems.append(
-                    Problem(group, f"has no option {configuration.show(choice)}; {hint}Options: {', '.join(known)}")
-                )
-    return problems
-
-
-def _paths(config: Any) -> set[str]:
-    """Every config path, also of what is above a value."""
-    found = {path for path, _ in configuration.leaves(config)}
-    return found | {".".join(path.split(".")[:n]) for path in found for n in range(1, path.count(".") + 1)}

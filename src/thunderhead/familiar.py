@@ -72,9 +72,6 @@ STRATEGIES = {
 }
 """Our options of `strategy`, by the names that Lightning, PyTorch, accelerate and DeepSpeed have for them."""
 
-LOGGERS = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger", "comet": "CometLogger"}
-"""Lightning's classes, by the names that one would choose."""
-
 
 def ours(key: str) -> str | None:
     """What a setting is called here, if its name, or the last part of its config path, is another project's word."""
@@ -90,11 +87,6 @@ def typed(path: str, value: str = "…") -> str:
 
 def option(group: str, name: str) -> str:
     """How to get what is no option of a group, but could be; nothing where we do not know."""
-    if group == "logger" and name in LOGGERS:
-        target = f"lightning.pytorch.loggers.{LOGGERS[name]}"
-        return f"type '+logger.{name}={{_target_: {target}}}' (uv pip install {name})"
     if group == "strategy" and name.lower() in STRATEGIES:
         return f"type {typed('strategy', name)}"
-    if group == "logger" and name == "tensorboard":
-        return "logger=default writes for TensorBoard, and metrics.csv"
     return ""

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from thunderhead.core import config
+from thunderhead.core.choices import defaults
 from thunderhead.core.config import ConfigError
 from thunderhead.corpus.command import prepare_corpus
-from thunderhead.training.run import OPTIONAL, default_groups, find_problems
+from thunderhead.training.run import OPTIONAL, find_problems
 from tiny import tiny, train_here
 
 REPOSITORY = config.CONF_DIR.parent
@@ -70,10 +71,6 @@ def refused(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
             "trainer.limit_train_batches: follows from other settings: set data.max_training",
         ),
         (
-            "+logger.other={_target_: lightning.pytorch.loggers.WandbLogger}",
-            "logger.other: Requirement 'wandb>=",
-        ),
-        (
             "+callbacks.other={_target_: lightning.pytorch.callbacks.BatchSizeFinder}",
             "callbacks.other: the largest micro-batch that fits is found by batch.micro_size=auto: take it out",
         ),
@@ -107,7 +104,7 @@ def test_a_setting_is_refused_with_its_name(setting: str, message: str, refused:
     assert message in refused(setting)
 
 
-@pytest.mark.parametrize("group", sorted(set(default_groups()) - set(OPTIONAL)))
+@pytest.mark.parametrize("group", sorted(set(defaults()) - set(OPTIONAL)))
 def test_a_group_that_was_taken_out_is_named(group: str) -> None:
     composed = config.plain(config.compose())
     del composed[group]

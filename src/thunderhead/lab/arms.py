@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thunderhead.core.config import Config, ConfigError, Problem, leaves, options, show, values_of
+from thunderhead.core.choices import nearest
+from thunderhead.core.config import Config, ConfigError, Problem, leaves, show
 from thunderhead.lab.runs import Run
 
 # Settings that change where a run lies, what it shows or how it loads, and never a loss.
@@ -137,7 +138,7 @@ def _names(configs: Sequence[Config], different: dict[str, list[Any]]) -> list[s
     parts: list[list[str]] = [[] for _ in configs]
     for group in dict.fromkeys(path.partition(".")[0] for path in different):
         paths = {path: values for path, values in different.items() if path.partition(".")[0] == group}
-        chosen = [_option(group, config.get(group), set(paths)) for config in configs]
+        chosen = [nearest(group, config.get(group), set(paths)) for config in configs]
         targets = [config[group].get("_target_") if isinstance(config.get(group), dict) else None for config in configs]
         all_exact = all(option is not None and not deviations for option, deviations in chosen)
         for index, (option, deviations) in enumerate(chosen):
@@ -156,26 +157,8 @@ def setting(path: str, value: Any) -> str:
 
 def option_of(group: str, config: Config) -> str:
     """The option of a group that a configuration has: the one in conf/ with its target, or the target's own name."""
-    found, _ = _option(group, config.get(group), set())
+    found, _ = nearest(group, config.get(group), set())
     return found or str((config.get(group) or {}).get("_target_", ABSENT)).rpartition(".")[2]
-
-
-def _option(group: str, node: Any, paths: set[str]) -> tuple[str | None, list[str]]:
-    """The option of conf/<group> with the node's target that is nearest to it, and where the node deviates from it.
-
-    Only the paths in which the arms differ are looked at, so that what all arms share does not hide the option.
-    """
-    best: tuple[str | None, list[str]] = (None, [])
-    target = f"{group}._target_"
-    own = {path: value for path, value in leaves(node, group) if path in paths or path == target}
-    for name in options(group):
-        option = dict(leaves(values_of(group, name), group))
-        if option.get(target) != own.get(target):
-            continue
-        deviations = [path for path in own | {p: 0 for p in option if p in paths} if own.get(path) != option.get(path)]
-        if best[0] is None or len(deviations) < len(best[1]):
-            best = name, deviations
-    return best
 
 
 # --- may they be compared? --------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from thunderhead import disk
 from thunderhead.command_line import from_job
+from thunderhead.core.choices import names
 from thunderhead.core.config import Config, quoted, read_mapping, to_yaml
 from thunderhead.core.environment import escaped
 from thunderhead.lab.runs import last_metrics
@@ -80,11 +81,7 @@ def arm_key(config: Config) -> str:
 
 def name_of(choices: Mapping[str, str]) -> str:
     """Groups by their option alone, single values with their name: `gqa lr=0.001 seed=1`; `run` if nothing varies."""
-    parts = []
-    for name, value in choices.items():
-        is_value = "." in name or re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?|true|false|null", value) is not None
-        parts.append(f"{name.rpartition('.')[2]}={value}" if is_value else value)
-    return " ".join(parts) or "run"
+    return " ".join(names(choices)) or "run"
 
 
 def without_seed(choices: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Train what was planned; then the summary, and after it what may fail without loss: a text, the speed of decoding."""
 
-import contextlib
 import math
 import os
 import re
@@ -35,7 +34,7 @@ from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.profile import ProfileSteps
 from thunderhead.training.callbacks.state import CheckpointError, ExactResume
 from thunderhead.training.callbacks.stop import FAILED, StopOnSignal, StoppedError
-from thunderhead.training.loggers import log_text
+from thunderhead.training.loggers import finish, log_text
 from thunderhead.training.plan import Plan
 from thunderhead.training.trainer import CheckBatches, make_trainer, quiet_lightning, reason
 
@@ -103,8 +102,7 @@ def _fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     if run.config["sample"]:
         _ornaments(run, plan, trainer, model, summary)
     if trainer.is_global_zero:
-        for logger in trainer.loggers:
-            logger.finalize("success")
+        finish(trainer.loggers, "success")
         display.show_where(run.folder, _next_commands(run))
     return summary
 
@@ -180,9 +178,7 @@ def _fit_or_stop(
     finally:
         stop.close()
         if trainer.is_global_zero and (diverged is not None or not has_ended):  # others are logged to once more
-            for logger in trainer.loggers:
-                with contextlib.suppress(OSError):
-                    logger.finalize("failed")
+            finish(trainer.loggers, "failed")
     if log_metrics.failed is not None:
         display.complain(f"{disk.problem(log_metrics.failed)}; {_stopped(trainer, run.folder)}")
     if diverged is None and not has_ended:

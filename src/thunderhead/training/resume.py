@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import math
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -74,9 +75,14 @@ def find(resume: str, run_dir: Path) -> Found:
 
 
 def _last_unfinished(run_dir: Path) -> Found:
-    """Runs of a name are folders named by the time of their start."""
+    """Runs of a name are folders whose names end with the time of their start."""
+
+    def started(folder: Path) -> str:
+        time = re.search(r"\d{4}-\d\d-\d\d_.*", folder.name)
+        return time[0] if time else folder.name
+
     remarks: list[str] = []
-    for folder in sorted(run_dir.parent.iterdir(), reverse=True) if run_dir.parent.exists() else []:
+    for folder in sorted(run_dir.parent.iterdir(), key=started, reverse=True) if run_dir.parent.exists() else []:
         if folder == run_dir or not (folder / "config.yaml").is_file() or is_finished(folder):
             continue
         checkpoint, more = _newest(folder)

@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import functools
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from thunderhead import command_line, disk
+from thunderhead.core import choices
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, build, read_mapping
 from thunderhead.core.data.datamodule import asked
@@ -134,13 +134,13 @@ def check_config(config: Config) -> None:
 def find_problems(config: Config) -> list[Problem]:
     """What is wrong with a single run's configuration, before anything of it is built."""
     problems = configuration.check(config, settings)
-    for group in default_groups():
+    for group in choices.defaults():
         if group not in config and group not in OPTIONAL:
             known = ", ".join(configuration.options(group))
             problems.append(Problem(group, f"was taken out, and a run needs an option of it: {known}"))
         elif group not in WITHOUT_TARGET and config.get(group) is not None and "_target_" not in config[group]:
             problems.append(Problem(f"{group}._target_", f"was taken out, and says what {group} is"))
-    groups = {*default_groups(), *OPTIONAL}
+    groups = {*choices.defaults(), *OPTIONAL}
     for name in (name for name, value in config.items() if isinstance(value, dict) and name not in groups):
         if near := difflib.get_close_matches(name, groups, n=1, cutoff=0.8):  # others may be referred to by ${name…}
             problems.append(Problem(name, f"is no group; did you mean {near[0]}?"))
@@ -163,14 +163,6 @@ def find_problems(config: Config) -> list[Problem]:
         if sound and group in config and hasattr(component := build(config[group]), "problems"):
             problems += component.problems(None)
     return problems
-
-
-@functools.cache
-def default_groups() -> tuple[str, ...]:
-    """The groups of conf/train.yaml that have an option unless told otherwise, in its order."""
-    defaults = configuration.read_yaml(configuration.CONF_DIR / "train.yaml")["defaults"]
-    chosen = [entry for entry in defaults if isinstance(entry, dict)]
-    return tuple(group for entry in chosen for group, option in entry.items() if option and " " not in group)
 
 
 def _resolve(config: DictConfig, run_dir: Path) -> tuple[Config, Path | None]:

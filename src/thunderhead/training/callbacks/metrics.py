@@ -1,8 +1,8 @@
 """One row of metrics a step, handed to every logger: what other callbacks log joins the row of its step."""
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -11,11 +11,10 @@ from torch.optim import Optimizer
 
 from thunderhead import disk
 from thunderhead.core.data.datamodule import asked
-from thunderhead.core.environment import recorded
 from thunderhead.core.module import LanguageModel
 from thunderhead.core.run import Run
-from thunderhead.training import record
-from thunderhead.training.loggers import draw_schedule, forget_from, log_by_tokens, log_figure
+from thunderhead.training import about, record
+from thunderhead.training.loggers import draw_schedule, finish, forget_from, log_figure
 from thunderhead.training.plan import Plan
 from thunderhead.training.resume import set_aside
 
@@ -26,8 +25,7 @@ class LogMetrics(Callback):
     A row holds the tokens and FLOPs so far, what each source gave, and by name the loss terms, every learning rate,
     validation's results, and whatever else was logged during the step by `pl_module.log`, Lightning's
     LearningRateMonitor or the user's own callbacks. It is written when the next step begins; a checkpoint keeps the row
-    that is still open. TensorBoard gets each value a second time under `by_tokens/…` against the tokens seen, so that
-    runs with different batch sizes can be laid over each other.
+    that is still open.
 
     The record changes when a run is sure to go on, with its first batch: until then a resume may be refused. `mfu` is
     told against `peak_flops`, FLOP/s of all devices together; None leaves it out.
@@ -53,7 +51,7 @@ class LogMetrics(Callback):
         for logger in run.loggers.values():
             vars(logger).pop("log_metrics", None)  # of before a rollback
             self._sinks.append((logger, logger.log_metrics))
-            logger.log_metrics = self._join  # type: ignore[method-assign]
+            logger.log_metrics = partial(self._receive, logger.log_metrics)  # type: ignore[method-assign]
         self._checkpoint_io: Any = None
         self._saved_before = 0.0  # seconds of writing checkpoints in processes before this one
         self._since: float | None = None  # what the clock said when it was started
@@ -78,7 +76,14 @@ class LogMetrics(Callback):
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
-    def _join(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+    def _receive(self, log: Callable[..., None], metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """What others log: numbers join the open row, a table or an image of W&B's goes on to it."""
+        pictures = {name: value for name, value in metrics.items() if not hasattr(value, "__float__")}
+        self._join({name: value for name, value in metrics.items() if name not in pictures})
+        if pictures:
+            log(pictures, step=step)
+
+    def _join(self, metrics: Mapping[str, Any]) -> None:
         """Put values into the open row; Lightning's own count of steps is one behind, and its epoch never ends."""
         self._row |= {name: float(value) for name, value in metrics.items() if name != "epoch"}
 
@@ -97,15 +102,12 @@ class LogMetrics(Callback):
             try:
                 with disk.naming(logger.save_dir or ""):
                     log(counters | row | counters, step=self._step)  # they come first, and nobody else sets them
-                    log_by_tokens(logger, log, row, tokens)
             except Exception as error:  # Lightning's TensorBoardLogger makes a ValueError of it
                 if disk.problem(error) is None:
                     raise
                 # StopOnSignal ends the run, with a checkpoint that keeps the row
                 self.failed, self._row = error, row
-                for other in trainer.loggers:
-                    with contextlib.suppress(OSError):
-                        other.finalize("failed")
+                finish(trainer.loggers, "failed")
                 trainer.loggers = []
                 return
 
@@ -119,10 +121,15 @@ class LogMetrics(Callback):
         record.take_over(self.run.folder)
         set_aside(self.run.folder, trainer.global_step)
         (self.run.folder / "summary.json").unlink(missing_ok=True)  # of fewer steps, or of another branch
+        if not self._sinks:
+            return
+        parameters, step, tokens = about.parameters(self.run, self.plan), trainer.global_step, self.plan.tokens_per_step
         for logger, _ in self._sinks:
-            logger.log_hyperparams({**recorded(self.run.config), "planned": self.plan.to_dict()})
-            step = trainer.global_step
-            self._row = forget_from(logger, step, step * self.plan.tokens_per_step) | self._row
+            self._row = forget_from(logger, step, step * tokens) | self._row
+            logger.log_hyperparams(parameters)
+        peak_lr = self.run.config["optimizer"]["lr"]
+        figure = draw_schedule(self.run.model.schedule, peak_lr, self.plan.steps, tokens)
+        log_figure(self.run.loggers.values(), "schedule", figure, step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock: validation is no training time. One that is made up for comes before the first batch."""
@@ -210,15 +217,11 @@ class LogMetrics(Callback):
     # --- the clock runs while training does, and stands still while training waits for a checkpoint -------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the schedule, start the clock, and count the optimizer's steps."""
+        """Start the clock, and count the optimizer's steps."""
 
         def count(optimizer: Optimizer, *_: Any) -> None:
             self.steps_taken += 1
 
-        if trainer.is_global_zero and self._sinks:
-            peak_lr, tokens = self.run.config["optimizer"]["lr"], self.plan.tokens_per_step
-            figure = draw_schedule(self.run.model.schedule, peak_lr, trainer.max_steps, tokens)
-            log_figure(self.run.loggers.values(), "schedule/lr", figure, trainer.global_step)
         trainer.optimizers[0].register_step_post_hook(count)
         self._checkpoint_io, self._step_before = trainer.strategy.checkpoint_io, trainer.global_step
         self._start()
