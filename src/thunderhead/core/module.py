@@ -22,6 +22,7 @@ from torchmetrics import Metric
 from thunderhead.core.config import Config, at, build, factory, first_line
 from thunderhead.core.environment import texts
 from thunderhead.core.metrics import Mean, names_of
+from thunderhead.core.model import init
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.loss import IGNORED_TARGET
 from thunderhead.core.trust import refuse_untrusted
@@ -123,6 +124,7 @@ class LanguageModel(LightningModule):
     - precision: how weights become what is computed with (`options.precision`); None: as they are.
     - compile_decoder: marks modules for compilation, or does nothing.
     - on_resume: is called with a checkpoint before its optimizer state is taken.
+    - initial_weights: takes the place of random weights: gives all of a decoder, whole, by parameter name.
     """
 
     def __init__(
@@ -138,12 +140,13 @@ class LanguageModel(LightningModule):
         precision: Any = None,
         compile_decoder: Callable[[Decoder], None] = lambda decoder: None,
         on_resume: Callable[["LanguageModel", dict[str, Any]], None] = lambda model, checkpoint: None,
+        initial_weights: Callable[[Decoder], Mapping[str, Tensor]] | None = None,
     ):
         super().__init__()
         sizes = {"seed": seed, "vocab_size": vocab_size, "eos_id": eos_id, "total_steps": total_steps}
         self.save_hyperparameters({"config": spec.config, **sizes, "sources": list(sources)}, logger=False)
         self.spec, self.precision = spec, precision
-        self.compile_decoder, self.on_resume = compile_decoder, on_resume
+        self.compile_decoder, self.on_resume, self.initial_weights = compile_decoder, on_resume, initial_weights
         self.decoder: Decoder
         # The means of the loss terms over one step's micro-batches, and over ranks. No ModuleDict: names are free.
         self.step_terms: dict[str, Mean] = {}
@@ -191,7 +194,10 @@ class LanguageModel(LightningModule):
             decoder.to_empty(device=strategy.storage_device)
         else:
             self.compile_decoder(decoder)
-        decoder.initialize(self.hparams["seed"])
+        if self.initial_weights is None:
+            decoder.initialize(self.hparams["seed"])
+        else:
+            init.copy_weights(decoder, self.initial_weights(decoder))
         if self.precision is not None:
             self.precision.after_initialize(decoder, is_sharded=getattr(strategy, "shards", False))
         self.decoder = decoder

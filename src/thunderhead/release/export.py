@@ -56,7 +56,7 @@ def export(config: DictConfig) -> Path:
     tokenizer = load_tokenizer(run_dir)
     decoder = LanguageModel.load_from_checkpoint(weights, map_location="cpu").decoder
     try:
-        model = converted(decoder)
+        model = converted(decoder, (recorded.get("init_from") or {}).get("architecture"))  # what it came from
         fast = fast_tokenizer(tokenizer, decoder.context_length)
     except Misfit as error:
         raise ConfigError([Problem("run", f"transformers has no class for this model: {error}")]) from error
