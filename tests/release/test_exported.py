@@ -52,7 +52,7 @@ def test_scores_are_those_of_the_run(folder: Path, stride: int, tmp_path: Path) 
 def test_scores_are_what_transformers_says(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of documents that fit into the context, of several lengths; also when a row of logits is all that is held."""
     model, tokenizer = (kind.from_pretrained(folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
-    monkeypatch.setattr("thunderhead.release.evaluate.LOGITS", 1)
+    monkeypatch.setattr("thunderhead.release.scoring.LOGITS", 1)
     expected = n_tokens = 0
     for name, text in (("a", "Some"), ("b", "another text, é")):
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
