@@ -162,10 +162,11 @@ def tiny_from(folder: Path, corpus: Path, shards: Path, *typed: str) -> list[str
     return with_options([f"init_from={folder}", *(line for line in lines if line not in {"tokenizer=byte"} - {*typed})])
 
 
-def test_a_run_from_a_folder_and_its_export(folder: Path, text_corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["single", "fsdp"])
+def test_a_run_from_a_folder_and_its_export(strategy: str, folder: Path, text_corpus: Path, tmp_path: Path) -> None:
     """A step with a learning rate of nearly nothing leaves the weights, byte for byte; no resume reads them."""
     place, run_dir = shutil.copytree(folder, tmp_path / "there"), tmp_path / "run"
-    small = ("optimizer.lr=1.0e-30", "callbacks=default", "model.context_length=32")
+    small = ("optimizer.lr=1.0e-30", "callbacks=default", "model.context_length=32", f"strategy={strategy}")
     arguments = tiny_from(place, text_corpus, tmp_path / "shards", *small)
     assert {"init_from.architecture=Llama", "attention=gqa", "tokenizer=huggingface"} <= {*arguments}
     train_here(arguments, run_dir)
