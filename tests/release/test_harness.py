@@ -70,7 +70,7 @@ def test_tasks_of_a_run_and_of_its_export(exported: Path, tasks: Path) -> None:
 def test_log_probabilities_are_those_of_the_harness(exported: Path) -> None:
     """One by one, of each kind of request."""
     theirs = HFLM(pretrained=str(exported), device="cpu", batch_size=1)
-    settings = {"accelerator": "cpu", "run": str(exported.parent), "checkpoint": "last", "trust": []}
+    settings = {"accelerator": "cpu", "run": str(exported.parent), "checkpoint": "last", "averaged": False, "trust": []}
     ours = HarnessModel(load(settings), batch_size=2)
     pairs = [("", "an"), ("an ", "other"), (WORDS, " and more"), ("é", WORDS[:20]), ("an", "")]
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]

@@ -166,9 +166,12 @@ class LanguageModel(LightningModule):
         self._measured = nn.ModuleList([*self.val_loss, *(m for own in self.val_metrics for m in own.values())])
 
     @classmethod
-    def load_from_checkpoint(cls, path: Any, map_location: Any = "cpu", **kwargs: Any) -> Self:  # type: ignore[override]
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, path: Any, map_location: Any = "cpu", *, averaged: bool = False, **kwargs: Any
+    ) -> Self:
         """The model of a checkpoint, which holds all that is needed; ready to use, not compiled.
 
+        `averaged`: with the averaged weights in it, of callbacks=ema; ValueError if there are none.
         Raises ConfigError if it is of components that this installation does not have: `trust` them first.
         """
         content = torch.load(path, map_location=map_location, weights_only=True)
@@ -176,7 +179,10 @@ class LanguageModel(LightningModule):
         refuse_untrusted(settings["config"])
         model = cls(ModelSpec.of(settings.pop("config")), **settings, **kwargs)
         model.configure_model()
-        model.load_state_dict(content["state_dict"], strict=False)  # validation's own metrics are not part of it
+        if averaged and not content.get("averaged"):
+            raise ValueError(f"averaged=true: {path} holds no averaged weights, which are those of callbacks=ema")
+        weights = content["state_dict"] | (content["averaged"] if averaged else {})
+        model.load_state_dict(weights, strict=False)  # validation's own metrics are not part of it
         return model
 
     def configure_model(self) -> None:

@@ -26,6 +26,7 @@ def settings(
     *,
     run: PathText,
     checkpoint: Literal["last", "best"] = "last",
+    averaged: bool = False,
     stride: PositiveInt | None = None,
     batch_size: PositiveInt = 8,
     tasks: Sequence[str] = (),
@@ -121,6 +122,7 @@ def _keep(resolved: Config, found: dict[str, dict[str, float]]) -> None:
     """Write what tasks gave into the summary of a run that has ended, by checkpoint."""
     place = Path(resolved["run"])
     folder, checkpoint = (place.parents[1], place.stem) if place.is_file() else (place, resolved["checkpoint"])
+    checkpoint += ", averaged" * resolved["averaged"]
     if (summary := record.read_summary(folder)) is not None:
         tasks = summary.get("tasks", {})
         summary["tasks"] = tasks | {checkpoint: tasks.get(checkpoint, {}) | found}
