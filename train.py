@@ -13,4 +13,4 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, expand={"init_from": "thunderhead.release.pretrained.with_options"})

@@ -17,6 +17,7 @@ from moto.server import ThreadedMotoServer
 
 import tiny as tiny_runs
 from object_store import SECRETS, Store
+from thunderhead.core import config
 from thunderhead.corpus import object_storage as storage
 from thunderhead.training import memory
 from tiny import tiny, train_here
@@ -101,6 +102,17 @@ def run(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., Pa
 def memory_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process plan their memory; others are spared it."""
     monkeypatch.setattr(tiny_runs, "estimate", memory.estimate)
+
+
+@pytest.fixture(scope="session")
+def exported(text_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that export.py makes of a tiny run, in the run's folder; not to be changed."""
+    from thunderhead.release.export import export  # transformers takes seconds
+
+    run_dir = tmp_path_factory.mktemp("exported")
+    settings = ("callbacks=default", "tokenizer=bpe", "tokenizer.vocab_size=300", "logger=csv")
+    train_here(tiny(text_corpus, run_dir / "shards", *settings), run_dir)
+    return export(config.compose([f"run={run_dir}"], "export"))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ Exit status: 0 done, 2 refused (one clear message, no traceback, nothing begun),
 import contextlib
 import importlib
 import os
+import pkgutil
 import re
 import shlex
 import signal
@@ -143,19 +144,22 @@ def remove_if_empty(folder: Path) -> None:
 BARE_FLAGS = ("-m", "--multirun", "-h", "--help", "-r", "--run", "--resolve")
 
 
-def run(main: Callable[[], Any], config_name: str = "train") -> None:
+def run(main: Callable[[], Any], config_name: str = "train", expand: Mapping[str, str] | None = None) -> None:
     """Call a `@hydra.main` function as a program: 0 done, 2 refused (one clear message, no traceback), 1 failed.
+
+    `expand`: by the name of a setting, a function by its dotted name that takes the arguments if that is among them,
+    and says what they stand for.
 
     With HYDRA_FULL_ERROR=1 in the environment, failures keep Hydra's own frames in the traceback.
     """
     try:
-        _run(main, config_name)
+        _run(main, config_name, expand or {})
     finally:
         for number in SIGNALS:  # while it ends, the interpreter puts back what they do by default
             signal.signal(number, signal.SIG_IGN)
 
 
-def _run(main: Callable[[], Any], config_name: str) -> None:
+def _run(main: Callable[[], Any], config_name: str, expand: Mapping[str, str]) -> None:
     if "${" in os.getcwd():
         _refuse([Problem("", f"{os.getcwd()}: Hydra takes the ${{ in this path for a variable: start from another")])
     try:
@@ -173,6 +177,9 @@ def _run(main: Callable[[], Any], config_name: str) -> None:
     for number in SIGNALS:
         signal.signal(number, handler)
     try:
+        for name, function in expand.items():
+            if any(argument.startswith(f"{name}=") for argument in sys.argv[1:]):
+                sys.argv[1:] = pkgutil.resolve_name(function)(sys.argv[1:])
         main()
     except Stopped as stopped:
         if global_rank() == 0:

@@ -17,7 +17,8 @@ from thunderhead.core.model.loss import IGNORED_TARGET
 from thunderhead.core.module import build_decoder
 from thunderhead.corpus.sources import LocalText
 from thunderhead.corpus.trained_tokenizers import ByteTokenizer
-from thunderhead.release.evaluate import evaluate, score, windows
+from thunderhead.release.evaluate import evaluate
+from thunderhead.release.scoring import score, windows
 from tiny import tiny
 
 CONTEXT, EOS = 32, 256

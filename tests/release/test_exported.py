@@ -16,18 +16,13 @@ from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.release.command import generate_text
 from thunderhead.release.evaluate import evaluate
-from thunderhead.release.export import export
-from tiny import tiny, train_here
 
 TEXT = "Some text, é, that is longer than the context of the model: " * 5
 
 
-@pytest.fixture(scope="module")
-def folder(text_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("exported")
-    settings = ("callbacks=default", "tokenizer=bpe", "tokenizer.vocab_size=300", "logger=csv")
-    train_here(tiny(text_corpus, run_dir / "shards", *settings), run_dir)
-    return export(config.compose([f"run={run_dir}"], "export"))
+@pytest.fixture
+def folder(exported: Path) -> Path:
+    return exported
 
 
 def text_from(place: Path, *overrides: str) -> str:
@@ -57,7 +52,7 @@ def test_scores_are_those_of_the_run(folder: Path, stride: int, tmp_path: Path) 
 def test_scores_are_what_transformers_says(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of documents that fit into the context, of several lengths; also when a row of logits is all that is held."""
     model, tokenizer = (kind.from_pretrained(folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
-    monkeypatch.setattr("thunderhead.release.evaluate.LOGITS", 1)
+    monkeypatch.setattr("thunderhead.release.scoring.LOGITS", 1)
     expected = n_tokens = 0
     for name, text in (("a", "Some"), ("b", "another text, é")):
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")

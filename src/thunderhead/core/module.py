@@ -22,6 +22,7 @@ from torchmetrics import Metric
 from thunderhead.core.config import Config, at, build, factory, first_line
 from thunderhead.core.environment import texts
 from thunderhead.core.metrics import Mean, names_of
+from thunderhead.core.model import init
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.loss import IGNORED_TARGET
 from thunderhead.core.trust import refuse_untrusted
@@ -123,6 +124,7 @@ class LanguageModel(LightningModule):
     - precision: how weights become what is computed with (`options.precision`); None: as they are.
     - compile_decoder: marks modules for compilation, or does nothing.
     - on_resume: is called with a checkpoint before its optimizer state is taken.
+    - initial_weights: takes the place of random weights: gives all of a decoder, whole, by parameter name.
     """
 
     def __init__(
@@ -138,12 +140,13 @@ class LanguageModel(LightningModule):
         precision: Any = None,
         compile_decoder: Callable[[Decoder], None] = lambda decoder: None,
         on_resume: Callable[["LanguageModel", dict[str, Any]], None] = lambda model, checkpoint: None,
+        initial_weights: Callable[[Decoder], Mapping[str, Tensor]] | None = None,
     ):
         super().__init__()
         sizes = {"seed": seed, "vocab_size": vocab_size, "eos_id": eos_id, "total_steps": total_steps}
         self.save_hyperparameters({"config": spec.config, **sizes, "sources": list(sources)}, logger=False)
         self.spec, self.precision = spec, precision
-        self.compile_decoder, self.on_resume = compile_decoder, on_resume
+        self.compile_decoder, self.on_resume, self.initial_weights = compile_decoder, on_resume, initial_weights
         self.decoder: Decoder
         # The means of the loss terms over one step's micro-batches, and over ranks. No ModuleDict: names are free.
         self.step_terms: dict[str, Mean] = {}
@@ -163,9 +166,12 @@ class LanguageModel(LightningModule):
         self._measured = nn.ModuleList([*self.val_loss, *(m for own in self.val_metrics for m in own.values())])
 
     @classmethod
-    def load_from_checkpoint(cls, path: Any, map_location: Any = "cpu", **kwargs: Any) -> Self:  # type: ignore[override]
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, path: Any, map_location: Any = "cpu", *, averaged: bool = False, **kwargs: Any
+    ) -> Self:
         """The model of a checkpoint, which holds all that is needed; ready to use, not compiled.
 
+        `averaged`: with the averaged weights in it, of callbacks=ema; ValueError if there are none.
         Raises ConfigError if it is of components that this installation does not have: `trust` them first.
         """
         content = torch.load(path, map_location=map_location, weights_only=True)
@@ -173,7 +179,10 @@ class LanguageModel(LightningModule):
         refuse_untrusted(settings["config"])
         model = cls(ModelSpec.of(settings.pop("config")), **settings, **kwargs)
         model.configure_model()
-        model.load_state_dict(content["state_dict"], strict=False)  # validation's own metrics are not part of it
+        if averaged and not content.get("averaged"):
+            raise ValueError(f"averaged=true: {path} holds no averaged weights, which are those of callbacks=ema")
+        weights = content["state_dict"] | (content["averaged"] if averaged else {})
+        model.load_state_dict(weights, strict=False)  # validation's own metrics are not part of it
         return model
 
     def configure_model(self) -> None:
@@ -191,7 +200,10 @@ class LanguageModel(LightningModule):
             decoder.to_empty(device=strategy.storage_device)
         else:
             self.compile_decoder(decoder)
-        decoder.initialize(self.hparams["seed"])
+        if self.initial_weights is None:
+            decoder.initialize(self.hparams["seed"])
+        else:
+            init.copy_weights(decoder, self.initial_weights(decoder))
         if self.precision is not None:
             self.precision.after_initialize(decoder, is_sharded=getattr(strategy, "shards", False))
         self.decoder = decoder

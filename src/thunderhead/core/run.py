@@ -67,6 +67,7 @@ class Run:
     callbacks: Mapping[str, Callback]
     loggers: Mapping[str, Logger]
     generation: Callable[..., str]  # (decoder, tokenizer, device) to a sample of text
+    init_from: Any  # None, or what gives a new run its weights: `weights(decoder)`, whole, by parameter name
     hardware_plan: Any  # group `plan`: what is assumed about GPUs
     _meta: dict[tuple[int, int | None], Decoder] = field(default_factory=dict, compare=False, repr=False)
 
@@ -99,7 +100,7 @@ class Run:
         """Everything that may have an opinion on what goes together, as a method `problems(run)`."""
         for name in ("strategy", "precision", "compile", "batch", "budget", "validation", "data", "hardware_plan"):
             yield getattr(self, name)
-        yield from (*self.callbacks.values(), *self.loggers.values())
+        yield from (self.init_from, *self.callbacks.values(), *self.loggers.values())
         yield from self.decoder_meta.modules()
 
 
@@ -141,6 +142,7 @@ def build_run(config: Config, folder: Path, **machine: Any) -> Run:
     make["metrics"] = lambda: build_metrics(config.get("metrics", {}))
     make["callbacks"] = lambda: build_all(config["callbacks"], "callbacks", Callback)
     make["loggers"] = lambda: build_all(config["logger"], "logger", Logger, save_dir=str(folder))
+    make["init_from"] = lambda: build(config["init_from"]) if config.get("init_from") is not None else None
     make["data"] = lambda: build_data(config, **_sizes(config, built["batch"]))
     for name, each in make.items():
         if name != "data" or "batch" in built:

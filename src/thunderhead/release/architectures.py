@@ -124,7 +124,7 @@ def _neox(decoder: Any) -> dict[str, Any]:
 
 
 def _stablelm(decoder: Any) -> dict[str, Any]:
-    return _neox(decoder) | {"use_qkv_bias": True}
+    return _neox(decoder) | {"use_qkv_bias": decoder.mixers[0].q_proj.bias is not None}
 
 
 def _starcoder2(decoder: Any) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def settings(
     *,
     run: PathText,
     checkpoint: Literal["last", "best"] = "last",
+    averaged: bool = False,
     prompts: PathText | None = None,
     json: bool = False,
     report: bool = False,
@@ -65,14 +66,26 @@ def load(resolved: Config) -> Loaded:
     if is_exported(place):
         if resolved["checkpoint"] != "last":
             raise ConfigError([Problem("checkpoint", f"{place} is an exported model, and holds one: give the run")])
+        if resolved["averaged"]:
+            raise ConfigError([Problem("averaged", f"{place} is an exported model, and has what was exported")])
         exported, tokenizer = load_exported(place)
         return Loaded(exported.to(device), tokenizer, device, contextlib.nullcontext)
     folder, recorded, weights = read_record(place, resolved["checkpoint"])
     tokenizer = load_tokenizer(folder)
-    model = LanguageModel.load_from_checkpoint(weights).to(device)
+    model = load_model(weights, resolved["averaged"]).to(device)
     precision = build(recorded["precision"])
     kind, _ = precision.resolve(accelerator)
     return Loaded(model.decoder, tokenizer, device, partial(precision.of_kind(kind).autocast, accelerator))
+
+
+def load_model(weights: Path, averaged: bool) -> LanguageModel:
+    """The model of a checkpoint, on the CPU; raises ConfigError if averaged weights are asked for and not there."""
+    try:
+        return LanguageModel.load_from_checkpoint(weights, averaged=averaged)
+    except ValueError as error:
+        if not str(error).startswith("averaged=true"):
+            raise
+        raise ConfigError([Problem("", str(error))]) from error
 
 
 def generate_text(config: DictConfig) -> str:

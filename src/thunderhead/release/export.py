@@ -15,11 +15,10 @@ from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, first_line
 from thunderhead.core.environment import hidden
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import LanguageModel
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.trust import trust_typed
 from thunderhead.core.types import PathText
-from thunderhead.release.command import load_tokenizer, read_record
+from thunderhead.release.command import load_model, load_tokenizer, read_record
 from thunderhead.release.huggingface import Misfit, converted, quiet_transformers
 from thunderhead.terminal import say, size
 from thunderhead.training import record
@@ -32,6 +31,7 @@ def settings(
     run: PathText,
     out: PathText | None = None,
     checkpoint: Literal["last", "best"] = "last",
+    averaged: bool = False,
     dtype: Literal["float32", "bfloat16"] = "float32",
     max_shard_size: str = "5GB",
     trust: Sequence[str] = (),
@@ -54,9 +54,9 @@ def export(config: DictConfig) -> Path:
     if out.exists():
         raise ConfigError([Problem("out", f"{out} is there already: give another folder, or remove it")])
     tokenizer = load_tokenizer(run_dir)
-    decoder = LanguageModel.load_from_checkpoint(weights, map_location="cpu").decoder
+    decoder = load_model(weights, resolved["averaged"]).decoder
     try:
-        model = converted(decoder)
+        model = converted(decoder, (recorded.get("init_from") or {}).get("architecture"))  # what it came from
         fast = fast_tokenizer(tokenizer, decoder.context_length)
     except Misfit as error:
         raise ConfigError([Problem("run", f"transformers has no class for this model: {error}")]) from error

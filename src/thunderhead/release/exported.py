@@ -5,7 +5,7 @@ Shape letters: B sequences, T tokens, V vocabulary.
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,19 +58,31 @@ def is_exported(place: Path) -> bool:
     return (place / "config.json").is_file() and not (place / "config.yaml").is_file()
 
 
+SAFE = {"local_files_only": True, "trust_remote_code": False}
+"""How transformers is asked to read a folder."""
+
+
+def read_model(folder: Path, dtype: torch.dtype | Literal["auto"] = "auto") -> Any:
+    """The model of transformers in a folder, on the CPU, "auto": in the dtype that it has there.
+
+    Raises ValueError, or what transformers and safetensors raise, if the folder is damaged.
+    """
+    with quiet_transformers() as transformers:
+        kind = transformers.AutoModelForCausalLM
+        asked = SAFE | {"use_safetensors": True, "dtype": dtype}
+        model, found = kind.from_pretrained(folder, output_loading_info=True, **asked)
+    if bad := sorted(map(str, {*found["missing_keys"], *found["mismatched_keys"]})):
+        raise ValueError(f"{len(bad)} of its weights are missing or of another shape, such as {bad[0]}")
+    return model.eval()
+
+
 def load_exported(folder: Path) -> tuple[ExportedModel, Tokenizer]:
     """The model, on the CPU in the dtype that it has there, and the tokenizer. Runs no code of the folder's.
 
     Raises ConfigError if transformers is not there, or the folder is damaged or without a tokenizer.
     """
     try:
-        with quiet_transformers() as transformers:
-            safe = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-            kind = transformers.AutoModelForCausalLM
-            model, found = kind.from_pretrained(folder, dtype="auto", output_loading_info=True, **safe)
-        if bad := sorted(map(str, {*found["missing_keys"], *found["mismatched_keys"]})):
-            raise ValueError(f"{len(bad)} of its weights are missing or of another shape, such as {bad[0]}")
-        loaded = ExportedModel(model.eval())
+        loaded = ExportedModel(read_model(folder))
         files = [json.loads((folder / f"{name}.json").read_bytes()) for name in ("tokenizer_config", "tokenizer")]
         content = {"type": "huggingface", "eos": files[0]["eos_token"], "tokenizer": files[1]}
         return loaded, load_tokenizer("huggingface", json.dumps(content))

@@ -43,33 +43,33 @@ def quiet_transformers() -> Iterator[Any]:
         logging.disable(logging.NOTSET)
 
 
-def architecture_of(decoder: Decoder) -> Architecture:
+def architecture_of(decoder: Decoder, preferred: str | None = None) -> Architecture:
     """The class that has all options of a decoder; raises Misfit, which names those that the nearest does not have."""
-    facts = facts_of(decoder)
-    found = [(misfits(architecture, facts), architecture) for architecture in ARCHITECTURES]
+    facts, candidates = facts_of(decoder), sorted(ARCHITECTURES, key=lambda each: each.name != preferred)
+    found = [(misfits(architecture, facts), architecture) for architecture in candidates]
     missing, nearest = min(found, key=lambda each: len(each[0]))  # the first of equals
     if missing:
         raise Misfit(f"{nearest.name} comes nearest, but does not have {', '.join(missing)}")
     return nearest
 
 
-def converted(decoder: Decoder) -> Any:
-    """The decoder as a model of transformers, in float32: the same logits. Raises Misfit if no class is like it."""
-    architecture = architecture_of(decoder)
+def converted(decoder: Decoder, preferred: str | None = None) -> Any:
+    """The decoder as a model of transformers, in float32: the same logits. Raises Misfit if no class is like it.
+
+    It is of the `preferred` class if that is like it.
+    """
+    architecture = architecture_of(decoder, preferred)
     weights = {name: tensor.detach().float() for name, tensor in decoder.state_dict().items()}
     weights = _folded(decoder, weights, "position.embedding" in architecture.names)
     tied = decoder.head is None and "head.weight" not in weights and architecture.name != "Gemma2"  # see its weights
     if not tied:
         weights.setdefault("head.weight", weights["embedding.weight"])
-    settings = architecture.settings(decoder) | {"tie_word_embeddings": tied}
-    theirs = architecture.change(decoder, _renamed(weights, architecture.names))
+    theirs = architecture.change(decoder, renamed(weights, architecture.names))
     if tied:
         names = architecture.names
         theirs[f"{names['head']}.weight"] = theirs[f"{names['embedding']}.weight"]
+    config = configured(architecture, decoder, tied)
     with quiet_transformers() as transformers:
-        configuration = getattr(transformers, f"{architecture.name}Config")
-        known = inspect.signature(configuration).parameters
-        config = configuration(**{name: value for name, value in settings.items() if name in known})
         with torch.device("meta"):
             empty = transformers.AutoModelForCausalLM.from_config(config)
         for name, tensor in empty.state_dict().items():
@@ -80,7 +80,15 @@ def converted(decoder: Decoder) -> Any:
     return model.eval()
 
 
-def _renamed(weights: Weights, names: Mapping[str, str]) -> Weights:
+def configured(architecture: Architecture, decoder: Decoder, tied: bool) -> Any:
+    """A decoder's configuration as a class of transformers; `tied`: whether its head is the embedding."""
+    with quiet_transformers() as transformers:
+        kind = getattr(transformers, f"{architecture.name}Config")
+    known, settings = inspect.signature(kind).parameters, architecture.settings(decoder)
+    return kind(tie_word_embeddings=tied, **{name: value for name, value in settings.items() if name in known})
+
+
+def renamed(weights: Weights, names: Mapping[str, str]) -> Weights:
     """Weights under other names: of the longest part of a dotted name that is known."""
     known = sorted(names, key=len, reverse=True)
     pattern = re.compile("|".join(rf"(?<![\w]){re.escape(name)}(?![\w])" for name in known))

@@ -87,19 +87,23 @@ def sample_texts(
     decoder: NextTokenModel,
     tokenizer: Tokenizer,
     device: torch.device,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     max_new_tokens: int,
     stop: Sequence[str] = (),
+    only_new: bool = False,
     show: Callable[[str], object] | None = None,
     **settings: Any,
 ) -> list[str]:
     """Several prompts, of any lengths, with their continuations: all at once. `settings` are those of `generate`.
 
+    A prompt is a text or its tokens; `only_new` gives the continuations without them.
+
     Of the first prompt `show` gets each part of the text as soon as nothing can change it any more: the prompt, then
     whole characters, and no part of a text in `stop`.
     """
-    ids = [[int(token) for token in tokenizer.encode(prompt)] or [tokenizer.eos_id] for prompt in prompts]
+    known = [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    ids = [[int(token) for token in tokens] or [tokenizer.eos_id] for tokens in known]
 
     def text_of(tokens: list[int]) -> str:
         # A published vocabulary may have rows that the tokenizer does not know.
@@ -140,7 +144,7 @@ def sample_texts(
     rows = zip(ids, tokens_BT.tolist(), strict=True)
     texts = [cut(row, tokens[: len(own) + max_new_tokens])[0] for row, (own, tokens) in enumerate(rows)]
     told(texts[0])
-    return texts
+    return [text[n:] for text, n in zip(texts, read, strict=True)] if only_new else texts
 
 
 def _settled(text: str, n_read: int, stop: Sequence[str]) -> str:

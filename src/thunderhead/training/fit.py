@@ -58,7 +58,7 @@ def _fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
         hardware.keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
     try:
-        model, trainer, log_metrics, stop, watch = assemble(run, plan)
+        model, trainer, log_metrics, stop, watch = assemble(run, plan, is_new=checkpoint is None)
     except (ValueError, *REFUSALS) as error:
         raise ConfigError([Problem("", placed("trainer", reason(error)))]) from error
     attention_kernel: str | None = None
@@ -107,8 +107,10 @@ def _fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     return summary
 
 
-def assemble(run: Run, plan: Plan) -> tuple[LanguageModel, Trainer, LogMetrics, StopOnSignal, WatchDivergence]:
-    """Put the components of a run together as its plan has it."""
+def assemble(
+    run: Run, plan: Plan, *, is_new: bool = False
+) -> tuple[LanguageModel, Trainer, LogMetrics, StopOnSignal, WatchDivergence]:
+    """Put the components of a run together as its plan has it; one that goes on does not read `init_from` again."""
     data, precision = run.data, run.precision.of_kind(plan.precision)
     data.micro_batch_size = plan.micro_batch_size
 
@@ -127,6 +129,7 @@ def assemble(run: Run, plan: Plan) -> tuple[LanguageModel, Trainer, LogMetrics, 
         precision=precision,
         compile_decoder=run.compile.of_scope(plan.compile).apply,
         on_resume=resuming.take_new_settings,
+        initial_weights=run.init_from.weights if is_new and run.init_from is not None else None,
     )
     peak = hardware.peak_flops(run.accelerator, precision.compute_dtype)
     log_metrics = LogMetrics(run, plan, peak * plan.devices if peak else None)

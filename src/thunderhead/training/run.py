@@ -31,7 +31,7 @@ NOT_AGREED = (
     "auto cannot be agreed on by processes that torchrun or SLURM started: write the number that one process finds, or"
     " let train.py start them (trainer.devices)"
 )
-OPTIONAL = ("match", "tune", "debug", "tokenizer", "metrics")
+OPTIONAL = ("match", "tune", "debug", "tokenizer", "metrics", "init_from")
 """Groups that a run can do without; prepared shards bring their tokenizer."""
 WITHOUT_TARGET = ("curation", "callbacks", "logger", "metrics", "debug")
 

@@ -56,6 +56,13 @@ def initialize(  # noqa: PLR0917 - of the model's own settings, in their order
             _reset(module, module_name, own, seed)
 
 
+@torch.no_grad()
+def copy_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a model, divided among ranks or not, weights by parameter name: whole tensors on the CPU."""
+    for name, parameter in model.named_parameters():
+        _copy_in(parameter, weights[name])
+
+
 def _reset(module: nn.Module, module_name: str, own: dict[str, nn.Parameter], seed: int) -> None:
     """Run the module's own reset_parameters on full CPU tensors and copy these in."""
     where = f"{module_name} ({type(module).__name__})"
