@@ -33,6 +33,7 @@ _LEFT_OUT = {
     "plan",  # one option
     "batch",  # one option
     "loss",  # one option
+    "init_from",  # reads a model from a folder: tests/release/test_pretrained.py
     "validation",  # one option
     "match",  # of sweeps
     "tune",  # of sweeps

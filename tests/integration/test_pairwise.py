@@ -33,6 +33,10 @@ INVALID = {
         for optimizer in ("sgd", "adafactor")
     },
     **{
+        ("callbacks=ema", f"strategy={strategy}"): r"^callbacks: .* whole, and strategy=\w+ divides them"
+        for strategy in ("fsdp", "fsdp_tp", "hsdp", "tensor_parallel")
+    },
+    **{
         (f"strategy={strategy}", "compile=model"): "^compile.scope: compile=model cannot trace .* use compile=block"
         for strategy in ("fsdp", "fsdp_tp", "hsdp")
     },

@@ -35,10 +35,9 @@ class AverageWeights(Callback):
 
     def problems(self, run: Any) -> list[Problem]:
         """It holds whole weights."""
-        layout = run.strategy
-        if not (layout.gathers or layout.parameter_shards > 1 or layout.tensor_parallel_size > 1):
+        if not hasattr(run.strategy.strategy(), "parallelize"):
             return []
-        message = f"averaged weights are whole, and strategy={layout.name} divides them: use ddp or zero1"
+        message = f"averaged weights are whole, and strategy={run.strategy.name} divides them: use ddp or zero1"
         return [Problem("callbacks", message)]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
