@@ -2,7 +2,7 @@
 
     python export.py run=logs/runs/pretrain/<time>
     python examples/finetune.py logs/runs/pretrain/<time>/huggingface finetuned
-    python generate.py run=finetuned 'generation.prompt="### Instruction: …"'
+    python generate.py run=finetuned prompts=prompts.jsonl generation.temperature=0
 
 docs/finetuning.md has what comes out. It needs the extra: uv pip install -e '.[finetune]'
 """
