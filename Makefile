@@ -8,7 +8,7 @@ FIND_LINKS = $(shell $(BIN)/python -m pip config get global.find-links 2>/dev/nu
 # Runs and tests start many processes: each imports torch and friends, which takes twice as long without their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup train sweep ablation tensorboard test test-slow check format docs clean constraints prereleases audit chaos
+.PHONY: help setup train sweep ablation tensorboard test test-slow check format docs clean constraints prereleases audit chaos docs-site
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,3 +78,11 @@ audit: setup  ## Look for known holes in what is installed (asks pypi.org), and 
 
 docs: setup  ## Renew docs/options.md from conf/
 	$(BIN)/python -m thunderhead.docs
+
+# Pages, and the files that they link.
+PAGES = '*.md' docs LICENSE CITATION.cff tests/outside 'tests/*.py' 'benchmarks/*.py' 'benchmarks/*.png' src/thunderhead/env_file.py
+docs-site: setup  ## Build the docs as a site in site/html, with search; a dead link fails (installs mkdocs-material)
+	rm -rf site && mkdir -p site/pages
+	git ls-files -z -- $(PAGES) | xargs -0 tar -cf - | tar -xf - -C site/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/uv tool run --from mkdocs==1.6.1 --with mkdocs-material==9.8.2 mkdocs build --strict --quiet
+	@echo "site/html/index.html"

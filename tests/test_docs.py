@@ -136,3 +136,11 @@ def test_actions_are_pinned_by_hash() -> None:
     assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in used)
     assert text.count("persist-credentials: false") == text.count("actions/checkout@")
     assert text.count("\npermissions: {}\n") == len([*(ROOT / ".github" / "workflows").glob("*.yml")])
+
+
+def test_the_site_and_the_list_of_decisions_have_every_page() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}\n" not in nav] == []
+    decisions = ROOT / "docs" / "decisions"
+    listed = (decisions / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in decisions.glob("0*.md") if f"]({page.name}): " not in listed] == []

@@ -118,3 +118,18 @@ def test_what_a_refused_run_leaves(error: BaseException, recorded: bool, is_remo
     with pytest.raises(type(error)):
         end(before)
     assert (before / "notes.txt").exists()
+
+
+def test_the_last_run_is_the_one_that_started_last_whatever_it_is_called(tmp_path: Path) -> None:
+    for name in (
+        "mqa_2026-01-02_00-00-00",
+        "2026-01-03_00-00-00",
+        "zero_2026-01-01_00-00-00",
+        "lr_0.1_2026-01-02_00-00-00-2",
+    ):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "config.yaml").touch()
+        (tmp_path / name / "checkpoints" / "last.ckpt").write_text("damaged")
+    remarks = find("auto", tmp_path / "new").remarks
+    found = [Path(remark.split()[0]).parents[1].name.partition("2026-01-")[2] for remark in remarks[:-1]]
+    assert found == ["03_00-00-00", "02_00-00-00-2", "02_00-00-00", "01_00-00-00"]
