@@ -81,6 +81,6 @@ def label(overrides: Sequence[str]) -> str:
     typed = {key.lstrip("+"): value for key, sep, value in (line.partition("=") for line in overrides) if sep}
     said = {key: value for key, value in typed.items() if not _UNSAID.match(key) and not re.search(r"[/{}\[\]]", value)}
     shown = {key: f"{key}_{value}" if value in ("none", "auto", "default") else value for key, value in said.items()}
-    groups_first = dict(sorted(shown.items(), key=lambda each: "." in each[0]))
+    groups_first = dict(sorted(shown.items(), key=lambda each: (each[0] == "seed", "." in each[0])))
     words = [re.sub(r"[^A-Za-z0-9.-]+", "_", word).strip("_.-") for word in names(groups_first)]
     return f"{'-'.join(filter(None, words))[:LABEL_LENGTH].rstrip('-_.')}_".lstrip("_")
