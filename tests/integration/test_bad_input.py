@@ -270,8 +270,8 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
             ("parameter_groups.no_decay.new cannot be set so", "batch.micro_sizes is unknown; did you mean batch.mi"),
         ),
         (
-            ("epochs=3", "trainer.max_steps=5", "logger=wandb"),
-            ("logger has no option wandb; type '+logger.wandb={_target_: ",),
+            ("epochs=3", "trainer.max_steps=5", "logger=wandbb"),
+            ("logger has no option wandbb; did you mean wandb? Options: comet, csv, default, many, mlflow",),
         ),
         (
             ("epochs=3", "model.hidden_size=5"),
