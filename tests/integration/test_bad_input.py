@@ -55,7 +55,7 @@ def refused(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
         ("+optimzer.lr=1", "optimzer: is no group; did you mean optimizer?"),
         ("name=/tmp/x", "name: '/tmp/x' is not accepted"),
         ("name=", "name: '' is not accepted"),
-        ("~callbacks", "callbacks: was taken out, and a run needs an option of it: default, none"),
+        ("~callbacks", "callbacks: was taken out, and a run needs an option of it: default, ema, none"),
         ("~scheduler", "scheduler: was taken out, and a run needs an option of it: constant, cosine"),
         ("+callbacks.best=null", "callbacks.best: has no _target_: take it out with ~callbacks.best"),
         (
@@ -270,8 +270,8 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
             ("parameter_groups.no_decay.new cannot be set so", "batch.micro_sizes is unknown; did you mean batch.mi"),
         ),
         (
-            ("epochs=3", "trainer.max_steps=5", "logger=wandb"),
-            ("logger has no option wandb; type '+logger.wandb={_target_: ",),
+            ("epochs=3", "trainer.max_steps=5", "logger=wandbb"),
+            ("logger has no option wandbb; did you mean wandb? Options: comet, csv, default, many, mlflow",),
         ),
         (
             ("epochs=3", "model.hidden_size=5"),
