@@ -30,6 +30,7 @@ NEED_PATHS = {
     "data=shards": "data",
     "tokenizer=huggingface": "tokenizer",
     "tokenizer=tiktoken": "tokenizer",
+    "init_from=pretrained": "init_from",
 }
 NODES = [f"{group}={option}" for group, options in OPTIONS.items() for option in options if group not in NO_NODES]
 

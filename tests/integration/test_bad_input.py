@@ -263,7 +263,7 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
                 "optimizer has no option adam; did you mean adamw?",
             ),
         ),
-        (("callbacks=4",), ("callbacks has no option 4; Options: default, none",)),
+        (("callbacks=4",), ("callbacks has no option 4; Options: default, ema, none",)),
         (("++trust.new=1",), ("trust.new cannot be set so (invalid literal for int()",)),
         (
             ("++parameter_groups.no_decay.new=[]", "batch.micro_sizes=64"),
@@ -281,7 +281,7 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
             ("--learning-rate=3e-4",),
             ("--learning-rate is no flag; settings are written without dashes: optimizer.lr=3e-4",),
         ),
-        (("callbacks=null",), ("callbacks has no option null; did you mean none? Options: default, none",)),
+        (("callbacks=null",), ("callbacks has no option null; did you mean none? Options: default, ema, none",)),
     ],
     ids=[
         "values",
