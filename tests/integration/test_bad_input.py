@@ -265,9 +265,10 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
         ),
         (("callbacks=4",), ("callbacks has no option 4; Options: default, ema, none",)),
         (("++trust.new=1",), ("trust.new cannot be set so (invalid literal for int()",)),
-        (
+        pytest.param(
             ("++parameter_groups.no_decay.new=[]", "batch.micro_sizes=64"),
             ("parameter_groups.no_decay.new cannot be set so", "batch.micro_sizes is unknown; did you mean batch.mi"),
+            marks=pytest.mark.slow,
         ),
         (
             ("epochs=3", "trainer.max_steps=5", "logger=wandbb"),

@@ -91,21 +91,17 @@ SLOW = pytest.mark.slow
 Kill = tuple[str, str]  # who, and in which phase
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "kills"),
     [
         (RANKS, [("launcher", "training")]),
-        *(
-            pytest.param(more, kills, marks=SLOW)
-            for more, kills in (
-                (WORKERS, [("worker", "training")]),
-                (RANKS, [("launcher", "saving"), ("rank 0", "training"), ("launcher", "validation")]),
-                (RANKS, [("rank 1", "validation")]),
-                (RANKS, [("rank 1", "saving"), ("rank 0", "validation"), ("rank 1", "training")]),
-                ((*RANKS, *WORKERS), [("worker", "training"), ("launcher", "training"), ("rank 0", "saving")]),
-                (WORKERS, [("worker", "saving"), ("launcher", "training"), ("worker", "validation")]),
-            )
-        ),
+        (WORKERS, [("worker", "training")]),
+        (RANKS, [("launcher", "saving"), ("rank 0", "training"), ("launcher", "validation")]),
+        (RANKS, [("rank 1", "validation")]),
+        (RANKS, [("rank 1", "saving"), ("rank 0", "validation"), ("rank 1", "training")]),
+        ((*RANKS, *WORKERS), [("worker", "training"), ("launcher", "training"), ("rank 0", "saving")]),
+        (WORKERS, [("worker", "saving"), ("launcher", "training"), ("worker", "validation")]),
     ],
 )
 def test_all_end_and_the_next_start_goes_on(

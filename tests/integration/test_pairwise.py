@@ -91,7 +91,7 @@ def test_an_invalid_pair_is_refused_by_name(pair: tuple[str, str], run: Callable
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: ",".join(name.partition("=")[2] for name in row))
-@pytest.mark.usefixtures("fresh_compiler", "memory_is_counted")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_every_pair_trains(row: list[str], run: Callable[..., Path]) -> None:
     if "precision=fp16-mixed" in row:  # which overflows on purpose while it looks for its scale: an anomaly
         row = [option for option in row if option != "debug=anomaly"]

@@ -147,7 +147,7 @@ FAR = ("data=shards", f"data.path={URL}", "data.shuffle_window=20", "data.attemp
 
 
 @pytest.mark.usefixtures("many_chunks")
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_store_that_goes_away_ends_the_run_in_one_line(
     num_workers: int, run: Callable[..., Path], text_corpus: Path, shards_dir: Path, tmp_path: Path, store: Store,
     capfd: pytest.CaptureFixture[str], tell: Callable[..., None],

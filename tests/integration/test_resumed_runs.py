@@ -77,11 +77,15 @@ def losses(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...,
     return train_as
 
 
-@pytest.mark.parametrize("crash_after", [4, 5])  # at a checkpoint, and one step later
 @pytest.mark.parametrize(
-    "overrides",
-    [(), ("precision=bf16-mixed", "optimizer=muon", "data.num_workers=1"), ("data=mixture", "dropout=none")],
-    ids=["default", "bf16 with workers", "mixture"],
+    ("crash_after", "overrides"),  # at a checkpoint, or one step later
+    [
+        (4, ()),
+        (5, ()),
+        (5, ("precision=bf16-mixed", "optimizer=muon", "data.num_workers=1")),
+        (5, ("data=mixture", "dropout=none")),
+    ],
+    ids=["default-4", "default-5", "bf16 with workers-5", "mixture-5"],
 )
 def test_bitwise_equal(crash_after: int, overrides: tuple[str, ...], losses: Callable[..., list[tuple[str, str]]],
                        tmp_path: Path) -> None:  # fmt: skip

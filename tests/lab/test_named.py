@@ -47,8 +47,9 @@ def test_it_is_a_sweep_of_minutes(name: str) -> None:
     assert 3 < minutes < 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("more", "status", "told"), [
-    pytest.param((), 0, "d48 flops=1.2e+12: 1 run(s)", marks=pytest.mark.slow),
+    ((), 0, "d48 flops=1.2e+12: 1 run(s)"),
     (("hydra.sweeper.smallest_effect=0.1",), 2, "hydra.sweeper.smallest_effect a scaling law compares with none"),
 ])  # fmt: skip
 def test_the_scaling_law_is_planned_by_its_own_sweeper(more: tuple[str, ...], status: int, told: str) -> None:

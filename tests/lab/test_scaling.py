@@ -50,6 +50,7 @@ def test_the_law_without_noise_is_found_exactly() -> None:
     assert (law.flops_coefficient, law.flops_exponent) == pytest.approx((6, 1), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_noisy_runs_of_the_published_law_are_inside_the_intervals() -> None:
     """95 % intervals of 7 quantities in 10 experiments: 70 hits at best, correlated within an experiment.
 
