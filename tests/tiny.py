@@ -45,7 +45,9 @@ _FEWER = {
     "trainer": ["auto", "cpu"],  # gpu and mps are refused here
     "compile": ["none", "block", "model"],
     "logger": ["csv", "default"],  # the others are services: tests/training/test_services.py
-    "strategy": OPTIONS["strategy"],
+    # these with one process; the others train by themselves, and on several processes in test_strategy_runs
+    "strategy": ["single", "ddp", "zero1", "fsdp", "tensor_parallel"],
+    "activation": ["gelu", "relu2", "swiglu"],  # plain and gated
     "precision": [option for option in OPTIONS["precision"] if option != "fp8"],  # refused here
 }
 PAIRED = {group: _FEWER.get(group, options) for group, options in OPTIONS.items() if group not in _LEFT_OUT}
