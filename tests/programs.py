@@ -1,6 +1,7 @@
 """train.py as a program of its own, and the processes that it starts."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from thunderhead.training.record import REPOSITORY
+
+
+def _hears() -> None:
+    """Background jobs of a shell ignore Ctrl-C, those of nohup the end of the terminal, and so would all they start."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def start(*command: str) -> subprocess.Popen[str]:
@@ -21,6 +28,7 @@ def start(*command: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=_hears,  # noqa: PLW1509
     )
 
 
