@@ -12,7 +12,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +148,7 @@ def options(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF_DIR / group).glob("*.yaml"))
 
 
-@functools.cache  # a report asks for each of its arms
-def values_of(group: str, option: str) -> Mapping[str, Any]:
+def values_of(group: str, option: str) -> Config:
     """An option's values as its file has them, with those of the files of its group that it is made from."""
     own = read_yaml(CONF_DIR / group / f"{option}.yaml") or {}
     bases = [base for base in own.pop("defaults", []) if isinstance(base, str) and base != "_self_"]

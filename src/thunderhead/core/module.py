@@ -115,6 +115,10 @@ def inputs_and_targets(batch_BT1: Tensor) -> tuple[Tensor, Tensor]:
     return inputs_BT, batch_BT1.masked_fill(unasked_BT1, IGNORED_TARGET)[:, 1:]
 
 
+class NoAverageError(ValueError):
+    """A checkpoint holds no averaged weights."""
+
+
 class LanguageModel(LightningModule):
     """Next-token prediction on batches of `(B, T+1)` token ids; see `inputs_and_targets` for negative ones.
 
@@ -171,7 +175,7 @@ class LanguageModel(LightningModule):
     ) -> Self:
         """The model of a checkpoint, which holds all that is needed; ready to use, not compiled.
 
-        `averaged`: with the averaged weights in it, of callbacks=ema; ValueError if there are none.
+        `averaged`: with the averaged weights in it, of callbacks=ema; NoAverageError if there are none.
         Raises ConfigError if it is of components that this installation does not have: `trust` them first.
         """
         content = torch.load(path, map_location=map_location, weights_only=True)
@@ -180,7 +184,7 @@ class LanguageModel(LightningModule):
         model = cls(ModelSpec.of(settings.pop("config")), **settings, **kwargs)
         model.configure_model()
         if averaged and not content.get("averaged"):
-            raise ValueError(f"averaged=true: {path} holds no averaged weights, which are those of callbacks=ema")
+            raise NoAverageError(f"averaged=true: {path} holds no averaged weights, which are those of callbacks=ema")
         weights = content["state_dict"] | (content["averaged"] if averaged else {})
         model.load_state_dict(weights, strict=False)  # validation's own metrics are not part of it
         return model

@@ -142,7 +142,7 @@ class EqualTime(_BySteps):
 
 def with_steps(config: Config, steps: int) -> Config:
     """A configuration that trains for a number of steps, whatever its budget was."""
-    return {**config, "budget": {**values_of("budget", "steps"), "steps": steps}}
+    return {**config, "budget": values_of("budget", "steps") | {"steps": steps}}
 
 
 def measuring_run(config: Config, steps: int) -> Config:

@@ -1,6 +1,5 @@
 """`python compare.py verify=<folder>`: train one run of a report again, and see whether it gets the recorded losses."""
 
-import csv
 import random
 import subprocess
 import sys
@@ -8,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from thunderhead.command_line import remove_if_empty
-from thunderhead.core.config import ConfigError, Problem, read_mapping, set_value
+from thunderhead.core.config import Config, ConfigError, Problem
 from thunderhead.core.environment import of_record
 from thunderhead.core.trust import refuse_unknown_variables, refuse_untrusted
 from thunderhead.lab.arms import Arm, warnings
 from thunderhead.lab.jobs import Job, prepare_start
 from thunderhead.lab.runs import Run, read_runs
 from thunderhead.terminal import say
+from thunderhead.training import record
 
 COUNTED = ("train/loss", "val/loss")
 
@@ -37,8 +37,8 @@ def verify(reported: Path, folder: Path) -> int:
         remove_if_empty(folder)
         return status
     (again,) = read_runs([folder])
-    different = [loss for loss in _losses(drawn, again) if loss[2] != loss[3]]
-    n = len(list(_losses(drawn, drawn)))
+    losses = list(_losses(drawn, again))
+    n, different = len(losses), [loss for loss in losses if loss[2] != loss[3]]
     if not different:
         say(f"Verified: all {n:,} losses of {drawn.folder} came out again, equal to the last bit")
         return 0
@@ -54,19 +54,16 @@ def verify(reported: Path, folder: Path) -> int:
 def _reported(folder: Path) -> list[Run]:
     """The runs of a report: those below its folder, or those that its results.csv names."""
     if (results := folder / "results.csv").is_file() and not any(folder.rglob("plan.json")):
-        with results.open(newline="", encoding="utf-8") as file:
-            return read_runs(row["folder"] for row in csv.DictReader(file) if row.get("folder"))
+        return read_runs(row["folder"] for row in record.read_rows(results)[1] if row.get("folder"))
     return read_runs([folder])
 
 
-def _configuration(run: Run) -> dict[str, object]:
+def _configuration(run: Run) -> Config:
     """As recorded, on the shards that it was trained on."""
     refuse_untrusted(run.config)
     config = of_record({**run.config, "trust": [], "resume": None})
     refuse_unknown_variables(config)
-    if "shards_key" in config["data"]:
-        config = set_value(config, "data.shards_key", read_mapping(run.folder / "data.json", "verify").get("key"))
-    return dict(config)
+    return record.with_its_shards(config, run.folder, "verify")
 
 
 def _losses(before: Run, now: Run) -> Iterator[tuple[int, str, float, float]]:

@@ -16,7 +16,7 @@ from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, build, factory, first_line, read_mapping
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import GROUPS, LanguageModel
+from thunderhead.core.module import GROUPS, LanguageModel, NoAverageError
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.tokenizer import load_tokenizer as load_kind
 from thunderhead.core.trust import trust_typed
@@ -82,9 +82,7 @@ def load_model(weights: Path, averaged: bool) -> LanguageModel:
     """The model of a checkpoint, on the CPU; raises ConfigError if averaged weights are asked for and not there."""
     try:
         return LanguageModel.load_from_checkpoint(weights, averaged=averaged)
-    except ValueError as error:
-        if not str(error).startswith("averaged=true"):
-            raise
+    except NoAverageError as error:
         raise ConfigError([Problem("", str(error))]) from error
 
 

@@ -72,13 +72,13 @@ def evaluate(config: DictConfig) -> dict[str, dict[str, float]]:
         raise ConfigError([Problem("stride", limit)])
     _ask(built, "connect")  # it may download: only when all is well on this machine
     results = _score_sources(loaded, built, resolved)
-    if resolved["json"] is False and results:
+    if results and not resolved["json"]:
         _show(results)
     if evaluate_tasks is not None:
         with loaded.autocast():
             found = evaluate_tasks(loaded)
         _keep(resolved, found)
-        if resolved["json"] is False:
+        if not resolved["json"]:
             _show_tasks(found)
         results |= found
     if resolved["json"]:

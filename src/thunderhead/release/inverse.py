@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from thunderhead.core import choices
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem, first_line, set_value, show, values_of
 from thunderhead.core.model.decoder import Decoder
@@ -90,21 +91,13 @@ def reference(source: Source, options: Options) -> Decoder:
     """The decoder of the options and of nothing else, on the meta device."""
     config = {
         "model": values_of("model", "nano"),
-        **{group: values_of(group, _DEFAULTS[group]) for group in COMPONENTS},
+        **{group: values_of(group, choices.defaults()[group]) for group in COMPONENTS},
     }
     config["parametrization"] = values_of("parametrization", "standard")
     for path, value in options.items():
         config = set_value(config, path, value) if "." in path else {**config, path: values_of(path, value)}
     with torch.device("meta"):
         return build_decoder(config, source.config.vocab_size, None)
-
-
-_DEFAULTS: dict[str, str] = {
-    group: option
-    for entry in configuration.read_yaml(configuration.CONF_DIR / "train.yaml")["defaults"]
-    if isinstance(entry, dict)
-    for group, option in entry.items()
-}
 
 
 class _Reader:

@@ -16,7 +16,7 @@ from thunderhead.core.tokenizer import EOS, Tokenizer
 from thunderhead.core.trust import trust_typed
 from thunderhead.core.types import PathText, PositiveInt
 from thunderhead.training import record
-from thunderhead.training.resume import CHECKPOINTS, recorded_config, with_its_shards
+from thunderhead.training.resume import CHECKPOINTS, recorded_config
 
 
 def settings(
@@ -43,7 +43,7 @@ def text_of_batch(config: DictConfig) -> str:
     shown = range(first, first + min(per_step, resolved["sequences"] or per_step))
     sizes, found = {"context_length": plan["tokens_per_step"] // per_step, "sequences_per_step": per_step}, Problems()
     with found.collect():
-        data = _data(with_its_shards(recorded, folder), **sizes)
+        data = _data(record.with_its_shards(recorded, folder), **sizes)
         data.trainer = SimpleNamespace(max_steps=steps)  # type: ignore[assignment]
         dataset: Any = data.train_dataset(steps)
         tokens_BT1 = dataset.__getitems__([*shown])

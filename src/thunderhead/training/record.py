@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from thunderhead import disk
-from thunderhead.core.config import read_mapping
+from thunderhead.core.config import Config, read_mapping, set_value
 from thunderhead.core.environment import hidden
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -54,6 +54,16 @@ def take_over(run_dir: Path) -> None:
 def discard(run_dir: Path) -> None:
     """Forget staged files."""
     shutil.rmtree(run_dir / STAGED, ignore_errors=True)
+
+
+def with_its_shards(config: Config, run_dir: Path, where: str = "resume") -> Config:
+    """The configuration of a run, with its data from the shards that it began with, whatever became of their text.
+
+    Raises ConfigError for the setting `where` if the record is damaged.
+    """
+    if "shards_key" not in config["data"]:
+        return config
+    return set_value(config, "data.shards_key", read_mapping(run_dir / "data.json", where).get("key"))
 
 
 def surroundings() -> dict[str, Any]:

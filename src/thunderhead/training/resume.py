@@ -269,14 +269,7 @@ def resumed_config(checkpoint: Path, typed: DictConfig) -> Config:
     changed = [path for path, *_ in differences(before, recorded(config))]
     if any(path.startswith(SHARDS_DEPEND_ON) for path in changed):
         return set_value(config, "data.shards_key", None) if config["data"].get("shards_key") else config
-    return config if "data.shards_key" in changed else with_its_shards(config, folder)
-
-
-def with_its_shards(config: Config, run_dir: Path) -> Config:
-    """The configuration of a run, with its data from the shards that it began with, whatever became of their text."""
-    if "shards_key" not in config["data"]:
-        return config
-    return set_value(config, "data.shards_key", read_mapping(run_dir / "data.json", "resume").get("key"))
+    return config if "data.shards_key" in changed else record.with_its_shards(config, folder)
 
 
 def recorded_config(run_dir: Path, where: str = "resume") -> Config:
