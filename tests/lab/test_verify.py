@@ -4,39 +4,41 @@ import csv
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 from simulated import write_arms
 
 from thunderhead.core.config import ConfigError
-from thunderhead.lab.verify import verify
+from thunderhead.lab.runs import read_runs
+from thunderhead.lab.verify import tell_differences, verify
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_same_losses_or_which_are_not(run: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_same_losses(run: Callable[..., Path], tmp_path: Path) -> None:
     recorded = run("budget.steps=4", "dropout=gpt2")
     with (tmp_path / "results.csv").open("w", newline="") as file:  # a report names its runs
         csv.writer(file).writerows([["arm", "folder"], ["one", recorded]])
-
-    def verified(reported: Path, name: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "compare.py", f"verify={reported}", f"hydra.run.dir={tmp_path / name}"]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    found = verified(tmp_path, "first")
+    command = [sys.executable, "compare.py", f"verify={tmp_path}", f"hydra.run.dir={tmp_path / 'again'}"]
+    found = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
     assert f"losses of {recorded} came out again, equal to the last bit" in found.stdout
-    assert (tmp_path / "first" / "summary.json").is_file()
+    assert (tmp_path / "again" / "summary.json").is_file()
 
-    metrics = (recorded / "metrics.csv").read_text()
-    with (recorded / "metrics.csv").open(newline="") as file:
-        (loss,) = [row["train/loss"] for row in csv.DictReader(file) if row["step"] == "3"]
-    (recorded / "metrics.csv").write_text(metrics.replace(loss, repr(float(loss) + 1e-6)))
-    found = verified(recorded, "second")
-    assert found.returncode == 1, found.stdout + found.stderr
-    assert f"of {recorded} differ, by" in found.stdout
-    assert f"first at step 3: train/loss was {float(loss) + 1e-6!r}, and is {float(loss)!r} now" in found.stdout
+
+def test_losses_that_differ(run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (drawn,) = read_runs([run("budget.steps=4")])
+    changed = deepcopy(drawn)
+    (row,) = [row for row in changed.rows if row["step"] == 3]
+    loss = row["train/loss"]
+    row["train/loss"] += 1e-6
+    capsys.readouterr()
+    assert tell_differences(changed, drawn) == 1
+    told = capsys.readouterr().out
+    assert f"Not the same: 1 of {len(drawn.rows) + 1} losses of {drawn.folder} differ, by 1e-06 at most" in told
+    assert f"first at step 3: train/loss was {loss + 1e-6!r}, and is {loss!r} now" in told
 
 
 def test_nothing_to_verify(tmp_path: Path) -> None:
@@ -51,4 +53,12 @@ def test_a_record_is_not_trusted(run: Callable[..., Path], tmp_path: Path) -> No
     config = recorded / "config.yaml"
     config.write_text(config.read_text().replace("thunderhead.core.model.decoder.Decoder", "os.system"))
     with pytest.raises(ConfigError, match=r"_target_: os\.system is not called"):
+        verify(recorded, tmp_path / "out")
+
+
+def test_a_damaged_record_is_told(run: Callable[..., Path], tmp_path: Path) -> None:
+    recorded = run()
+    config = recorded / "config.yaml"
+    config.write_text(config.read_text() + "\nmore: ${oc.env:SEED} ${budget.steps}\n")
+    with pytest.raises(ConfigError, match=r"^verify: .* is more than a text with environment variables"):
         verify(recorded, tmp_path / "out")

@@ -13,6 +13,8 @@ from thunderhead.core.model.decoder import Decoder
 from thunderhead.corpus.text_data import TextData
 from thunderhead.training.record import MetricsCsv
 
+pytestmark = pytest.mark.usefixtures("memory_is_counted")
+
 
 class Idle(Callback):
     """Does nothing."""

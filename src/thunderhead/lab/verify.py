@@ -37,6 +37,11 @@ def verify(reported: Path, folder: Path) -> int:
         remove_if_empty(folder)
         return status
     (again,) = read_runs([folder])
+    return tell_differences(drawn, again)
+
+
+def tell_differences(drawn: Run, again: Run) -> int:
+    """Print whether a run has the losses of the one before it; 0 if all are equal to the last bit."""
     losses = list(_losses(drawn, again))
     n, different = len(losses), [loss for loss in losses if loss[2] != loss[3]]
     if not different:
@@ -61,7 +66,10 @@ def _reported(folder: Path) -> list[Run]:
 def _configuration(run: Run) -> Config:
     """As recorded, on the shards that it was trained on."""
     refuse_untrusted(run.config)
-    config = of_record({**run.config, "trust": [], "resume": None})
+    try:
+        config = of_record({**run.config, "trust": [], "resume": None})
+    except ValueError as error:  # of one that was edited
+        raise ConfigError([Problem("verify", f"{run.folder}: {error}")]) from error
     refuse_unknown_variables(config)
     return record.with_its_shards(config, run.folder, "verify")
 
