@@ -1,0 +1,60 @@
+"""Half the time to start: torchmetrics, which Lightning imports, is imported without SciPy and Transformers.
+
+Where they are installed it imports both, for metrics of audio and of generated text, and has no switch for it: that
+takes longer than all else of `import lightning` (docs/performance.md). A program that needs those
+metrics imports torchmetrics before thunderhead.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from unittest.mock import patch
+
+LEFT_OUT = ("scipy", "transformers")
+
+
+class LeanTorchmetrics(MetaPathFinder):
+    """Put into sys.meta_path: finds torchmetrics once, and leaves all else to the finders behind it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "torchmetrics":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_lean(module: ModuleType) -> None:
+                with _left_out():
+                    execute(module)
+
+            spec.loader.exec_module = execute_lean  # type: ignore[method-assign]
+        return spec
+
+
+@contextmanager
+def _left_out() -> Iterator[None]:
+    """As if what is not imported yet were not installed, for `import` and for the flags by which torchmetrics asks."""
+    from lightning_utilities.core.imports import RequirementCache
+
+    absent = [name for name in LEFT_OUT if name not in sys.modules]
+    is_available = RequirementCache.__bool__
+
+    def is_there(flag: RequirementCache) -> bool:
+        if (flag.requirement or "").startswith(tuple(absent)):
+            flag.available = False  # and stays so: what needs it was not imported
+        return is_available(flag)
+
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type] # None: importing it fails
+    try:
+        with patch.object(RequirementCache, "__bool__", is_there):
+            yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
