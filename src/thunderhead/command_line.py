@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -170,6 +171,9 @@ def _run(main: Callable[[], Any], config_name: str, expand: Mapping[str, str]) -
     sys.argv[1:] = repeated_sweep(sorted(sys.argv[1:], key=lambda argument: argument not in BARE_FLAGS))
     if problems := suggestions.no_flags(sys.argv[1:], config_name):
         _refuse(problems)
+    if not {"-h", "--help"}.isdisjoint(sys.argv):
+        # For each group that it lists, Hydra would copy what it knows of the search path: most of the time help takes.
+        CachingConfigRepository.__init__ = _uncopied  # type: ignore[method-assign]
     end_with_launcher()
     with_frames = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for, or by a launcher that tells what ranks say
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands every error to us
@@ -190,6 +194,10 @@ def _run(main: Callable[[], Any], config_name: str, expand: Mapping[str, str]) -
             raise
         _tell(error, config_name)
         raise
+
+
+def _uncopied(repository: CachingConfigRepository, delegate: IConfigRepository) -> None:
+    repository.delegate, repository.cache = delegate, {}
 
 
 def _tell(error: Exception, config_name: str) -> None:
