@@ -173,7 +173,7 @@ def _run(main: Callable[[], Any], config_name: str, expand: Mapping[str, str]) -
         _refuse(problems)
     if not {"-h", "--help"}.isdisjoint(sys.argv):
         # For each group that it lists, Hydra would copy what it knows of the search path: most of the time help takes.
-        CachingConfigRepository.__init__ = _uncopied  # type: ignore[method-assign]
+        CachingConfigRepository.__init__ = _uncopied  # type: ignore[assignment,method-assign]
     end_with_launcher()
     with_frames = os.environ.get("HYDRA_FULL_ERROR") == "1"  # asked for, or by a launcher that tells what ranks say
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands every error to us
