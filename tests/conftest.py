@@ -19,6 +19,7 @@ import tiny as tiny_runs
 from object_store import SECRETS, Store
 from thunderhead.core import config
 from thunderhead.corpus import object_storage as storage
+from thunderhead.lab.composing import groups_composed_once
 from thunderhead.training import memory
 from tiny import tiny, train_here
 
@@ -35,6 +36,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
     torch.set_num_threads(1)  # tiny models: threads cost more than they do, and pytest-xdist has the cores
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _groups_composed_once() -> Iterator[None]:
+    """Composing took most of the time of a tiny run."""
+    with groups_composed_once():
+        yield
 
 
 @pytest.fixture
@@ -67,13 +75,13 @@ def _no_process_group() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def text_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of about 200 KB of text: made-up prose, the same everywhere, in 100 files."""
+    """A folder of about 200 KB of text: made-up prose, the same everywhere, in 300 files."""
     folder = tmp_path_factory.mktemp("corpus")
     draw = random.Random(0)
     words = ["".join(draw.choices("etaoinshrdlucmfwypvbgk", k=draw.randint(1, 9))) for _ in range(500)]
     frequency = [1 / rank for rank in range(1, len(words) + 1)]  # Zipf
-    for index in range(100):
-        lines = [" ".join(draw.choices(words, frequency, k=10)).capitalize() + "." for _ in range(45)]
+    for index in range(300):
+        lines = [" ".join(draw.choices(words, frequency, k=10)).capitalize() + "." for _ in range(15)]
         (folder / f"{index:03}.txt").write_text("\n".join(lines) + "\n")
     return folder
 

@@ -85,7 +85,9 @@ class ThunderheadSweeper(Sweeper):
         return plain(composed)
 
     def sweep(self, arguments: list[str]) -> Any:
-        with disk.told():
+        from thunderhead.lab.composing import groups_composed_once
+
+        with disk.told(), groups_composed_once():
             status = self.run(arguments)
         if status:
             sys.exit(status)
