@@ -23,6 +23,7 @@ from thunderhead.lab import figures
 from thunderhead.lab.analysis import analyse
 from thunderhead.lab.report import show_ranking, write_report
 from thunderhead.lab.runs import Failure, Run, read_runs
+from thunderhead.training import record
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LOSSES = {
@@ -140,10 +141,28 @@ def test_results_csv_has_a_row_a_run(report: Path) -> None:
 
 
 def test_the_figures_are_pictures(report: Path) -> None:
-    files = sorted((report.parent / "figures").iterdir())
+    files = sorted((report.parent / "figures").glob("*.png"))
     assert [file.name for file in files] == ["curves.png", "differences.png", "pareto.png", "results.png"]
     for file in files:
         assert imread(file).std() > 0.05  # something is drawn
+
+
+def test_the_figures_are_tables_too(report: Path) -> None:
+    for file in (report.parent / "figures").glob("*.png"):
+        assert f'href="figures/{file.stem}.csv"' in report.read_text()
+    drawn = record.read_rows(report.parent / "figures" / "results.csv")[1]
+    (panel, *_) = {row["panel"]: None for row in drawn}
+    for name, losses in LOSSES.items():
+        arm = name.partition("=")[2]
+        seeds, mean, (low, high) = (
+            [float(row["x"]) for row in drawn if (row["panel"], row["series"]) == (panel, f"{arm}: {what}")]
+            for what in ("seeds", "mean", "mean: interval")
+        )
+        assert (seeds, mean) == (pytest.approx(losses), [pytest.approx(np.mean(losses))])
+        assert low < min(losses) < max(losses) < high
+    curves = record.read_rows(report.parent / "figures" / "curves.csv")[1]
+    assert {row["panel"] for row in curves} == {"tokens", "FLOPs", "seconds of training"}
+    assert {"mha", "mha: lowest to highest", "mha: validation"} <= {row["series"] for row in curves}
 
 
 def test_tensorboard_finds_the_hyperparameters(report: Path) -> None:
@@ -165,7 +184,9 @@ def test_writing_again_replaces(tmp_path: Path) -> None:
     (tmp_path / "out" / "hparams" / "notes.txt").write_text("mine")
     path = write_report(tmp_path / "out", runs[:1])
     assert "There is nothing to compare: one arm has finished." in path.read_text()
-    assert [file.name for file in sorted((tmp_path / "out" / "figures").iterdir())] == ["curves.png", "results.png"]
+    assert sorted(file.name for file in (tmp_path / "out" / "figures").iterdir()) == [
+        *("curves.csv", "curves.png", "results.csv", "results.png")
+    ]
     assert len(list((tmp_path / "out" / "hparams").rglob("events*"))) == 1
     assert (tmp_path / "out" / "hparams" / "notes.txt").read_text() == "mine"
 

@@ -35,8 +35,22 @@ def results(analysis: Analysis) -> Figure:
 
     def row(axes: Axes, name: str, values: list[float], mean: float, interval: Interval | None) -> None:
         y = heights[name]
-        axes.plot(values, [y - 0.18] * len(values), ls="", **looks[name].of_marks, alpha=0.45, markersize=4.5)
-        bars: Any = {"xerr": _bars(mean, interval), "elinewidth": 2, "capsize": 4, "capthick": 2}
+        axes.plot(
+            values,
+            [y - 0.18] * len(values),
+            ls="",
+            **looks[name].of_marks,
+            alpha=0.45,
+            markersize=4.5,
+            label=f"_{name}: seeds",
+        )
+        bars: Any = {
+            "xerr": _bars(mean, interval),
+            "elinewidth": 2,
+            "capsize": 4,
+            "capthick": 2,
+            "label": f"_{name}: mean",
+        }
         axes.errorbar([mean], [y], ls="", **looks[name].of_marks, markersize=8, **bars)
 
     for arm in arms:
@@ -61,12 +75,12 @@ def _bars(mean: float, interval: Interval | None) -> list[list[float]] | None:
 
 
 def _draw_band(
-    axes: Axes, its: Look, curves: Sequence[Curve], axis: str, end: float, *, alpha: float, **line: Any
+    axes: Axes, its: Look, curves: Sequence[Curve], axis: str, end: float, *, name: str, alpha: float, **line: Any
 ) -> list[float]:
     """Draw the mean of curves, and a band from the lowest to the highest; gives the heights after the warm-up."""
     x, mean, low, high = band(curves, axis, end)
-    axes.plot(x, mean, **its.of_line, markevery=max(1, len(x) // 8), **line)
-    axes.fill_between(x, low, high, color=its.colour, alpha=alpha, linewidth=0)
+    axes.plot(x, mean, **its.of_line, markevery=max(1, len(x) // 8), **{"label": f"_{name}", **line})
+    axes.fill_between(x, low, high, color=its.colour, alpha=alpha, linewidth=0, label=f"_{name}: lowest to highest")
     return [*low[x >= WARM_UP * end], *high[x >= WARM_UP * end]]
 
 
@@ -85,12 +99,13 @@ def curves(analysis: Analysis) -> Figure:
         for arm in analysis.arms:
             its = _looks(analysis)[arm.name]
             if trained[arm.name] and by_tokens:
-                drawn += _draw_band(axes, its, trained[arm.name], axis, end, alpha=0.15)
+                drawn += _draw_band(axes, its, trained[arm.name], axis, end, name=arm.name, alpha=0.15)
             validated = [c for run in arm.runs.values() if (c := analysis.validation_curve(run)).tokens.size]
             if validated and len({len(curve.loss) for curve in validated}) == 1:
                 at, loss = (np.mean([getattr(curve, name) for curve in validated], axis=0) for name in (axis, "loss"))
                 line = "none" if by_tokens else its.line
-                axes.plot(at, loss, **its.of_marks, linestyle=line, markersize=7, markeredgecolor="white")
+                style: Any = {"linestyle": line, "markersize": 7, "markeredgecolor": "white"}
+                axes.plot(at, loss, **its.of_marks, **style, label=f"_{arm.name}: validation")
                 drawn += list(loss[at >= WARM_UP * end])
             axes.plot([], [], **its.of_line, marker=its.marker, label=arm.name)
         axes.set_xlabel(label)
@@ -121,7 +136,8 @@ def differences(analysis: Analysis) -> Figure | None:
         paired = [found for ours, theirs in curves if (found := _difference(ours, theirs)).tokens.size]
         if paired:
             its, end = _looks(analysis)[arm.name], max(float(curve.tokens[-1]) for curve in paired)
-            drawn += _draw_band(axes, its, paired, "tokens", end, alpha=0.18, marker=its.marker, label=arm.name)
+            style: Any = {"name": arm.name, "alpha": 0.18, "marker": its.marker, "label": arm.name}
+            drawn += _draw_band(axes, its, paired, "tokens", end, **style)
     if not drawn:
         return None
     margin = 0.1 * (max(*drawn, 0) - min(*drawn, 0)) or 0.01
@@ -176,7 +192,8 @@ def learning_rates(analysis: Analysis) -> Figure | None:
             its, best = looks[line], min(points, key=lambda point: point[1])
             label = f"{line or 'loss'}: best {best[0]:.2g}"
             axes.plot(*zip(*points, strict=True), **its.of_line, marker=its.marker, markersize=5, label=label)
-            axes.plot(*best, ls="", **its.of_marks, markersize=12, markeredgecolor="#000000")
+            star: Any = {"markersize": 12, "markeredgecolor": "#000000", "label": f"_{line or 'loss'}: best"}
+            axes.plot(*best, ls="", **its.of_marks, **star)
         axes.set_xscale("log", base=2)
         rates = sorted({rate for points in lines.values() for rate, _ in points})
         axes.set_xticks(rates, [f"{rate:.2g}" for rate in rates])
@@ -221,7 +238,7 @@ def pareto(analysis: Analysis) -> Figure | None:
     for axes, (label, cost) in zip(axes_of, shown.items(), strict=True):
         arms = [arm for arm in analysis.ranking if arm.name in cost]
         points = [(cost[arm.name], analysis.mean(arm)) for arm in arms]
-        line: Any = {"color": "#999999", "linewidth": 1.2, "zorder": 0, "drawstyle": "steps-post"}
+        line: Any = {"color": "#999999", "linewidth": 1.2, "zorder": 0, "drawstyle": "steps-post", "label": "_front"}
         axes.plot(*zip(*pareto_front(points), strict=True), **line)
         for arm, (x, y) in zip(arms, points, strict=True):
             its = _looks(analysis)[arm.name]

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from thunderhead import disk
-from thunderhead.lab import looks
+from thunderhead.lab import drawn, looks
 from thunderhead.lab.runs import Failure
 from thunderhead.lab.statistics import Interval, signed
 
@@ -59,7 +59,7 @@ def write(
     left_out: Sequence[Failure],
     **content: Any,
 ) -> Path:
-    """Write report.html from a template of this folder, and its figures as PNG files, in place of earlier ones.
+    """Write report.html from a template of this folder, and its figures as PNG and CSV files, in place of earlier ones.
 
     The page's subtitle gets date and program; `figures` holds by file name what a figure shows, and what draws it `of`
     what was found, if anything was; `left_out` runs that have no result; `content` what else the template takes.
@@ -70,10 +70,12 @@ def write(
         for name, (caption, draw) in figures.items():
             file = folder / "figures" / f"{name}.png"
             file.unlink(missing_ok=True)
+            file.with_suffix(".csv").unlink(missing_ok=True)
             if of is None or (figure := draw(of)) is None:
                 continue
             with disk.naming(file):
                 figure.savefig(file, dpi=150)
+            drawn.write_csv(file.with_suffix(".csv"), figure)
             svg = io.BytesIO()  # for the page, where it stays sharp on paper
             figure.savefig(svg, format="svg", metadata={"Date": None})
             source = f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"

@@ -254,7 +254,14 @@ def _draw_isoflop(fit: Fit) -> Figure:
         if power := fit.isoflop.powers.get(exponent):
             by_parabolas = power.coefficient * budgets**power.exponent
             axes.plot(budgets, by_parabolas, "--", color=COLOURS[0], label="approach 2: parabolas")
-        axes.plot([p.flops for p in good], [getattr(p, name) for p in good], "*", color=COLOURS[0], markersize=11)
+        axes.plot(
+            [p.flops for p in good],
+            [getattr(p, name) for p in good],
+            "*",
+            color=COLOURS[0],
+            markersize=11,
+            label="_lowest",
+        )
         axes.set(xlabel="training FLOPs C", ylabel=label)
         _logarithmic(axes, "both")
     others[0].legend(fontsize=9)
@@ -269,9 +276,17 @@ def _draw_budget(axes: Axes, parabola: Parabola, index: int) -> None:
     if parabola.coefficients:
         line = np.geomspace(sizes.min(), sizes.max(), 60)
         style = ":" if parabola.problem else "-"
-        axes.plot(line, np.polyval(parabola.coefficients, np.log(line)), style, color=its.colour, linewidth=1.3)
+        axes.plot(
+            line,
+            np.polyval(parabola.coefficients, np.log(line)),
+            style,
+            color=its.colour,
+            linewidth=1.3,
+            label=f"_{parabola.flops:.2g}: parabola",
+        )
     if not parabola.problem:
-        axes.plot([parabola.parameters], [parabola.loss], "*", color=its.colour, markersize=14, markeredgecolor="black")
+        star: Any = {"color": its.colour, "markersize": 14, "markeredgecolor": "black"}
+        axes.plot([parabola.parameters], [parabola.loss], "*", **star, label=f"_{parabola.flops:.2g}: lowest")
 
 
 def _draw_contours(fit: Fit) -> Figure:
@@ -312,12 +327,14 @@ def _draw_predictions(fit: Fit) -> Figure:
     left.plot(predicted, measured, "o", color=COLOURS[0], label="fitted")
     left.set(xlabel="predicted loss (nats)", ylabel="measured loss (nats)", title="Measured against predicted")
     right.axhline(0, color="#999999", linewidth=1)
-    right.plot([p.flops for p in fit.points], 100 * (measured / predicted - 1), "o", color=COLOURS[0])
+    right.plot([p.flops for p in fit.points], 100 * (measured / predicted - 1), "o", color=COLOURS[0], label="_fitted")
     right.set(xlabel="training FLOPs", ylabel="measured − predicted (%)")
     right.set_title("Misses; bars: 95 % prediction interval")
     for p in fit.predictions:
         low, high = (100 * (edge / p.loss - 1) for edge in p.interval)
-        right.errorbar([p.point.flops], [0], yerr=[[-min(low, 0)], [max(high, 0)]], color=MEASURED, capsize=5)
+        right.errorbar(
+            [p.point.flops], [0], yerr=[[-min(low, 0)], [max(high, 0)]], color=MEASURED, capsize=5, label="_held out"
+        )
     _draw_held_out(left, [(p.loss, p.point.loss) for p in fit.predictions])
     _draw_held_out(right, [(p.point.flops, 100 * p.error) for p in fit.predictions])
     _logarithmic(right, "x")
@@ -327,7 +344,7 @@ def _draw_predictions(fit: Fit) -> Figure:
 
 def _draw_held_out(axes: Axes, places: list[tuple[float, float]]) -> None:
     for index, place in enumerate(places):
-        label = None if index else "held out"
+        label = "_held out" if index else "held out"
         axes.plot(*place, "*", color=PREDICTED, markersize=16, markeredgecolor="black", linestyle="none", label=label)
 
 
