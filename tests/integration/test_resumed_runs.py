@@ -80,7 +80,7 @@ def losses(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...,
 @pytest.mark.parametrize(
     ("crash_after", "overrides"),  # at a checkpoint, or one step later
     [
-        (4, ()),
+        pytest.param(4, (), marks=pytest.mark.slow),
         (5, ()),
         (5, ("precision=bf16-mixed", "optimizer=muon", "data.num_workers=1")),
         (5, ("data=mixture", "dropout=none")),
@@ -361,7 +361,11 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("optimizer", CHANGED)
+SLOW = pytest.mark.slow
+CASES = [pytest.param(name, marks=[SLOW] if name in ("adafactor", "lion", "sgd") else []) for name in CHANGED]
+
+
+@pytest.mark.parametrize("optimizer", CASES)
 def test_changed_settings_of_the_optimizer_take_effect(
     optimizer: str, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -387,6 +391,7 @@ def test_changed_settings_of_the_optimizer_take_effect(
     assert rows_of(folder)[7:] != before[7:]
 
 
+@pytest.mark.slow
 def test_changed_settings_take_effect_when_sharded(
     text_corpus: Path, shards_dir: Path, run: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from thunderhead.core.config import read_mapping
 from thunderhead.training.record import REPOSITORY
 from tiny import tiny
@@ -55,6 +57,7 @@ def test_a_record_holds_no_secrets(
     assert read_mapping(run_dir / "summary.json")["steps"] == 4
 
 
+@pytest.mark.slow
 def test_a_sweep_holds_no_secrets(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> None:
     """Of runs on two devices each, which are started from files of their own."""
     sweep = tmp_path / "sweep"

@@ -29,7 +29,7 @@ def wait_for_steps(process: subprocess.Popen[str], run_dir: Path) -> None:
     [
         pytest.param(1, "process", [INT], marks=pytest.mark.slow),
         (1, "group", [TERM, TERM, INT]),  # with the loader's workers
-        (2, "process", [USR1, TERM]),
+        pytest.param(2, "process", [USR1, TERM], marks=pytest.mark.slow),
         (2, "rank 1", [HUP]),
         pytest.param(1, "process", [USR1, INT], marks=pytest.mark.slow),
         pytest.param(1, "process", [HUP], marks=pytest.mark.slow),
@@ -104,7 +104,7 @@ def test_a_signal_ends_a_long_validation(
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 3
 
 
-@pytest.mark.parametrize("number", [INT, TERM])
+@pytest.mark.parametrize("number", [INT, pytest.param(TERM, marks=pytest.mark.slow)])
 def test_a_signal_before_the_first_step_is_told_in_one_line(
     number: signal.Signals, text_corpus: Path, tmp_path: Path, tell: Callable[..., None]
 ) -> None:

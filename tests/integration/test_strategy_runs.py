@@ -160,13 +160,16 @@ def two_more(train: Train) -> dict[str, Ran]:
 
 
 @pytest.fixture(scope="module")
-def four(
-    train: Train, one: dict[str, Ran], two: dict[str, Ran], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Ran]:
-    folder = tmp_path_factory.mktemp("stopped")
+def four(train: Train, two: dict[str, Ran], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
     runs = {f"base {name}": (*options, *BASE) for name, options in FOUR.items()}
-    runs |= {"base fsdp": (*TWO["fsdp"], *BASE), "base zero1": (*ZERO1, *BASE)}
-    runs["fsdp → fsdp_tp"] = (cut(two["base fsdp"], folder / "fsdp"), *FOUR["fsdp_tp"])
+    runs["fsdp → fsdp_tp"] = (cut(two["base fsdp"], tmp_path_factory.mktemp("stopped") / "fsdp"), *FOUR["fsdp_tp"])
+    return train(4, runs)
+
+
+@pytest.fixture(scope="module")
+def four_more(train: Train, two: dict[str, Ran], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
+    folder = tmp_path_factory.mktemp("stopped")
+    runs = {"base fsdp": (*TWO["fsdp"], *BASE), "base zero1": (*ZERO1, *BASE)}
     runs["overflow fsdp_tp"] = (*FOUR["fsdp_tp"], *OVERFLOW)
     runs["zero1 → hsdp"] = (cut(two["base zero1"], folder / "zero1"), *FOUR["hsdp"])
     runs["tensor_parallel → hsdp"] = (cut(two["base tensor_parallel"], folder / "tp"), *FOUR["hsdp"])
@@ -201,38 +204,63 @@ def test_initial_weights_are_the_same_bit_for_bit(strategy: str, one: dict[str, 
     assert one["base"].said["initial_weights"] != one["rich"].said["initial_weights"]
 
 
-@pytest.mark.parametrize("name", ["base zero1", "base fsdp", "base fsdp_tp", "base hsdp"])
+@pytest.mark.parametrize("name", FOUR)
 def test_four_processes_train_as_one(name: str, one: dict[str, Ran], four: dict[str, Ran]) -> None:
-    reference = one[name.partition(" ")[0]]
-    assert_same(four[name], reference)
-    assert four[name].said["initial_weights"] == reference.said["initial_weights"]
+    assert_same(four[f"base {name}"], one["base"])
+    assert four[f"base {name}"].said["initial_weights"] == one["base"].said["initial_weights"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["base zero1", "base fsdp"])
+def test_four_processes_train_as_one_by_strategies_of_two(
+    name: str, one: dict[str, Ran], four_more: dict[str, Ran]
+) -> None:
+    assert_same(four_more[name], one["base"])
+    assert four_more[name].said["initial_weights"] == one["base"].said["initial_weights"]
+
+
+def assert_stored(ran: dict[str, Ran], one: dict[str, Ran], expected: dict[str, tuple[float, ...]]) -> None:
+    """Parts of one process' bytes of parameters, gradients and optimizer state: what is divided, among whom."""
+    for name, shares in expected.items():
+        for part, share in zip(("parameters", "gradients", "optimizer_state"), shares, strict=True):
+            # a little more: norms are whole under tensor parallelism
+            assert ran[f"base {name}"].said[part] / one["base"].said[part] == pytest.approx(share, rel=0.02)
 
 
 def test_what_a_rank_stores_falls_with_their_number(
     one: dict[str, Ran], two: dict[str, Ran], four: dict[str, Ran]
 ) -> None:
-    """Parts of one process' bytes of parameters, gradients and optimizer state: what is divided, among whom."""
-    expected = [
-        (two["base ddp"], 1, 1, 1),
-        (two["base zero1"], 1, 1, 1 / 2), (four["base zero1"], 1, 1, 0.346),  # its largest parameter
-        (two["base zero2"], 1, 1 / 2, 1 / 2),  # it keeps parameters gathered
-        (two["base fsdp"], 1 / 2, 1 / 2, 1 / 2), (four["base fsdp"], 1 / 4, 1 / 4, 1 / 4),
-        (four["base hsdp"], 1 / 2, 1 / 2, 1 / 2),
-        (two["base tensor_parallel"], 1 / 2, 1 / 2, 1 / 2), (four["base fsdp_tp"], 1 / 4, 1 / 4, 1 / 4),
-    ]  # fmt: skip
-    for run, *shares in expected:
-        for part, share in zip(("parameters", "gradients", "optimizer_state"), shares, strict=True):
-            # a little more: norms are whole under tensor parallelism
-            assert run.said[part] / one["base"].said[part] == pytest.approx(share, rel=0.02)
+    expected = {
+        "ddp": (1, 1, 1),
+        "zero1": (1, 1, 1 / 2),
+        "zero2": (1, 1 / 2, 1 / 2),  # it keeps parameters gathered
+        "fsdp": (1 / 2, 1 / 2, 1 / 2),
+        "tensor_parallel": (1 / 2, 1 / 2, 1 / 2),
+    }
+    assert_stored(two, one, expected)
+    assert_stored(four, one, {"hsdp": (1 / 2, 1 / 2, 1 / 2), "fsdp_tp": (1 / 4, 1 / 4, 1 / 4)})
 
 
-@pytest.mark.parametrize("n", [2, 4])
-def test_the_plan_knows_what_a_rank_of_zero1_stores(n: int, two: dict[str, Ran], four: dict[str, Ran]) -> None:
-    run = {2: two, 4: four}[n]["base zero1"]
+@pytest.mark.slow
+def test_what_one_of_four_ranks_stores(one: dict[str, Ran], four_more: dict[str, Ran]) -> None:
+    # of zero1 its largest parameter
+    assert_stored(four_more, one, {"zero1": (1, 1, 0.346), "fsdp": (1 / 4, 1 / 4, 1 / 4)})
+
+
+def assert_planned(run: Ran) -> None:
     planned = read_mapping(run.folder / "plan.json")["memory"]
     steps_of_each_parameter = 500  # bytes
     for part in ("parameters", "gradients", "optimizer_state"):
         assert planned[part] == pytest.approx(run.said[part], abs=steps_of_each_parameter)
+
+
+def test_the_plan_knows_what_a_rank_of_zero1_stores(two: dict[str, Ran]) -> None:
+    assert_planned(two["base zero1"])
+
+
+@pytest.mark.slow
+def test_the_plan_knows_what_one_of_four_ranks_of_zero1_stores(four_more: dict[str, Ran]) -> None:
+    assert_planned(four_more["base zero1"])
 
 
 def test_zero1_is_ddp_bit_for_bit(two: dict[str, Ran]) -> None:
@@ -259,19 +287,31 @@ def test_one_process_is_gone_on_with_by_two(name: str, one: dict[str, Ran], two:
     assert_same(two[name], one["base"])
 
 
-@pytest.mark.parametrize("name", ["fsdp → fsdp_tp", "zero1 → hsdp", "tensor_parallel → hsdp"])
-def test_two_processes_are_gone_on_with_by_four(name: str, one: dict[str, Ran], four: dict[str, Ran]) -> None:
-    assert_same(four[name], one["base"])
+def test_two_processes_are_gone_on_with_by_four(one: dict[str, Ran], four: dict[str, Ran]) -> None:
+    assert_same(four["fsdp → fsdp_tp"], one["base"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero1 → hsdp", "tensor_parallel → hsdp"])
+def test_other_two_processes_are_gone_on_with_by_four(
+    name: str, one: dict[str, Ran], four_more: dict[str, Ran]
+) -> None:
+    assert_same(four_more[name], one["base"])
 
 
 @pytest.mark.slow
 def test_layouts_take_over_from_one_another(
-    train: Train, one: dict[str, Ran], two: dict[str, Ran], four: dict[str, Ran], tmp_path: Path
+    train: Train,
+    one: dict[str, Ran],
+    two: dict[str, Ran],
+    four: dict[str, Ran],
+    four_more: dict[str, Ran],
+    tmp_path: Path,
 ) -> None:
     """On two processes, from two and from four."""
     stopped = {
         "fsdp": two["base tensor_parallel"], "tensor_parallel": two["base fsdp"], "zero2": four["base hsdp"],
-        "ddp": four["base fsdp_tp"], "zero1": four["base fsdp"],
+        "ddp": four["base fsdp_tp"], "zero1": four_more["base fsdp"],
     }  # fmt: skip
     runs = {to: (cut(run, tmp_path / to), *(TWO | {"zero1": ZERO1})[to]) for to, run in stopped.items()}
     runs["single → tensor_parallel"] = (cut(one["base"], tmp_path / "single"), *TWO["tensor_parallel"])
@@ -282,17 +322,14 @@ def test_layouts_take_over_from_one_another(
 def test_two_and_four_processes_are_gone_on_with_by_one(
     train: Train, one: dict[str, Ran], two: dict[str, Ran], four: dict[str, Ran], tmp_path: Path
 ) -> None:
-    stopped = {"zero1": four["base zero1"], "fsdp": two["base fsdp"], "hsdp": four["base hsdp"]}
+    stopped = {"zero1": two["base zero1"], "fsdp": two["base fsdp"], "hsdp": four["base hsdp"]}
     stopped["tensor_parallel"] = two["base tensor_parallel"]
     for run in train(1, {name: (cut(run, tmp_path / name), *SINGLE) for name, run in stopped.items()}).values():
         assert_same(run, one["base"])
 
 
-@pytest.mark.parametrize(("n", "name"), [(2, "fsdp"), (2, "tensor_parallel"), (4, "fsdp_tp")])
-def test_a_step_that_overflows_on_one_rank_is_left_out_on_all(
-    n: int, name: str, two: dict[str, Ran], four: dict[str, Ran]
-) -> None:
-    run = (two if n == 2 else four)[f"overflow {name}"]
+def assert_left_out(run: Ran, n: int) -> None:
+    """Of a step that overflows on one rank: the same scale and steps on all."""
     assert "error" not in run.said, run.said["error"]
     first, *others = [json.loads((run.folder / f"overflow-{rank}.json").read_text()) for rank in range(n)]
     assert all(
@@ -301,8 +338,18 @@ def test_a_step_that_overflows_on_one_rank_is_left_out_on_all(
     ends = [first[0], first[-1]]
     assert [at["scale"] for at in ends] == [65536, 32768]
     assert ends[1]["steps"] == [2]  # of three
-    if name != "fsdp_tp":  # where data-parallel ranks hold different parts of what tensor-parallel ranks have alike
+    if n == 2:  # else data-parallel ranks hold different parts of what tensor-parallel ranks have alike
         assert all([at["alike"] for at in other] == [at["alike"] for at in first] for other in others)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "tensor_parallel"])
+def test_a_step_that_overflows_on_one_rank_is_left_out_on_all(name: str, two: dict[str, Ran]) -> None:
+    assert_left_out(two[f"overflow {name}"], 2)
+
+
+@pytest.mark.slow
+def test_a_step_that_overflows_on_one_of_four_ranks_is_left_out_on_all(four_more: dict[str, Ran]) -> None:
+    assert_left_out(four_more["overflow fsdp_tp"], 4)
 
 
 def test_what_torch_cannot_compile_is_refused_by_name_and_not_chosen(text_corpus: Path, tmp_path: Path) -> None:
