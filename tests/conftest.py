@@ -1,8 +1,10 @@
 import logging
 import os
 
-# Before numpy is there: on busy cores, its threads wait for each other a hundred times as long as they work.
+# Before numpy and torch are there, and for all programs that tests start: on busy cores, threads wait for each other a
+# hundred times as long as they work.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
 from collections.abc import Callable, Iterator

@@ -22,7 +22,8 @@ def project(tmp_path: Path) -> Path:
 
 def inside(project: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run Python in the project's folder, its package and Thunderhead's importable."""
-    environment = {**os.environ, "PYTHONPATH": f"{project}:{ROOT / 'src'}"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment["PYTHONPATH"] = f"{project}:{ROOT / 'src'}"
     return subprocess.run(
         [sys.executable, "-m", *command], cwd=project, env=environment, capture_output=True, text=True, check=False
     )

@@ -121,9 +121,14 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", RECORD)
-@pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("place", ["s3://bucket", "http"])
+PLACED = [
+    *(("s3://bucket", wrong, RECORD[0]) for wrong in WRONG),
+    *(("s3://bucket", wrong, name) for wrong, name in zip(WRONG, RECORD, strict=True) if name != RECORD[0]),
+    *(("http", wrong, RECORD[2]) for wrong in ("page", "missing")),
+]
+
+
+@pytest.mark.parametrize(("place", "wrong", "name"), PLACED)
 def test_what_lies_there_instead_of_a_file_is_told_by_its_url_and_not_kept(
     store: Store, shards: Manifest, tmp_path: Path, name: str, wrong: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ def test_a_sweep_trains_reports_and_is_not_repeated(text_corpus: Path, shards_di
     assert train_py(f"resume={sweep}").count("finished before") == 2
 
 
+@pytest.mark.slow
 def test_joblib_is_the_processes_launcher_and_others_are_refused(
     text_corpus: Path, shards_dir: Path, tmp_path: Path
 ) -> None:

@@ -56,12 +56,12 @@ def hint(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "devices"),
-    [(awkward.FOLDERS[0], 1), *(pytest.param(name, 1, marks=pytest.mark.slow) for name in awkward.FOLDERS[1:])]
-    + [pytest.param(name, 2, marks=pytest.mark.slow) for name in awkward.FOLDERS[:2]],
+    ("name", "devices", "tried"),  # of the commands that come next
+    [(awkward.FOLDERS[0], 1, 1), *(pytest.param(name, 1, 5, marks=pytest.mark.slow) for name in awkward.FOLDERS)]
+    + [pytest.param(name, 2, 5, marks=pytest.mark.slow) for name in awkward.FOLDERS[:2]],
 )
 def test_the_hint_goes_on_in_a_folder_of_any_name(
-    name: str, devices: int, text_corpus: Path, shards_dir: Path, tmp_path: Path, tell: Callable[..., None]
+    name: str, devices: int, tried: int, text_corpus: Path, shards_dir: Path, tmp_path: Path, tell: Callable[..., None]
 ) -> None:
     here = tmp_path / name
     poison = "+callbacks.poison={_target_: poison.Poison, steps: [4]}"
@@ -80,12 +80,12 @@ def test_the_hint_goes_on_in_a_folder_of_any_name(
     next_commands = dict(re.findall(r"^([a-z ]+?) +(python \S+ .*)$", done.stdout, flags=re.MULTILINE))
     assert list(next_commands) == ["write text", "evaluate", "export", "train longer", "compare"]
     (here / "text.txt").write_text("Some text.\n" * 20)
-    for what, command in next_commands.items():
+    for what, command in [*next_commands.items()][:tried]:
         more = "'++callbacks.poison.steps=[]' " if what == "train longer" else ""
         trust = "" if what == "compare" else " 'trust=[poison]'"
         after = shell(f"{command} {more}{trust}", here)
         assert after.returncode == 0, command + after.stdout + after.stderr
-    assert (read_summary(run_dir) or {})["steps"] == 10
+    assert (read_summary(run_dir) or {})["steps"] == (10 if "train longer" in [*next_commands][:tried] else 5)
 
 
 @pytest.mark.slow

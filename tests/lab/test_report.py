@@ -119,11 +119,12 @@ def test_further_metrics_and_loss_terms_are_shown_by_name(tmp_path: Path) -> Non
 
 def test_the_page_stands_alone(report: Path) -> None:
     html = report.read_text()
-    sources = re.findall(r'(?:src|href)="([^#"][^"]{0,40})', html)
+    sources = re.findall(r'src="([^"]{0,40})', html)
     assert len(sources) == 4  # the figures
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     sections = re.findall(r'<section id="(\w+)"><h2>', html)
     assert re.findall(r'<a href="#(\w+)">', html) == sections != []  # the contents
+    assert all((report.parent / link).is_file() for link in re.findall(r'href="([^#"]+)"', html))  # PNG and CSV
     assert "http" not in re.sub(r"base64,[^\"]+", "", html)
     assert "<script" not in html
     for encoded in re.findall(r"base64,([^\"]+)", html):

@@ -89,7 +89,7 @@ def test_repetition_is_noted_and_refused(plan: Callable[..., Plan]) -> None:
 
 def test_filters_make_other_validation_text(run: Callable[..., Path]) -> None:
     """They decide about held-out documents, too: bits per byte of what one left do not compare with all of it."""
-    length = "+curation.filters.length={_target_: thunderhead.corpus.curation.Length, min_bytes: 3140}"
+    length = "+curation.filters.length={_target_: thunderhead.corpus.curation.Length, min_bytes: 1045}"
     summaries = [json.loads((run(*more) / "summary.json").read_text()) for more in ((), (length,))]
     assert summaries[0]["validation_data"] != summaries[1]["validation_data"]
     assert summaries[0]["validation_text"] != summaries[1]["validation_text"]

@@ -42,8 +42,9 @@ def in_pieces(decoder: Decoder, tokens: torch.Tensor, ends: list[int]) -> torch.
     return torch.cat([decoder.logits(tokens[:, a:b], cache) for a, b in pairwise([0, *ends])], dim=1)
 
 
-@pytest.mark.parametrize("document_mask", [False, True])
-@pytest.mark.parametrize("position", options("position"))
+@pytest.mark.parametrize(
+    ("position", "document_mask"), [*((position, False) for position in options("position")), ("rope", True)]
+)
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @torch.inference_mode()
 def test_equals_the_whole_sequence(
