@@ -1,8 +1,10 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from thunderhead.core.model.decoder import Decoder
@@ -66,6 +68,52 @@ def test_other_modules_do_not_shift_weights(build: Callable[..., Decoder]) -> No
     shared = few.keys() & more.state_dict().keys()
     assert len(shared) == len(few)
     assert all(torch.equal(few[name], more.state_dict()[name]) for name in shared)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("attention=mqa",),
+        ("attention=gqa", "attention.n_kv_heads=2"),
+        ("model.d_ff=136",),
+        ("activation=swiglu", "model.d_ff=24"),
+        ("model.d_model=48",),
+        ("model.n_layers=3",),
+        ("model.context_length=64", "position=learned"),
+    ],
+    ids=" ".join,
+)
+def test_models_of_other_shapes_share_what_both_have_room_for(
+    other: tuple[str, ...], build: Callable[..., Decoder]
+) -> None:
+    base = ("attention=mha", "activation=gelu", "position=learned", "model.scale_residual_init=false")
+    one, two = weights(build(*base)), weights(build(*base, *other))
+    shared = 0
+    for name in one.keys() & two.keys():
+        common = tuple(slice(min(sizes)) for sizes in zip(one[name].shape, two[name].shape, strict=True))
+        assert torch.equal(one[name][common], two[name][common]), name
+        shared += one[name].shape != two[name].shape
+    assert shared or "model.n_layers=3" in other
+
+
+def test_draws_are_independent_and_of_a_truncated_normal_distribution() -> None:
+    """Against SciPy's, and no rank of correlation between neighbours in a row, in a column, or of another seed."""
+    matrices = []
+    for seed in (1, 2):
+        linear = nn.Linear(301, 400)
+        initialize(linear, seed, std=1.0, n_layers=1, scale_residual=False)
+        matrices.append(linear.weight.detach().double().numpy())
+    sample = matrices[0]
+    assert stats.kstest(sample.ravel(), stats.truncnorm(-3, 3).cdf).pvalue > 1e-3
+    assert len(np.unique(sample)) > 0.99 * sample.size  # 24 bits a number
+    neighbours = [(sample[:, :-1], sample[:, 1:]), (sample[:-1], sample[1:]), (sample[:, :150], sample[:, 150:300])]
+    for a, b in [
+        *neighbours,
+        (sample, matrices[1]),
+        (sample**2, matrices[1] ** 2),
+        (sample[:-1] ** 2, sample[1:] ** 2),
+    ]:
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / math.sqrt(a.size)
 
 
 def test_the_same_after_meta(build: Callable[..., Decoder]) -> None:
