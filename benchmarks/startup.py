@@ -3,7 +3,8 @@
     python benchmarks/startup.py --rounds 5
 
 Each round runs each command once, in turn, as a process of its own; medians, and ratios to `import torch` and to
-`import torch, lightning.pytorch`. "First step" is a run of one step of a tiny model on data that is prepared.
+`import torch, lightning.pytorch`. After thunderhead, Lightning comes without what no run here uses (thunderhead/lean.py).
+"First step" is a run of one step of a tiny model on data that is prepared.
 """
 
 import argparse
@@ -22,8 +23,9 @@ TINY = (
     "sample=false",
 )
 IMPORTS = ("import torch", "import torch, lightning.pytorch")
+LEAN = "import thunderhead, torch, lightning.pytorch"
 COMMANDS = {
-    **{name: ["-c", name] for name in IMPORTS},
+    **{name: ["-c", name] for name in (*IMPORTS, LEAN)},
     "train.py --help": ["train.py", "--help"],
     "train.py --cfg job": ["train.py", "--cfg", "job"],
     "train.py attention=foo": ["train.py", "attention=foo"],
