@@ -3,8 +3,8 @@
     python benchmarks/startup.py --rounds 5
 
 Each round runs each command once, in turn, as a process of its own; medians, and ratios to `import torch` and to
-`import torch, lightning.pytorch`. After thunderhead, Lightning comes without what no run here uses (thunderhead/lean.py).
-"First step" is a run of one step of a tiny model on data that is prepared.
+`import torch, lightning.pytorch`. After thunderhead, Lightning comes without what no run here uses
+(thunderhead/lean.py). "First step" is a run of one step of a tiny model on data that is prepared.
 """
 
 import argparse

@@ -35,23 +35,11 @@ def results(analysis: Analysis) -> Figure:
 
     def row(axes: Axes, name: str, values: list[float], mean: float, interval: Interval | None) -> None:
         y = heights[name]
-        axes.plot(
-            values,
-            [y - 0.18] * len(values),
-            ls="",
-            **looks[name].of_marks,
-            alpha=0.45,
-            markersize=4.5,
-            label=f"_{name}: seeds",
-        )
-        bars: Any = {
-            "xerr": _bars(mean, interval),
-            "elinewidth": 2,
-            "capsize": 4,
-            "capthick": 2,
-            "label": f"_{name}: mean",
-        }
-        axes.errorbar([mean], [y], ls="", **looks[name].of_marks, markersize=8, **bars)
+        marks: Any = {"ls": "", **looks[name].of_marks}
+        seeds: Any = {"alpha": 0.45, "markersize": 4.5, "label": f"_{name}: seeds"}
+        axes.plot(values, [y - 0.18] * len(values), **marks, **seeds)
+        bars: Any = {"xerr": _bars(mean, interval), "elinewidth": 2, "capsize": 4, "capthick": 2}
+        axes.errorbar([mean], [y], **marks, markersize=8, **bars, label=f"_{name}: mean")
 
     for arm in arms:
         row(left, arm.name, list(analysis.losses[arm.name].values()), analysis.mean(arm), analysis.interval(arm))

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+BLOCK = 1 << 20
+"""Numbers that are drawn at once."""
+
 
 class ResidualProjection(nn.Linear):
     """A linear layer whose output is added to the residual stream; `initialize` scales its weights down with depth."""
@@ -51,7 +54,7 @@ def initialize(  # noqa: PLR0917 - of the model's own settings, in their order
                 full = torch.zeros(parameter.shape, dtype=torch.float32)
                 if name == "weight":
                     path = f"{module_name}.{name}"
-                    full = weight_std * (std_factors or {}).get(path, 1.0) * _draw(parameter.shape, seed, path)
+                    full = _draw(parameter.shape, seed, path).mul_(weight_std * (std_factors or {}).get(path, 1.0))
                 _copy_in(parameter, full)
         else:
             _reset(module, module_name, own, seed)
@@ -89,10 +92,14 @@ def _draw(shape: torch.Size, seed: int, path: str) -> Tensor:
     """
     rows, columns = shape
     key, of_row = _seed_of(seed, path), (columns + 1) // 2  # 64 bits are two numbers
-    raw = np.stack([np.random.Philox(key=key, counter=row << 64).random_raw(of_row) for row in range(rows)])
-    bits_24 = raw.astype("<u8", copy=False).view("<u4")[:, :columns] >> np.uint32(8)
-    uniform = torch.from_numpy(bits_24.astype(np.float32)).add_(0.5).mul_(2.0**-24)  # within 0 and 1
-    return uniform.mul_(2).sub_(1).mul_(math.erf(3 / math.sqrt(2))).erfinv_().mul_(math.sqrt(2))
+    drawn, block = torch.empty(shape, dtype=torch.float32), max(1, BLOCK // columns)
+    for first in range(0, rows, block):
+        some = range(first, min(first + block, rows))
+        raw = np.stack([np.random.Philox(key=key, counter=row << 64).random_raw(of_row) for row in some])
+        bits_23 = raw.astype("<u8", copy=False).view("<u4")[:, :columns] >> np.uint32(9)
+        drawn[first : some.stop] = torch.from_numpy(bits_23.astype(np.float32))
+    drawn.add_(0.5).mul_(2.0**-22).sub_(1)  # uniform, without ±1 and exact
+    return drawn.mul_(math.erf(3 / math.sqrt(2))).erfinv_().mul_(math.sqrt(2))
 
 
 def _seed_of(seed: int, name: str) -> int:
