@@ -180,6 +180,7 @@ def program(name: str, *arguments: str, status: int) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_programs_end_with_one_line(
     disk: Callable[..., Path], text_corpus: Path, shards_dir: Path, tmp_path: Path
 ) -> None:

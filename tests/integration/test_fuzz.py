@@ -233,7 +233,7 @@ EVERY_TIME = settings(
 
 
 @pytest.mark.usefixtures("memory_is_counted")
-@settings(EVERY_TIME, max_examples=25, derandomize=True)
+@settings(EVERY_TIME, max_examples=15, derandomize=True)
 @given(case=cases())
 def test_a_configuration_trains_or_is_refused(case: Case, corpora: tuple[Path, Path]) -> None:
     event(check(case, *corpora))

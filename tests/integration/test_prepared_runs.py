@@ -96,6 +96,7 @@ def test_a_run_goes_on_from_a_bucket_as_if_nothing_had_happened(
     assert losses(run_dir) == losses(whole)
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_four_bytes_a_token_is_trained_on_and_resumed(
     run: Callable[..., Path], shards_dir: Path, tmp_path: Path
 ) -> None:

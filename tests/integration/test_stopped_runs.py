@@ -30,7 +30,7 @@ def wait_for_steps(process: subprocess.Popen[str], run_dir: Path) -> None:
         pytest.param(1, "process", [INT], marks=pytest.mark.slow),
         (1, "group", [TERM, TERM, INT]),  # with the loader's workers
         pytest.param(2, "process", [USR1, TERM], marks=pytest.mark.slow),
-        (2, "rank 1", [HUP]),
+        pytest.param(2, "rank 1", [HUP], marks=pytest.mark.slow),
         pytest.param(1, "process", [USR1, INT], marks=pytest.mark.slow),
         pytest.param(1, "process", [HUP], marks=pytest.mark.slow),
         pytest.param(1, "process", [TERM] * 5, marks=pytest.mark.slow),

@@ -138,14 +138,14 @@ def one(train: Train) -> dict[str, Ran]:
 @pytest.fixture(scope="module")
 def two(train: Train, one: dict[str, Ran], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
     folder = tmp_path_factory.mktemp("stopped")
-    kinds = {"base": BASE, "rich": RICH}
-    runs = {f"{kind} {name}": (*options, *kinds[kind]) for kind, (name, options) in product(kinds, TWO.items())}
-    runs |= {f"{kind} zero1": (*ZERO1, *kinds[kind]) for kind in kinds}
-    runs |= {f"bf16-mixed {name}": (*TWO[name], *PRECISIONS["bf16-mixed"]) for name in ("fsdp", "tensor_parallel")}
+    runs = {f"base {name}": (*options, *BASE) for name, options in TWO.items()}
+    runs |= {f"rich {name}": (*TWO[name], *RICH) for name in ("ddp", "fsdp")}
+    runs |= {f"{kind} zero1": (*ZERO1, *options) for kind, options in {"base": BASE, "rich": RICH}.items()}
+    runs["bf16-mixed fsdp"] = (*TWO["fsdp"], *PRECISIONS["bf16-mixed"])
     # From one process to two; what two leave behind is gone on with by others below.
     runs |= {f"single → {name}": (cut(one["base"], folder / name), *TWO[name]) for name in ("ddp", "fsdp")}
     runs["mqa"] = (*TWO["tensor_parallel"], *BASE, "attention=mqa")
-    runs |= {f"overflow {name}": (*TWO[name], *OVERFLOW) for name in ("fsdp", "tensor_parallel")}
+    runs["overflow fsdp"] = (*TWO["fsdp"], *OVERFLOW)
     return train(2, runs)
 
 
@@ -154,6 +154,8 @@ def two_more(train: Train) -> dict[str, Ran]:
     """What takes longer than it shows anew, but in the slow suite."""
     kinds = {"chunks": (*BASE, *CHUNKS), **PRECISIONS}
     runs = {f"{kind} {name}": (*options, *kinds[kind]) for kind, (name, options) in product(kinds, TWO.items())}
+    runs |= {f"rich {name}": (*TWO[name], *RICH) for name in ("zero2", "tensor_parallel")}
+    runs["overflow tensor_parallel"] = (*TWO["tensor_parallel"], *OVERFLOW)
     runs["bf16-true zero1"] = (*ZERO1, *kinds["bf16-true"])
     runs |= {f"compiled {s}": (*TWO[s], *BASE, *COMPILED[s], "compile.backend=aot_eager") for s in TWO}
     return train(2, runs)
@@ -176,15 +178,16 @@ def four_more(train: Train, two: dict[str, Ran], tmp_path_factory: pytest.TempPa
     return train(4, runs)
 
 
-@pytest.mark.parametrize("strategy", TWO)
-@pytest.mark.parametrize("kind", ["base", "rich"])
-def test_two_processes_train_as_one(kind: str, strategy: str, one: dict[str, Ran], two: dict[str, Ran]) -> None:
-    assert_same(two[f"{kind} {strategy}"], one[kind])
+@pytest.mark.parametrize("name", [*(f"base {strategy}" for strategy in TWO), "rich ddp", "rich fsdp"])
+def test_two_processes_train_as_one(name: str, one: dict[str, Ran], two: dict[str, Ran]) -> None:
+    reference = one[name.partition(" ")[0]]
+    assert_same(two[name], reference)
+    assert two[name].said["initial_weights"] == reference.said["initial_weights"]
+    assert one["base"].said["initial_weights"] != one["rich"].said["initial_weights"]
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "tensor_parallel"])
-def test_two_processes_train_as_one_in_16_bits(strategy: str, one: dict[str, Ran], two: dict[str, Ran]) -> None:
-    assert_same(two[f"bf16-mixed {strategy}"], one["bf16-mixed"], SIXTEEN_BITS)
+def test_two_processes_train_as_one_in_16_bits(one: dict[str, Ran], two: dict[str, Ran]) -> None:
+    assert_same(two["bf16-mixed fsdp"], one["bf16-mixed"], SIXTEEN_BITS)
     assert one["bf16-mixed"].rows("train/loss") != one["base"].rows("train/loss")
 
 
@@ -197,11 +200,13 @@ def test_more_of_two_processes_trains_as_one(strategy: str, one: dict[str, Ran],
         assert_same(two_more[f"{precision} {strategy}"], one[precision], SIXTEEN_BITS)
 
 
-@pytest.mark.parametrize("strategy", TWO)
-def test_initial_weights_are_the_same_bit_for_bit(strategy: str, one: dict[str, Ran], two: dict[str, Ran]) -> None:
-    for kind in ("base", "rich"):
-        assert two[f"{kind} {strategy}"].said["initial_weights"] == one[kind].said["initial_weights"]
-    assert one["base"].said["initial_weights"] != one["rich"].said["initial_weights"]
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero2", "tensor_parallel"])
+def test_more_of_two_processes_trains_as_one_with_all_else(
+    strategy: str, one: dict[str, Ran], two_more: dict[str, Ran]
+) -> None:
+    assert_same(two_more[f"rich {strategy}"], one["rich"])
+    assert two_more[f"rich {strategy}"].said["initial_weights"] == one["rich"].said["initial_weights"]
 
 
 @pytest.mark.parametrize("name", FOUR)
@@ -342,13 +347,13 @@ def assert_left_out(run: Ran, n: int) -> None:
         assert all([at["alike"] for at in other] == [at["alike"] for at in first] for other in others)
 
 
-@pytest.mark.parametrize("name", ["fsdp", "tensor_parallel"])
-def test_a_step_that_overflows_on_one_rank_is_left_out_on_all(name: str, two: dict[str, Ran]) -> None:
-    assert_left_out(two[f"overflow {name}"], 2)
+def test_a_step_that_overflows_on_one_rank_is_left_out_on_all(two: dict[str, Ran]) -> None:
+    assert_left_out(two["overflow fsdp"], 2)
 
 
 @pytest.mark.slow
-def test_a_step_that_overflows_on_one_of_four_ranks_is_left_out_on_all(four_more: dict[str, Ran]) -> None:
+def test_it_is_so_where_tensors_are_divided(two_more: dict[str, Ran], four_more: dict[str, Ran]) -> None:
+    assert_left_out(two_more["overflow tensor_parallel"], 2)
     assert_left_out(four_more["overflow fsdp_tp"], 4)
 
 
