@@ -49,6 +49,9 @@ class Precision:
             why = "as configured"
             if self.kind == "fp16-mixed" and accelerator == "cpu":
                 why += "; CPUs emulate float16 and are very slow in it: bf16-mixed is meant for them"
+            if self.kind.startswith("bf16") and accelerator == "cpu" and is_here:
+                fast, hardware = fast_bfloat16(accelerator)
+                why += "" if fast else f"; {hardware}, and is very slow in bfloat16: fp32 is meant for it"
             return self.kind, why
         fast, why = fast_bfloat16(accelerator) if is_here else (accelerator == "cuda", "GPUs since sm80 have bfloat16")
         return ("bf16-mixed" if fast else "fp32"), f"auto: {why}"
