@@ -1,8 +1,8 @@
 """Half the time to start: torchmetrics, which Lightning imports, is imported without SciPy and Transformers.
 
 Where they are installed it imports both, for metrics of audio and of generated text, and has no switch for it: that
-takes longer than all else of `import lightning` (docs/performance.md). A program that needs those
-metrics imports torchmetrics before thunderhead.
+takes longer than all else of `import lightning` (docs/performance.md). A program that needs those metrics imports
+torchmetrics before thunderhead.
 """
 
 import sys
@@ -12,7 +12,6 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
-from unittest.mock import patch
 
 LEFT_OUT = ("scipy", "transformers")
 
@@ -41,6 +40,8 @@ class LeanTorchmetrics(MetaPathFinder):
 @contextmanager
 def _left_out() -> Iterator[None]:
     """As if what is not imported yet were not installed, for `import` and for the flags by which torchmetrics asks."""
+    from unittest.mock import patch  # imports asyncio: not at the start of every program
+
     from lightning_utilities.core.imports import RequirementCache
 
     absent = [name for name in LEFT_OUT if name not in sys.modules]

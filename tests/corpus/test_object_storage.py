@@ -3,6 +3,7 @@ import shutil
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -121,10 +122,14 @@ WRONG = {
 }
 
 
-PLACED = [
+SOON = {  # each wrong content in one place, in each file one; all beside all in the slow suite
     *(("s3://bucket", wrong, RECORD[0]) for wrong in WRONG),
-    *(("s3://bucket", wrong, name) for wrong, name in zip(WRONG, RECORD, strict=True) if name != RECORD[0]),
+    *(("s3://bucket", wrong, name) for wrong, name in zip(WRONG, RECORD, strict=True)),
     *(("http", wrong, RECORD[2]) for wrong in ("page", "missing")),
+}
+PLACED = [
+    pytest.param(*case, marks=[] if case in SOON else pytest.mark.slow)
+    for case in product(("s3://bucket", "http"), WRONG, RECORD)
 ]
 
 

@@ -89,6 +89,46 @@ class Ran(NamedTuple):
 
 Train = Callable[[int, dict[str, Iterable[str]]], dict[str, Ran]]
 
+SOON = {  # by number of processes; the others, which take longer than they show anew, are trained by the slow suite
+    2: {
+        *("base ddp", "base fsdp", "base zero2", "base tensor_parallel", "base zero1", "rich ddp", "rich fsdp"),
+        *("rich zero1", "bf16-mixed fsdp", "single → ddp", "single → fsdp", "mqa", "overflow fsdp"),
+    },
+    4: {"base fsdp_tp", "base hsdp", "fsdp → fsdp_tp"},
+}
+
+
+class Runs:
+    """Runs by name, in n processes: those that are soon, or all others, are trained once one of them is asked for."""
+
+    def __init__(self, train: Train, n: int, runs: dict[str, Iterable[str]]):
+        self._train, self._n, self._runs, self._ran = train, n, runs, dict[str, Ran]()
+
+    def __getitem__(self, name: str) -> Ran:
+        if name not in self._ran:
+            together = {
+                one: run for one, run in self._runs.items() if (one in SOON[self._n]) == (name in SOON[self._n])
+            }
+            self._ran |= self._train(self._n, together)
+        return self._ran[name]
+
+
+def marks(n: int, *names: str) -> Any:
+    """Of a test that needs these runs of n processes."""
+    return [] if SOON[n].issuperset(names) else [pytest.mark.slow]
+
+
+def cases(n: int, names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=marks(n, name)) for name in names]
+
+
+def of_both(names: Iterable[tuple[int, str]]) -> list[Any]:
+    return [pytest.param(n, name, marks=marks(n, name)) for n, name in names]
+
+
+def beside(kinds: Iterable[str], strategies: Iterable[str]) -> list[str]:
+    return [f"{kind} {strategy}" for kind, strategy in product(kinds, strategies)]
+
 
 @pytest.fixture(scope="module")
 def train(text_corpus: Path, shards_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
@@ -136,143 +176,105 @@ def one(train: Train) -> dict[str, Ran]:
 
 
 @pytest.fixture(scope="module")
-def two(train: Train, one: dict[str, Ran], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
+def two(train: Train, one: dict[str, Ran], tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("stopped")
-    runs = {f"base {name}": (*options, *BASE) for name, options in TWO.items()}
-    runs |= {f"rich {name}": (*TWO[name], *RICH) for name in ("ddp", "fsdp")}
-    runs |= {f"{kind} zero1": (*ZERO1, *options) for kind, options in {"base": BASE, "rich": RICH}.items()}
-    runs["bf16-mixed fsdp"] = (*TWO["fsdp"], *PRECISIONS["bf16-mixed"])
+    kinds = {"base": BASE, "rich": RICH, "chunks": (*BASE, *CHUNKS), **PRECISIONS}
+    runs: dict[str, Iterable[str]] = {
+        f"{kind} {name}": (*options, *kinds[kind]) for kind, (name, options) in product(kinds, TWO.items())
+    }
+    runs |= {f"{kind} zero1": (*ZERO1, *kinds[kind]) for kind in ("base", "rich", "bf16-true")}
     # From one process to two; what two leave behind is gone on with by others below.
     runs |= {f"single → {name}": (cut(one["base"], folder / name), *TWO[name]) for name in ("ddp", "fsdp")}
-    runs["mqa"] = (*TWO["tensor_parallel"], *BASE, "attention=mqa")
-    runs["overflow fsdp"] = (*TWO["fsdp"], *OVERFLOW)
-    return train(2, runs)
-
-
-@pytest.fixture(scope="module")
-def two_more(train: Train) -> dict[str, Ran]:
-    """What takes longer than it shows anew, but in the slow suite."""
-    kinds = {"chunks": (*BASE, *CHUNKS), **PRECISIONS}
-    runs = {f"{kind} {name}": (*options, *kinds[kind]) for kind, (name, options) in product(kinds, TWO.items())}
-    runs |= {f"rich {name}": (*TWO[name], *RICH) for name in ("zero2", "tensor_parallel")}
-    runs["overflow tensor_parallel"] = (*TWO["tensor_parallel"], *OVERFLOW)
-    runs["bf16-true zero1"] = (*ZERO1, *kinds["bf16-true"])
     runs |= {f"compiled {s}": (*TWO[s], *BASE, *COMPILED[s], "compile.backend=aot_eager") for s in TWO}
-    return train(2, runs)
+    runs["mqa"] = (*TWO["tensor_parallel"], *BASE, "attention=mqa")
+    runs |= {f"overflow {name}": (*TWO[name], *OVERFLOW) for name in ("fsdp", "tensor_parallel")}
+    return Runs(train, 2, runs)
 
 
 @pytest.fixture(scope="module")
-def four(train: Train, two: dict[str, Ran], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
-    runs = {f"base {name}": (*options, *BASE) for name, options in FOUR.items()}
-    runs["fsdp → fsdp_tp"] = (cut(two["base fsdp"], tmp_path_factory.mktemp("stopped") / "fsdp"), *FOUR["fsdp_tp"])
-    return train(4, runs)
-
-
-@pytest.fixture(scope="module")
-def four_more(train: Train, two: dict[str, Ran], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
+def four(train: Train, two: Runs, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("stopped")
-    runs = {"base fsdp": (*TWO["fsdp"], *BASE), "base zero1": (*ZERO1, *BASE)}
+    runs: dict[str, Iterable[str]] = {f"base {name}": (*options, *BASE) for name, options in FOUR.items()}
+    runs |= {f"base {name}": (*TWO[name], *BASE) for name in ("ddp", "fsdp", "zero2")}
+    runs["base zero1"] = (*ZERO1, *BASE)
+    runs["fsdp → fsdp_tp"] = (cut(two["base fsdp"], folder / "fsdp"), *FOUR["fsdp_tp"])
     runs["overflow fsdp_tp"] = (*FOUR["fsdp_tp"], *OVERFLOW)
     runs["zero1 → hsdp"] = (cut(two["base zero1"], folder / "zero1"), *FOUR["hsdp"])
     runs["tensor_parallel → hsdp"] = (cut(two["base tensor_parallel"], folder / "tp"), *FOUR["hsdp"])
-    return train(4, runs)
+    return Runs(train, 4, runs)
 
 
-@pytest.mark.parametrize("name", [*(f"base {strategy}" for strategy in TWO), "rich ddp", "rich fsdp"])
-def test_two_processes_train_as_one(name: str, one: dict[str, Ran], two: dict[str, Ran]) -> None:
+@pytest.mark.parametrize("name", cases(2, beside(("base", "rich", "chunks"), TWO)))
+def test_two_processes_train_as_one(name: str, one: dict[str, Ran], two: Runs) -> None:
+    assert_same(two[name], one[name.partition(" ")[0]])
+
+
+@pytest.mark.parametrize("name", cases(2, beside(["compiled"], TWO)))
+def test_two_processes_train_as_one_when_compiled(name: str, one: dict[str, Ran], two: Runs) -> None:
+    assert_same(two[name], one["base"])
+
+
+@pytest.mark.parametrize("name", cases(2, beside(PRECISIONS, TWO)))
+def test_two_processes_train_as_one_in_16_bits(name: str, one: dict[str, Ran], two: Runs) -> None:
     reference = one[name.partition(" ")[0]]
-    assert_same(two[name], reference)
-    assert two[name].said["initial_weights"] == reference.said["initial_weights"]
+    assert_same(two[name], reference, SIXTEEN_BITS)
+    assert reference.rows("train/loss") != one["base"].rows("train/loss")
+
+
+@pytest.mark.parametrize("name", cases(2, beside(("base", "rich"), TWO)))
+def test_initial_weights_are_the_same_bit_for_bit(name: str, one: dict[str, Ran], two: Runs) -> None:
+    assert two[name].said["initial_weights"] == one[name.partition(" ")[0]].said["initial_weights"]
     assert one["base"].said["initial_weights"] != one["rich"].said["initial_weights"]
 
 
-def test_two_processes_train_as_one_in_16_bits(one: dict[str, Ran], two: dict[str, Ran]) -> None:
-    assert_same(two["bf16-mixed fsdp"], one["bf16-mixed"], SIXTEEN_BITS)
-    assert one["bf16-mixed"].rows("train/loss") != one["base"].rows("train/loss")
+@pytest.mark.parametrize("name", cases(4, beside(["base"], ("ddp", "zero1", "fsdp", "zero2", "fsdp_tp", "hsdp"))))
+def test_four_processes_train_as_one(name: str, one: dict[str, Ran], four: Runs) -> None:
+    assert_same(four[name], one["base"])
+    assert four[name].said["initial_weights"] == one["base"].said["initial_weights"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", TWO)
-def test_more_of_two_processes_trains_as_one(strategy: str, one: dict[str, Ran], two_more: dict[str, Ran]) -> None:
-    assert_same(two_more[f"chunks {strategy}"], one["chunks"])
-    assert_same(two_more[f"compiled {strategy}"], one["base"])
-    for precision in PRECISIONS:
-        assert_same(two_more[f"{precision} {strategy}"], one[precision], SIXTEEN_BITS)
+STORED = {  # parts of one process' bytes of parameters, gradients and optimizer state: what is divided, among whom
+    (2, "base ddp"): (1, 1, 1), (4, "base ddp"): (1, 1, 1),
+    (2, "base zero1"): (1, 1, 1 / 2), (4, "base zero1"): (1, 1, 0.346),  # its largest parameter
+    (2, "base zero2"): (1, 1 / 2, 1 / 2), (4, "base zero2"): (1, 1 / 4, 1 / 4),  # it keeps parameters gathered
+    (2, "base fsdp"): (1 / 2, 1 / 2, 1 / 2), (4, "base fsdp"): (1 / 4, 1 / 4, 1 / 4),
+    (4, "base hsdp"): (1 / 2, 1 / 2, 1 / 2),
+    (2, "base tensor_parallel"): (1 / 2, 1 / 2, 1 / 2), (4, "base fsdp_tp"): (1 / 4, 1 / 4, 1 / 4),
+}  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["zero2", "tensor_parallel"])
-def test_more_of_two_processes_trains_as_one_with_all_else(
-    strategy: str, one: dict[str, Ran], two_more: dict[str, Ran]
-) -> None:
-    assert_same(two_more[f"rich {strategy}"], one["rich"])
-    assert two_more[f"rich {strategy}"].said["initial_weights"] == one["rich"].said["initial_weights"]
-
-
-@pytest.mark.parametrize("name", FOUR)
-def test_four_processes_train_as_one(name: str, one: dict[str, Ran], four: dict[str, Ran]) -> None:
-    assert_same(four[f"base {name}"], one["base"])
-    assert four[f"base {name}"].said["initial_weights"] == one["base"].said["initial_weights"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["base zero1", "base fsdp"])
-def test_four_processes_train_as_one_by_strategies_of_two(
-    name: str, one: dict[str, Ran], four_more: dict[str, Ran]
-) -> None:
-    assert_same(four_more[name], one["base"])
-    assert four_more[name].said["initial_weights"] == one["base"].said["initial_weights"]
-
-
-def assert_stored(ran: dict[str, Ran], one: dict[str, Ran], expected: dict[str, tuple[float, ...]]) -> None:
-    """Parts of one process' bytes of parameters, gradients and optimizer state: what is divided, among whom."""
-    for name, shares in expected.items():
-        for part, share in zip(("parameters", "gradients", "optimizer_state"), shares, strict=True):
-            # a little more: norms are whole under tensor parallelism
-            assert ran[f"base {name}"].said[part] / one["base"].said[part] == pytest.approx(share, rel=0.02)
-
-
+@pytest.mark.parametrize(("n", "name"), of_both(STORED))
 def test_what_a_rank_stores_falls_with_their_number(
-    one: dict[str, Ran], two: dict[str, Ran], four: dict[str, Ran]
+    n: int, name: str, one: dict[str, Ran], two: Runs, four: Runs
 ) -> None:
-    expected = {
-        "ddp": (1, 1, 1),
-        "zero1": (1, 1, 1 / 2),
-        "zero2": (1, 1 / 2, 1 / 2),  # it keeps parameters gathered
-        "fsdp": (1 / 2, 1 / 2, 1 / 2),
-        "tensor_parallel": (1 / 2, 1 / 2, 1 / 2),
-    }
-    assert_stored(two, one, expected)
-    assert_stored(four, one, {"hsdp": (1 / 2, 1 / 2, 1 / 2), "fsdp_tp": (1 / 4, 1 / 4, 1 / 4)})
+    run = {2: two, 4: four}[n][name]
+    for part, share in zip(("parameters", "gradients", "optimizer_state"), STORED[n, name], strict=True):
+        # a little more: norms are whole under tensor parallelism
+        assert run.said[part] / one["base"].said[part] == pytest.approx(share, rel=0.02)
 
 
-@pytest.mark.slow
-def test_what_one_of_four_ranks_stores(one: dict[str, Ran], four_more: dict[str, Ran]) -> None:
-    # of zero1 its largest parameter
-    assert_stored(four_more, one, {"zero1": (1, 1, 0.346), "fsdp": (1 / 4, 1 / 4, 1 / 4)})
-
-
-def assert_planned(run: Ran) -> None:
+@pytest.mark.parametrize("n", [pytest.param(n, marks=marks(n, "base zero1")) for n in (2, 4)])
+def test_the_plan_knows_what_a_rank_of_zero1_stores(n: int, two: Runs, four: Runs) -> None:
+    run = {2: two, 4: four}[n]["base zero1"]
     planned = read_mapping(run.folder / "plan.json")["memory"]
     steps_of_each_parameter = 500  # bytes
     for part in ("parameters", "gradients", "optimizer_state"):
         assert planned[part] == pytest.approx(run.said[part], abs=steps_of_each_parameter)
 
 
-def test_the_plan_knows_what_a_rank_of_zero1_stores(two: dict[str, Ran]) -> None:
-    assert_planned(two["base zero1"])
+ALIKE = [(2, "base"), (2, "rich"), (2, "bf16-true"), (4, "base")]
 
 
-@pytest.mark.slow
-def test_the_plan_knows_what_one_of_four_ranks_of_zero1_stores(four_more: dict[str, Ran]) -> None:
-    assert_planned(four_more["base zero1"])
+@pytest.mark.parametrize(
+    ("n", "kind"), [pytest.param(n, kind, marks=marks(n, *beside([kind], ("ddp", "zero1")))) for n, kind in ALIKE]
+)
+def test_zero1_is_ddp_bit_for_bit(n: int, kind: str, two: Runs, four: Runs) -> None:
+    first, second = ({2: two, 4: four}[n][f"{kind} {strategy}"] for strategy in ("ddp", "zero1"))
+    for column in ("train/loss", "grad_norm", "val/loss"):
+        assert first.rows(column) == second.rows(column)
 
 
-def test_zero1_is_ddp_bit_for_bit(two: dict[str, Ran]) -> None:
-    for kind in ("base", "rich"):
-        first, second = two[f"{kind} ddp"], two[f"{kind} zero1"]
-        for column in ("train/loss", "grad_norm", "val/loss"):
-            assert first.rows(column) == second.rows(column)
+def test_the_state_of_zero1_is_that_of_ddp_bit_for_bit(two: Runs) -> None:
     files = [two[f"base {name}"].folder / "checkpoints" / "last.ckpt" for name in ("ddp", "zero1")]
     states = [torch.load(file, weights_only=True)["optimizer_states"] for file in files]
     for ddp, zero1 in zip(*states, strict=True):
@@ -280,43 +282,24 @@ def test_zero1_is_ddp_bit_for_bit(two: dict[str, Ran]) -> None:
         torch.testing.assert_close(ddp["state"], zero1["state"], rtol=0, atol=0)
 
 
-@pytest.mark.slow
-def test_zero1_is_ddp_bit_for_bit_in_16_bits(two_more: dict[str, Ran]) -> None:
-    first, second = two_more["bf16-true ddp"], two_more["bf16-true zero1"]
-    for column in ("train/loss", "grad_norm", "val/loss"):
-        assert first.rows(column) == second.rows(column)
-
-
 @pytest.mark.parametrize("name", ["single → ddp", "single → fsdp"])
-def test_one_process_is_gone_on_with_by_two(name: str, one: dict[str, Ran], two: dict[str, Ran]) -> None:
+def test_one_process_is_gone_on_with_by_two(name: str, one: dict[str, Ran], two: Runs) -> None:
     assert_same(two[name], one["base"])
 
 
-def test_two_processes_are_gone_on_with_by_four(one: dict[str, Ran], four: dict[str, Ran]) -> None:
-    assert_same(four["fsdp → fsdp_tp"], one["base"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["zero1 → hsdp", "tensor_parallel → hsdp"])
-def test_other_two_processes_are_gone_on_with_by_four(
-    name: str, one: dict[str, Ran], four_more: dict[str, Ran]
-) -> None:
-    assert_same(four_more[name], one["base"])
+@pytest.mark.parametrize("name", cases(4, ["fsdp → fsdp_tp", "zero1 → hsdp", "tensor_parallel → hsdp"]))
+def test_two_processes_are_gone_on_with_by_four(name: str, one: dict[str, Ran], four: Runs) -> None:
+    assert_same(four[name], one["base"])
 
 
 @pytest.mark.slow
 def test_layouts_take_over_from_one_another(
-    train: Train,
-    one: dict[str, Ran],
-    two: dict[str, Ran],
-    four: dict[str, Ran],
-    four_more: dict[str, Ran],
-    tmp_path: Path,
+    train: Train, one: dict[str, Ran], two: Runs, four: Runs, tmp_path: Path
 ) -> None:
     """On two processes, from two and from four."""
     stopped = {
         "fsdp": two["base tensor_parallel"], "tensor_parallel": two["base fsdp"], "zero2": four["base hsdp"],
-        "ddp": four["base fsdp_tp"], "zero1": four_more["base fsdp"],
+        "ddp": four["base fsdp_tp"], "zero1": four["base fsdp"],
     }  # fmt: skip
     runs = {to: (cut(run, tmp_path / to), *(TWO | {"zero1": ZERO1})[to]) for to, run in stopped.items()}
     runs["single → tensor_parallel"] = (cut(one["base"], tmp_path / "single"), *TWO["tensor_parallel"])
@@ -324,17 +307,23 @@ def test_layouts_take_over_from_one_another(
         assert_same(run, one["base"])
 
 
+LEFT_BEHIND = [(4, "base zero1"), (2, "base fsdp"), (4, "base hsdp"), (2, "base tensor_parallel")]
+
+
+@pytest.mark.parametrize(("n", "name"), of_both(LEFT_BEHIND))
 def test_two_and_four_processes_are_gone_on_with_by_one(
-    train: Train, one: dict[str, Ran], two: dict[str, Ran], four: dict[str, Ran], tmp_path: Path
+    n: int, name: str, train: Train, one: dict[str, Ran], two: Runs, four: Runs, tmp_path: Path
 ) -> None:
-    stopped = {"zero1": two["base zero1"], "fsdp": two["base fsdp"], "hsdp": four["base hsdp"]}
-    stopped["tensor_parallel"] = two["base tensor_parallel"]
-    for run in train(1, {name: (cut(run, tmp_path / name), *SINGLE) for name, run in stopped.items()}).values():
-        assert_same(run, one["base"])
+    stopped = cut({2: two, 4: four}[n][name], tmp_path / "stopped")
+    assert_same(train(1, {name: (stopped, *SINGLE)})[name], one["base"])
 
 
-def assert_left_out(run: Ran, n: int) -> None:
-    """Of a step that overflows on one rank: the same scale and steps on all."""
+OVERFLOWING = [(2, "overflow fsdp"), (2, "overflow tensor_parallel"), (4, "overflow fsdp_tp")]
+
+
+@pytest.mark.parametrize(("n", "name"), of_both(OVERFLOWING))
+def test_a_step_that_overflows_on_one_rank_is_left_out_on_all(n: int, name: str, two: Runs, four: Runs) -> None:
+    run = {2: two, 4: four}[n][name]
     assert "error" not in run.said, run.said["error"]
     first, *others = [json.loads((run.folder / f"overflow-{rank}.json").read_text()) for rank in range(n)]
     assert all(
@@ -343,18 +332,8 @@ def assert_left_out(run: Ran, n: int) -> None:
     ends = [first[0], first[-1]]
     assert [at["scale"] for at in ends] == [65536, 32768]
     assert ends[1]["steps"] == [2]  # of three
-    if n == 2:  # else data-parallel ranks hold different parts of what tensor-parallel ranks have alike
+    if n == 2:  # where data-parallel ranks hold different parts of what tensor-parallel ranks have alike
         assert all([at["alike"] for at in other] == [at["alike"] for at in first] for other in others)
-
-
-def test_a_step_that_overflows_on_one_rank_is_left_out_on_all(two: dict[str, Ran]) -> None:
-    assert_left_out(two["overflow fsdp"], 2)
-
-
-@pytest.mark.slow
-def test_it_is_so_where_tensors_are_divided(two_more: dict[str, Ran], four_more: dict[str, Ran]) -> None:
-    assert_left_out(two_more["overflow tensor_parallel"], 2)
-    assert_left_out(four_more["overflow fsdp_tp"], 4)
 
 
 def test_what_torch_cannot_compile_is_refused_by_name_and_not_chosen(text_corpus: Path, tmp_path: Path) -> None:
@@ -370,7 +349,7 @@ def test_what_torch_cannot_compile_is_refused_by_name_and_not_chosen(text_corpus
         assert plan("compile=auto", "budget.steps=10000000", *more).compile == chosen
 
 
-def test_what_cannot_be_divided_is_refused_by_name(two: dict[str, Ran]) -> None:
+def test_what_cannot_be_divided_is_refused_by_name(two: Runs) -> None:
     assert "attention.n_kv_heads=1 cannot be divided among 2 tensor-parallel ranks" in two["mqa"].said["error"]
 
 

@@ -43,7 +43,11 @@ def in_pieces(decoder: Decoder, tokens: torch.Tensor, ends: list[int]) -> torch.
 
 
 @pytest.mark.parametrize(
-    ("position", "document_mask"), [*((position, False) for position in options("position")), ("rope", True)]
+    ("position", "document_mask"),
+    [
+        *((position, False) for position in options("position")),
+        *(pytest.param(p, True, marks=[] if p == "rope" else pytest.mark.slow) for p in options("position")),
+    ],
 )
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @torch.inference_mode()

@@ -51,10 +51,11 @@ def initialize(  # noqa: PLR0917 - of the model's own settings, in their order
             scaled = scale_residual and getattr(module, "adds_to_residual", False)
             weight_std = std / math.sqrt(2 * n_layers) if scaled else std
             for name, parameter in own.items():
-                full = torch.zeros(parameter.shape, dtype=torch.float32)
                 if name == "weight":
                     path = f"{module_name}.{name}"
                     full = _draw(parameter.shape, seed, path).mul_(weight_std * (std_factors or {}).get(path, 1.0))
+                else:
+                    full = torch.zeros(parameter.shape, dtype=torch.float32)
                 _copy_in(parameter, full)
         else:
             _reset(module, module_name, own, seed)
