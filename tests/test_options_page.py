@@ -1,4 +1,4 @@
-"""docs/options.md has the groups and options that conf/ gives."""
+"""Pages of docs/ have what conf/ and the tables of classes give."""
 
 from pathlib import Path
 
@@ -9,9 +9,10 @@ from thunderhead import docs
 from thunderhead.core.config import CONF_DIR
 
 
-def test_the_page_is_up_to_date() -> None:
-    page = docs.PAGE.read_text(encoding="utf-8")
-    assert docs.updated(page) == page, "run: .venv/bin/python -m thunderhead.docs"
+@pytest.mark.parametrize(("page", "part"), docs.PARTS)
+def test_the_page_is_up_to_date(page: str, part: str) -> None:
+    text = (docs.DOCS / page).read_text(encoding="utf-8")
+    assert docs.updated(text, part, docs.PARTS[page, part]()) == text, "run: .venv/bin/python -m thunderhead.docs"
 
 
 def test_the_tables_have_every_group_and_option() -> None:

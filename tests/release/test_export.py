@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -109,6 +110,29 @@ def test_half_the_size(run: Callable[..., Path], tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "bfloat16").dtype == torch.bfloat16
 
 
+def test_a_file_for_llama_cpp(folder: Path, tmp_path: Path) -> None:
+    """Of the tokenizer that the run trained; its class and how it is loaded stand in the card."""
+    made = exported(folder.parent, "format=gguf", f"out={tmp_path / 'small'}")
+    fields = GGUFReader(made / "model.gguf").fields
+    assert fields["general.name"].contents() == "small"
+    assert fields["general.architecture"].contents() == "llama"
+    assert fields["tokenizer.ggml.tokens"].contents() == [
+        token for token, _ in sorted(_loaded(folder).get_vocab().items(), key=lambda entry: entry[1])
+    ]
+    card = (made / "README.md").read_text(encoding="utf-8")
+    assert "library_name: llama.cpp" in card
+    assert "| class | llama, of llama.cpp |" in card
+    assert 'Llama("path/to/this/folder/model.gguf")' in card
+
+
+def test_sizes_of_files(folder: Path, tmp_path: Path) -> None:
+    made = exported(folder.parent, f"out={tmp_path / 'out'}", "max_shard_size=20KB")
+    sizes = [file.stat().st_size for file in made.glob("*.safetensors")]
+    assert len(sizes) > 1
+    with pytest.raises(ConfigError, match="max_shard_size: 'five' is no size: write 5GB"):
+        exported(folder.parent, f"out={tmp_path / 'other'}", "max_shard_size=five")
+
+
 def test_what_is_there_is_not_replaced(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"out: .*huggingface is there already: give another folder"):
         exported(folder.parent)
@@ -116,6 +140,7 @@ def test_what_is_there_is_not_replaced(folder: Path) -> None:
 
 def test_a_model_without_a_class_is_refused(run: Callable[..., Path], tmp_path: Path) -> None:
     folder = run("callbacks=default", "block=peri")
-    with pytest.raises(ConfigError, match=r"has no class for this model: Llama comes nearest.* block=peri"):
-        exported(folder, f"out={tmp_path / 'out'}")
+    for kind, nearest in (("huggingface", "Llama"), ("gguf", "llama")):
+        with pytest.raises(ConfigError, match=rf"has no class for this model: {nearest} comes nearest.* block=peri"):
+            exported(folder, f"out={tmp_path / 'out'}", f"format={kind}")
     assert [file.name for file in tmp_path.iterdir()] == ["runs"]

@@ -16,7 +16,8 @@ from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import build_decoder
 from thunderhead.release.architectures import ARCHITECTURES
 from thunderhead.release.exported import ExportedModel
-from thunderhead.release.huggingface import Misfit, architecture_of, converted
+from thunderhead.release.facts import Misfit
+from thunderhead.release.huggingface import architecture_of, converted
 from thunderhead.release.sample import Outcome, generate
 from tiny import DEFAULTS
 
@@ -60,7 +61,7 @@ def _base() -> Config:
     return config.plain(config.compose([*DEFAULTS["model"], "loss=next_token"]))
 
 
-def decoder_of(choices: Iterable[str]) -> Decoder:
+def decoder_of(choices: Iterable[str], vocab_size: int = VOCAB) -> Decoder:
     """With random biases and weights of norms: those drawn at first are 0 and 1, and would hide where they go."""
     lines = dict(line.split("=", 1) for line in " ".join(choices).split())
     if lines["norm"] == "layernorm" and lines.get("norm.eps") == "0.000001":
@@ -71,7 +72,7 @@ def decoder_of(choices: Iterable[str]) -> Decoder:
             composed = config.set_value(composed, key, yaml.safe_load(value))
         else:
             composed[key] = config.values_of(key, value)
-    decoder = build_decoder(composed, VOCAB, VOCAB - 1)
+    decoder = build_decoder(composed, vocab_size, vocab_size - 1)
     decoder.initialize(0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

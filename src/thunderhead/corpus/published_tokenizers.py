@@ -14,6 +14,7 @@ import numpy as np
 import tokenizers
 from annotated_types import Ge, Lt
 
+from thunderhead import word_patterns
 from thunderhead.core.config import first_line
 from thunderhead.core.tokenizer import EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens
 from thunderhead.core.types import PathText
@@ -26,20 +27,10 @@ _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # how SentencePiece spells a byte that
 
 # tiktoken's encodings by the name of their file: how words are split, and the id of <|endoftext|>; as in
 # tiktoken_ext/openai_public.py of tiktoken 0.14, where they are bound to a download.
-_GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-_CL100K_WORDS = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"
-    r"|\s+(?!\S)|\s"
-)
-_O200K_WORDS = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _ENCODINGS = {
-    **dict.fromkeys(("gpt2", "r50k_base", "p50k_base"), (_GPT2_WORDS, 50256)),
-    "cl100k_base": (_CL100K_WORDS, 100257),
-    "o200k_base": (_O200K_WORDS, 199999),
+    **dict.fromkeys(("gpt2", "r50k_base", "p50k_base"), (word_patterns.GPT2, 50256)),
+    "cl100k_base": (word_patterns.CL100K, 100257),
+    "o200k_base": (word_patterns.O200K, 199999),
 }
 
 

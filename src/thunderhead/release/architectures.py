@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from thunderhead.core.model.position import RotaryPosition
 from thunderhead.options.blocks import ParallelBlock
-from thunderhead.release.facts import Facts, function_of
+from thunderhead.release.facts import function_of
 
 Weights = dict[str, Tensor]
 
@@ -21,7 +21,7 @@ Weights = dict[str, Tensor]
 class Architecture(NamedTuple):
     """A class of transformers.
 
-    - allows: values of facts that it can be; of facts that are not named, PLAIN's.
+    - allows: values of facts that it can be; of facts that are not named, `facts.PLAIN`'s.
     - settings: of a decoder, its configuration. names: of its modules for ours, whole or parts of a dotted name.
     - change: weights under its names, where more is different than the names.
     - unit: the weights of a norm that multiplies by 1.
@@ -74,16 +74,21 @@ def _eps_of(decoder: Any) -> float:
     return float(norm.eps if norm.eps is not None else torch.finfo(torch.float32).eps)
 
 
+def theta_of(position: Any) -> float:
+    """The base of rotary positions, of which position.scaling=ntk makes another."""
+    theta: float = position.theta
+    if getattr(position, "scaling", "none") == "ntk":
+        theta *= position.factor ** (position.rotated_dim / (position.rotated_dim - 2))
+    return theta
+
+
 def _rope_of(decoder: Any) -> dict[str, Any]:
     position: Any = decoder.position
     if not isinstance(position, RotaryPosition):
         return {"rope_type": "default", "rope_theta": 10_000.0}
     fraction = position.rotated_dim / decoder.mixers[0].rotary_dim
     partial = {} if fraction == 1 else {"partial_rotary_factor": fraction}
-    scaled: Any = position  # if it is
-    scaling, theta = getattr(position, "scaling", "none"), position.theta
-    if scaling == "ntk":
-        theta *= scaled.factor ** (position.rotated_dim / (position.rotated_dim - 2))
+    scaling, theta = getattr(position, "scaling", "none"), theta_of(position)
     if scaling in ("none", "ntk"):
         return {"rope_type": "default", "rope_theta": theta, **partial}
     settings = {"rope_type": scaling, "rope_theta": theta, "factor": position.factor, **partial}
@@ -197,12 +202,12 @@ def _mpt(decoder: Any) -> dict[str, Any]:
 
 def _transposed(decoder: Any, weights: Weights) -> Weights:
     """GPT-2 has q, k and v in one matrix, and keeps matrices of layers as (in, out)."""
-    joined = _joined("c_attn")(decoder, weights)
+    both = joined("c_attn")(decoder, weights)
     is_matrix = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
-    return {name: tensor.T.contiguous() if is_matrix.search(name) else tensor for name, tensor in joined.items()}
+    return {name: tensor.T.contiguous() if is_matrix.search(name) else tensor for name, tensor in both.items()}
 
 
-def _joined(name: str) -> Callable[[Any, Weights], Weights]:
+def joined(name: str) -> Callable[[Any, Weights], Weights]:
     """Q, k and v in one matrix, one below the other."""
 
     def join(decoder: Any, weights: Weights) -> Weights:
@@ -218,15 +223,15 @@ def _joined(name: str) -> Callable[[Any, Weights], Weights]:
 
 def _by_head(decoder: Any, weights: Weights) -> Weights:
     """GPT-NeoX has q, k and v of each head beside each other."""
-    joined, head_dim = _joined("query_key_value")(decoder, weights), decoder.mixers[0].head_dim
+    both, head_dim = joined("query_key_value")(decoder, weights), decoder.mixers[0].head_dim
 
     def reordered(tensor: Tensor) -> Tensor:
         return tensor.view(3, -1, head_dim, *tensor.shape[1:]).transpose(0, 1).flatten(0, 2)
 
-    return {name: reordered(tensor) if "query_key_value" in name else tensor for name, tensor in joined.items()}
+    return {name: reordered(tensor) if "query_key_value" in name else tensor for name, tensor in both.items()}
 
 
-def _interleaved(decoder: Any, weights: Weights) -> Weights:
+def interleaved(decoder: Any, weights: Weights) -> Weights:
     """Cohere rotates the pairs (2i, 2i + 1) of a head, ours (i, i + E/2)."""
     head_dim = decoder.mixers[0].head_dim
 
@@ -259,104 +264,86 @@ def _opt_weights(decoder: Any, weights: Weights) -> Weights:
 # --- names and classes ------------------------------------------------------------------------------------------------
 
 
-def _names(text: str) -> dict[str, str]:
+def names_of(text: str) -> dict[str, str]:
     return dict(pair.split("=") for pair in text.split())
 
 
-_LLAMA = _names(
+_LLAMA = names_of(
     "embedding=model.embed_tokens final_norm=model.norm head=lm_head blocks=model.layers attention=self_attn "
     "out_proj=o_proj feedforward=mlp attention_norm=input_layernorm feedforward_norm=post_attention_layernorm"
 )
-_GEMMA2 = _LLAMA | _names(
+_GEMMA2 = _LLAMA | names_of(
     "attention_output_norm=post_attention_layernorm feedforward_norm=pre_feedforward_layernorm "
     "feedforward_output_norm=post_feedforward_layernorm"
 )
-_GPT2 = _names(
+_GPT2 = names_of(
     "embedding=transformer.wte position.embedding=transformer.wpe final_norm=transformer.ln_f head=lm_head "
     "blocks=transformer.h attention=attn out_proj=c_proj feedforward=mlp up_proj=c_fc down_proj=c_proj "
     "attention_norm=ln_1 feedforward_norm=ln_2"
 )
-_OPT = _names(
+_OPT = names_of(
     "embedding=model.decoder.embed_tokens position.embedding=model.decoder.embed_positions head=lm_head "
     "final_norm=model.decoder.final_layer_norm blocks=model.decoder.layers attention=self_attn "
     "feedforward.up_proj=fc1 feedforward.down_proj=fc2 attention_norm=self_attn_layer_norm "
     "feedforward_norm=final_layer_norm"
 )
-_NEOX = _LLAMA | _names(
+_NEOX = _LLAMA | names_of(
     "embedding=gpt_neox.embed_in final_norm=gpt_neox.final_layer_norm blocks=gpt_neox.layers attention=attention "
     "out_proj=dense up_proj=dense_h_to_4h down_proj=dense_4h_to_h"
 )
-_MPT = _names(
+_MPT = names_of(
     "embedding=transformer.wte final_norm=transformer.norm_f head=lm_head blocks=transformer.blocks attention=attn "
     "feedforward=ffn attention_norm=norm_1 feedforward_norm=norm_2"
 )
-_PHI = _LLAMA | _names("final_norm=model.final_layernorm out_proj=dense up_proj=fc1 down_proj=fc2")
-_STARCODER2 = _LLAMA | _names("up_proj=c_fc down_proj=c_proj")
+_PHI = _LLAMA | names_of("final_norm=model.final_layernorm out_proj=dense up_proj=fc1 down_proj=fc2")
+_STARCODER2 = _LLAMA | names_of("up_proj=c_fc down_proj=c_proj")
 
-PLAIN: Facts = {
-    "layers": "alike",
-    "attention": "softmax",
-    "attention.n_kv_heads": "all",
-    "attention.head_dim": "d_model / n_heads",
-    "attention.window": "null",
-    "attention.qk_norm": "false",
-    "attention.qkv_bias": "false",
-    "attention.logit_softcap": "null",
-    "block": "pre",
-    "norm": "rmsnorm",
-    "norm.bias": "false",
-    "activation": "gated",
-    "position": "rope",
-    "position.fraction": "1",
-    "position.scaling": "none",
-    "model.bias": "false",
-}
 _EITHER, _IF_GIVEN = {"true", "false"}, {"null", "given"}
-_SCALED = {"position.scaling": {"none", "linear", "llama3"}}
-_GROUPED = {"attention.n_kv_heads": {"all", "fewer", "one"}}
-_PARTIAL = {"position.fraction": {"1", "less"}}
-_ANY_HEAD = {"attention.head_dim": {"d_model / n_heads", "given"}}
+SCALED = {"position.scaling": {"none", "linear", "llama3"}}
+GROUPED = {"attention.n_kv_heads": {"all", "fewer", "one"}}
+PARTIAL = {"position.fraction": {"1", "less"}}
+ANY_HEAD = {"attention.head_dim": {"d_model / n_heads", "given"}}
 _WINDOW = {"attention.window": _IF_GIVEN}
-_QKV_BIAS = {"attention.qkv_bias": _EITHER}
-_BIASES = _QKV_BIAS | {"model.bias": _EITHER}
+QKV_BIAS = {"attention.qkv_bias": _EITHER}
+BIASES = QKV_BIAS | {"model.bias": _EITHER}
 _PARALLEL = {"block": {"parallel"}}
 _ADDED = {"position": {"learned", "sinusoidal", "none"}}
-_RMS = _GROUPED | _SCALED
-_LAYER = {"norm": {"layernorm"}, "norm.bias": _EITHER}
-_GPT = _LAYER | _BIASES | {"activation": {"ungated"}}
+_RMS = GROUPED | SCALED
+LAYER = {"norm": {"layernorm"}, "norm.bias": _EITHER}
+_GPT = LAYER | BIASES | {"activation": {"ungated"}}
 _QK_NORM = {"attention.qk_norm": {"true"}}
 
 # The first that fits is taken.
 ARCHITECTURES = (
     Architecture("Qwen2", _RMS | _WINDOW | {"attention.qkv_bias": {"true"}}, _windowed, _LLAMA),
-    Architecture("Llama", _RMS | _ANY_HEAD | _BIASES, _shared, _LLAMA),
-    Architecture("Mistral", _RMS | _ANY_HEAD | {"attention.window": {"given"}}, _windowed, _LLAMA),
-    Architecture("Qwen3", _RMS | _ANY_HEAD | _QK_NORM | _WINDOW | _QKV_BIAS, _windowed, _LLAMA),
-    Architecture("SmolLM3", _GROUPED | _BIASES | {"position": {"none"}}, _smollm3, _LLAMA),
-    Architecture("Arcee", _RMS | _ANY_HEAD | _BIASES | {"activation": {"ungated"}}, _shared, _LLAMA),
+    Architecture("Llama", _RMS | ANY_HEAD | BIASES, _shared, _LLAMA),
+    Architecture("Mistral", _RMS | ANY_HEAD | {"attention.window": {"given"}}, _windowed, _LLAMA),
+    Architecture("Qwen3", _RMS | ANY_HEAD | _QK_NORM | _WINDOW | QKV_BIAS, _windowed, _LLAMA),
+    Architecture("SmolLM3", GROUPED | BIASES | {"position": {"none"}}, _smollm3, _LLAMA),
+    Architecture("Arcee", _RMS | ANY_HEAD | BIASES | {"activation": {"ungated"}}, _shared, _LLAMA),
     Architecture(
         "Gemma2",
-        _RMS | _ANY_HEAD | _QKV_BIAS | _WINDOW | {"block": {"sandwich"}, "attention.logit_softcap": _IF_GIVEN},
+        _RMS | ANY_HEAD | QKV_BIAS | _WINDOW | {"block": {"sandwich"}, "attention.logit_softcap": _IF_GIVEN},
         *(_gemma2, _GEMMA2, _gemma2_weights, 0.0),
     ),
     Architecture("GPT2", _GPT | {"position": {"learned"}}, _gpt2, _GPT2, _transposed),
-    Architecture("GPTBigCode", _GPT | _ADDED | {"attention.n_kv_heads": {"one"}}, _gpt2, _GPT2, _joined("c_attn")),
+    Architecture("GPTBigCode", _GPT | _ADDED | {"attention.n_kv_heads": {"one"}}, _gpt2, _GPT2, joined("c_attn")),
     Architecture("OPT", _GPT | _ADDED | {"block": {"pre", "post"}}, _opt, _OPT, _opt_weights),
     Architecture(
         "GPTNeoX",
-        _GPT | _PARTIAL | _SCALED | {"block": {"pre", "parallel with shared_norm=false"}},
+        _GPT | PARTIAL | SCALED | {"block": {"pre", "parallel with shared_norm=false"}},
         *(_neox, _NEOX, _by_head),
     ),
     Architecture("Starcoder2", _GPT | _RMS | _WINDOW, _starcoder2, _STARCODER2),
-    Architecture("Nemotron", _GPT | _RMS | _PARTIAL | _ANY_HEAD, _partial, _LLAMA, _norms_less_one, 0.0),
+    Architecture("Nemotron", _GPT | _RMS | PARTIAL | ANY_HEAD, _partial, _LLAMA, _norms_less_one, 0.0),
     Architecture(
-        "Cohere", _RMS | _ANY_HEAD | _QKV_BIAS | _PARALLEL | {"norm": {"layernorm"}}, _cohere, _LLAMA, _interleaved
+        "Cohere", _RMS | ANY_HEAD | QKV_BIAS | _PARALLEL | {"norm": {"layernorm"}}, _cohere, _LLAMA, interleaved
     ),
-    Architecture("StableLm", _LAYER | _RMS | _PARTIAL | _QKV_BIAS | {"block": {"pre", "parallel"}}, _stablelm, _LLAMA),
-    Architecture("Phi", _GPT | _RMS | _PARTIAL | _PARALLEL, _partial, _PHI),
+    Architecture("StableLm", LAYER | _RMS | PARTIAL | QKV_BIAS | {"block": {"pre", "parallel"}}, _stablelm, _LLAMA),
+    Architecture("Phi", _GPT | _RMS | PARTIAL | _PARALLEL, _partial, _PHI),
     Architecture(
         "Mpt",
         {"norm": {"layernorm"}, "activation": {"ungated"}, "position": {"alibi"}, "function": {"gelu"}},
-        *(_mpt, _MPT, _joined("Wqkv")),
+        *(_mpt, _MPT, joined("Wqkv")),
     ),
 )

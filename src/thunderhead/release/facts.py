@@ -1,7 +1,8 @@
 """What a decoder is, as far as it decides which of other libraries' classes can be it."""
 
 import functools
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
 from torch.nn import functional as F
@@ -16,6 +17,65 @@ from thunderhead.options.positions import AlibiPosition, LearnedPosition, Scaled
 
 Facts = dict[str, str]
 """By config path, in few words; a class that is none of ours stands there by its name."""
+
+
+PLAIN: Facts = {
+    "layers": "alike",
+    "attention": "softmax",
+    "attention.n_kv_heads": "all",
+    "attention.head_dim": "d_model / n_heads",
+    "attention.window": "null",
+    "attention.qk_norm": "false",
+    "attention.qkv_bias": "false",
+    "attention.logit_softcap": "null",
+    "block": "pre",
+    "norm": "rmsnorm",
+    "norm.bias": "false",
+    "activation": "gated",
+    "position": "rope",
+    "position.fraction": "1",
+    "position.scaling": "none",
+    "model.bias": "false",
+}
+"""What a class can be where nothing else is said of it."""
+
+
+class Misfit(ValueError):  # noqa: N818 - no fault of anybody's
+    """No class has these options together."""
+
+
+class Candidate(Protocol):
+    """A class of another library."""
+
+    @property
+    def name(self) -> str:
+        """Its name there."""
+
+    @property
+    def allows(self) -> Mapping[str, set[str]]:
+        """Values of facts that it can be; of facts that are not named, PLAIN's."""
+
+
+C = TypeVar("C", bound=Candidate)
+
+
+def misfits(candidate: Candidate, facts: Facts) -> list[str]:
+    """What of a decoder a class does not have, as config paths with their values."""
+    wanted = {fact: {plain} for fact, plain in PLAIN.items()} | dict(candidate.allows)
+    if facts.get("attention.qk_norm") == "true":
+        wanted["norm.eps"] = {"qk_norm's"}
+    wanted.setdefault("function", {"gelu", "gelu_pytorch_tanh", "silu", "relu", "relu2"})
+    return [f"{fact}={facts[fact]}" for fact, values in wanted.items() if fact in facts and facts[fact] not in values]
+
+
+def fitting(decoder: Decoder, candidates: Iterable[C]) -> C:
+    """The first that has all options of a decoder; raises Misfit, which names those that the nearest does not have."""
+    facts = facts_of(decoder)
+    found = [(misfits(candidate, facts), candidate) for candidate in candidates]
+    missing, nearest = min(found, key=lambda each: len(each[0]))  # the first of equals
+    if missing:
+        raise Misfit(f"{nearest.name} comes nearest, but does not have {', '.join(missing)}")
+    return nearest
 
 
 def facts_of(decoder: Decoder) -> Facts:

@@ -12,21 +12,8 @@ from torch import nn
 
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.options.positions import LearnedPosition, SinusoidalPosition
-from thunderhead.release.architectures import ARCHITECTURES, PLAIN, Architecture, Weights
-from thunderhead.release.facts import Facts, facts_of
-
-
-class Misfit(ValueError):  # noqa: N818 - no fault of anybody's
-    """No class of transformers has these options together."""
-
-
-def misfits(architecture: Architecture, facts: Facts) -> list[str]:
-    """What of a decoder a class does not have, as config paths with their values."""
-    wanted = {fact: {plain} for fact, plain in PLAIN.items()} | dict(architecture.allows)
-    if facts.get("attention.qk_norm") == "true":
-        wanted["norm.eps"] = {"qk_norm's"}
-    wanted.setdefault("function", {"gelu", "gelu_pytorch_tanh", "silu", "relu", "relu2"})
-    return [f"{fact}={facts[fact]}" for fact, values in wanted.items() if fact in facts and facts[fact] not in values]
+from thunderhead.release.architectures import ARCHITECTURES, Architecture, Weights
+from thunderhead.release.facts import fitting
 
 
 @contextlib.contextmanager
@@ -44,13 +31,8 @@ def quiet_transformers() -> Iterator[Any]:
 
 
 def architecture_of(decoder: Decoder, preferred: str | None = None) -> Architecture:
-    """The class that has all options of a decoder; raises Misfit, which names those that the nearest does not have."""
-    facts, candidates = facts_of(decoder), sorted(ARCHITECTURES, key=lambda each: each.name != preferred)
-    found = [(misfits(architecture, facts), architecture) for architecture in candidates]
-    missing, nearest = min(found, key=lambda each: len(each[0]))  # the first of equals
-    if missing:
-        raise Misfit(f"{nearest.name} comes nearest, but does not have {', '.join(missing)}")
-    return nearest
+    """The class that has all options of a decoder, the `preferred` before others; raises Misfit if none has."""
+    return fitting(decoder, sorted(ARCHITECTURES, key=lambda each: each.name != preferred))
 
 
 def converted(decoder: Decoder, preferred: str | None = None) -> Any:
@@ -60,7 +42,7 @@ def converted(decoder: Decoder, preferred: str | None = None) -> Any:
     """
     architecture = architecture_of(decoder, preferred)
     weights = {name: tensor.detach().float() for name, tensor in decoder.state_dict().items()}
-    weights = _folded(decoder, weights, "position.embedding" in architecture.names)
+    weights = folded(decoder, weights, "position.embedding" in architecture.names)
     tied = decoder.head is None and "head.weight" not in weights and architecture.name != "Gemma2"  # see its weights
     if not tied:
         weights.setdefault("head.weight", weights["embedding.weight"])
@@ -95,7 +77,7 @@ def renamed(weights: Weights, names: Mapping[str, str]) -> Weights:
     return {pattern.sub(lambda found: names[found[0]], name): tensor for name, tensor in weights.items()}
 
 
-def _folded(decoder: Any, weights: Weights, with_table: bool) -> Weights:
+def folded(decoder: Any, weights: Weights, with_table: bool) -> Weights:
     """Weights that do the same without padding of the vocabulary, muP's factors, and positions that are no weights.
 
     There is a `head.weight` if it is no longer the embedding's. `with_table`: the class has a table of positions.

@@ -13,10 +13,10 @@ from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem, first_line, set_value, show, values_of
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import COMPONENTS, build_decoder
-from thunderhead.release.architectures import ARCHITECTURES, PLAIN, Architecture, Weights
+from thunderhead.release.architectures import ARCHITECTURES, Architecture, Weights
 from thunderhead.release.exported import SAFE
-from thunderhead.release.facts import facts_of
-from thunderhead.release.huggingface import configured, misfits, quiet_transformers, renamed
+from thunderhead.release.facts import PLAIN, facts_of, misfits
+from thunderhead.release.huggingface import configured, quiet_transformers, renamed
 
 Options = dict[str, Any]
 """Values by config path; of a group alone, its option."""
