@@ -30,8 +30,9 @@ from results_folder import RESULTS, hardware_slug
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.corpus.prepare import prepare, read_batches
 from thunderhead.corpus.published_tokenizers import HuggingFaceTokenizer
+from thunderhead.corpus.python_code import StandardLibrary
 from thunderhead.corpus.shard_files import CHUNK_BYTES
-from thunderhead.corpus.sources import LocalText, StandardLibrary
+from thunderhead.corpus.sources import LocalText
 from thunderhead.corpus.trained_tokenizers import BpeTokenizer, ByteTokenizer
 from thunderhead.training import hardware
 

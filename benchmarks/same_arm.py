@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ARM = (
     *("model.n_layers=2", "model.d_model=64", "model.n_heads=4", "model.context_length=64", "batch.global_tokens=1024"),
     *("batch.micro_size=16", "budget.steps=60", "tokenizer=byte", "model.vocab_size=null", "optimizer.lr=0.003"),
-    *("data.max_validation_bytes=16384", "data.sources.stdlib.include_code=false", "sample=false"),
+    *("data.max_validation_bytes=16384", "data=stdlib", "data.sources.stdlib.include_code=false", "sample=false"),
     *("precision=fp32", "logger=csv", "callbacks=none", "trainer.log_every_n_steps=30"),
 )
 

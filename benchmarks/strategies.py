@@ -27,7 +27,8 @@ MODEL = (
 )
 SETTINGS = (
     *("trainer=cpu", "precision=fp32", "compile=none", "callbacks=none", "logger=csv", "keep_freed_memory=false"),
-    *("data.sources.stdlib.include_code=false", "data.max_validation_tokens=1024", "generation.max_new_tokens=1"),
+    *("data=stdlib", "data.sources.stdlib.include_code=false"),
+    *("data.max_validation_tokens=1024", "generation.max_new_tokens=1"),
     *("batch.global_tokens=2048", "batch.micro_size=2", "trainer.log_every_n_steps=1"),
 )
 ON_ANY = {

@@ -40,7 +40,7 @@ _LEFT_OUT = {
 }
 _FEWER = {
     "model": ["nano", "micro"],  # the published ones differ in numbers only, which tiny runs overwrite
-    "data": ["stdlib", "text", "induction"],  # the others differ from these in texts or sequences only
+    "data": ["sympy", "text", "induction"],  # the others differ from these in texts or sequences only
     "tokenizer": ["byte", "bpe"],  # the others are read from files, which is all the difference
     "trainer": ["auto", "cpu"],  # gpu and mps are refused here
     "compile": ["none", "block", "model"],
@@ -88,7 +88,8 @@ INSTEAD = {
     "budget=chinchilla": ("budget=chinchilla", "budget.tokens_per_parameter=0.008"),
     "budget=flops": ("budget=flops", "budget.flops=7.0e+7"),
     "data=shards": ("data=shards", *DEFAULTS["data"][1:]),
-    # the prose of the standard library: half a MB instead of 12
+    # a part of them: 0.2 MB and half a MB instead of 16 and 12
+    "data=sympy": ("data=sympy", "data.sources.sympy.package=sympy.logic", *DEFAULTS["data"][1:]),
     "data=stdlib": ("data=stdlib", "data.sources.stdlib.include_code=false", *DEFAULTS["data"][1:]),
     # made-up prose has none of the English words
     "curation=gopher": ("curation=gopher", "curation.filters.gopher_quality.min_required_words=0"),
@@ -133,7 +134,7 @@ def tiny(corpus: Path, shards_dir: Path, *overrides: str) -> list[str]:
     if any(f"data={task}" in overrides for task in ("induction", "associative_recall", "modular_addition")):
         return lines  # made by rule: no path, no shards
     paths = [f"data.shards_dir={shards_dir}"]
-    without_path = {"data=stdlib", "data=mixture", *(f"data={name}" for name in OF_THE_HUB)}
+    without_path = {"data=sympy", "data=stdlib", "data=mixture", *(f"data={name}" for name in OF_THE_HUB)}
     if not any(o.startswith("data.path=") for o in overrides) and without_path.isdisjoint(overrides):
         paths.append(f"data.path={corpus}")
     from_file = {"tokenizer=huggingface", "tokenizer=tiktoken"}.intersection(overrides)

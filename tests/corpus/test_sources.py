@@ -1,12 +1,10 @@
 import bz2
 import gzip
 import io
-import itertools
 import json
 import lzma
 import os
 import shutil
-import sysconfig
 import tarfile
 import tracemalloc
 import zipfile
@@ -17,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from thunderhead.core.config import supplied_names
-from thunderhead.corpus.sources import LocalText, StandardLibrary
+from thunderhead.corpus.python_code import InstalledPackage, StandardLibrary
+from thunderhead.corpus.sources import LocalText
 
 
 def zstd(content: bytes) -> bytes:
@@ -358,38 +357,8 @@ def test_an_encoding_that_is_none(encoding: str, nearest: str) -> None:
         LocalText(path="x", encoding=encoding)
 
 
-def test_the_standard_library() -> None:
-    names = [
-        document.id
-        for document in itertools.islice(StandardLibrary(include_code=True, include_topics=False).documents(), 50)
-    ]
-    assert names[:1] == ["__future__.py"]
-    assert names == sorted(names)
-    code = StandardLibrary(include_code=True, include_topics=False)._files()
-    both = StandardLibrary(include_code=True, include_topics=True)
-    assert 600 < len(code) < 1000
-    assert len(both._files()) == len(code) + 1  # the file of topics is prose, never code
-    assert not any("test" in Path(name).parts or "site-packages" in name for name, _ in code)
-    assert both.fingerprint()["python"].endswith(sysconfig.get_config_var("py_version"))
-    assert 5e6 < both.disk_bytes() < 30e6
-
-
-def test_the_topics_are_prose_one_document_each() -> None:
-    source = StandardLibrary(include_code=False, include_topics=True)
-    source.check()
-    documents = {document.id: document.text for document in source.documents()}
-    assert 50 < len(documents) < 200
-    assert "assert" in documents["topics/assert"]
-    assert not any("topics = {" in text for text in documents.values())
-
-
-def test_nothing_to_read_is_refused() -> None:
-    with pytest.raises(ValueError, match="both false"):
-        StandardLibrary(include_code=False, include_topics=False)
-
-
 def test_the_code_supplies_nothing() -> None:
-    for source in (StandardLibrary, LocalText):
+    for source in (StandardLibrary, InstalledPackage, LocalText):
         assert supplied_names(source) == []
 
 

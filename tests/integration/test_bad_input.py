@@ -131,7 +131,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
-NO_TEXT = "{_target_: thunderhead.corpus.sources.StandardLibrary, include_code: false, include_topics: false}"
+NO_TEXT = "{_target_: thunderhead.corpus.python_code.StandardLibrary, include_code: false, include_topics: false}"
 NESTED = {
     f"+data.sources.two={NO_TEXT}": "data.sources.two: include_code and include_topics are both false",
     "data.sources.text.suffixes=5": "data.sources.text.suffixes: 5 is not accepted",

@@ -3,10 +3,7 @@
 import codecs
 import difflib
 import itertools
-import platform
 import re
-import sysconfig
-import tokenize
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -103,65 +100,16 @@ class Source(Share, ABC):
         """Say after `documents` what was read, passed over and skipped; empty where there are no files."""
         return {}
 
+    def notes(self) -> list[str]:
+        """Say what a plan should tell about the text."""
+        return []
+
     def connect(self) -> None:
         """Reach what is not on this machine, saying so; comes before the first document is asked for."""
 
     def _settings(self, *names: str) -> dict[str, Any]:
         """Begin a fingerprint: kind, and settings by their names."""
         return {"source": type(self).__name__, **{name: getattr(self, name) for name in names}}
-
-
-@dataclass(eq=False)
-class StandardLibrary(Source):
-    """The corpus that is always there: this Python's standard library, and its prose on the language.
-
-    Code is every `*.py` below `sysconfig.get_paths()["stdlib"]` without tests and installed packages: about 730 files,
-    12 MB. Prose is `pydoc_data.topics` (the language reference as `help()` shows it), each topic a document: 0.5 MB;
-    its file is never code, as both may be sources of a mixture. They differ between versions of Python.
-    """
-
-    _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
-    _TOPICS = "pydoc_data/topics.py"
-
-    _: KW_ONLY
-    include_code: bool
-    include_topics: bool
-
-    def __post_init__(self) -> None:
-        if not (self.include_code or self.include_topics):
-            raise ValueError("include_code and include_topics are both false: nothing to read, set one to true")
-        self.python = f"{platform.python_implementation()} {platform.python_version()}"
-
-    def _files(self) -> list[tuple[str, Path]]:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        files = {name: file for name, file in walk(root, self._SKIPPED_FOLDERS) if name.endswith(".py")}
-        topics = files.pop(self._TOPICS, None)
-        if (self.include_topics and topics is None) or (self.include_code and not files):
-            raise ValueError(f"this Python lacks sources or topics in {root}: use data=text with files of your own")
-        found = files if self.include_code else {}
-        return list((found | {self._TOPICS: topics} if self.include_topics and topics else found).items())
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {**self._settings("python", "include_code", "include_topics"), **listing(self._files())}
-
-    def disk_bytes(self) -> int:
-        return sum(file.stat().st_size for _, file in self._files())
-
-    def check(self) -> None:
-        self._files()
-
-    def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
-        for name, file in self._files():
-            if self.include_topics and name == self._TOPICS:
-                from pydoc_data.topics import topics
-
-                yield from (Document(f"topics/{topic}", text) for topic, text in topics.items())
-            else:
-                with tokenize.open(file) as lines:  # in the encoding that the file declares (PEP 263)
-                    text = lines.read()
-                if text:
-                    yield Document(name, text)
-            on_read(file.stat().st_size)
 
 
 @dataclass(eq=False)

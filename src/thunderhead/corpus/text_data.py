@@ -39,6 +39,9 @@ class TextData(ShardData):
         found += super().problems(run)
         return missing + list(dict.fromkeys(found))
 
+    def notes(self) -> list[str]:
+        return [*super().notes(), *(note for source in self.sources.values() for note in source.notes())]
+
     def find(self) -> Manifest | None:
         if self.tokenizer is None or not self.sources:  # `problems` tells
             return None
