@@ -1,5 +1,6 @@
 """The signature is the schema: what is refused, in which words, and what passes."""
 
+import functools
 import inspect
 import os
 import subprocess
@@ -169,12 +170,19 @@ def test_an_interpolation_to_nowhere_is_refused() -> None:
 # --- conf/ ------------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _defaults() -> dict[Any, Any]:
+    content = OmegaConf.to_container(config.compose())
+    assert isinstance(content, dict)
+    return content
+
+
 @pytest.mark.parametrize("name", NODES)
 def test_an_option_names_exactly_what_can_be_set(name: str) -> None:
-    path = [f"{NEED_PATHS[name]}.path=x"] if name in NEED_PATHS else []
-    resolved = config.plain(config.compose([name, *path]))
+    group, _, option = name.partition("=")
+    values = config.values_of(group, option) | ({"path": "x"} if name in NEED_PATHS else {})
+    resolved = config.plain(OmegaConf.create({**_defaults(), group: values}))
     assert config.check(resolved, settings) == []
-    group = name.partition("=")[0]
     arguments = set(resolved[group]) - {"_target_"}
     target = hydra.utils.get_object(resolved[group]["_target_"])
     parameters = inspect.signature(target).parameters.values()

@@ -104,6 +104,10 @@ def test_a_grid_finds_the_law_and_predicts_the_held_out_run(
         budget = float(job.choices["budget.flops"])
         assert budget - plan.flops_per_token * plan.tokens_per_step < plan.flops <= budget
 
+    # said before the held-out run is trained
+    before, after = said.index("losses are predicted by the form sum"), said.index("Predicted for d32 flops=1.6e+10: ")
+    assert before < after < said.index("Scaling law")
+
     law = read_law(tmp_path / "law.json")
     # all runs are of seed 1
     assert (law.E, law.alpha, law.beta) == pytest.approx((E + SEEDS, ALPHA, BETA), rel=0.05)

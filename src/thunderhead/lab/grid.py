@@ -81,7 +81,7 @@ def run_grid(
         if bracket.multipliers:
             seeds.add(_tune(arms, bracket, sweep))
         sweep.jobs = _jobs(arms, sweep)
-        sweep.run(sweep.jobs, "Sweep")
+        sweep.run_all()
         for n in sweep.looks[1:]:
             found = sweep.analyse(baseline).comparisons
             unclear = {name for c in found if c.is_unclear for name in (c.arm, c.against)}

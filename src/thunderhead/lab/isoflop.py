@@ -9,7 +9,7 @@ from thunderhead.core.config import Config, ConfigError, Problem, check
 from thunderhead.core.types import Count, PositiveFloat, PositiveInt
 from thunderhead.lab.grid import Candidate, plan_all, run_grid
 from thunderhead.lab.runs import Failure, Run
-from thunderhead.lab.scaling_report import write_law_report
+from thunderhead.lab.scaling_report import tell_predictions, write_law_report
 from thunderhead.lab.sweep import SINGLE_RUN, Sweep
 from thunderhead.terminal import say
 
@@ -91,6 +91,10 @@ def run_isoflop(
         return write_law_report(folder, runs, count=given.count, fit_up_to=max(budgets), **found)
 
     sweep.report = report
+    sweep.is_last = lambda job: given.held_out is not None and job.config["budget"]["flops"] > max(budgets)
+    sweep.announce = lambda runs, jobs: tell_predictions(
+        runs, {job.name: sweep.plan(job.config) for job in jobs}, count=given.count
+    )
     return run_grid(candidates, sweep)
 
 

@@ -1,7 +1,7 @@
 """The report of a scaling law: report.html, law.json, results.csv, PNG figures, the answer on the terminal."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from thunderhead.core.types import Count, counted
 from thunderhead.lab import arms as grouping
 from thunderhead.lab import page
 from thunderhead.lab.arms import percent
+from thunderhead.lab.jobs import Plan
 from thunderhead.lab.page import NONE, Rows, interval, number
+from thunderhead.lab.parabolas import SAME_BUDGET, Parabola, Point, by_budget
 from thunderhead.lab.runs import Failure, Run
-from thunderhead.lab.scaling import SAME_BUDGET, Fit, Parabola, Point, by_budget, fit
+from thunderhead.lab.scaling import Fit, fit
 from thunderhead.lab.scaling_figures import FIGURES
 from thunderhead.lab.statistics import Interval
-from thunderhead.terminal import quantity
+from thunderhead.terminal import quantity, say
 from thunderhead.training import record
 
 SCALED = ("model", "budget", "optimizer.lr", "batch", "scheduler", "validation", "trainer", "data.path")
@@ -73,6 +75,7 @@ def write_law_report(
         warnings=warnings,
         parameters=_parameters(found) if found else Rows(),
         optima=_optima(found) if found else Rows(),
+        forms=_forms(found) if found else Rows(),
         runs=_runs(found, list(points.values()), most),
         left_out=left_out,
         figures=FIGURES,
@@ -82,6 +85,23 @@ def write_law_report(
     console.print("\n[bold]Scaling law[/]")
     page.tell(console, [("cyan", answer) for answer in answers], warnings, left_out, how="fitted", report=path)
     return path
+
+
+def tell_predictions(runs: Sequence[Run], planned: Mapping[str, Plan], *, count: Count) -> None:
+    """Say what larger runs will come to, by name, and why, before they are trained."""
+    finished = [run for run in runs if run.unfinished is None]
+    try:
+        _refuse_mixtures(finished)
+        found = fit([_point(run, count) for run in finished], count=count)
+    except ValueError as error:
+        say(str(error))
+        return
+    if told := tell_forms(found):
+        say(told)
+    for name, plan in planned.items():
+        parameters = float(counted(plan.parameters, count))
+        p = found.predict(Point(name, parameters, plan.tokens, plan.flops, math.nan))
+        say(f"Predicted for {name}: {p.loss:.3f} nats ({p.interval.low:.3f} … {p.interval.high:.3f})")
 
 
 def to_json(found: Fit, warnings: Sequence[str]) -> dict[str, Any]:
@@ -101,6 +121,10 @@ def to_json(found: Fit, warnings: Sequence[str]) -> dict[str, Any]:
             "intervals": found.isoflop_intervals,
             "minima": minima,
         },
+        "forms": [
+            {"name": form.name, "formula": form.formula, "errors_on_largest_budget": form.errors}
+            for form in found.candidates
+        ],
         "held_out": [
             p.point._asdict() | {"predicted": p.loss, "interval": p.interval, "error": p.error}
             for p in found.predictions
@@ -120,7 +144,7 @@ def _point(run: Run, count: Count) -> Point:
 
 
 def _predicted(found: Fit | None, point: Point) -> float:
-    return found.law.loss(point.parameters, point.tokens) if found else math.nan
+    return found.candidates[0].loss(point.parameters, point.tokens) if found else math.nan
 
 
 def _refuse_mixtures(runs: Sequence[Run]) -> None:
@@ -146,16 +170,20 @@ def _answers(found: Fit) -> list[str]:
     flops = max((point.flops for point in found.held_out), default=law.flops[1])
     best = law.optimum(flops)
     sizes = found.interval(lambda resampled: resampled.optimum(flops).parameters)
+    predicted = found.predict(Point("", best.parameters, best.tokens, flops, math.nan))
     by_parabolas = ""
     if power := found.isoflop.powers.get("a"):
         by_parabolas = f"; N as C^{power.exponent:.2f} {_in_brackets(found.isoflop_intervals.get('a'))}, by parabolas"
     sentences = [
         f"At C = {flops:.3g} FLOPs the optimum is N = {quantity(best.parameters)} parameters "
         f"({quantity(sizes.low)} … {quantity(sizes.high)}), D = {quantity(best.tokens)} tokens "
-        f"({best.tokens / best.parameters:.3g} per parameter), with a predicted loss of {best.loss:.3f} nats.",
+        f"({best.tokens / best.parameters:.3g} per parameter), with a predicted loss of {predicted.loss:.3f} nats "
+        f"({predicted.interval.low:.3f} … {predicted.interval.high:.3f}).",
         f"The optimal N grows as C^{law.exponents[0]:.2f} {_in_brackets(found.intervals['a'])}, D as "
         f"C^{law.exponents[1]:.2f} {_in_brackets(found.intervals['b'])}, by L(N, D){by_parabolas}.",
     ]
+    if told := tell_forms(found):
+        sentences.append(told)
     for p in found.predictions:
         inside = "inside" if p.interval.low <= p.point.loss <= p.interval.high else "outside of"
         sentences.append(
@@ -165,6 +193,18 @@ def _answers(found: Fit) -> list[str]:
             f"{p.interval.low:.3f} … {p.interval.high:.3f}."
         )
     return sentences
+
+
+def tell_forms(found: Fit) -> str:
+    """How well each form predicted the largest budget from the others, and which one predicts from now on."""
+    tried = [form for form in found.candidates if form.errors]
+    if not tried:
+        return ""
+    misses = ", ".join(f"{form.name} {percent(sum(form.errors) / len(form.errors))}" for form in tried)
+    return (
+        f"Fitted without the largest budget, its runs came out off by {misses}: losses are predicted by the form "
+        f"{tried[0].name}."
+    )
 
 
 def _in_brackets(found: Interval | None) -> str:
@@ -196,6 +236,18 @@ def _parameters(found: Fit) -> Rows:
         f"N^{law.flops_exponent:.3f}, fitted to the runs."
     )
     return Rows(columns, rows, caption)
+
+
+def _forms(found: Fit) -> Rows:
+    """Of each form, how it did on the largest budget, and what it says of the held-out runs."""
+    rows = []
+    for form in found.candidates:
+        mean = percent(sum(form.errors) / len(form.errors), 2) if form.errors else NONE
+        said = [f"{form.loss(p.parameters, p.tokens):.3f}" for p in found.held_out]
+        rows.append([form.name, form.formula, mean, f"{form.miss:.2%}" if form.errors else NONE, *said])
+    columns = ("form", "", "largest budget, left out: mean error", "root mean square")
+    held_out = tuple(f"of the held-out run (measured {p.loss:.3f})" for p in found.held_out)
+    return Rows((*columns, *held_out), rows, "The first predicts losses; all are in the prediction interval.")
 
 
 def _optima(found: Fit) -> Rows:

@@ -35,6 +35,7 @@ class Sweep:
       its comparisons; looks at several numbers of seeds are planned before the first run.
     - jobs: of the comparison. names: their arms, by folder. outcomes: of all jobs that were started, by folder.
     - failures, pruned, notes: for the report.
+    - is_last, announce: jobs that wait for all others, and what is said before them of the runs that have ended.
     """
 
     folder: Path
@@ -50,6 +51,8 @@ class Sweep:
     failures: list[Failure] = field(default_factory=list)
     pruned: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    is_last: Callable[[Job], bool] = lambda job: False
+    announce: Callable[[Sequence[Run], Sequence[Job]], None] = lambda runs, jobs: None
 
     def begin(self) -> None:
         """Write sweep.json, by which `resume=<folder>` knows the sweep.
@@ -84,6 +87,14 @@ class Sweep:
                 run_jobs(jobs, self.executor, board, outcomes, monitor)
         finally:
             self.note(jobs, outcomes)
+
+    def run_all(self) -> None:
+        """Run `jobs`, those that wait for others behind them."""
+        last = [job for job in self.jobs if self.is_last(job)]
+        self.run([job for job in self.jobs if job not in last], "Sweep")
+        if last:
+            self.announce(self._runs(), last)
+            self.run(last, "Held out")
 
     def note(self, jobs: Sequence[Job], outcomes: dict[Path, Outcome]) -> None:
         self.outcomes |= outcomes
