@@ -35,7 +35,7 @@ def test_the_code_of_a_package() -> None:
 
 def test_another_version_is_told() -> None:
     [note] = InstalledPackage(package="sympy.logic", sha256="0" * 64).notes()
-    assert f"sympy.logic {importlib.metadata.version('sympy')} is not the version" in note
+    assert f"sympy.logic {importlib.metadata.version('sympy')} is not the corpus" in note
 
 
 @pytest.mark.parametrize("package", ["no_such_package", "sympy.no_such", "typing_extensions", ".x", ""])

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 # Every run has the one option of a group, and the published sizes differ in numbers only, which tiny runs overwrite.
 HAD = {group: options for group, options in OPTIONS.items() if len(options) == 1 or group == "model"}
 HAD |= {"match": ["none"], "tune": ["none"]}
+HAD |= {"callbacks": ["evaluation"]}  # of tests/release/test_task_evaluation.py
 HAD |= {"logger": OPTIONS["logger"]}  # of pairwise, and those of services of tests/training/test_services.py
 # tests/lab/test_named.py plans their arms, which are options that others train
 HAD |= {"experiment": [name for name in OPTIONS["experiment"] if name.startswith("ablation_")]}

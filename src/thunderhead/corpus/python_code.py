@@ -61,8 +61,8 @@ class InstalledPackage(Source):
     def notes(self) -> list[str]:
         if self.sha256 is None or listing(self._files())["sha256"] == self.sha256:
             return []
-        what = f"{self.package} {self._version()} is not the version that the published losses are of"
-        return [f"{what}: they cannot be reproduced exactly (constraints.txt has it)"]
+        what = f"{self.package} {self._version()} is not the corpus that the published losses are of"
+        return [f"{what} (constraints.txt pins it): they cannot be reached exactly"]
 
     def disk_bytes(self) -> int:
         return sum(file.stat().st_size for _, file in self._files())
