@@ -108,6 +108,11 @@ def test_a_grid_finds_the_law_and_predicts_the_held_out_run(
     before, after = said.index("losses are predicted by the form sum"), said.index("Predicted for d32 flops=1.6e+10: ")
     assert before < after < said.index("Scaling law")
 
+    # and the same again where it is known by then
+    told = [line for line in said.splitlines() if "predicted by the form" in line or line.startswith("Predicted for")]
+    run(lines, tmp_path, LawExecutor())
+    assert set(told) <= set(capsys.readouterr().out.splitlines())
+
     law = read_law(tmp_path / "law.json")
     # all runs are of seed 1
     assert (law.E, law.alpha, law.beta) == pytest.approx((E + SEEDS, ALPHA, BETA), rel=0.05)

@@ -93,7 +93,8 @@ class Sweep:
         last = [job for job in self.jobs if self.is_last(job)]
         self.run([job for job in self.jobs if job not in last], "Sweep")
         if last:
-            self.announce(self._runs(), last)
+            waiting = {job.folder for job in last}  # some may be finished, of a sweep that goes on
+            self.announce([run for run in self._runs() if run.folder not in waiting], last)
             self.run(last, "Held out")
 
     def note(self, jobs: Sequence[Job], outcomes: dict[Path, Outcome]) -> None:
