@@ -5,6 +5,7 @@ import importlib.util
 import platform
 import sysconfig
 import tokenize
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -26,8 +27,21 @@ def _document(name: str, file: Path) -> Iterator[Document]:
         yield Document(name, text)
 
 
+class PythonFiles(Source):
+    """Files of Python that are installed."""
+
+    @abstractmethod
+    def _files(self) -> list[tuple[str, Path]]: ...
+
+    def disk_bytes(self) -> int:
+        return sum(file.stat().st_size for _, file in self._files())
+
+    def check(self) -> None:
+        self._files()
+
+
 @dataclass(eq=False)
-class InstalledPackage(Source):
+class InstalledPackage(PythonFiles):
     """The code of an installed package: every `*.py` without tests. Of one version it is the same on every machine.
 
     Raises ValueError if the package is not installed, or has no such files.
@@ -64,12 +78,6 @@ class InstalledPackage(Source):
         what = f"{self.package} {self._version()} is not the corpus that the published losses are of"
         return [f"{what} (constraints.txt pins it): they cannot be reached exactly"]
 
-    def disk_bytes(self) -> int:
-        return sum(file.stat().st_size for _, file in self._files())
-
-    def check(self) -> None:
-        self._files()
-
     def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
         for name, file in self._files():
             yield from _document(name, file)
@@ -77,7 +85,7 @@ class InstalledPackage(Source):
 
 
 @dataclass(eq=False)
-class StandardLibrary(Source):
+class StandardLibrary(PythonFiles):
     """The corpus that is always there: this Python's standard library, and its prose on the language.
 
     Code is every `*.py` below `sysconfig.get_paths()["stdlib"]` without tests and installed packages: about 730 files,
@@ -107,12 +115,6 @@ class StandardLibrary(Source):
 
     def fingerprint(self) -> dict[str, Any]:
         return {**self._settings("python", "include_code", "include_topics"), **listing(self._files())}
-
-    def disk_bytes(self) -> int:
-        return sum(file.stat().st_size for _, file in self._files())
-
-    def check(self) -> None:
-        self._files()
 
     def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
         for name, file in self._files():
