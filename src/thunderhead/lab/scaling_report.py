@@ -259,7 +259,8 @@ def _optima(found: Fit) -> Rows:
         if parabola and not parabola.problem:
             minimum = [quantity(parabola.parameters), quantity(parabola.tokens), f"{parabola.loss:.3f}"]
         shown = [quantity(best.parameters), quantity(best.tokens), f"{best.tokens / best.parameters:.3g}"]
-        rows.append([f"{flops:.3g}", *shown, f"{best.loss:.3f}", *minimum])
+        loss = found.candidates[0].loss(best.parameters, best.tokens)
+        rows.append([f"{flops:.3g}", *shown, f"{loss:.3f}", *minimum])
     columns = ("training FLOPs", "N", "D", "D / N", "loss", "N by parabola", "D by parabola", "loss by parabola")
     return Rows(columns, rows, "The best use of each budget.")
 
