@@ -130,7 +130,7 @@ def fit(
             )
     law, isoflop = law_of(theta), fit_isoflop(points)
     weights = np.random.default_rng(seed).exponential(size=(n_resamples, len(points)))
-    thetas = [theta + _widening(points, SUM) * (again - theta) for again in _refits(SUM, points, theta, weights)]
+    thetas = [theta + _widening(points, theta) * (again - theta) for again in _refits(SUM, points, theta, weights)]
     laws = [law_of(again) for again in thetas if again[3] > 0 and again[4] > 0]
     intervals = {name: percentiles([getattr(found, name) for found in laws]) for name in PARAMETERS}
     intervals |= {name: percentiles([found.exponents[i] for found in laws]) for i, name in enumerate("ab")}
@@ -174,9 +174,9 @@ def _refits(form: Form, points: Sequence[Point], theta: Array, weights: Array) -
     return [_fitted(form, points, weights=drawn, near=theta) for drawn in weights]
 
 
-def _widening(points: Sequence[Point], form: Form) -> float:
-    n_parameters = 5 if form is SUM else 4
-    return float(np.sqrt(len(points) / max(1, len(points) - n_parameters)))
+def _widening(points: Sequence[Point], theta: Array) -> float:
+    """By how much deviations of a fit of so many parameters are smaller than they are in truth."""
+    return float(np.sqrt(len(points) / max(1, len(points) - len(theta))))
 
 
 # --- other forms ------------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def _others(
     """The joint form, and the optima where there are enough of them, with what resampled runs say."""
     theta = _fitted(JOINT, points)
     refits = _refits(JOINT, points, theta, weights) if len(weights) else []
-    widening = _widening(points, JOINT)
+    widening = _widening(points, theta)
     joint = [_loss_of(JOINT, theta + widening * (again - theta)) for again in refits]
     found = [Candidate(JOINT.name, JOINT.formula, _loss_of(JOINT, theta), joint, [])]
     if (optima := _optima_loss(law, isoflop)) is not None:
