@@ -229,9 +229,12 @@ def _tune(arms: Sequence[Arm], bracket: Bracket, sweep: Sweep) -> int:
     seed = bracket.seed if bracket.seed is not None else min({*range(len(compared) + 1)} - compared)
     if seed in compared:
         sweep.notes.append(f"Tuned on seed {seed}, which is compared, too: that flatters arms whose loss varies more.")
+    others = tuning.nonzero((arm.members[0].config for arm in arms), bracket.multipliers)
     for arm in arms:
+        config = {**arm.members[0].config, "seed": seed, "sample": False}
+        elsewhere = {path: value for path, value in others.items() if path not in arm.varied}  # a 0 asked for stays 0
         try:
-            trials = tuning.trials({**arm.members[0].config, "seed": seed, "sample": False}, bracket.multipliers)
+            trials = tuning.trials(config, bracket.multipliers, elsewhere)
         except ValueError as error:
             raise ConfigError([Problem("tune", f"{error} (in {arm.name})")]) from error
         values = [arm.varied | {path: f"{value:.3g}" for path, value in trial.value.items()} for trial in trials]

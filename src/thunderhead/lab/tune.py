@@ -6,7 +6,7 @@ would flatter the arm whose loss varies most, or that has most trials.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -44,17 +44,26 @@ class Trial(NamedTuple):
     config: Config
 
 
-def trials(config: Config, multipliers: Mapping[str, Sequence[float]]) -> list[Trial]:
-    """All points of the bracket around a configuration; a value of 0 stays 0 and has one point.
+def trials(
+    config: Config, multipliers: Mapping[str, Sequence[float]], others: Mapping[str, float] | None = None
+) -> list[Trial]:
+    """All points of the bracket around a configuration, as many for each arm of a sweep.
 
-    ValueError if a path does not lead to a number.
+    Where its value is 0, multiples of what `others` have there by path, with 0 in place of the smallest; if they have
+    nothing but 0, that is the one point. ValueError if a path does not lead to a number.
     """
-    axes, values = [], dict(leaves(config))
+    axes, values, others = [], dict(leaves(config)), others or {}
     for path, factors in multipliers.items():
         default = values.get(path)
         if isinstance(default, bool) or not isinstance(default, int | float):
             raise ValueError(f"tune.multipliers.{path}: the value there is {default!r}, not a number to multiply")
-        axes.append([(path, factor, float(default * factor)) for factor in (factors if default else [1.0])])
+        if default:
+            axes.append([(path, factor, float(default * factor)) for factor in factors])
+        elif other := others.get(path):
+            tried = [0.0 if factor == min(factors) else factor for factor in factors]
+            axes.append([(path, factor, float(other * factor)) for factor in tried])
+        else:
+            axes.append([(path, 1.0, 0.0)])
     found = []
     for point in itertools.product(*axes):
         trial = Trial({path: factor for path, factor, _ in point}, {path: value for path, _, value in point}, config)
@@ -63,10 +72,21 @@ def trials(config: Config, multipliers: Mapping[str, Sequence[float]]) -> list[T
 
 
 def with_values(config: Config, trial: Trial) -> Config:
-    """A configuration with a trial's values; those that it multiplies by 1 stay as they are."""
-    for path, factor in trial.multiplier.items():
-        config = config if factor == 1 else set_value(config, path, trial.value[path])
+    """A configuration with a trial's values; those that it has stay as they are."""
+    values = dict(leaves(config))
+    for path, value in trial.value.items():
+        config = config if values[path] == value else set_value(config, path, value)
     return config
+
+
+def nonzero(configs: Iterable[Config], paths: Iterable[str]) -> dict[str, float]:
+    """By path, the first value that is a number other than 0."""
+    found: dict[str, float] = {}
+    for values in map(dict, map(leaves, configs)):
+        for path in paths:
+            if isinstance(value := values.get(path), int | float) and value and not isinstance(value, bool):
+                found.setdefault(path, value)
+    return found
 
 
 def best(losses: Sequence[float | None]) -> int | None:
@@ -76,7 +96,7 @@ def best(losses: Sequence[float | None]) -> int | None:
 
 
 def at_edge(trial: Trial, all_trials: Sequence[Trial]) -> list[str]:
-    """Config paths in which the trial has the smallest or the largest of several multipliers."""
+    """Config paths in which the trial has the smallest or the largest of several multipliers, and not 0."""
     tried = {path: {other.multiplier[path] for other in all_trials} for path in trial.multiplier}
     several = {path: factors for path, factors in tried.items() if len(factors) > 1}
-    return [path for path, found in several.items() if trial.multiplier[path] in (min(found), max(found))]
+    return [path for path, found in several.items() if trial.multiplier[path] in (min(found) or None, max(found))]
