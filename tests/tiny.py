@@ -40,7 +40,7 @@ _LEFT_OUT = {
 }
 _FEWER = {
     "model": ["nano", "micro"],  # the published ones differ in numbers only, which tiny runs overwrite
-    "data": ["sympy", "text", "induction"],  # the others differ from these in texts or sequences only
+    "data": ["stdlib", "text", "induction"],  # the others differ from these in texts or sequences only
     "tokenizer": ["byte", "bpe"],  # the others are read from files, which is all the difference
     "trainer": ["auto", "cpu"],  # gpu and mps are refused here
     "compile": ["none", "block", "model"],
