@@ -282,7 +282,10 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
             ("--learning-rate=3e-4",),
             ("--learning-rate is no flag; settings are written without dashes: optimizer.lr=3e-4",),
         ),
-        (("callbacks=null",), ("callbacks has no option null; did you mean none? Options: default, ema, evaluation, none",)),
+        (
+            ("callbacks=null",),
+            ("callbacks has no option null; did you mean none? Options: default, ema, evaluation, none",),
+        ),
     ],
     ids=[
         "values",
