@@ -91,7 +91,7 @@ def test_slopes_are_those_of_the_values(form: Form) -> None:
     """By central differences."""
     draw = np.random.default_rng(0)
     n, d = draw.normal(size=(2, 7))
-    theta = draw.uniform(0.2, 1, size=form.starts(np.zeros(3)).shape[1])
+    theta = draw.uniform(0.2, 1, size=form.starts(np.zeros(3), 0.0, 0.0).shape[1])
     for i, step in enumerate(1e-6 * np.eye(len(theta))):
         slope = (form.value(theta + step, n, d) - form.value(theta - step, n, d)) / 2e-6
         assert form.slopes(theta, n, d)[:, i] == pytest.approx(slope, abs=1e-8)

@@ -8,6 +8,7 @@ import tokenize
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,15 @@ class InstalledPackage(PythonFiles):
         except importlib.metadata.PackageNotFoundError:
             return "unknown"
 
+    @cached_property
+    def _listing(self) -> dict[str, Any]:
+        return listing(self._files())
+
     def fingerprint(self) -> dict[str, Any]:
-        return {**self._settings("package"), **listing(self._files())}
+        return {**self._settings("package"), **self._listing}
 
     def notes(self) -> list[str]:
-        if self.sha256 is None or listing(self._files())["sha256"] == self.sha256:
+        if self.sha256 is None or self._listing["sha256"] == self.sha256:
             return []
         what = f"{self.package} {self._version()} is not the corpus that the published losses are of"
         return [f"{what} (constraints.txt pins it): they cannot be reached exactly"]

@@ -22,7 +22,8 @@ POLISHED = 10
 class Form(NamedTuple):
     """log L as a function of θ, log N and log D, which enter as a − x · log N and b − y · log D.
 
-    - value: (R,) of R runs. slopes: its derivatives by θ, (R, P). starts: around means of log N, log D of 0, (S, P).
+    - value: (R,) of R runs. slopes: its derivatives by θ, (R, P).
+    - starts: of a search, (S, P), for log N and log D less their means, given log L and these means.
     - turns: the places in θ of a, x, b and y; None for a y of 1.
     """
 
@@ -30,7 +31,7 @@ class Form(NamedTuple):
     formula: str
     value: Callable[[Array, Array, Array], Array]
     slopes: Callable[[Array, Array, Array], Array]
-    starts: Callable[[Array], Array]
+    starts: Callable[[Array, float, float], Array]
     turns: tuple[int, int, int, int | None]
 
     def moved(self, theta: Array, mean_n: float, mean_d: float) -> Array:
@@ -72,7 +73,16 @@ STARTS = np.array(
     )
 )
 """Where Hoffmann et al. start (section D.2), of log N and log D themselves."""
-SUM = Form("sum", "L = E + A / N^α + B / D^β", _sum_value, _sum_slopes, lambda log_loss: np.empty((0, 5)), (0, 3, 1, 4))
+
+
+def _sum_starts(log_loss: Array, mean_n: float, mean_d: float) -> Array:
+    found = STARTS.copy()
+    found[:, 0] -= found[:, 3] * mean_n
+    found[:, 1] -= found[:, 4] * mean_d
+    return found
+
+
+SUM = Form("sum", "L = E + A / N^α + B / D^β", _sum_value, _sum_slopes, _sum_starts, (0, 3, 1, 4))
 
 
 # --- ((A / N)^r + B / D)^γ, Kaplan et al. 2001.08361, equation 1.5: θ = r · log A, log B, r, γ -----------------------
@@ -91,7 +101,7 @@ def _joint_slopes(theta: Array, n: Array, d: Array) -> Array:
     return np.stack([of_a, of_b, -of_a * n, both], axis=1)
 
 
-def _joint_starts(log_loss: Array) -> Array:
+def _joint_starts(log_loss: Array, mean_n: float, mean_d: float) -> Array:
     """Whatever the exponents and the weight of N against D, the mean loss is met at the mean N and D."""
     found = []
     for gamma, ratio, weight in itertools.product(
@@ -128,9 +138,9 @@ def fit_form(
     if near is not None:
         starts = form.moved(near, -mean_n, -mean_d)[np.newaxis]
     else:
-        given = [form.moved(start, -mean_n, -mean_d) for start in STARTS] if form is SUM else form.starts(log_loss)
+        given = form.starts(log_loss, mean_n, mean_d)
         heights = [huber(DELTA, form.value(start, n, d) - log_loss).sum() for start in given]
-        starts = np.array(given)[np.argsort(heights, kind="stable")[:n_starts]]
+        starts = given[np.argsort(heights, kind="stable")[:n_starts]]
 
     def followed(start: Array, **more: Any) -> Any:
         return least_squares(

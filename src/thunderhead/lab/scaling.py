@@ -59,6 +59,11 @@ class Candidate:
     errors: list[float]
 
     @property
+    def mean_error(self) -> float:
+        """Of `errors`, which must be there."""
+        return sum(self.errors) / len(self.errors)
+
+    @property
     def miss(self) -> float:
         """Root mean square of `errors`; infinity without."""
         return float(np.sqrt(np.mean(np.square(self.errors)))) if self.errors else np.inf
@@ -84,6 +89,10 @@ class Fit:
     candidates: list[Candidate]
     laws: list[Law] = field(repr=False)
 
+    def loss(self, parameters: float, tokens: float) -> float:
+        """By the best form."""
+        return self.candidates[0].loss(parameters, tokens)
+
     def interval(self, quantity: Callable[[Law], float]) -> Interval:
         """Of anything that a law predicts; it tells how sure the fit is, not how wrong its form."""
         return percentiles([quantity(law) for law in self.laws])
@@ -105,7 +114,7 @@ class Fit:
             losses = np.array([loss(n, d) for loss in candidate.resampled])
             intervals.append(percentiles(losses * np.exp(draw.choice(scatter, len(losses)))))
         widest = Interval(min(found.low for found in intervals), max(found.high for found in intervals))
-        return Prediction(point, self.candidates[0].loss(n, d), widest)
+        return Prediction(point, self.loss(n, d), widest)
 
 
 def fit(
@@ -130,7 +139,7 @@ def fit(
             )
     law, isoflop = law_of(theta), fit_isoflop(points)
     weights = np.random.default_rng(seed).exponential(size=(n_resamples, len(points)))
-    thetas = [theta + _widening(points, theta) * (again - theta) for again in _refits(SUM, points, theta, weights)]
+    thetas = _refits(SUM, points, theta, weights)
     laws = [law_of(again) for again in thetas if again[3] > 0 and again[4] > 0]
     intervals = {name: percentiles([getattr(found, name) for found in laws]) for name in PARAMETERS}
     intervals |= {name: percentiles([found.exponents[i] for found in laws]) for i, name in enumerate("ab")}
@@ -171,12 +180,9 @@ def _fitted(form: Form, points: Sequence[Point], weights: Array | None = None, n
 
 
 def _refits(form: Form, points: Sequence[Point], theta: Array, weights: Array) -> list[Array]:
-    return [_fitted(form, points, weights=drawn, near=theta) for drawn in weights]
-
-
-def _widening(points: Sequence[Point], theta: Array) -> float:
-    """By how much deviations of a fit of so many parameters are smaller than they are in truth."""
-    return float(np.sqrt(len(points) / max(1, len(points) - len(theta))))
+    """θ of weighted runs, as far off `theta` as it would be without the parameters that were fitted."""
+    widening = np.sqrt(len(points) / max(1, len(points) - len(theta)))
+    return [theta + widening * (_fitted(form, points, weights=drawn, near=theta) - theta) for drawn in weights]
 
 
 # --- other forms ------------------------------------------------------------------------------------------------------
@@ -187,9 +193,7 @@ def _others(
 ) -> list[Candidate]:
     """The joint form, and the optima where there are enough of them, with what resampled runs say."""
     theta = _fitted(JOINT, points)
-    refits = _refits(JOINT, points, theta, weights) if len(weights) else []
-    widening = _widening(points, theta)
-    joint = [_loss_of(JOINT, theta + widening * (again - theta)) for again in refits]
+    joint = [_loss_of(JOINT, again) for again in _refits(JOINT, points, theta, weights)]
     found = [Candidate(JOINT.name, JOINT.formula, _loss_of(JOINT, theta), joint, [])]
     if (optima := _optima_loss(law, isoflop)) is not None:
         losses = [loss for again in resampled if (loss := _optima_loss(law, again)) is not None]

@@ -98,7 +98,7 @@ def contours(fit: Fit) -> Figure:
 def predictions(fit: Fit) -> Figure:
     """Measured against predicted loss, and the misses."""
     figure, (left, right) = panels(2, 4)
-    predicted = np.array([fit.candidates[0].loss(p.parameters, p.tokens) for p in fit.points])
+    predicted = np.array([fit.loss(p.parameters, p.tokens) for p in fit.points])
     measured = np.array([p.loss for p in fit.points])
     both = [*predicted, *measured, *(value for p in fit.predictions for value in (p.loss, p.point.loss))]
     margin = 0.05 * (max(both) - min(both))

@@ -144,7 +144,7 @@ def _point(run: Run, count: Count) -> Point:
 
 
 def _predicted(found: Fit | None, point: Point) -> float:
-    return found.candidates[0].loss(point.parameters, point.tokens) if found else math.nan
+    return found.loss(point.parameters, point.tokens) if found else math.nan
 
 
 def _refuse_mixtures(runs: Sequence[Run]) -> None:
@@ -200,7 +200,7 @@ def tell_forms(found: Fit) -> str:
     tried = [form for form in found.candidates if form.errors]
     if not tried:
         return ""
-    misses = ", ".join(f"{form.name} {percent(sum(form.errors) / len(form.errors))}" for form in tried)
+    misses = ", ".join(f"{form.name} {percent(form.mean_error)}" for form in tried)
     return (
         f"Fitted without the largest budget, its runs came out off by {misses}: losses are predicted by the form "
         f"{tried[0].name}."
@@ -242,7 +242,7 @@ def _forms(found: Fit) -> Rows:
     """Of each form, how it did on the largest budget, and what it says of the held-out runs."""
     rows = []
     for form in found.candidates:
-        mean = percent(sum(form.errors) / len(form.errors), 2) if form.errors else NONE
+        mean = percent(form.mean_error, 2) if form.errors else NONE
         said = [f"{form.loss(p.parameters, p.tokens):.3f}" for p in found.held_out]
         rows.append([form.name, form.formula, mean, f"{form.miss:.2%}" if form.errors else NONE, *said])
     columns = ("form", "", "largest budget, left out: mean error", "root mean square")
@@ -259,7 +259,7 @@ def _optima(found: Fit) -> Rows:
         if parabola and not parabola.problem:
             minimum = [quantity(parabola.parameters), quantity(parabola.tokens), f"{parabola.loss:.3f}"]
         shown = [quantity(best.parameters), quantity(best.tokens), f"{best.tokens / best.parameters:.3g}"]
-        loss = found.candidates[0].loss(best.parameters, best.tokens)
+        loss = found.loss(best.parameters, best.tokens)
         rows.append([f"{flops:.3g}", *shown, f"{loss:.3f}", *minimum])
     columns = ("training FLOPs", "N", "D", "D / N", "loss", "N by parabola", "D by parabola", "loss by parabola")
     return Rows(columns, rows, "The best use of each budget.")

@@ -54,7 +54,7 @@ def _shared(decoder: Any, **more: Any) -> dict[str, Any]:
         "max_position_embeddings": decoder.context_length,
         "initializer_range": decoder.init_std,
         "attention_dropout": mixer.dropout,
-        **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon"), _eps_of(decoder)),
+        **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon"), eps_of(decoder)),
         "attention_bias": any(
             m.bias is not None for m in (mixer.q_proj, mixer.out_proj)
         ),  # one of both: the other's is 0
@@ -69,7 +69,8 @@ def tokens_of(eos: int | None) -> dict[str, Any]:
     return {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": None}
 
 
-def _eps_of(decoder: Any) -> float:
+def eps_of(decoder: Any) -> float:
+    """Of its norms; float32's, where PyTorch chooses."""
     norm: Any = decoder.blocks[0].attention_norm
     return float(norm.eps if norm.eps is not None else torch.finfo(torch.float32).eps)
 

@@ -27,6 +27,7 @@ from thunderhead.release.architectures import (
     QKV_BIAS,
     SCALED,
     Weights,
+    eps_of,
     interleaved,
     joined,
     names_of,
@@ -192,8 +193,7 @@ def _slowed(position: Any) -> Tensor:
 def _settings(decoder: Any, name: str) -> dict[str, Any]:
     """Keys that architectures have in common; what one does not have it does not read."""
     mixer, block, position = decoder.mixers[0], decoder.blocks[0], decoder.position
-    norm = block.attention_norm
-    eps = float(norm.eps if norm.eps is not None else torch.finfo(torch.float32).eps)
+    eps = eps_of(decoder)
     settings = {
         "name": name,
         "vocab_size": decoder.vocab_size,
