@@ -23,9 +23,9 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from thunderhead.composing import groups_composed_once  # noqa: E402
 from thunderhead.core.config import read_mapping  # noqa: E402
 from thunderhead.core.model import init  # noqa: E402
-from thunderhead.lab.composing import groups_composed_once  # noqa: E402
 from tiny import train_here  # noqa: E402
 
 BASE = (

@@ -19,9 +19,9 @@ from moto.server import ThreadedMotoServer
 
 import tiny as tiny_runs
 from object_store import SECRETS, Store
+from thunderhead.composing import groups_composed_once
 from thunderhead.core import config
 from thunderhead.corpus import object_storage as storage
-from thunderhead.lab.composing import groups_composed_once
 from thunderhead.training import memory
 from tiny import tiny, train_here
 

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from thunderhead import disk, env_file, suggestions
+from thunderhead.composing import groups_composed_once
 from thunderhead.core import choices
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, quoted, unknown
@@ -184,7 +185,8 @@ def _run(main: Callable[[], Any], config_name: str, expand: Mapping[str, str]) -
         for name, function in expand.items():
             if any(argument.startswith(f"{name}=") for argument in sys.argv[1:]):
                 sys.argv[1:] = pkgutil.resolve_name(function)(sys.argv[1:])
-        main()
+        with groups_composed_once():
+            main()
     except Stopped as stopped:
         if global_rank() == 0:
             print(f"stopped by {signal.Signals(stopped.number).name}", file=sys.stderr)

@@ -85,9 +85,7 @@ class ThunderheadSweeper(Sweeper):
         return plain(composed)
 
     def sweep(self, arguments: list[str]) -> Any:
-        from thunderhead.lab.composing import groups_composed_once
-
-        with disk.told(), groups_composed_once():
+        with disk.told():
             status = self.run(arguments)
         if status:
             sys.exit(status)

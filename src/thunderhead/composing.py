@@ -1,11 +1,13 @@
-"""Many configurations composed at the cost of a few: the arms of a sweep seldom differ in more than some groups."""
+"""Many configurations composed at the cost of a few: the arms of a sweep seldom differ in more than some groups.
+
+A single run gains, too: Hydra composes it twice, first to find out whether it is a sweep.
+"""
 
 import dataclasses
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -37,8 +39,12 @@ def groups_composed_once() -> Iterator[None]:
             merged[key] = pickle.dumps(merge(loader, defaults, repo))
         return pickle.loads(merged[key])
 
-    with (
-        patch.object(config_loader_impl, "create_defaults_list", create_once),
-        patch.object(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_once),
-    ):
+    places = (config_loader_impl, "create_defaults_list"), (ConfigLoaderImpl, "_compose_config_from_defaults_list")
+    before = [getattr(*place) for place in places]
+    try:
+        for place, function in zip(places, (create_once, merge_once), strict=True):
+            setattr(*place, function)
         yield
+    finally:
+        for place, function in zip(places, before, strict=True):
+            setattr(*place, function)

@@ -9,9 +9,9 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from thunderhead import composing
+from thunderhead.composing import groups_composed_once
 from thunderhead.core import config
-from thunderhead.lab import composing
-from thunderhead.lab.composing import groups_composed_once
 from tiny import OPTIONS
 
 COMPOSED = (
