@@ -1,14 +1,21 @@
-"""train.py as a program of its own, and the processes that it starts."""
+"""The programs at the top of the repository as processes of their own, and those that they start."""
 
+import functools
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from thunderhead.lab.job_server import JobServer
 from thunderhead.training.record import REPOSITORY
+
+VARIABLES = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}  # before any test
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def _hears() -> None:
@@ -19,17 +26,45 @@ def _hears() -> None:
 
 def start(*command: str) -> subprocess.Popen[str]:
     """Python with these arguments, in a session of its own: a signal to its group reaches what it started, only."""
-    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=REPOSITORY,
-        env=os.environ | environment,
+        env=os.environ | ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
         preexec_fn=_hears,  # noqa: PLW1509
     )
+
+
+@functools.cache
+def _server() -> JobServer:
+    """Has imported what a run does: half of the time that a program of tests takes."""
+    return JobServer(VARIABLES | ENVIRONMENT)
+
+
+def run(
+    program: str, *arguments: str, cwd: Path = REPOSITORY, path: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A program to its end, in a process forked from one that has imported all; `path` is put before Python's.
+
+    It differs from `start` in that alone: what is asked of how a program starts needs a process of its own.
+    """
+    variables = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"} | ENVIRONMENT
+    variables |= {"PYTHONPATH": os.pathsep.join([str(path), *sys.path])} if path is not None else {}
+    with tempfile.TemporaryFile("w+b") as output, tempfile.NamedTemporaryFile("w+b") as errors:
+        how = {"program": str(REPOSITORY / program), "cwd": str(cwd), "stderr": errors.name, "path": path and str(path)}
+        command = [str(Path(__file__).with_name("forked.py")), json.dumps(how), *arguments]
+        job = _server().start(command, variables | environment, [output.fileno()])
+        deadline = time.monotonic() + 300
+        while (status := job.poll()) is None:
+            if time.monotonic() > deadline:
+                job.kill()
+            time.sleep(0.01)
+        output.seek(0)
+        read = (file.read().decode() for file in (output, errors))
+        return subprocess.CompletedProcess([program, *arguments], status, *read)
 
 
 def train_py(*overrides: str) -> subprocess.Popen[str]:

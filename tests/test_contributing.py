@@ -2,14 +2,13 @@
 
 import importlib
 import mailbox
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from programs import run
 from thunderhead.training.record import read_rows, read_summary
 from tiny import tiny
 
@@ -46,9 +45,7 @@ def train(lab: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def start(program: str, lab: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, program, "--config-dir", str(lab / "conf"), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(lab), **variables}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return run(program, "--config-dir", str(lab / "conf"), *arguments, path=lab, **variables)
 
 
 def test_the_variant_trains_by_yaml_alone(lab: Path, text_corpus: Path, shards_dir: Path) -> None:

@@ -2,9 +2,7 @@
 
 import functools
 import inspect
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +15,13 @@ from hypothesis import example, given
 from omegaconf import OmegaConf
 
 import awkward
+from programs import run
 from thunderhead.core import config, resolvers
 from thunderhead.core.config import CONF_DIR, ConfigError, Problem
 from thunderhead.core.types import PositiveInt, Probability
 from thunderhead.training.run import settings
 from tiny import OPTIONS, tiny
 
-REPOSITORY = CONF_DIR.parent
 HERE = __name__
 NO_NODES = ("experiment", "debug", "callbacks", "logger", "curation", "metrics")  # overrides, or nodes by name
 NEED_PATHS = {
@@ -252,13 +250,10 @@ def outside(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def start(*arguments: str) -> subprocess.CompletedProcess[str]:
         options = [a for a in arguments if a.startswith("--")]
         overrides = tiny(text_corpus, shards_dir, *(a for a in arguments if not a.startswith("--")))
-        command = [sys.executable, str(REPOSITORY / "train.py"), *options, *overrides, f"hydra.run.dir={tmp_path}/run"]
-        return subprocess.run(
-            command, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
-        )
+        return run("train.py", *options, *overrides, f"hydra.run.dir={tmp_path}/run", path=tmp_path)
 
     return start
 
@@ -266,7 +261,7 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
 def test_an_attention_from_outside_by_yaml_alone(
     outside: Path, program: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    done = program(f"--config-dir={outside}/conf", "attention=mine", PYTHONPATH=str(outside))
+    done = program(f"--config-dir={outside}/conf", "attention=mine")
     assert done.returncode == 0, done.stderr
     assert "my attention is built" in done.stdout
     recorded = yaml.safe_load((outside / "run" / "config.yaml").read_text())

@@ -1,14 +1,13 @@
 """Users' mistakes: one clear line each, exit status 2, no traceback, nothing left behind."""
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import programs
 from thunderhead.core import config
 from thunderhead.core.choices import defaults
 from thunderhead.core.config import ConfigError
@@ -239,11 +238,7 @@ def test_a_manifest_of_another_tokenizer(
 @pytest.fixture
 def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def start(*overrides: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(REPOSITORY / "train.py"), *tiny(text_corpus, shards_dir, *overrides)]
-        environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
+        return programs.run("train.py", *tiny(text_corpus, shards_dir, *overrides), cwd=tmp_path)
 
     return start
 

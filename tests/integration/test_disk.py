@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +12,10 @@ import pytest
 import torch
 
 from fills import fill
+from programs import run
 from thunderhead import command_line
 from thunderhead.core.config import ConfigError
-from thunderhead.training.record import REPOSITORY, read_rows, read_summary
+from thunderhead.training.record import read_rows, read_summary
 from tiny import tiny, train_here
 
 STEPS = 60
@@ -166,18 +166,11 @@ def test_nothing_is_started_on_a_disk_that_takes_nothing(
 
 
 def program(name: str, *arguments: str, status: int) -> str:
-    done = subprocess.run(
-        [sys.executable, name, *arguments],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == status, done.stdout
-    assert "Traceback" not in done.stdout
-    return done.stdout
+    done = run(name, *arguments)
+    said = done.stdout + done.stderr
+    assert done.returncode == status, said
+    assert "Traceback" not in said
+    return said
 
 
 @pytest.mark.slow

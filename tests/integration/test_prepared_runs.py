@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
@@ -15,6 +13,7 @@ import tokenizers
 from omegaconf import OmegaConf
 from tokenizers import models, pre_tokenizers
 
+import programs
 from object_store import SECRETS, Store
 from thunderhead import command_line
 from thunderhead.core import config
@@ -185,8 +184,7 @@ def test_a_store_that_goes_away_ends_all_ranks(text_corpus: Path, tmp_path: Path
     settings = (*FAR, "budget.steps=60", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=10")
     lines = tiny(text_corpus, tmp_path, *settings, "trainer.devices=2", "strategy=ddp", "batch.micro_size=1")
     lines += [f"data.cache_dir={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'run'}"]
-    command = [sys.executable, str(config.CONF_DIR.parent / "train.py"), *lines]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    done = programs.run("train.py", *lines)
     assert done.returncode == 1, done.stderr
     assert f"of 60; go on with: python train.py resume={tmp_path / 'run'}" in done.stderr
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
@@ -197,8 +195,7 @@ def test_two_processes_share_the_cache(bucket: Path, run: Callable[..., Path], t
     alone = run("data=shards", "budget.steps=4", "batch.micro_size=1")
     overrides = tiny(bucket, tmp_path, "data=shards", f"data.path={URL}", "trainer.devices=2", "strategy=ddp")
     overrides += ["budget.steps=4", f"data.cache_dir={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'ddp'}"]
-    command = [sys.executable, str(config.CONF_DIR.parent / "train.py"), *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    done = programs.run("train.py", *overrides)
     assert done.returncode == 0, done.stderr
     found, expected = ([float(loss) for loss in losses(folder)] for folder in (tmp_path / "ddp", alone))
     assert found == pytest.approx(expected, rel=1e-5)  # gradients are summed in another order

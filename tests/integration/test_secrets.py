@@ -1,15 +1,12 @@
 """Nothing of a run's record holds what came from the environment; who goes on with the run needs the variable again."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from programs import run
 from thunderhead.core.config import read_mapping
-from thunderhead.training.record import REPOSITORY
 from tiny import tiny
 
 SECRET = "s3cr3t-t0k3n"
@@ -17,12 +14,6 @@ TYPED = (
     "generation.prompt='${oc.env:THUNDERHEAD_TOKEN} and'",
     "+logger.mlflow={_target_: lightning.pytorch.loggers.CSVLogger, name: '${oc.env:THUNDERHEAD_TOKEN}'}",
 )
-
-
-def start(program: str, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    known = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | environment
-    command = [sys.executable, program, *overrides]
-    return subprocess.run(command, cwd=REPOSITORY, env=known, capture_output=True, text=True, timeout=300, check=False)
 
 
 def holding(folder: Path) -> list[str]:
@@ -36,22 +27,22 @@ def test_a_record_holds_no_secrets(
 ) -> None:
     run_dir = tmp_path / "run"
     lines = tiny(text_corpus, shards_dir, "callbacks=default", "logger=default", *TYPED, f"hydra.run.dir={run_dir}")
-    first = start("train.py", *lines, THUNDERHEAD_TOKEN=SECRET)
+    first = run("train.py", *lines, THUNDERHEAD_TOKEN=SECRET)
     assert first.returncode == 0, first.stdout + first.stderr
     assert holding(run_dir) == []
     assert read_mapping(run_dir / "config.yaml")["generation"]["prompt"] == "${oc.env:THUNDERHEAD_TOKEN} and"
 
     more = (f"resume={run_dir}", "budget.steps=3")
-    refused = start("train.py", *more, THUNDERHEAD_TOKEN=SECRET)
+    refused = run("train.py", *more, THUNDERHEAD_TOKEN=SECRET)
     assert refused.returncode == 2, refused.stdout + refused.stderr
     reads = "generation.prompt reads the environment variable THUNDERHEAD_TOKEN"
     (said,) = (line for line in refused.stderr.splitlines() if reads in line)
     tell(saw=said)
-    unset = start("train.py", *more, "trust=[THUNDERHEAD_TOKEN]")
+    unset = run("train.py", *more, "trust=[THUNDERHEAD_TOKEN]")
     assert unset.returncode == 2, unset.stdout + unset.stderr
     assert "'THUNDERHEAD_TOKEN' not found" in unset.stderr
     for allowed in (("trust=[THUNDERHEAD_TOKEN]",), (*TYPED, "budget.steps=4")):
-        again = start("train.py", *more, *allowed, THUNDERHEAD_TOKEN=SECRET)
+        again = run("train.py", *more, *allowed, THUNDERHEAD_TOKEN=SECRET)
         assert again.returncode == 0, again.stdout + again.stderr
         assert holding(run_dir) == []
     assert read_mapping(run_dir / "summary.json")["steps"] == 4
@@ -62,10 +53,10 @@ def test_a_sweep_holds_no_secrets(text_corpus: Path, shards_dir: Path, tmp_path:
     """Of runs on two devices each, which are started from files of their own."""
     sweep = tmp_path / "sweep"
     lines = tiny(text_corpus, shards_dir, "callbacks=default", "trainer.devices=2", *TYPED)
-    swept = start("train.py", "-m", "seed=1,2", f"hydra.sweep.dir={sweep}", *lines, THUNDERHEAD_TOKEN=SECRET)
+    swept = run("train.py", "-m", "seed=1,2", f"hydra.sweep.dir={sweep}", *lines, THUNDERHEAD_TOKEN=SECRET)
     assert swept.returncode == 0, swept.stdout + swept.stderr
     assert len([*sweep.glob("*/summary.json")]) == 2
     assert holding(sweep) == []
-    told = start("compare.py", f"runs=[{sweep}]", f"hydra.run.dir={tmp_path / 'report'}", THUNDERHEAD_TOKEN=SECRET)
+    told = run("compare.py", f"runs=[{sweep}]", f"hydra.run.dir={tmp_path / 'report'}", THUNDERHEAD_TOKEN=SECRET)
     assert told.returncode == 0, told.stdout + told.stderr
     assert holding(tmp_path / "report") == []

@@ -1,11 +1,9 @@
 """Texts on their way through a shell, Hydra, YAML and other processes: real runs in folders of any name."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,27 +11,20 @@ import pytest
 import yaml
 
 import awkward
+from programs import run
 from thunderhead.command_line import shown
 from thunderhead.core.config import quoted
-from thunderhead.training.record import REPOSITORY, read_summary
+from thunderhead.training.record import read_summary
 from tiny import tiny
 
 PROMPT = "say: \\ \"{x}\" ${HOME} 'y', ü=1e3\n[bold]$(id)\\"
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a shown command in a shell, with the program of this checkout."""
-    python = f'python() {{ "{sys.executable}" "{REPOSITORY}/$1" "${{@:2}}"; }}; '
-    path = os.pathsep.join([str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        ["bash", "-c", python + command],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    """Run a shown command as a shell reads it, with the program of this checkout."""
+    python = "python() { printf '%s\\0' \"$@\"; }; "
+    read = subprocess.run(["bash", "-c", python + command], cwd=folder, capture_output=True, check=True).stdout
+    return run(*read.decode().removesuffix("\0").split("\0"), cwd=folder)
 
 
 def overrides(text_corpus: Path, shards_dir: Path, here: Path, *more: str) -> list[str]:

@@ -1,27 +1,22 @@
 """`python compare.py` from outside: a report, or one clear refusal."""
 
+import functools
 import itertools
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from simulated import write_arms, write_run
 
+from programs import run
 from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.compare import compare_runs
 from thunderhead.scaling_law import Law, read_law
 
-ROOT = Path(__file__).parents[2]
-
-
-def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "compare.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+compare = functools.partial(run, "compare.py")
 
 
 def test_runs_of_several_sweeps(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """`python compare.py verify=…`: a run of a report trained again."""
 
 import csv
-import subprocess
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -10,19 +8,17 @@ from pathlib import Path
 import pytest
 from simulated import write_arms
 
+import programs
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.runs import read_runs
 from thunderhead.lab.verify import tell_differences, verify
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_the_same_losses(run: Callable[..., Path], tmp_path: Path) -> None:
     recorded = run("budget.steps=4", "dropout=gpt2")
     with (tmp_path / "results.csv").open("w", newline="") as file:  # a report names its runs
         csv.writer(file).writerows([["arm", "folder"], ["one", recorded]])
-    command = [sys.executable, "compare.py", f"verify={tmp_path}", f"hydra.run.dir={tmp_path / 'again'}"]
-    found = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    found = programs.run("compare.py", f"verify={tmp_path}", f"hydra.run.dir={tmp_path / 'again'}")
     assert found.returncode == 0, found.stdout + found.stderr
     assert f"losses of {recorded} came out again, equal to the last bit" in found.stdout
     assert (tmp_path / "again" / "summary.json").is_file()

@@ -1,17 +1,15 @@
 """Loggers, callbacks and metrics of others: their values are columns of the step's row, in logs, summary and report."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+import programs
 from outside.json_lines import JsonLines
-from thunderhead.core.config import CONF_DIR, read_mapping
+from thunderhead.core.config import read_mapping
 from thunderhead.core.module import LanguageModel
 from thunderhead.training.record import read_rows
 from tiny import tiny
@@ -76,10 +74,8 @@ def test_a_sweep_with_foreign_loggers_and_callbacks_ends_in_a_report(
     lines = tiny(
         text_corpus, shards_dir, "budget.steps=2", "metrics=confidence", "logger=json_lines", "callbacks=monitored"
     )
-    command = [sys.executable, str(CONF_DIR.parent / "train.py"), f"--config-dir={OUTSIDE}/conf", "-m", *lines]
     swept = ["attention=mha,gqa", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(OUTSIDE)}
-    done = subprocess.run([*command, *swept], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = programs.run("train.py", f"--config-dir={OUTSIDE}/conf", "-m", *lines, *swept, path=OUTSIDE)
     assert done.returncode == 0, done.stdout + done.stderr
     report = (tmp_path / "sweep" / "report.html").read_text()
     assert "mha" in report
