@@ -155,7 +155,8 @@ def run(main: Callable[[], Any], config_name: str = "train", expand: Mapping[str
     With HYDRA_FULL_ERROR=1 in the environment, failures keep Hydra's own frames in the traceback.
     """
     try:
-        _run(main, config_name, expand or {})
+        with groups_composed_once():
+            _run(main, config_name, expand or {})
     finally:
         for number in SIGNALS:  # while it ends, the interpreter puts back what they do by default
             signal.signal(number, signal.SIG_IGN)
@@ -185,8 +186,7 @@ def _run(main: Callable[[], Any], config_name: str, expand: Mapping[str, str]) -
         for name, function in expand.items():
             if any(argument.startswith(f"{name}=") for argument in sys.argv[1:]):
                 sys.argv[1:] = pkgutil.resolve_name(function)(sys.argv[1:])
-        with groups_composed_once():
-            main()
+        main()
     except Stopped as stopped:
         if global_rank() == 0:
             print(f"stopped by {signal.Signals(stopped.number).name}", file=sys.stderr)

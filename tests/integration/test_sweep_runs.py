@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from programs import processes_of
+from programs import processes_of, run
 from thunderhead.training.record import REPOSITORY, read_rows, read_summary
 from tiny import tiny
 
@@ -34,9 +34,9 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def train_py(*arguments: str, status: int = 0, **environment: str) -> str:
-    process = start(*arguments, **environment)
-    output, _ = process.communicate()
-    assert process.returncode == status, output
+    done = run("train.py", "-m", *arguments, **environment)
+    output = done.stdout + done.stderr
+    assert done.returncode == status, output
     assert "Traceback" not in output
     return output
 

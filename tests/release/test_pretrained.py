@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from programs import train_py
+import programs
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.core.model.decoder import Decoder
@@ -296,11 +296,10 @@ def test_a_run_is_no_folder_to_begin_with(tmp_path: Path) -> None:
 
 
 def test_on_the_command_line(folder: Path, text_corpus: Path, tmp_path: Path) -> None:
-    process = train_py(
-        f"init_from={folder}", "dry_run=true", "model.n_layers=3", "data=text", f"data.path={text_corpus}"
-    )
-    printed = process.communicate()[0]
-    assert process.returncode == 2
+    lines = (f"init_from={folder}", "dry_run=true", "model.n_layers=3", "data=text", f"data.path={text_corpus}")
+    done = programs.run("train.py", *lines)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 2
     assert f"init_from: the Llama in {folder} is model.d_model=32" in printed
     assert "model.n_layers 3 is not what init_from has: leave it out, or give model.n_layers=2" in printed
     assert "Traceback" not in printed

@@ -1,3 +1,5 @@
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,6 +8,7 @@ import lightning
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data._utils import signal_handling
 
 from shard_fixtures import files, find_manifest
 from thunderhead.core.data.datamodule import FilledUp, MicroBatches
@@ -137,6 +140,27 @@ def test_a_part_of_the_data_is_trained_on_and_all_validated_on(make: Make) -> No
     assert module.ledger(steps)(8 * steps)["text"].epochs == 4.0
     (validation,), (whole,) = (make(**s).val_dataloader() for s in (settings, {"max_validation_bytes": 8 * T}))
     assert torch.equal(next(iter(validation)), next(iter(whole)))
+
+
+def test_a_signal_to_the_group_spares_a_worker_that_starts(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    listen = signal_handling._set_worker_signal_handlers
+
+    def signalled() -> None:
+        """The moment in which it does what a signal does by default, and is of its parent's group still."""
+        listen()
+        assert os.getpgrp() != os.getpid()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", signalled)
+    batches = iter(make(num_workers=1).train_dataloader())
+    assert next(batches).shape == (2, T + 1)
+    monkeypatch.undo()
+    (worker,) = batches._workers  # type: ignore[attr-defined]
+    assert os.getpgid(worker.pid) == worker.pid
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+    worker.terminate()  # which it hears again
+    worker.join(10)
+    assert not worker.is_alive()
 
 
 def test_a_dataset_is_filled_up_with_what_is_read_and_not_predicted() -> None:

@@ -6,6 +6,7 @@ what `RunData` says it may leave out all but vocab_size.
 
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -21,6 +22,8 @@ from thunderhead.core.types import NonNegativeInt
 
 # Lightning needs a length: without one it skips a batch when it resumes. The trainer's max_steps ends training.
 ENDLESS = 2**40
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""To whom trains: it saves first, and then ends its loaders' workers."""
 
 
 class Entry(NamedTuple):
@@ -126,6 +129,14 @@ class ResumableLoader(DataLoader[Tensor]):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+    def __iter__(self) -> Any:
+        """Workers start deaf to signals to the process group, until `_apart` takes them out of it."""
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
 @dataclass(eq=False, repr=False)
@@ -256,8 +267,11 @@ class TokenDataModule(RunData):
 
 
 def _apart(worker: int) -> None:
-    """Keep a worker from signals to the process group, as Ctrl-C: who trains saves first, and then ends its workers."""
+    """Keep a worker from signals to the process group, as Ctrl-C, and drop those that came while it started."""
     os.setpgrp()
+    while pending := signal.sigpending():
+        signal.sigwait(pending)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def _as_it_is(batch: Any) -> Any:
