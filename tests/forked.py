@@ -12,7 +12,7 @@ if __name__ == "__main__":
     os.dup2(os.open(how["stderr"], os.O_WRONLY | os.O_APPEND), 2)
     os.chdir(how["cwd"])
     sys.path[0] = os.path.dirname(how["program"])
-    if how["path"] is not None:
+    if "path" in how:
         sys.path.insert(1, how["path"])
     sys.argv[:2] = [how["program"]]
     runpy.run_path(how["program"], run_name="__main__")

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from thunderhead.lab.job_server import JobServer
+from thunderhead.lab.job_server import JobServer, ServedJob
 from thunderhead.training.record import REPOSITORY
 
 VARIABLES = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}  # before any test
@@ -44,27 +45,42 @@ def _server() -> JobServer:
     return JobServer(VARIABLES | ENVIRONMENT)
 
 
-def run(
-    program: str, *arguments: str, cwd: Path = REPOSITORY, path: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """A program to its end, in a process forked from one that has imported all; `path` is put before Python's.
+def fork(
+    program: str | Path, *arguments: str, log: Path, errors: Path | None = None, cwd: Path = REPOSITORY,
+    path: Path | None = None, **environment: str
+) -> ServedJob:  # fmt: skip
+    """Start a program in a process forked from one that has imported all; `path` is put before Python's.
 
     It differs from `start` in that alone: what is asked of how a program starts needs a process of its own.
     """
     variables = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"} | ENVIRONMENT
     variables |= {"PYTHONPATH": os.pathsep.join([str(path), *sys.path])} if path is not None else {}
-    with tempfile.TemporaryFile("w+b") as output, tempfile.NamedTemporaryFile("w+b") as errors:
-        how = {"program": str(REPOSITORY / program), "cwd": str(cwd), "stderr": errors.name, "path": path and str(path)}
-        command = [str(Path(__file__).with_name("forked.py")), json.dumps(how), *arguments]
-        job = _server().start(command, variables | environment, [output.fileno()])
-        deadline = time.monotonic() + 300
-        while (status := job.poll()) is None:
-            if time.monotonic() > deadline:
-                job.kill()
+    how = {"program": str(REPOSITORY / program), "cwd": str(cwd), "stderr": str(errors or log)}
+    how |= {"path": str(path)} if path is not None else {}
+    command = [str(Path(__file__).with_name("forked.py")), json.dumps(how), *arguments]
+    with log.open("wb") as file:
+        return _server().start(command, variables | environment, [file.fileno()])
+
+
+def wait(jobs: Sequence[ServedJob], seconds: float = 300) -> list[int]:
+    """Wait for them to end, and kill those that take longer; returns their statuses."""
+    deadline = time.monotonic() + seconds
+    try:
+        while any(job.poll() is None for job in jobs) and time.monotonic() < deadline:
             time.sleep(0.01)
-        output.seek(0)
-        read = (file.read().decode() for file in (output, errors))
-        return subprocess.CompletedProcess([program, *arguments], status, *read)
+        return [-signal.SIGKILL if (status := job.poll()) is None else status for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+
+
+def run(program: str, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+    """A program to its end, as `fork` starts it."""
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = (Path(folder) / name for name in ("output", "errors"))
+        errors.touch()
+        (status,) = wait([fork(program, *arguments, log=output, errors=errors, **how)])
+        return subprocess.CompletedProcess([program, *arguments], status, output.read_text(), errors.read_text())
 
 
 def train_py(*overrides: str) -> subprocess.Popen[str]:

@@ -1,15 +1,18 @@
 """Runs in several processes (gloo): one group of them trains many cases, as starting one takes seconds."""
 
+import faulthandler
 import hashlib
 import json
 import os
 import socket
-import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import programs
+from thunderhead.composing import groups_composed_once
 
 SECONDS = 240  # for all cases together, and 30 for each
 
@@ -30,21 +33,10 @@ def train_in_processes(n: int, cases: Sequence[Case], work: Path, script: str = 
         port = free.getsockname()[1]
     processes = []
     for rank in range(n):
-        with (work / f"{rank}.log").open("w") as log:
-            environment = (
-                os.environ
-                | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
-                | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-                | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
-                | {"PYTHONFAULTHANDLER": "1"}  # where a crash of native code was
-            )
-            command = [sys.executable, script, str(work)]
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        statuses = [process.wait(timeout=SECONDS + 30 * len(cases)) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+        environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+        environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        processes.append(programs.fork(script, str(work), log=work / f"{rank}.log", **environment))
+    statuses = programs.wait(processes, SECONDS + 30 * len(cases))
     logs = "\n".join((work / f"{rank}.log").read_text()[-3000:] for rank in range(n))
     assert statuses == [0] * n, logs
     results: list[dict[str, Any]] = json.loads((work / "results.json").read_text())
@@ -138,10 +130,12 @@ def main(work: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
+    faulthandler.enable()  # where a crash of native code was
     results = []
-    for folder, overrides in json.loads((work / "cases.json").read_text()):
-        print(">>>", overrides, flush=True)
-        results.append(train_one(Case(Path(folder), overrides)))
+    with groups_composed_once():
+        for folder, overrides in json.loads((work / "cases.json").read_text()):
+            print(">>>", overrides, flush=True)
+            results.append(train_one(Case(Path(folder), overrides)))
     if os.environ["RANK"] == "0":
         (work / "results.json").write_text(json.dumps(results))
     if torch.distributed.is_initialized():

@@ -86,7 +86,7 @@ ROWS = covering_rows()
 def test_the_rows_cover_every_pair() -> None:
     assert set().union(*map(pairs, ROWS)) == WANTED
     soon = set().union(*map(pairs, ROWS[:SOON]))
-    assert len(soon) > 0.75 * len(WANTED)
+    assert len(soon) > 0.6 * len(WANTED)
     assert {option for pair in soon for option in pair} == {option for pair in WANTED for option in pair}
 
 
@@ -96,7 +96,7 @@ def test_an_invalid_pair_is_refused_by_name(pair: tuple[str, str], run: Callable
         run(*pair)
 
 
-SOON = 16  # of the rows, which begin with those that hold the most pairs; the others take twice as long
+SOON = 11  # of the rows, which begin with those that hold the most pairs; the others take twice as long
 CASES = [pytest.param(row, marks=[pytest.mark.slow] if i >= SOON else []) for i, row in enumerate(ROWS)]
 
 

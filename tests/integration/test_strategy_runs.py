@@ -91,8 +91,8 @@ Train = Callable[[int, dict[str, Iterable[str]]], dict[str, Ran]]
 
 SOON = {  # by number of processes; the others, which take longer than they show anew, are trained by the slow suite
     2: {
-        *("base ddp", "base fsdp", "base zero2", "base tensor_parallel", "base zero1", "rich ddp", "rich fsdp"),
-        *("rich zero1", "bf16-mixed fsdp", "single → ddp", "single → fsdp", "mqa", "overflow fsdp"),
+        *("base ddp", "base fsdp", "base zero2", "base tensor_parallel", "base zero1", "rich fsdp"),
+        *("bf16-mixed fsdp", "single → ddp", "single → fsdp", "mqa", "overflow fsdp"),
     },
     4: {"base fsdp_tp", "base hsdp", "fsdp → fsdp_tp"},
 }
