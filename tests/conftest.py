@@ -7,7 +7,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,6 +22,8 @@ from object_store import SECRETS, Store
 from thunderhead.composing import groups_composed_once
 from thunderhead.core import config
 from thunderhead.corpus import object_storage as storage
+from thunderhead.lab import execution, job_server
+from thunderhead.lab.job_server import JobServer
 from thunderhead.training import memory
 from tiny import tiny, train_here
 
@@ -44,6 +46,22 @@ def _few_threads() -> None:
 def _groups_composed_once() -> Iterator[None]:
     """Composing took most of the time of a tiny run."""
     with groups_composed_once():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _job_servers_started_once() -> Iterator[None]:
+    """Sweeps in this process have one for each environment: what it imports takes longer than most of them."""
+    servers: dict[str, JobServer] = {}
+
+    def start(environment: Mapping[str, str], imports: Sequence[str] = job_server.IMPORTS) -> JobServer:
+        known = {name: value for name, value in environment.items() if name != "PYTEST_CURRENT_TEST"}
+        key = repr((sorted(known.items()), imports))
+        if key not in servers or servers[key].has_ended():
+            servers[key] = JobServer(known, imports)
+        return servers[key]
+
+    with patch.object(execution, "JobServer", start):
         yield
 
 
