@@ -76,8 +76,8 @@ def evaluate(config: DictConfig) -> dict[str, dict[str, float]]:
         _show(results)
     if evaluate_tasks is not None:
         with loaded.autocast():
-            found = evaluate_tasks(loaded)
-        _keep(resolved, found)
+            found, examples = evaluate_tasks(loaded)
+        _keep(resolved, found, examples)
         if not resolved["json"]:
             _show_tasks(found)
         results |= found
@@ -103,7 +103,7 @@ def _score_sources(loaded: Loaded, sources: dict[str, Any], resolved: Config) ->
     return {name: found.to_dict() for name, found in scores.items()}
 
 
-def _harness(resolved: Config) -> Callable[[Loaded], dict[str, dict[str, float]]]:
+def _harness(resolved: Config) -> Callable[[Loaded], tuple[dict[str, dict[str, float]], dict[str, Any]]]:
     """Do the tasks, known to be there: before the model is loaded."""
     try:
         from thunderhead.release import harness
@@ -118,8 +118,8 @@ def _harness(resolved: Config) -> Callable[[Loaded], dict[str, dict[str, float]]
     return lambda loaded: harness.evaluate_tasks(loaded, tasks, manager, **asked)
 
 
-def _keep(resolved: Config, found: dict[str, dict[str, float]]) -> None:
-    """Write what tasks gave into the summary of a run that has ended, by checkpoint."""
+def _keep(resolved: Config, found: dict[str, dict[str, float]], examples: dict[str, Any]) -> None:
+    """Write what tasks and their examples gave into the record of a run that has ended, by checkpoint."""
     place = Path(resolved["run"])
     folder, checkpoint = (place.parents[1], place.stem) if place.is_file() else (place, resolved["checkpoint"])
     checkpoint += ", averaged" * resolved["averaged"]
@@ -127,6 +127,7 @@ def _keep(resolved: Config, found: dict[str, dict[str, float]]) -> None:
         tasks = summary.get("tasks", {})
         summary["tasks"] = tasks | {checkpoint: tasks.get(checkpoint, {}) | found}
         record.write_json(folder / "summary.json", summary)
+        record.keep_examples(folder, checkpoint, examples, summary["steps"])
 
 
 def _ask(sources: dict[str, Any], what: Literal["check", "connect"]) -> None:
