@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from thunderhead.core.config import ConfigError
 from thunderhead.core.module import LanguageModel
 from thunderhead.core.types import NonNegativeInt, PathText, PositiveInt, Problem
+from thunderhead.parallel.strategies import whole_weights
 from thunderhead.release.command import Loaded
 from thunderhead.training import record
 
@@ -39,12 +40,7 @@ class EvaluateTasks(Callback):
 
     def problems(self, run: Any) -> list[Problem]:
         """Tasks that nobody knows, and runs that cannot do any."""
-        found = []
-        if hasattr(run.strategy.strategy(), "parallelize"):
-            message = (
-                f"tasks are done by whole weights, and strategy={run.strategy.name} divides them: use ddp or zero1"
-            )
-            found.append(Problem("callbacks", message))
+        found = whole_weights(run, "tasks are done by whole weights")
         if not self.tasks:
             found.append(Problem("callbacks.tasks.tasks", "names no task: callbacks.tasks.tasks=[lambada_openai]"))
         if self.folder is not None and not self.folder.is_dir():
