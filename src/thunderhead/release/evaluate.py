@@ -19,6 +19,7 @@ from thunderhead.core.config import Config, ConfigError, Problem, build, first_l
 from thunderhead.core.types import NonNegativeInt, PathText, PositiveInt
 from thunderhead.release.command import Loaded, load
 from thunderhead.release.scoring import Score, score
+from thunderhead.release.validation import can_be_repeated, validate
 from thunderhead.training import record
 
 
@@ -43,18 +44,22 @@ def settings(
 def evaluate(config: DictConfig) -> dict[str, dict[str, float]]:
     """Score each of `data.sources` by a model: what `Score.to_dict` says, by name, and of `all`; and each of `tasks`.
 
-    What tasks gave is kept in the run's summary.json, too. Raises ConfigError if the configuration is refused, there is
-    no model, no text, or a task cannot be done.
+    Without either, a run of other data than text is validated as in training; `validation` is what that gave. What
+    tasks gave is kept in the run's record, too. Raises ConfigError if the configuration is refused, there is no model,
+    no text, or a task cannot be done.
     """
     resolved = configuration.plain(config)
     problems = configuration.check(resolved, settings)
     sources, tasks = resolved.get("data", {}).get("sources") or {}, resolved["tasks"]
-    if not sources and not tasks:
+    of_the_run = not sources and not tasks and not resolved.get("data") and not problems and can_be_repeated(resolved)
+    if not sources and not tasks and not of_the_run:
         message = "has no sources of text: choose data=text data.path=…, or tasks=[…] of lm-evaluation-harness"
         problems.append(Problem("data", message))
     for key in sorted(command_line.chosen(command_line.invocation_overrides())):
         if key.startswith("data.") and not key.startswith(("data.sources", "data.path")):
             problems.append(Problem(key, "changes nothing here: all text of data.sources is scored"))
+    if of_the_run and resolved["stride"] is not None:
+        problems.append(Problem("stride", "is of text, and changes nothing without: data=text data.path=…"))
     problems += [
         Problem(name, "is of tasks, and changes nothing without: tasks=[…]")
         for name in ("tasks_path", "num_fewshot", "limit")
@@ -62,6 +67,10 @@ def evaluate(config: DictConfig) -> dict[str, dict[str, float]]:
     ]
     if problems:
         raise ConfigError(problems)
+    if of_the_run:
+        results = {"validation": validate(resolved)}
+        print(json.dumps(results, indent=2)) if resolved["json"] else _show_tasks(results)
+        return results
     built = {name: build(node) for name, node in sources.items()}
     _ask(built, "check")
     evaluate_tasks = _harness(resolved) if tasks else None

@@ -13,7 +13,7 @@ from thunderhead.training.trainer import quiet_lightning
 
 
 def can_be_repeated(resolved: Config) -> bool:
-    """Whether `run` has data that makes its own batches: what was prepared from text may be gone, and is evaluated as text.
+    """Whether `run` has data that makes its own batches: shards may be gone, and their text is evaluated as text.
 
     Raises ConfigError if there is no such run.
     """
@@ -36,13 +36,15 @@ def validate(resolved: Config) -> dict[str, float]:
     model = load_model(weights, resolved["averaged"], metrics=metrics)
     precision = build(recorded["precision"])
     kind, _ = precision.resolve(accelerator)
-    without = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
     with quiet_lightning():
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=1,
             **precision.of_kind(kind).lightning_arguments(accelerator),
-            **dict.fromkeys(without, False),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
         )
-        (found,) = trainer.validate(model, datamodule=data, verbose=False)[:1]
+        trainer.validate(model, datamodule=data, verbose=False)
     return {name.removeprefix("val/"): float(value) for name, value in trainer.callback_metrics.items()}
