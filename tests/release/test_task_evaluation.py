@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lm_eval.tasks import TaskManager
 
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
@@ -46,6 +47,18 @@ def test_tasks_are_metrics_of_each_validation(run: Callable[..., Path], folder: 
         assert rows[0][f"val/tiny_choose_{name}"]
     assert not any("stderr" in name for name in summary["metrics"])
     assert summary["val_loss"] == other["val_loss"]
+    kept = json.loads((made / "task_examples.json").read_text())
+    assert kept["last"]["tiny_choose"]["steps"] == summary["steps"]
+    scores = kept["last"]["tiny_choose"]["scores"]
+    assert {name: sum(values) / 5 for name, values in scores.items()} == pytest.approx(
+        {name: found[name] for name in ("acc", "acc_norm")}
+    )
+    lines = (folder / "choose.jsonl").read_text().splitlines(keepends=True)
+    (folder / "choose.jsonl").write_text("".join([*lines[:4], lines[4].replace('"answer": 2', '"answer": 1')]))
+    evaluate(config.compose([*done, "checkpoint=best"], "evaluate"))
+    again = json.loads((made / "task_examples.json").read_text())
+    assert again["last"] == kept["last"]
+    assert again["best"]["tiny_choose"]["examples"] != kept["last"]["tiny_choose"]["examples"]
 
 
 @pytest.mark.parametrize(
@@ -58,8 +71,15 @@ def test_tasks_are_metrics_of_each_validation(run: Callable[..., Path], folder: 
     ],
 )
 def test_what_cannot_be_done_is_refused_before(
-    changes: tuple[str, ...], message: str, text_corpus: Path, folder: Path, tmp_path: Path
+    changes: tuple[str, ...],
+    message: str,
+    text_corpus: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    monkeypatch.setattr("thunderhead.release.harness.TaskManager", lambda **_: manager)  # thousands of files else
     lines = tiny(text_corpus, tmp_path, "callbacks=evaluation", f"callbacks.tasks.tasks_path={folder}", *changes)
     with pytest.raises(ConfigError, match=message):
         plan_of(config.plain(config.compose(lines)))

@@ -175,7 +175,7 @@ class LanguageModel(LightningModule):
     ) -> Self:
         """The model of a checkpoint, which holds all that is needed; ready to use, not compiled.
 
-        `averaged`: with the averaged weights in it, of callbacks=ema; NoAverageError if there are none.
+        `averaged`: with the averaged weights in it, of callbacks=ema or lawa; NoAverageError if there are none.
         Raises ConfigError if it is of components that this installation does not have: `trust` them first.
         """
         content = torch.load(path, map_location=map_location, weights_only=True)
@@ -184,7 +184,7 @@ class LanguageModel(LightningModule):
         model = cls(ModelSpec.of(settings.pop("config")), **settings, **kwargs)
         model.configure_model()
         if averaged and not content.get("averaged"):
-            raise NoAverageError(f"averaged=true: {path} holds no averaged weights, which are those of callbacks=ema")
+            raise NoAverageError(f"averaged=true: {path} holds no averaged weights, which callbacks=ema or lawa keep")
         weights = content["state_dict"] | (content["averaged"] if averaged else {})
         model.load_state_dict(weights, strict=False)  # validation's own metrics are not part of it
         return model

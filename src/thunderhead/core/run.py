@@ -231,6 +231,16 @@ def build_metrics(nodes: Config) -> Callable[[], Mapping[str, Metric]]:
     return lambda: {name: made(each) for name, each in factories.items()}
 
 
+def validation_metrics(data: Any, further: Callable[[], Mapping[str, Metric]]) -> Callable[[str], dict[str, Metric]]:
+    """Makes all that a validation source is measured by beside the loss: the data's own, and those of `metrics`."""
+
+    def made(source: str) -> dict[str, Metric]:
+        own = {name: as_metric(metric) for name, metric in asked(data, "validation_metrics")(source).items()}
+        return {**own, **further()}
+
+    return made
+
+
 def _context_length(config: Config) -> int:
     return int(setting(factory(config["model"]), "context_length"))
 

@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from thunderhead.core.config import show
-from thunderhead.lab import figures, page, statistics
+from thunderhead.lab import figures, page, statistics, tasks
 from thunderhead.lab.analysis import Analysis, Metric, analyse
 from thunderhead.lab.arms import Arm, percent
 from thunderhead.lab.page import NONE, Rows, interval, number
@@ -179,8 +179,7 @@ def _missed(value: float, target: float) -> str:
 
 def _loss_columns(analysis: Analysis) -> dict[str, Cell]:
     def seeds(arm: Arm) -> str:
-        n = len(analysis.losses[arm.name])
-        return f"{n} of {n + arm.n_diverged}" if arm.n_diverged else str(n)
+        return f"{len(arm.runs)} of {len(arm.runs) + arm.n_diverged}" if arm.n_diverged else str(len(arm.runs))
 
     return {
         "seeds": seeds,
@@ -194,14 +193,10 @@ def _ranking(analysis: Analysis) -> Rows:
         against = analysis.against_reference(arm)
         return signed(against.mean) if against and against.n else NONE
 
-    def its_interval(arm: Arm) -> str:
-        against = analysis.against_reference(arm)
-        return interval(against.interval if against else None, "signed")
-
     columns: dict[str, Cell] = {
         **_loss_columns(analysis),
         f"Δ to {analysis.reference.name}" if analysis.reference else "Δ": difference,
-        "95 % CI of Δ": its_interval,
+        "95 % CI of Δ": lambda arm: interval(c.interval if (c := analysis.against_reference(arm)) else None, "signed"),
         "perplexity": _mean("perplexity", ".2f"),
         "bits a byte": _mean("bits_per_byte", ".4f"),
         **{name: _mean(name, ".4f") for name in analysis.names(lambda run: run.metrics)},
@@ -340,8 +335,9 @@ def _runs(analysis: Analysis) -> Rows:
 
 # By the names that report.html.jinja has for them.
 TABLES = {
-    **{"ranking": _ranking, "comparisons": _comparisons, "different": _different, "matching": _matching},
-    **{"reach": _reach, "inference": _inference, "training": _training, "terms": _terms, "runs": _runs},
+    **{"ranking": _ranking, "comparisons": _comparisons, "tasks": tasks.table, "different": _different},
+    **{"matching": _matching, "reach": _reach, "inference": _inference, "training": _training, "terms": _terms},
+    "runs": _runs,
 }
 FIGURES = {
     "results": ("Final loss of each arm, and its difference to the reference", figures.results),

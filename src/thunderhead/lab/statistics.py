@@ -12,6 +12,7 @@ from itertools import chain, combinations
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special, stats
 
 from thunderhead.lab import multiplicity
@@ -130,6 +131,28 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     if not _varies(values):
         return None
     return Interval(*map(float, stats.ttest_1samp(values, 0.0).confidence_interval(1 - ALPHA)))
+
+
+def crossed_interval(differences_SE: NDArray[np.float64], level: float = ALPHA) -> Interval | None:
+    """Interval of a mean of differences over S seeds × E examples, both drawn from many: two crossed random factors.
+
+    The error's square is what differs between the seeds' means, t of S - 1 degrees of freedom, and what the examples'
+    means differ by beyond the noise of a single answer, of E - 1; the quantile of their sum is Cochran's (1964,
+    Biometrics 20), the mean of both t weighted by the parts. It is never less than that noise lets one know: few seeds
+    may agree by chance. One seed: over examples alone. None without spread.
+    """
+    n_seeds, n_examples = differences_SE.shape
+    mean = differences_SE.mean()
+    by_seed_S, by_example_E = differences_SE.mean(axis=1) - mean, differences_SE.mean(axis=0) - mean
+    noise_SE = differences_SE - mean - by_seed_S[:, None] - by_example_E
+    noise = np.sum(noise_SE**2) / max(1, (n_seeds - 1) * (n_examples - 1)) / n_seeds / n_examples
+    of_seeds = np.sum(by_seed_S**2) / max(1, n_seeds - 1) / n_seeds
+    of_examples = max(0.0, np.sum(by_example_E**2) / max(1, n_examples - 1) / n_examples - noise)
+    if n_examples < 2 or not (variance := max(of_seeds + of_examples, noise)) > 1e-12:
+        return None
+    t = [float(special.stdtrit(max(1, n - 1), 1 - level / 2)) for n in (n_seeds, n_examples)]
+    half = max((of_seeds * t[0] + of_examples * t[1]) / math.sqrt(variance), t[1] * math.sqrt(noise))
+    return Interval(float(mean - half), float(mean + half))
 
 
 def percentiles(values: Sequence[float]) -> Interval:

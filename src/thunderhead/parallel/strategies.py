@@ -35,6 +35,14 @@ from thunderhead.parallel.tensor_parallel import tensor_parallel as divide
 from thunderhead.parallel.zero1 import Zero1Strategy, parameters_of
 
 
+def whole_weights(run: Any, what: str) -> list[Problem]:
+    """Say that `what` is in the way of a strategy that divides the weights, if the run has one."""
+    if not hasattr(run.strategy.strategy(), "parallelize"):
+        return []
+    message = f"{what}, and strategy={run.strategy.name} divides them: use ddp or zero1"
+    return [Problem("callbacks", message)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parallelism:
     """What an option of the group `strategy` makes of a number of devices."""

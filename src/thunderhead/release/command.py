@@ -56,11 +56,7 @@ def load(resolved: Config) -> Loaded:
 
     Raises ConfigError if there is none.
     """
-    try:
-        accelerator = hardware.resolve_accelerator(resolved["accelerator"])
-    except ValueError as error:
-        message = str(error).removeprefix("trainer.").replace("trainer=auto", "accelerator=auto")
-        raise ConfigError([Problem("", message)]) from error
+    accelerator = accelerator_of(resolved)
     trust_typed(resolved)
     place, device = Path(resolved["run"]), torch.device("cuda:0" if accelerator == "cuda" else accelerator)
     if is_exported(place):
@@ -78,10 +74,19 @@ def load(resolved: Config) -> Loaded:
     return Loaded(model.decoder, tokenizer, device, partial(precision.of_kind(kind).autocast, accelerator))
 
 
-def load_model(weights: Path, averaged: bool) -> LanguageModel:
+def accelerator_of(resolved: Config) -> str:
+    """The kind of device to compute on; raises ConfigError if it is not there."""
+    try:
+        return hardware.resolve_accelerator(resolved["accelerator"])
+    except ValueError as error:
+        message = str(error).removeprefix("trainer.").replace("trainer=auto", "accelerator=auto")
+        raise ConfigError([Problem("", message)]) from error
+
+
+def load_model(weights: Path, averaged: bool, **more: Any) -> LanguageModel:
     """The model of a checkpoint, on the CPU; raises ConfigError if averaged weights are asked for and not there."""
     try:
-        return LanguageModel.load_from_checkpoint(weights, averaged=averaged)
+        return LanguageModel.load_from_checkpoint(weights, averaged=averaged, **more)
     except NoAverageError as error:
         raise ConfigError([Problem("", str(error))]) from error
 

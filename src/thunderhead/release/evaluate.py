@@ -19,6 +19,7 @@ from thunderhead.core.config import Config, ConfigError, Problem, build, first_l
 from thunderhead.core.types import NonNegativeInt, PathText, PositiveInt
 from thunderhead.release.command import Loaded, load
 from thunderhead.release.scoring import Score, score
+from thunderhead.release.validation import can_be_repeated, validate
 from thunderhead.training import record
 
 
@@ -43,18 +44,22 @@ def settings(
 def evaluate(config: DictConfig) -> dict[str, dict[str, float]]:
     """Score each of `data.sources` by a model: what `Score.to_dict` says, by name, and of `all`; and each of `tasks`.
 
-    What tasks gave is kept in the run's summary.json, too. Raises ConfigError if the configuration is refused, there is
-    no model, no text, or a task cannot be done.
+    Without either, a run of other data than text is validated as in training; `validation` is what that gave. What
+    tasks gave is kept in the run's record, too. Raises ConfigError if the configuration is refused, there is no model,
+    no text, or a task cannot be done.
     """
     resolved = configuration.plain(config)
     problems = configuration.check(resolved, settings)
     sources, tasks = resolved.get("data", {}).get("sources") or {}, resolved["tasks"]
-    if not sources and not tasks:
+    of_the_run = not sources and not tasks and not resolved.get("data") and not problems and can_be_repeated(resolved)
+    if not sources and not tasks and not of_the_run:
         message = "has no sources of text: choose data=text data.path=…, or tasks=[…] of lm-evaluation-harness"
         problems.append(Problem("data", message))
     for key in sorted(command_line.chosen(command_line.invocation_overrides())):
         if key.startswith("data.") and not key.startswith(("data.sources", "data.path")):
             problems.append(Problem(key, "changes nothing here: all text of data.sources is scored"))
+    if of_the_run and resolved["stride"] is not None:
+        problems.append(Problem("stride", "is of text, and changes nothing without: data=text data.path=…"))
     problems += [
         Problem(name, "is of tasks, and changes nothing without: tasks=[…]")
         for name in ("tasks_path", "num_fewshot", "limit")
@@ -62,6 +67,10 @@ def evaluate(config: DictConfig) -> dict[str, dict[str, float]]:
     ]
     if problems:
         raise ConfigError(problems)
+    if of_the_run:
+        results = {"validation": validate(resolved)}
+        print(json.dumps(results, indent=2)) if resolved["json"] else _show_tasks(results)
+        return results
     built = {name: build(node) for name, node in sources.items()}
     _ask(built, "check")
     evaluate_tasks = _harness(resolved) if tasks else None
@@ -76,8 +85,8 @@ def evaluate(config: DictConfig) -> dict[str, dict[str, float]]:
         _show(results)
     if evaluate_tasks is not None:
         with loaded.autocast():
-            found = evaluate_tasks(loaded)
-        _keep(resolved, found)
+            found, examples = evaluate_tasks(loaded)
+        _keep(resolved, found, examples)
         if not resolved["json"]:
             _show_tasks(found)
         results |= found
@@ -103,7 +112,7 @@ def _score_sources(loaded: Loaded, sources: dict[str, Any], resolved: Config) ->
     return {name: found.to_dict() for name, found in scores.items()}
 
 
-def _harness(resolved: Config) -> Callable[[Loaded], dict[str, dict[str, float]]]:
+def _harness(resolved: Config) -> Callable[[Loaded], tuple[dict[str, dict[str, float]], dict[str, Any]]]:
     """Do the tasks, known to be there: before the model is loaded."""
     try:
         from thunderhead.release import harness
@@ -118,8 +127,8 @@ def _harness(resolved: Config) -> Callable[[Loaded], dict[str, dict[str, float]]
     return lambda loaded: harness.evaluate_tasks(loaded, tasks, manager, **asked)
 
 
-def _keep(resolved: Config, found: dict[str, dict[str, float]]) -> None:
-    """Write what tasks gave into the summary of a run that has ended, by checkpoint."""
+def _keep(resolved: Config, found: dict[str, dict[str, float]], examples: dict[str, Any]) -> None:
+    """Write what tasks and their examples gave into the record of a run that has ended, by checkpoint."""
     place = Path(resolved["run"])
     folder, checkpoint = (place.parents[1], place.stem) if place.is_file() else (place, resolved["checkpoint"])
     checkpoint += ", averaged" * resolved["averaged"]
@@ -127,6 +136,7 @@ def _keep(resolved: Config, found: dict[str, dict[str, float]]) -> None:
         tasks = summary.get("tasks", {})
         summary["tasks"] = tasks | {checkpoint: tasks.get(checkpoint, {}) | found}
         record.write_json(folder / "summary.json", summary)
+        record.keep_examples(folder, checkpoint, examples, summary["steps"])
 
 
 def _ask(sources: dict[str, Any], what: Literal["check", "connect"]) -> None:

@@ -3,11 +3,15 @@
 Its texts are scored as they stand: nothing is put before a context, and EOS stands for an empty one.
 """
 
+import hashlib
 import itertools
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lm_eval import simple_evaluate, utils
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -113,19 +117,34 @@ def manager_of(tasks: Sequence[str], folder: Path | None) -> TaskManager:
 
 def evaluate_tasks(
     loaded: Loaded, tasks: Sequence[str], manager: TaskManager, *, batch_size: int, **asked: Any
-) -> dict[str, dict[str, float]]:
-    """Of each task, and group of tasks, its metrics and their standard errors; `asked` is handed on.
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """Of each task, and group of tasks, its metrics and their standard errors; and of each task the examples' scores.
 
-    Raises ConfigError if a task cannot be loaded, or not be done by this model.
+    The latter as `thunderhead.training.record.keep_examples` has them; `asked` is handed on to the harness. Raises
+    ConfigError if a task cannot be loaded, or not be done by this model.
     """
     model, found = HarnessModel(loaded, batch_size), dict[str, dict[str, float]]()
     try:
         results: Mapping[str, Any] = simple_evaluate(
-            model, tasks=[*tasks], task_manager=manager, log_samples=False, batch_size=batch_size, **asked
+            model, tasks=[*tasks], task_manager=manager, log_samples=True, batch_size=batch_size, **asked
         )
     except Exception as error:  # of the harness, of datasets, of the hub: whatever a task runs into
         raise ConfigError([Problem("tasks", f"cannot be evaluated: {first_line(error)}")]) from error
     for task, metrics in results["results"].items():
         numbers = {name.removesuffix(",none"): value for name, value in metrics.items()}
         found[task] = {name: float(v) for name, v in numbers.items() if isinstance(v, int | float)}
-    return found
+    return found, {task: _examples(rows, found[task]) for task, rows in results["samples"].items()}
+
+
+def _examples(rows: Sequence[Mapping[str, Any]], means: Mapping[str, float]) -> dict[str, Any]:
+    """What identifies a task's examples, asked as they were, and of each metric that is a mean its value for each."""
+    asked, scores = hashlib.sha256(), dict[str, list[float]]()
+    for row in rows:
+        asked.update(f"{row['prompt_hash']} {row['target_hash']} {row['filter']}\n".encode())
+        for metric in row["metrics"]:
+            if isinstance(value := row[metric], Real | np.bool_):
+                name = metric if row["filter"] == "none" else f"{metric},{row['filter']}"
+                scores.setdefault(name, []).append(float(value))
+    are_means = {name: math.isclose(np.mean(own), means.get(name, math.nan)) for name, own in scores.items()}
+    kept = {name: [int(x) if x.is_integer() else x for x in own] for name, own in scores.items() if are_means[name]}
+    return {"examples": asked.hexdigest(), "scores": kept}

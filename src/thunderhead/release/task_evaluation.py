@@ -10,14 +10,17 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from thunderhead.core.config import ConfigError
 from thunderhead.core.module import LanguageModel
 from thunderhead.core.types import NonNegativeInt, PathText, PositiveInt, Problem
+from thunderhead.parallel.strategies import whole_weights
 from thunderhead.release.command import Loaded
+from thunderhead.training import record
 
 
 class EvaluateTasks(Callback):
     """Do tasks at each validation: their numbers are further metrics of it, val/<task>_<metric>.
 
-    So they are in logs and the summary, and reports compare arms on them, paired by seed. Nothing else of the run
-    changes. One example of each task is done before training, to find what is wrong with it; each rank does all.
+    So they are in logs and the summary; what each example gave is kept, and reports compare arms on it, paired by
+    example and seed. Nothing else of the run changes. One example of each task is done before training, to find what is
+    wrong with it; each rank does all.
 
     - tasks: names. tasks_path: a folder of task files (.yaml) of one's own.
     - num_fewshot, limit, batch_size: as of evaluate.py.
@@ -37,12 +40,7 @@ class EvaluateTasks(Callback):
 
     def problems(self, run: Any) -> list[Problem]:
         """Tasks that nobody knows, and runs that cannot do any."""
-        found = []
-        if hasattr(run.strategy.strategy(), "parallelize"):
-            message = (
-                f"tasks are done by whole weights, and strategy={run.strategy.name} divides them: use ddp or zero1"
-            )
-            found.append(Problem("callbacks", message))
+        found = whole_weights(run, "tasks are done by whole weights")
         if not self.tasks:
             found.append(Problem("callbacks.tasks.tasks", "names no task: callbacks.tasks.tasks=[lambada_openai]"))
         if self.folder is not None and not self.folder.is_dir():
@@ -67,7 +65,7 @@ class EvaluateTasks(Callback):
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         loaded = Loaded(pl_module.decoder, tokenizer, pl_module.device, context)
         with isolate_rng(), context():
-            found = evaluate_tasks(loaded, self.tasks, self._manager, **self.asked | changes)
+            found, self._examples = evaluate_tasks(loaded, self.tasks, self._manager, **self.asked | changes)
         return {
             f"{task}_{name}": value
             for task, numbers in found.items()
@@ -86,3 +84,6 @@ class EvaluateTasks(Callback):
         if not trainer.sanity_checking:
             for name, value in self._numbers(trainer, pl_module).items():
                 pl_module.log(f"val/{name}", value, logger=False, sync_dist=False)
+            if trainer.is_global_zero:
+                place = Path(trainer.default_root_dir)
+                record.keep_examples(place, "last", self._examples, trainer.global_step)

@@ -14,17 +14,15 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.distributed.tensor import DTensor
-from torchmetrics import Metric
 
 from thunderhead import command_line, disk
 from thunderhead.core.config import ConfigError, Problem, placed, quoted
 from thunderhead.core.data.datamodule import RunData, asked
 from thunderhead.core.data.manifest import ShardError
 from thunderhead.core.environment import hidden
-from thunderhead.core.metrics import as_metric
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import LanguageModel
-from thunderhead.core.run import REFUSALS, Run
+from thunderhead.core.run import REFUSALS, Run, validation_metrics
 from thunderhead.parallel.launch import is_launched
 from thunderhead.processes import WHEN_KILLED
 from thunderhead.training import display, hardware, record
@@ -113,18 +111,13 @@ def assemble(
     """Put the components of a run together as its plan has it; one that goes on does not read `init_from` again."""
     data, precision = run.data, run.precision.of_kind(plan.precision)
     data.micro_batch_size = plan.micro_batch_size
-
-    def metrics(source: str) -> dict[str, Metric]:
-        own = {name: as_metric(metric) for name, metric in asked(data, "validation_metrics")(source).items()}
-        return {**own, **run.metrics()}
-
     model = LanguageModel(
         run.model,
         seed=run.seed,
         vocab_size=data.vocab_size,
         eos_id=asked(data, "eos_id"),
         total_steps=plan.steps,
-        metrics=metrics,
+        metrics=validation_metrics(data, run.metrics),
         sources=asked(data, "validation_sources")(),
         precision=precision,
         compile_decoder=run.compile.of_scope(plan.compile).apply,
@@ -230,6 +223,8 @@ def _next_commands(run: Run) -> dict[str, str]:
         found["write text"] = command_line.shown("generate.py", f"run={place}")
         found["evaluate"] = command_line.shown("evaluate.py", f"run={place}", "data=text", "data.path=text.txt")
         found["export"] = command_line.shown("export.py", f"run={place}")
+    elif "shards_key" not in run.config["data"]:
+        found["evaluate"] = command_line.shown("evaluate.py", f"run={place}")
     amounts = {name: value for name, value in run.config["budget"].items() if isinstance(value, int | float)}
     if len(amounts) == 1:
         ((name, value),) = amounts.items()

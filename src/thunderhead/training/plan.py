@@ -147,6 +147,8 @@ def plan_run(run: Run, micro_batch_size: int | None = None, *, count_memory: boo
 
     sequences = run.sequences_per_step // ranks
 
+    averages = sum(getattr(each, "bytes_per_parameter", 0) for each in run.callbacks.values()) * parameters["total"]
+
     def estimate(size: int) -> dict[str, int]:
         return memory.estimate(
             decoder,
@@ -156,7 +158,7 @@ def plan_run(run: Run, micro_batch_size: int | None = None, *, count_memory: boo
             parallelism=run.strategy,
             accumulation=sequences // size,
             accelerator=run.accelerator,
-        )
+        ) | ({"averages": averages} if averages else {})
 
     size, why_micro_batch = run.batch.micro_batch(context_length, ranks), None
     if size == AUTO and micro_batch_size is not None and sequences % micro_batch_size == 0:

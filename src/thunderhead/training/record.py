@@ -56,6 +56,19 @@ def discard(run_dir: Path) -> None:
     shutil.rmtree(run_dir / STAGED, ignore_errors=True)
 
 
+def keep_examples(run_dir: Path, checkpoint: str, found: Mapping[str, Any], steps: int) -> None:
+    """Write what each example of tasks gave into task_examples.json, beside that of other checkpoints and tasks.
+
+    There stands by checkpoint ("last", "best, averaged") and task: `steps` of the run when it was measured; `examples`,
+    a hash of what was asked, in its order, and the right answers; `scores`, by metric a list of one number an example.
+    """
+    path = run_dir / "task_examples.json"
+    known = read_mapping(path) if path.exists() else {}
+    measured = {task: {"steps": steps, **scores} for task, scores in found.items()}
+    known[checkpoint] = known.get(checkpoint, {}) | measured
+    disk.write_text(path, json.dumps(known, separators=(",", ":")) + "\n")
+
+
 def with_its_shards(config: Config, run_dir: Path, where: str = "resume") -> Config:
     """The configuration of a run, with its data from the shards that it began with, whatever became of their text.
 
