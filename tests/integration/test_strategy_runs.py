@@ -159,6 +159,11 @@ def assert_same(run: Ran, reference: Ran, tolerance: float = FIVE_DIGITS) -> Non
     summaries = [read_mapping(one.folder / "summary.json") for one in (run, reference)]
     assert summaries[0]["val_loss"] == pytest.approx(summaries[1]["val_loss"], rel=tolerance)
     assert summaries[0]["tokens"] == summaries[1]["tokens"]
+    (found,), (expected,) = (
+        read_mapping(one.folder / "document_losses.json")["sources"].values() for one in (run, reference)
+    )
+    assert found["targets"] == expected["targets"]
+    assert found["nats"] == pytest.approx(expected["nats"], rel=tolerance, abs=1e-3)  # four decimals in the file
 
 
 def cut(run: Ran, folder: Path) -> str:

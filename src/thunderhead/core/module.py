@@ -270,14 +270,16 @@ class LanguageModel(LightningModule):
         self._measure([str(number) for number in range(n_loaders)])
         self._measured.to(self.device)
 
-    def validation_step(self, batch_BT1: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch_BT1: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
         """Sum up the loss over all targets of a batch of source `dataloader_idx`, and what metrics ask for.
 
         A batch may have no target, where it fills up what ranks have; those that share the model compute it, too.
+        Returns the cross-entropy of each target (B, T), for callbacks; None if the loss does not tell it.
         """
         inputs_BT, targets_BT = inputs_and_targets(batch_BT1)
-        loss, n_targets = self.decoder(inputs_BT, targets_BT).cross_entropy, (targets_BT != IGNORED_TARGET).sum()
-        loss = torch.where(n_targets > 0, loss, 0.0)  # a mean over nothing is NaN, unless the loss knows better
+        terms, n_targets = self.decoder(inputs_BT, targets_BT), (targets_BT != IGNORED_TARGET).sum()
+        # a mean over nothing is NaN, unless the loss knows better
+        loss = torch.where(n_targets > 0, terms.cross_entropy, 0.0)
         self.val_loss[dataloader_idx].update(loss, n_targets)
         metrics = list(self.val_metrics[dataloader_idx].values())
         asked = {name for metric in metrics for name in names_of(metric)}
@@ -290,6 +292,7 @@ class LanguageModel(LightningModule):
             known |= {"preds": logits_BTV[counted_BT], "target": targets_BT[counted_BT]}
         for metric in metrics if n_targets > 0 else ():
             metric.update(**{name: known[name] for name in names_of(metric) if name in known})
+        return terms.each  # type: ignore[no-any-return]
 
     def on_validation_epoch_end(self) -> None:
         """Publish val/loss (nats a target), val/perplexity, and each further metric as val/<name>.

@@ -1,6 +1,5 @@
 """The report of an ablation: report.html, results.csv, PNG figures, TensorBoard HParams, a ranking on the terminal."""
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from thunderhead.core.config import show
-from thunderhead.lab import figures, page, statistics, tasks
+from thunderhead.lab import documents, figures, page, reach, statistics, tasks
 from thunderhead.lab.analysis import Analysis, Metric, analyse
 from thunderhead.lab.arms import Arm, percent
 from thunderhead.lab.page import NONE, Rows, interval, number
@@ -209,6 +208,7 @@ def _ranking(analysis: Analysis) -> Rows:
 
 
 def _comparisons(analysis: Analysis) -> Rows:
+    over_text = documents.intervals(analysis)
     columns: dict[str, Callable[[Comparison], str]] = {
         "comparison": lambda c: f"{c.arm} − {c.against}",
         "verdict": lambda c: _verdict(c)[1],
@@ -220,6 +220,9 @@ def _comparisons(analysis: Analysis) -> Rows:
     caption = "Paired differences of the final loss; below 0 the first arm is better."
     if len(analysis.comparisons) > 1:
         caption += " Intervals and p hold for all comparisons together."
+    if over_text:
+        columns["over other text"] = lambda c: interval(over_text.get((c.arm, c.against)), "signed")
+        caption += " Over other text: the interval if validation's documents are drawn, too, not the seeds alone."
     return page.table(analysis.comparisons, columns, caption)
 
 
@@ -251,30 +254,6 @@ def _matching(analysis: Analysis) -> Rows:
     names = {"parameters": "parameters", "tokens": "tokens", "training FLOPs": "flops", "seconds": "seconds"}
     columns = {label: of_reference(name) for label, name in names.items()} | {"matched by the sweep": by_sweep}
     return _of_arms(analysis.arms, columns, f"In brackets: against {reference.name}." if reference else "")
-
-
-def _reach(analysis: Analysis) -> Rows:
-    found = analysis.costs_to_reach()
-    rows = [
-        (name, str(len(ratios)), *(_multiplier([ratio[index] for ratio in ratios]) for index in range(3)))
-        for name, ratios in found.items()
-    ]
-    caption = (
-        "Cost to reach a loss that all arms reach, the lowest of each seed, as a multiple of what "
-        f"{analysis.reference.name if analysis.reference else NONE} takes; below 1 is cheaper. Geometric mean over "
-        "seeds, with its 95 % interval."
-    )
-    return Rows(("arm", "seeds", "tokens", "training FLOPs", "seconds"), rows, caption) if found else Rows()
-
-
-def _multiplier(ratios: Sequence[float]) -> str:
-    """The geometric mean of ratios, with Student's interval of their logarithms."""
-    logs = [math.log(ratio) for ratio in ratios if math.isfinite(ratio) and ratio > 0]
-    if not logs:
-        return NONE
-    found = statistics.mean_interval(logs)
-    between = f" ({math.exp(found.low):.2f} … {math.exp(found.high):.2f})" if found else ""
-    return f"{math.exp(sum(logs) / len(logs)):.2f} ×{between}"
 
 
 def _inference(analysis: Analysis) -> Rows:
@@ -336,7 +315,7 @@ def _runs(analysis: Analysis) -> Rows:
 # By the names that report.html.jinja has for them.
 TABLES = {
     **{"ranking": _ranking, "comparisons": _comparisons, "tasks": tasks.table, "different": _different},
-    **{"matching": _matching, "reach": _reach, "inference": _inference, "training": _training, "terms": _terms},
+    **{"matching": _matching, "reach": reach.table, "inference": _inference, "training": _training, "terms": _terms},
     "runs": _runs,
 }
 FIGURES = {

@@ -28,6 +28,7 @@ from thunderhead.processes import WHEN_KILLED
 from thunderhead.training import display, hardware, record
 from thunderhead.training import resume as resuming
 from thunderhead.training.callbacks.divergence import DivergenceError, WatchDivergence
+from thunderhead.training.callbacks.documents import DocumentLosses
 from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.profile import ProfileSteps
 from thunderhead.training.callbacks.state import CheckpointError, ExactResume
@@ -128,7 +129,15 @@ def assemble(
     log_metrics = LogMetrics(run, plan, peak * plan.devices if peak else None)
     stop = StopOnSignal(run.folder / resuming.CHECKPOINTS / "last.ckpt", lambda: log_metrics.failed is not None)
     watch = WatchDivergence(run.config["on_divergence"])
-    callbacks = [CheckBatches(plan), log_metrics, watch, *run.callbacks.values(), ExactResume(run.seed), stop]
+    callbacks = [
+        CheckBatches(plan),
+        log_metrics,
+        DocumentLosses(),
+        watch,
+        *run.callbacks.values(),
+        ExactResume(run.seed),
+        stop,
+    ]
     if run.config["profile"]:
         callbacks.append(ProfileSteps(run.folder / "profile"))
     return model, make_trainer(run, plan, callbacks), log_metrics, stop, watch

@@ -69,6 +69,16 @@ def keep_examples(run_dir: Path, checkpoint: str, found: Mapping[str, Any], step
     disk.write_text(path, json.dumps(known, separators=(",", ":")) + "\n")
 
 
+def keep_documents(run_dir: str | Path, sources: Mapping[str, Any], steps: int) -> None:
+    """Write the loss by document, measured after `steps`, into document_losses.json.
+
+    Of each source there stand `nats` and `targets`, lists of one number a document or for several in a row, and the
+    `bytes` of all of its text.
+    """
+    content = {"steps": steps, "sources": sources}
+    disk.write_text(Path(run_dir) / "document_losses.json", json.dumps(content, separators=(",", ":")) + "\n")
+
+
 def with_its_shards(config: Config, run_dir: Path, where: str = "resume") -> Config:
     """The configuration of a run, with its data from the shards that it began with, whatever became of their text.
 

@@ -50,6 +50,23 @@ def test_loss_and_gradients_equal_float64_for_any_chunk_size(z_loss: float, chun
     assert not gradients[1][VOCAB:].any(), "padding rows must get no gradient"
 
 
+@pytest.mark.parametrize("chunk_size", [None, 5])
+def test_what_is_not_trained_tells_the_loss_of_each_target(chunk_size: Any) -> None:
+    hidden, weight, targets = problem()
+    loss = NextTokenLoss(z_loss=0.1, chunk_size=chunk_size)
+    assert loss(hidden, weight, targets, VOCAB).each is None
+    with torch.no_grad():
+        each = loss(hidden, weight, targets, VOCAB).plus({"more": torch.tensor(1.0)}).each
+    assert each is not None
+    assert each.shape == targets.shape
+    for place in ((0, 0), (1, 1), (2, 6)):
+        one = torch.full_like(targets, IGNORED_TARGET)
+        one[place] = targets[place]
+        expected = naive(hidden, weight, one, 0.0)[0].float()
+        torch.testing.assert_close(each[place], expected, rtol=1e-5, atol=1e-6)
+    assert not each[targets == IGNORED_TARGET].any()
+
+
 def test_the_loss_of_bfloat16_logits_is_not_rounded_to_bfloat16() -> None:
     hidden, weight, targets = problem()
     with torch.autocast("cpu", torch.bfloat16):

@@ -90,6 +90,13 @@ class RunData(lightning.LightningDataModule):
         """Hash the text behind these tokens: bits per byte of equal ones compare."""
         return None
 
+    def validation_documents(self, source: str) -> tuple[Any, int] | None:
+        """Return the targets of each document of a source, in the order of its samples, and the bytes of them all.
+
+        None where samples are no documents in a row, T targets each.
+        """
+        return None
+
     def sample(self, decoder: Any, device: torch.device) -> str | None:
         """Let the model show what it can; None: by going on with a prompt, as any model of text."""
         return None
@@ -112,14 +119,14 @@ class MicroBatches(Sampler[list[int]]):
 
     def __init__(self, first: int, count: int, micro_batch_size: int, rank: int, world_size: int):
         stride = world_size * micro_batch_size
-        self._starts = range(first + rank * micro_batch_size, first + count * stride, stride)
+        self.starts = range(first + rank * micro_batch_size, first + count * stride, stride)
         self._size = micro_batch_size
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self.starts)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (list(range(start, start + self._size)) for start in self._starts)
+        return (list(range(start, start + self._size)) for start in self.starts)
 
 
 class ResumableLoader(DataLoader[Tensor]):

@@ -117,6 +117,10 @@ class ShardDataModule(TokenDataModule):
         selection = self.selection(source)
         return {"bits_per_byte": BitsPerByte(selection.bytes / int(selection.tokens.sum()))}
 
+    def validation_documents(self, source: str) -> tuple[Any, int]:
+        """Return the tokens of each document that is validated on, its EOS included, and the bytes of their text."""
+        return self.selection(source).tokens, self.selection(source).bytes
+
     def val_dataset(self, source: str) -> Blocks:
         """Read the documents that are validated on, as one text."""
         return self.dataset("val", [source], partial(Sample, source, 0), self.validation_blocks()[source])

@@ -33,12 +33,13 @@ class LossTerms(NamedTuple):
     loss: Tensor
     cross_entropy: Tensor  # the mean over the valid targets
     auxiliary: Auxiliary  # weighted already
+    each: Tensor | None = None  # (B, T), cross-entropy of each target, 0 of those that do not count; None in training
 
     def plus(self, more: Auxiliary) -> "LossTerms":
         """With further terms in the loss; ValueError for one that is called as the cross-entropy is in the logs."""
         if "loss" in more:
             raise ValueError("loss: a term of it is called `loss`, as the cross-entropy is in the logs: rename it")
-        return LossTerms(sum(more.values(), self.loss), self.cross_entropy, summed(self.auxiliary, more))
+        return self._replace(loss=sum(more.values(), self.loss), auxiliary=summed(self.auxiliary, more))
 
 
 def with_terms(output: Tensor | tuple[Tensor, Auxiliary]) -> tuple[Tensor, Auxiliary]:
@@ -74,11 +75,14 @@ class NextTokenLoss:
         # torch's F.linear_cross_entropy would round a bf16 loss to bf16 and knows no z-loss.
         sums = self._sums if chunk >= len(targets_N) else partial(checkpoint, self._sums, use_reentrant=False)
         pieces = zip(torch.split(hidden_ND, chunk), torch.split(targets_N, chunk), strict=True)
-        total = torch.stack([sums(hidden, weight_VD, targets, vocab_size) for hidden, targets in pieces]).sum(dim=0)
+        found = [sums(hidden, weight_VD, targets, vocab_size) for hidden, targets in pieces]
+        total = torch.stack([vector for vector, _ in found]).sum(dim=0)
+        each = [each_N for _, each_N in found if each_N is not None]
         n_valid = (targets_N != IGNORED_TARGET).sum().clamp(min=1)
         cross_entropy = total[0] / n_valid
         z_loss = {"z_loss": total[1] / n_valid} if self.z_loss else {}
-        return LossTerms(cross_entropy, cross_entropy, {}).plus(z_loss)
+        each_BT = torch.cat(each).view_as(targets_BT) if each else None
+        return LossTerms(cross_entropy, cross_entropy, {}, each_BT).plus(z_loss)
 
     def tokens_per_chunk(self, n_tokens: int, n_logits: int) -> int:
         """How many of n_tokens tokens are computed at a time, with n_logits logits each."""
@@ -87,15 +91,21 @@ class NextTokenLoss:
             return math.ceil(n_tokens / max(n_chunks, 1))
         return min(self.chunk_size or n_tokens, n_tokens)
 
-    def _sums(self, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, vocab_size: int) -> Tensor:
-        """The sum of cross-entropy over the valid targets and, with a z-loss, that of weighted log² Z: a vector."""
+    def _sums(
+        self, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, vocab_size: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """The sum of cross-entropy over the valid targets and, with a z-loss, that of weighted log² Z: a vector.
+
+        Beside it the cross-entropy of each, where nothing is differentiated.
+        """
         logits_NV = at_least_float32(F.linear(hidden_ND, weight_VD)[:, :vocab_size])
+        each_N: Tensor | None = None
         if torch.is_grad_enabled() or logits_NV.device.type == "mps":  # which has no float64
             cross_entropy = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED_TARGET, reduction="sum")
         else:  # measured, in a sum that does not depend on how the tokens are cut into batches
             each_N = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED_TARGET, reduction="none")
             cross_entropy = each_N.sum(dtype=torch.float64)
         if self.z_loss == 0:
-            return cross_entropy[None]
+            return cross_entropy[None], each_N
         squares_N = logits_NV.logsumexp(dim=-1).square() * (targets_N != IGNORED_TARGET)
-        return torch.stack((cross_entropy, self.z_loss * squares_N.sum().to(cross_entropy.dtype)))
+        return torch.stack((cross_entropy, self.z_loss * squares_N.sum().to(cross_entropy.dtype))), each_N
