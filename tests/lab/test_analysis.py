@@ -154,6 +154,15 @@ def test_arms_without_the_metric_are_not_compared(tmp_path: Path) -> None:
     assert found.reference is found.arms[0]
 
 
+def test_averaged_weights_are_compared_by_their_own_loss(tmp_path: Path) -> None:
+    for number, (seed, averaged) in enumerate([(1, 2.9), (2, 3.0), (1, 2.8), (2, 2.88)]):
+        arm = ["callbacks=ema", f"callbacks.average.decay={0.5 * (number // 2)}"]
+        write_run(tmp_path / str(number), arm, seed=seed, summary={"metrics": {"loss_averaged": averaged}})
+    found = analyse(read_runs([tmp_path]), metric="loss_averaged")
+    assert found.comparisons[0].mean == pytest.approx(-0.11)
+    assert "−0.110 nats of averaged weights" in found.sentences[0]
+
+
 def test_nothing_to_compare(tmp_path: Path) -> None:
     assert analyse([]).sentences == []
     only = analyse(read_runs([write_run(tmp_path / "run")]))

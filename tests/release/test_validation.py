@@ -21,7 +21,7 @@ def test_a_synthetic_task_has_the_accuracy_that_training_said(
     made = run(*task, "callbacks=ema", *kept, "budget.steps=8", "validation.every=4")
     summary, (_, rows) = read_summary(made), read_rows(made / "metrics.csv")
     assert summary is not None
-    capsys.readouterr()
+    assert f"evaluate.py run={made}" in capsys.readouterr().out.replace("\n", "")
 
     def again(*asked: str) -> dict[str, float]:
         composed = config.compose([f"run={made}", "accelerator=cpu", "batch_size=3", *asked], "evaluate")

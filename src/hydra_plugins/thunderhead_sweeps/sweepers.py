@@ -98,7 +98,7 @@ class GridSweeper(ThunderheadSweeper):
     """Every combination of the swept values.
 
     - baseline: the arm that others are matched to and compared with; None = matched to the first.
-    - smallest_effect: arms that surely differ by less are called practically equal.
+    - metric: what arms are compared by; smallest_effect: those that surely differ by less are called practically equal.
     - until: seeds = those that are given; resolved = arms whose comparisons are open get more, up to `max_seeds`.
     """
 
@@ -106,13 +106,15 @@ class GridSweeper(ThunderheadSweeper):
         self,
         *,
         baseline: str | None = None,
+        metric: Literal["auto", "val_loss", "bits_per_byte", "loss_averaged"] = "auto",
         smallest_effect: NonNegativeFloat = 0.005,
         until: Literal["seeds", "resolved"] = "seeds",
         max_seeds: PositiveInt = 8,
         params: dict[str, Any] | None = None,
     ):
         self.baseline, self.params = baseline, params or {}
-        self.settings: dict[str, Any] = {"smallest_effect": smallest_effect, "until": until, "max_seeds": max_seeds}
+        self.comparisons = {"metric": metric, "smallest_effect": smallest_effect}
+        self.settings: dict[str, Any] = {**self.comparisons, "until": until, "max_seeds": max_seeds}
 
     def run(self, arguments: list[str]) -> int:
         from thunderhead.lab.grid import Candidate, run_grid
@@ -131,7 +133,7 @@ class GridSweeper(ThunderheadSweeper):
             choices = {key.lstrip("+"): value for key, _, value in lines if len(values[key]) > 1}
             candidates.append(Candidate(choices, self.compose(combination)))
         sweep = self.begin()
-        sweep.smallest_effect = self.settings["smallest_effect"]
+        sweep.comparisons = self.comparisons
         max_seeds = self.settings["max_seeds"] if self.settings["until"] == "resolved" else None
         return run_grid(candidates, sweep, baseline=self.baseline, max_seeds=max_seeds)
 
@@ -147,13 +149,14 @@ class IsoFlopSweeper(ThunderheadSweeper):
         *,
         params: dict[str, Any] | None = None,
         baseline: None = None,
+        metric: None = None,
         smallest_effect: None = None,
         until: None = None,
         max_seeds: None = None,
         **settings: Any,
     ):
         self.params, self.settings = params or {}, containers(settings)
-        comparisons = {"smallest_effect": smallest_effect, "until": until, "max_seeds": max_seeds}
+        comparisons = {"metric": metric, "smallest_effect": smallest_effect, "until": until, "max_seeds": max_seeds}
         self.of_comparisons = {"baseline": baseline, **comparisons}
 
     def run(self, arguments: list[str]) -> int:

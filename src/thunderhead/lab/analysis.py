@@ -13,8 +13,8 @@ from thunderhead.lab.arms import Arm
 from thunderhead.lab.runs import Curve, Failure, Run, planned_looks
 from thunderhead.lab.statistics import Comparison, Interval
 
-Metric = Literal["auto", "val_loss", "bits_per_byte"]
-UNITS = {"val_loss": "nats", "bits_per_byte": "bits a byte"}
+Metric = Literal["auto", "val_loss", "bits_per_byte", "loss_averaged"]
+UNITS = {"val_loss": "nats", "bits_per_byte": "bits a byte", "loss_averaged": "nats of averaged weights"}
 MOST_ARMS_IN_PAIRS = 4
 """With more arms and no baseline, all pairs would be a list that nobody reads, and cost the correction its power."""
 
@@ -178,7 +178,7 @@ def _left_out(arm: Arm, run: Run, reason: str) -> Failure:
 
 def _why_not(arm: Arm, reference: Arm | None, metric: str) -> str:
     """Why an arm cannot be compared with the reference; nothing if it can."""
-    identify = grouping.validation_data if metric == "val_loss" else grouping.validation_text
+    identify = grouping.validation_text if metric == "bits_per_byte" else grouping.validation_data
     if reference is None or identify(arm.first) == identify(reference.first):
         return ""
     same_text = grouping.validation_text(arm.first) == grouping.validation_text(reference.first)
@@ -201,7 +201,7 @@ def _reference(arms: Sequence[Arm], baseline: str | None, planned: set[str], war
     return first
 
 
-def _metric(arms: Sequence[Arm], metric: Metric) -> Literal["val_loss", "bits_per_byte"]:
+def _metric(arms: Sequence[Arm], metric: Metric) -> Metric:
     if metric != "auto":
         return metric
     tokens = {grouping.validation_data(arm.first) for arm in arms}

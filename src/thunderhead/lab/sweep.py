@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from thunderhead import disk
 from thunderhead.command_line import shown
@@ -14,7 +15,6 @@ from thunderhead.lab.jobs import Job, PlanRun, steps
 from thunderhead.lab.progress import Board
 from thunderhead.lab.report import write_report
 from thunderhead.lab.runs import Failure, Run, planned_looks, read_runs
-from thunderhead.lab.statistics import SMALLEST_EFFECT
 from thunderhead.terminal import say
 from thunderhead.training import record
 
@@ -31,8 +31,8 @@ class Sweep:
     """A sweep's folder, where its jobs run, and what is to be said about it in the end.
 
     - arguments: of the command line, to go on with later. plan: plans a run, or refuses it.
-    - report: what is written in the end, called as `thunderhead.lab.report.write_report`. smallest_effect, looks: of
-      its comparisons; looks at several numbers of seeds are planned before the first run.
+    - report: what is written in the end, called as `thunderhead.lab.report.write_report`. comparisons: its
+      metric and smallest_effect; looks at several numbers of seeds are planned before the first run.
     - jobs: of the comparison. names: their arms, by folder. outcomes: of all jobs that were started, by folder.
     - failures, pruned, notes: for the report.
     - is_last, announce: jobs that wait for all others, and what is said before them of the runs that have ended.
@@ -43,7 +43,7 @@ class Sweep:
     arguments: list[str]
     plan: PlanRun
     report: Callable[..., Path] = write_report
-    smallest_effect: float = SMALLEST_EFFECT
+    comparisons: dict[str, Any] = field(default_factory=dict)
     looks: tuple[int, ...] = ()
     jobs: list[Job] = field(default_factory=list)
     names: dict[Path, str] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Sweep:
 
     def analyse(self, baseline: str | None) -> Analysis:
         """What the runs that have ended so far say."""
-        return analyse(self._runs(), baseline=baseline, names=self.names, smallest_effect=self.smallest_effect)
+        return analyse(self._runs(), baseline=baseline, names=self.names, **self.comparisons)
 
     def run(self, jobs: Sequence[Job], title: str, monitor: Monitor | None = None) -> None:
         """Run jobs, and note how they ended; Stopped if a signal ended them."""
@@ -116,8 +116,7 @@ class Sweep:
         }
         self._write(jobs=told)
         found = {"failures": [*self.failures, *self.pruned], "notes": self.notes, "names": self.names}
-        how = {"baseline": baseline, "smallest_effect": self.smallest_effect}
-        self.report(self.folder, self._runs(), **found, **how)
+        self.report(self.folder, self._runs(), **found, baseline=baseline, **self.comparisons)
         if stopped is None and not self.failures:
             return 0
         say(f"go on with: {shown('train.py', '-m', f'resume={quoted(self.folder)}')}")
