@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from thunderhead.training.record import REPOSITORY
 
 
@@ -43,6 +45,9 @@ def wait_until(process: subprocess.Popen[str], happened: Callable[[], object]) -
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc, which Linux has")
 
 
 def processes_of(folder: Path) -> dict[int, tuple[int, dict[str, str]]]:
