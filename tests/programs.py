@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from thunderhead.lab.job_server import JobServer, ServedJob
 from thunderhead.training.record import REPOSITORY
 
@@ -94,6 +96,9 @@ def wait_until(process: subprocess.Popen[str], happened: Callable[[], object]) -
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc, which Linux has")
 
 
 def processes_of(folder: Path) -> dict[int, tuple[int, dict[str, str]]]:

@@ -33,6 +33,13 @@ def test_strategies_by_the_names_of_others() -> None:
         assert known(*f"strategy={ours}".split())
 
 
+def test_launchers_by_the_names_of_others() -> None:
+    for name, ours in familiar.LAUNCHERS.items():
+        assert ours in config.options("hydra/launcher")
+        assert familiar.option("hydra/launcher", name).startswith(f"type hydra/launcher={ours} ")
+    assert not familiar.option("hydra/launcher", "slrum")  # a misspelt one is ours
+
+
 @pytest.mark.parametrize(
     ("typed", "answer"),
     [

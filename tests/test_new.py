@@ -72,6 +72,7 @@ def test_its_own_tests_pass(project: Path) -> None:
         (["lab", "name=My-Lab"], "name: 'My-Lab' is no name of a package: .*as name=my_lab"),
         (["lab", "name=class"], "name: 'class' is no name of a package"),
         (["lab", "name=json"], "name: json is the name of another package"),
+        (["lab", "vendor=core"], "vendor: core/ trains nothing alone: .*git subtree add --prefix thunderhead"),
         (["full"], "full is there and not empty: give a new folder"),
     ],
 )

@@ -236,11 +236,11 @@ def repeated_sweep(arguments: list[str]) -> list[str]:
         return arguments
     if not (folder / "sweep.json").is_file():
         return arguments
-    given = _joined(a for a in arguments if a not in (resumed, "-m", "--multirun"))
+    given = joined(a for a in arguments if a not in (resumed, "-m", "--multirun"))
     keys = {a.partition("=")[0] for a in given if "=" in a} | {"hydra.sweep.dir"}
     try:
         recorded = configuration.read_mapping(folder / "sweep.json", "resume")["arguments"]
-        kept = [a for a in _joined(recorded) if a.partition("=")[0] not in keys]
+        kept = [a for a in joined(recorded) if a.partition("=")[0] not in keys]
     except ConfigError as error:
         _refuse(error.problems)
     except (KeyError, TypeError, AttributeError) as error:
@@ -256,7 +256,7 @@ def commas_to_list(arguments: list[str]) -> list[str]:
     return [re.sub(r"^runs=(?!\[)(.*)", r"runs=[\1]", argument, flags=re.DOTALL) for argument in arguments]
 
 
-def _joined(arguments: Iterable[str]) -> list[str]:
+def joined(arguments: Iterable[str]) -> list[str]:
     """`--config-dir x` as one argument, `--config-dir=x`."""
     joined: list[str] = []
     for argument in arguments:

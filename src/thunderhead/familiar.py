@@ -73,6 +73,10 @@ STRATEGIES = {
 """Our options of `strategy`, by the names that Lightning, PyTorch, accelerate and DeepSpeed have for them."""
 
 
+LAUNCHERS = {"submitit_slurm": "slurm", "submitit_local": "processes", "ray": "processes", "rq": "processes"}
+"""Ours, by the names of Hydra's other launchers."""
+
+
 def ours(key: str) -> str | None:
     """What a setting is called here, if its name, or the last part of its config path, is another project's word."""
     return FAMILIAR.get(key.rpartition(".")[2].replace("-", "_").lower())
@@ -89,4 +93,6 @@ def option(group: str, name: str) -> str:
     """How to get what is no option of a group, but could be; nothing where we do not know."""
     if group == "strategy" and name.lower() in STRATEGIES:
         return f"type {typed('strategy', name)}"
+    if group == "hydra/launcher" and name in LAUNCHERS:
+        return f"type hydra/launcher={LAUNCHERS[name]} (docs/sweeps.md says why)"
     return ""

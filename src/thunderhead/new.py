@@ -18,6 +18,9 @@ def new(arguments: list[str]) -> Path:
     Raises ConfigError if the folder is not empty, or the name is none of a package's, or is taken.
     """
     named = [a.removeprefix("name=") for a in arguments if a.startswith("name=")]
+    if any(a.startswith("vendor=") for a in arguments):
+        how = "git subtree add --prefix thunderhead <repository> main --squash, and pip install -e ./thunderhead"
+        raise ConfigError([Problem("vendor", f"core/ trains nothing alone: hold the whole in your project, by {how}")])
     folders = [a for a in arguments if not a.startswith("name=")]
     if len(folders) != 1 or len(named) > 1 or folders[0].startswith("-") or "=" in folders[0]:
         raise ConfigError([Problem("", f"usage: {USAGE}")])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from programs import NEEDS_PROC
 from thunderhead.corpus.batch_processing import Batch, in_order, remembered
 from thunderhead.corpus.sources import Document
 
@@ -112,6 +113,7 @@ def test_a_killed_worker_is_said_in_one_line(tmp_path: Path) -> None:
         list(results)
 
 
+@NEEDS_PROC
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     code = """
         import os, time

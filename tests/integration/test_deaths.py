@@ -12,13 +12,14 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from programs import processes_of, ranks_of, train_py, wait_until
+from programs import NEEDS_PROC, processes_of, ranks_of, train_py, wait_until
 from thunderhead import command_line
 from thunderhead.core.config import ConfigError
 from thunderhead.training import resume
 from thunderhead.training.record import read_rows, read_summary
 from tiny import tiny, train_here
 
+pytestmark = NEEDS_PROC
 SECONDS = 40  # until all have ended
 STEPS = 24
 SETTINGS = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from programs import ranks_of, train_py, wait_until
+from programs import NEEDS_PROC, ranks_of, train_py, wait_until
 from thunderhead.training.record import read_rows
 from tiny import tiny
 
@@ -126,6 +126,7 @@ def test_a_signal_before_the_first_step_is_told_in_one_line(
     assert not run_dir.exists()
 
 
+@NEEDS_PROC
 def test_a_signal_while_packages_are_imported_is_told_in_one_line(tmp_path: Path) -> None:
     process = train_py(f"hydra.run.dir={tmp_path / 'run'}")
     wait_until(process, lambda: "libtorch_cpu" in Path(f"/proc/{process.pid}/maps").read_text())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from programs import processes_of, run
+from programs import NEEDS_PROC, processes_of, run
 from thunderhead.training.record import REPOSITORY, read_rows, read_summary
 from tiny import tiny
 
@@ -90,6 +90,7 @@ def test_joblib_is_the_processes_launcher_and_others_are_refused(
 
 
 @pytest.mark.slow
+@NEEDS_PROC
 def test_a_sweep_killed_at_once_goes_on_as_if_nothing_had_happened(
     text_corpus: Path, shards_dir: Path, tmp_path: Path
 ) -> None:

@@ -117,6 +117,13 @@ def test_further_metrics_and_loss_terms_are_shown_by_name(tmp_path: Path) -> Non
     assert (second["top5"], second["train/balance"], second["accuracy"]) == ("", "", "0.5")
 
 
+def test_without_a_run_no_empty_folder_is_left(tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()  # as earlier reports left it
+    write_report(tmp_path, [], failures=[Failure("mha seed=1", "a wire broke")])
+    assert not (tmp_path / "figures").exists()
+    assert "a wire broke" in (tmp_path / "report.html").read_text()
+
+
 def test_the_page_stands_alone(report: Path) -> None:
     html = report.read_text()
     sources = re.findall(r'src="([^"]{0,40})', html)

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
-from hydra_plugins.thunderhead_sweeps.sweepers import planner
+from hydra_plugins.thunderhead_sweeps.sweepers import GridSweeper, planner
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.analysis import analyse
@@ -247,3 +248,10 @@ def test_what_cannot_be_planned_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=why):
         grid(max_seeds=max_seeds, attention=["mla", "gqa"], seed=seeds)
+
+
+def test_a_launcher_of_others_is_refused_in_one_line() -> None:
+    sweeper = GridSweeper()
+    sweeper.launcher = BasicLauncher()
+    with pytest.raises(ConfigError, match=r"^hydra/launcher: BasicLauncher cannot run this sweep: [^\n]+$"):
+        sweeper.begin()

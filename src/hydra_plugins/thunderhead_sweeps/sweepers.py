@@ -180,7 +180,7 @@ class IsoFlopSweeper(ThunderheadSweeper):
 
 
 class OptunaSweeper(ThunderheadSweeper):
-    """A search by Optuna's TPE for the lowest validation loss; as many trials at once as the launcher's n_jobs.
+    """A search by Optuna's TPE for the best of a result; as many trials at once as the launcher's n_jobs.
 
     `settings` are those of `thunderhead.lab.search.settings`.
     """

@@ -33,7 +33,7 @@ from thunderhead.training.record import read_summary
 
 POLL_SECONDS = 0.5
 ORPHAN_SECONDS = 30  # that the process of a job has to save and end, after its sweep was killed
-PRUNED = "its validation loss was above the median of the trials before it"
+PRUNED = "worse than the median of the trials before it"
 # Set for this process, by us or by a scheduler, and not meant for the jobs.
 NOT_INHERITED = {*RANK_VARIABLES, "HYDRA_FULL_ERROR", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"}
 

@@ -68,8 +68,7 @@ def run_grid(
         else:
             _match(arms, reference, match, sweep)
         for arm in arms:
-            p = sweep.plan(arm.members[0].config)
-            size = f"{p.parameters['total']:,} parameters, {p.steps:,} steps, {p.tokens:,} tokens, {p.flops:.3g} FLOPs"
+            size = sweep.plan(arm.members[0].config).size
             more = f" and up to {max_seeds - len(arm.members)} more seeds" if max_seeds is not None else ""
             say(f"{arm.name}: {len(arm.members)} run(s){more}, {size}")
         return 0

@@ -36,6 +36,12 @@ class Plan(NamedTuple):
     flops: int
     vocab_size: int
 
+    @property
+    def size(self) -> str:
+        """For a person who sees what would run."""
+        parameters = f"{self.parameters['total']:,} parameters"
+        return f"{parameters}, {self.steps:,} steps, {self.tokens:,} tokens, {self.flops:.3g} FLOPs"
+
 
 PlanRun = Callable[[Config], Plan]
 """Plans a run, or raises ConfigError with all that is wrong with its configuration."""

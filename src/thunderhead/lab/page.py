@@ -1,6 +1,7 @@
 """What all reports are made of: tables, pictures, HTML pages, and lines on the terminal."""
 
 import base64
+import contextlib
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -64,7 +65,6 @@ def write(
     The page's subtitle gets date and program; `figures` holds by file name what a figure shows, and what draws it `of`
     what was found, if anything was; `left_out` runs that have no result; `content` what else the template takes.
     """
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     pictures = {}
     with mpl.rc_context(looks.STYLE):
         for name, (caption, draw) in figures.items():
@@ -74,6 +74,7 @@ def write(
             if of is None or (figure := draw(of)) is None:
                 continue
             with disk.naming(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
                 figure.savefig(file, dpi=150)
             drawn.write_csv(file.with_suffix(".csv"), figure)
             svg = io.BytesIO()  # for the page, where it stays sharp on paper
@@ -81,6 +82,8 @@ def write(
             source = f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
             width = f"{100 * figure.get_figwidth() / looks.WIDTH:.0f}"
             pictures[name] = {"source": source, "width": width, "caption": caption}
+    with contextlib.suppress(OSError):
+        (folder / "figures").rmdir()  # of an earlier report that had some
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("thunderhead.lab", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )

@@ -13,6 +13,7 @@ from torch import nn
 from thunderhead.core.config import Problem
 from thunderhead.core.model.block import ResidualDropout
 from thunderhead.core.model.decoder import Decoder
+from thunderhead.terminal import duration
 
 PAYS_AFTER = 600.0
 """Seconds of training from which `auto` compiles: that costs up to a minute, and saves about a seventh of the rest
@@ -79,8 +80,7 @@ class Compile:
         if speed is None:
             return "none", "auto: the speed of this device is not known"
         seconds = flops / (speed * run.world_size)
-        expected = f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} minutes"
-        why = f"auto: about {expected} of training expected, and compiling pays from {PAYS_AFTER / 60:.0f} minutes on"
+        why = f"auto: about {duration(seconds)} of training expected, and compiling pays from {duration(PAYS_AFTER)} on"
         if seconds < PAYS_AFTER:
             return "none", why
         return ("block" if run.strategy.gathers else "model"), why
