@@ -1,6 +1,6 @@
 """How often the 90 % intervals of a ladder hold what is true, and which verdicts it gives, where the truth is known.
 
-    python benchmarks/ladder_coverage.py               # 1,000 ladders of each kind: some minutes on one core
+    python benchmarks/ladder_coverage.py               # 500 ladders of each kind: some five minutes on one core
 
 The baseline follows E + k / C^γ (or another form), from 2e10 FLOPs on, each size with 6 times the compute of the one
 before; the arm reaches at C what the baseline reaches at multiplier(C) · C. A seed adds the same to both arms (0.01
@@ -11,6 +11,7 @@ largest). The projection is to 10 times the largest compute.
 import argparse
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -40,16 +41,16 @@ def multipliers(largest: float) -> dict[str, Callable[[float], float]]:
 
 
 def simulate(
-    law: str, multiplier: str, *, sizes: int, seeds: int, seed: int, falling: bool = False
+    law: str, multiplier: str, *, sizes: int, seeds: int, seed: int, falling: bool = False, noise: float = 1.0
 ) -> tuple[Persistence, dict[str, tuple[Estimate, float]]]:
-    """A ladder, and each quantity's estimate with the true value."""
+    """A ladder, and each quantity's estimate with the true value; `noise`: times the usual."""
     draw = np.random.default_rng(seed)
     flops = SMALLEST * STEP ** np.arange(sizes)
     loss, true = LAWS[law], multipliers(flops[-1])[multiplier]
-    own = OWN * (np.geomspace(2, 0.5, sizes) if falling else np.ones(sizes))
+    own = noise * OWN * (np.geomspace(2, 0.5, sizes) if falling else np.ones(sizes))
     rungs: list[list[Rung]] = [[], []]
     for index, c in enumerate(flops):
-        shared, alone = SHARED * draw.normal(size=seeds), own[index] * draw.normal(size=(2, seeds))
+        shared, alone = noise * SHARED * draw.normal(size=seeds), own[index] * draw.normal(size=(2, seeds))
         for arm, mean in enumerate((loss(c), loss(true(c) * c))):
             losses = dict(enumerate(map(float, mean + shared + alone[arm])))
             rungs[arm].append(Rung(f"s{index}", 1.0, float(c), losses))
@@ -64,7 +65,7 @@ def simulate(
     return found, asked
 
 
-def coverage(law: str, multiplier: str, n: int, **how: int) -> tuple[dict[str, float], dict[str, float], Counter[str]]:
+def coverage(law: str, multiplier: str, n: int, **how: Any) -> tuple[dict[str, float], dict[str, float], Counter[str]]:
     """Of n ladders: how often each interval holds the truth, the intervals' median width, and the verdicts."""
     runs = [simulate(law, multiplier, seed=seed, **how) for seed in range(n)]
     held = {
@@ -81,14 +82,12 @@ def coverage(law: str, multiplier: str, n: int, **how: int) -> tuple[dict[str, f
 def main() -> None:
     """Print a row for each kind of ladder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ladders", type=int, default=1000)
+    parser.add_argument("--ladders", type=int, default=500)
     n = parser.parse_args().ladders
     print("| law | multiplier | sizes × seeds | at the sizes | trend | largest, fitted | projection | verdicts |")
     print("|---|---|---|---|---|---|---|---|")
-    kinds = [(law, 4, 3, False) for law in LAWS] + [
-        ("two powers", 3, 2, False), ("two powers", 3, 3, False), ("two powers", 4, 2, False),
-        ("two powers", 4, 5, False), ("two powers", 4, 3, True),
-    ]  # fmt: skip
+    kinds = [(law, 4, 3, False) for law in LAWS]
+    kinds += [("two powers", 3, 3, False), ("two powers", 3, 2, False), ("two powers", 4, 3, True)]
     for law, sizes, seeds, falling in kinds:
         for multiplier in multipliers(1.0):
             held, widths, verdicts = coverage(law, multiplier, n, sizes=sizes, seeds=seeds, falling=falling)

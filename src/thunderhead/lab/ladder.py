@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 from thunderhead.lab.law_forms import EXPONENTS, fit_powers
 from thunderhead.lab.runs import Array
@@ -73,6 +72,7 @@ class Persistence:
     """What becomes of an arm's effect from size to size.
 
     - effects: by size, the smallest first. trend: by what ten times the compute multiplies the multiplier.
+    - weights: of the sizes in it.
     - log_multipliers, baseline_losses, losses: at the sizes, (1 + draws, sizes): first the estimates, then what else
       the seeds allow.
     """
@@ -80,6 +80,7 @@ class Persistence:
     arm: str
     effects: list[Effect]
     trend: Estimate
+    weights: Array = field(repr=False)
     log_multipliers: Array = field(repr=False)
     baseline_losses: Array = field(repr=False)
     losses: Array = field(repr=False)
@@ -96,10 +97,10 @@ class Persistence:
 
     def line(self, flops: float) -> Estimate:
         """The multiplier by the trend."""
-        return _estimate(np.exp(_line(self._flops, self.log_multipliers, flops)))
+        return _estimate(np.exp(_line(self._flops, self.log_multipliers, self.weights, flops)))
 
     def project(self, flops: float) -> Estimate:
-        """The multiplier at another compute of the arm; the interval reaches over those of all forms.
+        """The multiplier at another compute of the arm; the interval is of all forms' draws together.
 
         By the trend, which is a line in log C; by one multiplier for all sizes; and by a law of each arm.
         """
@@ -107,18 +108,18 @@ class Persistence:
         own_E, own_k, own_gamma = _laws(self._flops, self.losses)
         share = (own_E + own_k * flops**-own_gamma - E) / (k * flops**-gamma)
         forms = [
-            _line(self._flops, self.log_multipliers, flops),
-            self.log_multipliers.mean(axis=1),
+            _line(self._flops, self.log_multipliers, self.weights, flops),
+            self.log_multipliers @ self.weights / self.weights.sum(),
             _limited(-np.log(np.maximum(share, 1e-300)) / gamma),
         ]
-        return _widest([_estimate(np.exp(form)) for form in forms])
+        return _of_forms([np.exp(form) for form in forms])
 
     def predict_loss(self, flops: float, *, of_baseline: bool = False) -> Estimate:
-        """The loss at another compute, by E + k / C^γ and by k / C^γ; the interval reaches over both."""
+        """The loss at another compute, by E + k / C^γ and by k / C^γ; the interval is of both's draws."""
         at, losses = (self._baseline_flops, self.baseline_losses) if of_baseline else (self._flops, self.losses)
         E, k, gamma = _laws(at, losses)
-        forms = [E + k * flops**-gamma, np.exp(_line(at, np.log(losses), flops))]
-        return _widest([_estimate(form) for form in forms])
+        forms = [E + k * flops**-gamma, np.exp(_line(at, np.log(losses), np.ones_like(at), flops))]
+        return _of_forms(forms)
 
     @property
     def _flops(self) -> Array:
@@ -133,8 +134,7 @@ def climb(baseline: Sequence[Rung], name: str, arm: Sequence[Rung], seed: int = 
     """Compare an arm with the baseline at all sizes that both have.
 
     Intervals are of draws from what the seeds allow: Student's t around the mean difference, and around the baseline's
-    mean loss, through which its law is fitted anew. Half of a size's variance is its own, half the other sizes' mean:
-    two or three seeds do not tell a variance, and sizes need not have the same.
+    mean loss, through which its law is fitted anew.
 
     Raises ValueError with what is missing: three sizes, two seeds at each, and a baseline whose loss falls.
     """
@@ -148,25 +148,30 @@ def climb(baseline: Sequence[Rung], name: str, arm: Sequence[Rung], seed: int = 
         raise ValueError(f"{name}: a ladder needs 3 sizes, and 2 seeds in common with the baseline at each; {told}")
     draw = np.random.default_rng(seed)
     flops, base_flops = (np.array([pair[index].flops for pair in pairs]) for index in (0, 1))
-    base_losses = _means([list(base.losses.values()) for _, base in pairs], draw)
-    difference = _means(paired, draw)
+    measured = [list(base.losses.values()) for _, base in pairs]
+    base_losses = _means(measured, _scatter(measured, base_flops), draw)
+    scatter = _scatter(paired, base_flops)
+    difference = _means(paired, scatter, draw)
     _, k, gamma = _laws(base_flops, base_losses)[..., np.newaxis]
     if np.isnan(gamma[0]):
         raise ValueError(f"{name}: the baseline's loss does not fall with more compute: there is no law to compare by")
     share = 1 + difference / (k * base_flops**-gamma)
     multiplier = _limited(np.log(base_flops / flops) - np.log(np.maximum(share, 1e-300)) / gamma)
+    weights = (gamma[0] * k[0] * base_flops ** -gamma[0]) ** 2 / scatter  # one over the variance of log multipliers
     effects = [
         Effect(
             *pairs[index],
             len(paired[index]),
             _estimate(difference[:, index]),
             _estimate(np.exp(multiplier[:, index])),
-            _estimate(np.exp(_line(flops, multiplier, flops[index]))),
+            _estimate(np.exp(_line(flops, multiplier, weights, flops[index]))),
         )
         for index in range(len(pairs))
     ]
-    per_decade = _line(flops, multiplier, 10.0) - _line(flops, multiplier, 1.0)
-    return Persistence(name, effects, _estimate(np.exp(per_decade)), multiplier, base_losses, base_losses + difference)
+    per_decade = _line(flops, multiplier, weights, 10.0) - _line(flops, multiplier, weights, 1.0)
+    return Persistence(
+        name, effects, _estimate(np.exp(per_decade)), weights, multiplier, base_losses, base_losses + difference
+    )
 
 
 def _laws(flops: Array, losses: Array) -> Array:
@@ -174,21 +179,35 @@ def _laws(flops: Array, losses: Array) -> Array:
     return fit_powers(flops, losses, EXPONENTS[::4])
 
 
-def _means(by_size: Sequence[Sequence[float]], draw: np.random.Generator) -> Array:
-    """Means over seeds, (1 + DRAWS, sizes): the measured ones, then draws of the true ones."""
-    n, n_sizes = np.array([len(values) for values in by_size]), len(by_size)
-    own = np.array([np.var(values, ddof=1) for values in by_size])
-    variance = (own + (own.sum() - own) / (n_sizes - 1)) / 2
-    df = 4 * (n - 1) * (n_sizes - 1) / n_sizes  # Satterthwaite's, as if the sizes' variances were equal
-    draws = stdtrit(df, draw.uniform(size=(DRAWS, n_sizes)))
-    return np.array([np.mean(values) for values in by_size]) + np.sqrt(variance / n) * np.vstack([0 * df, draws])
+def _scatter(by_size: Sequence[Sequence[float]], flops: Array) -> Array:
+    """The variance from seed to seed as a power law of compute, (sizes,), up to a factor.
+
+    Small budgets scatter more than large ones, and two or three seeds do not tell each size's variance.
+    """
+    x = np.log(flops) - np.log(flops).mean()
+    variances = np.array([np.var(values, ddof=1) for values in by_size])
+    return np.asarray(np.exp(np.log(np.maximum(variances, 1e-16)) @ x / (x @ x) * x))
 
 
-def _line(flops: Array, values: Array, at: float) -> Array:
+def _means(by_size: Sequence[Sequence[float]], scatter: Array, draw: np.random.Generator) -> Array:
+    """Means over seeds, (1 + DRAWS, sizes): the measured ones, then draws of the true ones, by Student's t.
+
+    The variance is `scatter` times a factor that all sizes tell; the power law takes a degree of freedom.
+    """
+    n = np.array([len(values) for values in by_size])
+    squares = np.array([np.var(values) * len(values) for values in by_size])
+    df = n.sum() - len(n) - 1
+    spread = np.sqrt((squares / scatter).sum() / draw.chisquare(df, (DRAWS, 1)) * scatter / n)
+    means = np.array([np.mean(values) for values in by_size])
+    return np.vstack([means, means + spread * draw.standard_normal(spread.shape)])
+
+
+def _line(flops: Array, values: Array, weights: Array, at: float) -> Array:
     """Values at another compute, (draws,), by straight lines in log C through those at the sizes, (draws, sizes)."""
-    x = np.log(flops)
-    slope = values @ (x - x.mean()) / np.square(x - x.mean()).sum()
-    return np.asarray(values.mean(axis=1) + slope * (np.log(at) - x.mean()))
+    share, x = weights / weights.sum(), np.log(flops)
+    x = x - share @ x
+    slope = values @ (share * x) / (share @ x**2)
+    return np.asarray(values @ share + slope * (np.log(at) - share @ np.log(flops)))
 
 
 def _limited(log_multiplier: Array) -> Array:
@@ -201,7 +220,6 @@ def _estimate(values: Array) -> Estimate:
     return Estimate(float(values[0]), Interval(float(low), float(high)))
 
 
-def _widest(forms: Sequence[Estimate]) -> Estimate:
-    """The first form's value, and from the lowest to the highest end of all."""
-    ends = Interval(min(form.interval.low for form in forms), max(form.interval.high for form in forms))
-    return Estimate(forms[0].value, ends)
+def _of_forms(forms: Sequence[Array]) -> Estimate:
+    """The first form's value; the interval is of all forms' draws together, as if each were as likely."""
+    return _estimate(np.concatenate([forms[0][:1], *(form[1:] for form in forms)]))

@@ -77,9 +77,9 @@ def rate_rule(configs: Sequence[Config]) -> str:
     """How learning rates follow the size, in words."""
     rates = sorted({rate for config in configs if (rate := config["optimizer"].get("lr")) is not None})
     shown = " … ".join(f"{rate:g}" for rate in dict.fromkeys([*rates[:1], *rates[-1:]]))
-    bases = {(config.get("parametrization") or {}).get("base_d_model") for config in configs}
-    if None not in bases:
-        return f"muP, from those of width {', '.join(map(str, sorted(bases)))} (optimizer.lr {shown})"
+    bases = {str((config.get("parametrization") or {}).get("base_d_model")) for config in configs}
+    if "None" not in bases:
+        return f"muP, from those of width {', '.join(sorted(bases))} (optimizer.lr {shown})"
     if len(rates) > 1:
         return f"set by size or arm (optimizer.lr {shown})"
     return f"the same at every size (optimizer.lr {shown}), so that a trend may be the learning rate's"
@@ -180,13 +180,13 @@ def _ladder(runs: Sequence[Run], places: Mapping[Path, Place], baseline: str | N
     every = {arm: {place: _rung(place, members) for place, members in of.items()} for arm, of in grouped.items()}
     fitted = {arm: [rung for place, rung in rungs.items() if not place.held_out] for arm, rungs in every.items()}
     arms, tested, projections = [], {}, {}
-    sizes = np.log([[rung.parameters, rung.flops] for rung in fitted[first]])
-    parameters = project if project is not None else FURTHER * float(np.exp(sizes[:, 0].max()))
+    most = max((rung.parameters for rung in fitted[first]), default=0.0)
+    parameters = project if project is not None else FURTHER * most
     for name in (name for name in every if name != first):
         arm = climb(fitted[first], name, fitted[name])
         arms.append(arm)
-        line = np.polyfit(*np.log([(e.baseline.parameters, e.arm.flops) for e in arm.effects]).T, 1)
-        flops = float(np.exp(np.polyval(line, np.log(parameters))))
+        n, c = np.log([(effect.baseline.parameters, effect.arm.flops) for effect in arm.effects]).T
+        flops = float(np.exp(np.polyval(np.polyfit(n, c, 1), np.log(parameters))))
         projections[name] = (flops, arm.project(flops))
         held_out = [p for p in every[first] if p.held_out and p._replace(arm=name) in every[name]]
         if held_out:
