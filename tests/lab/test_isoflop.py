@@ -54,6 +54,9 @@ class LawExecutor:
     def start(self, jobs: Sequence[Job]) -> list[Running]:
         return [self._start(job) for job in jobs]
 
+    def loss(self, job: Job, n: float, tokens: float) -> float:
+        return E + A / n**ALPHA + B / tokens**BETA + SEEDS * float(job.config["seed"])
+
     def _start(self, job: Job) -> Ended:
         self.started.append(job)
         job.folder.mkdir(parents=True)
@@ -62,7 +65,7 @@ class LawExecutor:
             return Ended(1)
         plan = PLAN(job.config)
         n, tokens = plan.parameters["total"], plan.tokens
-        loss = E + A / n**ALPHA + B / tokens**BETA + SEEDS * job.config["seed"]
+        loss = self.loss(job, n, tokens)
         write_text(job.folder / "config.yaml", config.to_yaml(job.config))
         write_json(job.folder / "plan.json", plan._asdict())
         results = {"val_loss": loss, "tokens": tokens, "flops": plan.flops, "steps": plan.steps, "seconds": 1.0}

@@ -1,4 +1,4 @@
-"""Which runs a sweep has: `hydra/sweeper=grid`, `hydra/sweeper=optuna` and IsoFLOP grids.
+"""Which runs a sweep has: `hydra/sweeper=grid`, `hydra/sweeper=optuna`, IsoFLOP grids and ladders.
 
 Hydra imports this module at every start: what is heavy is imported where it is used.
 """
@@ -77,6 +77,20 @@ class ThunderheadSweeper(Sweeper):
         lines = [*(f"{name}={value}" for name, value in self.params.items()), *arguments]
         return list(OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(lines))
 
+    def combinations(self, arguments: Sequence[str]) -> list[tuple[dict[str, str], list[str]]]:
+        """Of each combination of swept values, those that vary, and all of its overrides."""
+        combinations = BasicSweeper.split_arguments(self.overrides(arguments), None)[0]
+        values: dict[str, set[str]] = {}
+        for line in (line for combination in combinations for line in combination):
+            key, _, value = line.partition("=")
+            values.setdefault(key, set()).add(value)
+        found = []
+        for combination in combinations:
+            lines = [line.partition("=") for line in combination]
+            choices = {key.lstrip("+"): value for key, _, value in lines if len(values[key]) > 1}
+            found.append((choices, list(combination)))
+        return found
+
     def compose(self, overrides: Sequence[str]) -> Config:
         """The resolved configuration of one combination."""
         composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -122,16 +136,8 @@ class GridSweeper(ThunderheadSweeper):
         own = {"_target_": f"{__name__}.GridSweeper", **self.settings}
         if problems := check({"hydra.sweeper": own}):
             raise ConfigError(problems)
-        combinations = BasicSweeper.split_arguments(self.overrides(arguments), None)[0]
-        values: dict[str, set[str]] = {}
-        for line in (line for combination in combinations for line in combination):
-            key, _, value = line.partition("=")
-            values.setdefault(key, set()).add(value)
-        candidates = []
-        for combination in combinations:
-            lines = [line.partition("=") for line in combination]
-            choices = {key.lstrip("+"): value for key, _, value in lines if len(values[key]) > 1}
-            candidates.append(Candidate(choices, self.compose(combination)))
+        combinations = self.combinations(arguments)
+        candidates = [Candidate(choices, self.compose(lines)) for choices, lines in combinations]
         sweep = self.begin()
         sweep.comparisons = self.comparisons
         max_seeds = self.settings["max_seeds"] if self.settings["until"] == "resolved" else None
@@ -177,6 +183,37 @@ class IsoFlopSweeper(ThunderheadSweeper):
         if problems:
             raise ConfigError(problems)
         return run_isoflop(settings, self.begin(), overrides=fixed, seeds=seeds, compose=self.compose)
+
+
+class LadderSweeper(ThunderheadSweeper):
+    """Every combination of the swept values at several sizes of the model, to see whether an effect persists.
+
+    `settings` are those of `thunderhead.lab.ladder_sweep.Settings`; `baseline` is the arm to compare with, None = the
+    first.
+    """
+
+    def __init__(
+        self,
+        *,
+        params: dict[str, Any] | None = None,
+        baseline: str | None = None,
+        smallest_effect: None = None,
+        until: None = None,
+        max_seeds: None = None,
+        **settings: Any,
+    ):
+        self.params, self.baseline, self.settings = params or {}, baseline, containers(settings)
+        self.of_comparisons = {"smallest_effect": smallest_effect, "until": until, "max_seeds": max_seeds}
+
+    def run(self, arguments: list[str]) -> int:
+        from thunderhead.lab.ladder_sweep import read_settings, run_ladder
+
+        combinations = self.combinations(arguments)
+        settings = read_settings(self.settings, [line for _, lines in combinations for line in lines])
+        if given := [name for name, value in self.of_comparisons.items() if value is not None]:
+            message = "is of comparisons at one size: leave it out"
+            raise ConfigError([Problem(f"hydra.sweeper.{name}", message) for name in given])
+        return run_ladder(settings, self.begin(), arms=combinations, compose=self.compose, baseline=self.baseline)
 
 
 class OptunaSweeper(ThunderheadSweeper):

@@ -1,4 +1,4 @@
-"""`python compare.py`: the report of finished runs, their scaling law, or one of them trained again."""
+"""`python compare.py`: the report of finished runs, their scaling law or ladder, or one of them trained again."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.types import Count, FolderName, NonNegativeFloat, PathText, PositiveFloat
 from thunderhead.lab.analysis import Metric
+from thunderhead.lab.ladder_report import places_of, write_ladder_report
 from thunderhead.lab.report import write_report
 from thunderhead.lab.runs import read_runs
 from thunderhead.lab.scaling_report import write_law_report
@@ -25,6 +26,8 @@ def settings(
     baseline: str | None = None,
     scaling: Count | None = None,
     fit_up_to: PositiveFloat | None = None,
+    ladder: bool = False,
+    project: PositiveFloat | None = None,
 ) -> None:
     """The top-level settings, for the check: see conf/compare.yaml."""
 
@@ -40,8 +43,12 @@ def compare_runs(config: DictConfig) -> Path:
         problems = configuration.check(chosen, settings)
         law = {"count": chosen["scaling"], "fit_up_to": chosen["fit_up_to"]}
         arms = {name: chosen[name] for name in ("baseline", "metric", "smallest_effect")}
-        if chosen["scaling"] is None and chosen["fit_up_to"] is not None:
-            problems.append(Problem("fit_up_to", "is of a scaling law: add scaling=total"))
+        if chosen["scaling"] is not None and chosen["ladder"]:
+            problems.append(Problem("ladder", "is one report, and scaling another: leave out one of them"))
+        if chosen["project"] is not None and not chosen["ladder"]:
+            problems.append(Problem("project", "is of a ladder: add ladder=true"))
+        if chosen["scaling"] is None and not chosen["ladder"] and chosen["fit_up_to"] is not None:
+            problems.append(Problem("fit_up_to", "is of a scaling law or a ladder: add scaling=total, or ladder=true"))
         elif chosen["scaling"] is not None:
             given = [name for name in ("baseline", "metric") if chosen[name] not in (None, "auto")]
             problems += [Problem(name, "is of a comparison of arms: leave it out, or scaling") for name in given]
@@ -57,6 +64,9 @@ def compare_runs(config: DictConfig) -> Path:
             return folder
         folders = chosen["runs"].split(",") if isinstance(chosen["runs"], str) else chosen["runs"]
         runs = read_runs(path.strip() for path in folders)
+        if chosen["ladder"]:
+            places = places_of(runs, chosen["fit_up_to"])
+            return write_ladder_report(folder, runs, places, baseline=arms["baseline"], project=chosen["project"])
         return write_law_report(folder, runs, **law) if law["count"] else write_report(folder, runs, **arms)
     except ConfigError:
         command_line.remove_if_empty(folder)

@@ -186,22 +186,28 @@ EXPONENTS = np.geomspace(0.01, 2, 400)
 """Of C that are tried."""
 
 
-def fit_optima(flops: Array, loss: Array) -> Optima | None:
-    """L*(C) through the lowest losses of three budgets or more, by least squares; None if they are fewer, or rise.
+def fit_powers(flops: Array, loss: Array, exponents: Array = EXPONENTS) -> Array:
+    """E, k, γ of E + k / C^γ by least squares, (3, …), of losses at 3 budgets or more, (…, B); nan where they rise.
 
-    Of each exponent E and k are linear regressions, and E is not below 0.
+    Of each of the `exponents` E and k are linear regressions, and E is not below 0.
     """
+    scale = np.exp(np.log(flops).mean())
+    x_XB = (flops / scale) ** -exponents[:, np.newaxis]
+    x_mean, y_mean = x_XB.mean(axis=1), loss.mean(axis=-1, keepdims=True)
+    x_centred, y_centred = x_XB - x_mean[:, np.newaxis], loss - y_mean
+    xx, xy, yy = (x_centred**2).sum(axis=1), y_centred @ x_centred.T, (y_centred**2).sum(axis=-1, keepdims=True)
+    k = np.where(y_mean > xy / xx * x_mean, xy / xx, loss @ x_XB.T / (x_XB**2).sum(axis=1))
+    E = np.maximum(y_mean - k * x_mean, 0.0)
+    misses = k**2 * xx - 2 * k * xy + yy + len(flops) * (E + k * x_mean - y_mean) ** 2
+    best = np.where(k > 0, misses, np.inf).argmin(axis=-1)[..., np.newaxis]
+    E, k = (np.take_along_axis(values, best, axis=-1)[..., 0] for values in (E, k))
+    gamma = exponents[best[..., 0]]
+    return np.where(k > 0, [E, k * scale**gamma, gamma], np.nan)
+
+
+def fit_optima(flops: Array, loss: Array) -> Optima | None:
+    """L*(C) through the lowest losses of three budgets or more; None if they are fewer, or rise."""
     if len(flops) < 3:
         return None
-    scale = np.exp(np.log(flops).mean())
-    x_XB = (flops / scale) ** -EXPONENTS[:, np.newaxis]
-    x_mean, y_mean = x_XB.mean(axis=1), loss.mean()
-    k = ((x_XB - x_mean[:, np.newaxis]) * (loss - y_mean)).sum(axis=1) / x_XB.var(axis=1) / len(flops)
-    k = np.where(y_mean - k * x_mean > 0, k, (x_XB * loss).sum(axis=1) / (x_XB**2).sum(axis=1))
-    E = np.maximum(y_mean - k * x_mean, 0.0)
-    misses = np.square(E[:, np.newaxis] + k[:, np.newaxis] * x_XB - loss).sum(axis=1)
-    best = int(np.where(k > 0, misses, np.inf).argmin())
-    if not k[best] > 0:
-        return None
-    gamma = float(EXPONENTS[best])
-    return Optima(float(E[best]), float(k[best] * scale**gamma), gamma)
+    E, k, gamma = map(float, fit_powers(flops, loss))
+    return Optima(E, k, gamma) if k > 0 else None

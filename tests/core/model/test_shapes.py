@@ -82,7 +82,8 @@ def test_parameters_equal_the_published_count(build: Callable[..., Decoder], nam
 RECIPES = [
     name
     for name in options("experiment")
-    if not name.startswith("ablation_") and name not in ("synthetic", "shakespeare_char", "mup_transfer", "scaling_law")
+    if not name.startswith("ablation_")
+    and name not in ("synthetic", "shakespeare_char", "mup_transfer", "scaling_law", "ladder")
 ]
 
 
