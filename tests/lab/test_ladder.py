@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from test_isoflop import PLAN, LawExecutor
-from thunderhead.lab.composing import groups_composed_once
 
+from thunderhead.composing import groups_composed_once
 from thunderhead.core import config
 from thunderhead.core.config import CONF_DIR, ConfigError
 from thunderhead.lab.jobs import Job

@@ -80,7 +80,8 @@ def test_failing_arms_do_not_stop_a_sweep_and_are_retried(
     assert set(states.values()) == {"finished"}
 
 
-@pytest.mark.parametrize("number", SIGNALS)  # without SIGHUP where nohup has it ignored
+# without SIGHUP where nohup has it ignored
+@pytest.mark.parametrize("number", [SIGNALS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in SIGNALS[1:])])
 def test_a_sweep_ended_by_a_signal_leaves_a_report_and_goes_on(
     number: signal.Signals,
     grid: Callable[..., int],

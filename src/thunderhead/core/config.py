@@ -292,14 +292,12 @@ def _called(value: Any, path: str) -> Any:
     """A value in which each node is what its target gives."""
     if isinstance(value, list):
         return [_called(child, f"{path}[{index}]") for index, child in enumerate(value)]
-    if not isinstance(value, dict):
-        return value
-    if "_target_" in value:
+    if isinstance(value, dict) and "_target_" in value:
         try:
             return factory(value, path)()
         except (ValueError, AssertionError) as error:
             raise ConfigError([Problem("", placed(path, first_line(error)))]) from error
-    return {key: _called(child, _below(path, key)) for key, child in value.items()}
+    return {k: _called(v, _below(path, k)) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def supplied_names(target: Callable[..., Any]) -> list[str]:

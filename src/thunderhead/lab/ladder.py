@@ -223,3 +223,16 @@ def _estimate(values: Array) -> Estimate:
 def _of_forms(forms: Sequence[Array]) -> Estimate:
     """The first form's value; the interval is of all forms' draws together, as if each were as likely."""
     return _estimate(np.concatenate([forms[0][:1], *(form[1:] for form in forms)]))
+
+
+class Ladder(NamedTuple):
+    """All arms but the baseline, what of them was held out, and where they are projected to.
+
+    - tested: by arm, the same with the held-out size. projections: by arm.
+    """
+
+    baseline: str
+    arms: list[Persistence]
+    tested: dict[str, Persistence]
+    parameters: float
+    projections: dict[str, tuple[float, Estimate]]  # training FLOPs, and the multiplier

@@ -1,21 +1,19 @@
 """The picture of a ladder."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
+from thunderhead.lab.ladder import Ladder
 from thunderhead.lab.looks import look, panels
-
-if TYPE_CHECKING:
-    from thunderhead.lab.ladder_report import Ladder
 
 TICKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 7, 10, 20, 50)
 """Multipliers that are written at the axis, as many as there is room for."""
 
 
-def ladder(found: "Ladder") -> Figure:
+def ladder(found: Ladder) -> Figure:
     """Multipliers by compute with their trend and the projection; loss by compute beside it."""
     figure, (left, right) = panels(2, 4.4, width_ratios=(1.5, 1))
     left.axhline(1, color="#444444", linewidth=1)

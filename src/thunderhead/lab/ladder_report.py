@@ -13,7 +13,7 @@ from thunderhead.core.config import Config
 from thunderhead.lab import arms as grouping
 from thunderhead.lab import page
 from thunderhead.lab.jobs import Plan
-from thunderhead.lab.ladder import Estimate, Persistence, Rung, Verdict, climb
+from thunderhead.lab.ladder import Estimate, Ladder, Persistence, Rung, Verdict, climb
 from thunderhead.lab.ladder_figures import FIGURES
 from thunderhead.lab.page import Rows, interval
 from thunderhead.lab.runs import Failure, Run
@@ -33,19 +33,6 @@ class Place(NamedTuple):
     size: str
     arm: str
     held_out: bool = False
-
-
-class Ladder(NamedTuple):
-    """All arms but the baseline, what of them was held out, and where they are projected to.
-
-    - tested: by arm, the same with the held-out size. projections: by arm.
-    """
-
-    baseline: str
-    arms: list[Persistence]
-    tested: dict[str, Persistence]
-    parameters: float
-    projections: dict[str, tuple[float, Estimate]]  # training FLOPs, and the multiplier
 
 
 def places_of(runs: Sequence[Run], fit_up_to: float | None = None) -> dict[Path, Place]:
@@ -104,9 +91,9 @@ def write_ladder_report(
     """
     left_out = [*failures, *(Failure(run.folder.name, run.unfinished) for run in runs if run.unfinished is not None)]
     finished = [run for run in runs if run.unfinished is None]
-    found, answers, warnings = None, [("open", "", "No run has finished.")], list(notes)
+    found, answers, warnings, rates = None, [("open", "", "No run has finished.")], list(notes), ""
     if finished:
-        warnings += [f"Learning rates by size: {rate_rule([run.config for run in finished])}."]
+        rates = f"; learning rates by size: {rate_rule([run.config for run in finished])}"
         if diverged := [run for run in runs if run.diverged]:
             warnings.append(f"{len(diverged)} run(s) diverged; what is shown of the others flatters their arms.")
     try:
@@ -124,12 +111,11 @@ def write_ladder_report(
         title=f"Does it persist? {', '.join(arm.arm for arm in found.arms)} against {found.baseline}"
         if found
         else "No ladder",
-        subtitle=f"{len(finished)} finished runs{budgets}",
+        subtitle=f"{len(finished)} finished runs{budgets}{rates}",
         answers=answers,
         no_answer="",
         warnings=warnings,
         effects=_effects(found) if found else Rows(),
-        trends=_trends(found) if found else Rows(),
         held_out=_held_out(found) if found else Rows(),
         runs=_runs(finished, places),
         left_out=left_out,
@@ -262,21 +248,6 @@ def _effects(found: Ladder) -> Rows:
     columns = ("arm", "size", "N", "training FLOPs", f"loss of {found.baseline}", "its loss", "Δ (nats)", "90 % CI")
     more = ("its compute", "seeds", "compute multiplier", "by the trend")
     return Rows((*columns, *more), rows, "Δ is of the losses as measured; the multiplier counts the compute, too.")
-
-
-def _trends(found: Ladder) -> Rows:
-    rows = [
-        [
-            *(arm.arm, arm.verdict),
-            *map(_told, (arm.effects[0].fitted, arm.effects[-1].fitted, arm.trend, found.projections[arm.arm][1])),
-        ]
-        for arm in found.arms
-    ]
-    projected = f"at {quantity(found.parameters)} parameters"
-    columns = ("arm", "verdict", "at the smallest size", "at the largest", "× for ten times the compute", projected)
-    return Rows(
-        columns, rows, f"Compute multipliers against {found.baseline}; the verdict follows from the first three."
-    )
 
 
 def _held_out(found: Ladder) -> Rows:
