@@ -1,13 +1,12 @@
 """The named ablations of conf/experiment: each composes, is planned as a whole, and takes some minutes."""
 
 import itertools
-import subprocess
-import sys
 
 import pytest
 import yaml
 
 from hydra_plugins.thunderhead_sweeps.sweepers import planner
+from programs import run
 from thunderhead.core import config
 from thunderhead.core.config import CONF_DIR
 from thunderhead.lab.grid import Candidate, make_arms, sweep_options
@@ -47,14 +46,16 @@ def test_it_is_a_sweep_of_minutes(name: str) -> None:
     assert 3 < minutes < 12
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("more", "status", "told"), [
-    ((), 0, "d48 flops=1.2e+12: 1 run(s)"),
-    (("hydra.sweeper.smallest_effect=0.1",), 2, "hydra.sweeper.smallest_effect a scaling law compares with none"),
+@pytest.mark.parametrize(("lines", "status", "told"), [
+    pytest.param(("experiment=scaling_law",), 0, "d48 flops=1.2e+12: 1 run(s)", marks=pytest.mark.slow),
+    (("experiment=scaling_law", "hydra.sweeper.smallest_effect=0.1"), 2,
+     "hydra.sweeper.smallest_effect a scaling law compares with none"),
+    (("experiment=ladder", "attention=mha,gqa"), 0, "Learning rates by size: muP, from those of width 32"),
+    (("experiment=ladder", "attention=mha,gqa", "hydra.sweeper.metric=val_loss"), 2,
+     "hydra.sweeper.metric is of comparisons at one size"),
 ])  # fmt: skip
-def test_the_scaling_law_is_planned_by_its_own_sweeper(more: tuple[str, ...], status: int, told: str) -> None:
+def test_sweeps_with_sweepers_of_their_own_are_planned(lines: tuple[str, ...], status: int, told: str) -> None:
     """Whose settings stand on top of those of hydra/sweeper=grid."""
-    command = [sys.executable, "train.py", "experiment=scaling_law", "dry_run=true", *more]
-    done = subprocess.run(command, cwd=CONF_DIR.parent, capture_output=True, text=True, check=False)
+    done = run("train.py", *lines, "dry_run=true")
     assert done.returncode == status, done.stderr
     assert told in done.stdout + done.stderr

@@ -197,13 +197,15 @@ class LadderSweeper(ThunderheadSweeper):
         *,
         params: dict[str, Any] | None = None,
         baseline: str | None = None,
+        metric: None = None,
         smallest_effect: None = None,
         until: None = None,
         max_seeds: None = None,
         **settings: Any,
     ):
         self.params, self.baseline, self.settings = params or {}, baseline, containers(settings)
-        self.of_comparisons = {"smallest_effect": smallest_effect, "until": until, "max_seeds": max_seeds}
+        comparisons = {"metric": metric, "smallest_effect": smallest_effect, "until": until, "max_seeds": max_seeds}
+        self.of_comparisons = comparisons
 
     def run(self, arguments: list[str]) -> int:
         from thunderhead.lab.ladder_sweep import read_settings, run_ladder
