@@ -54,7 +54,7 @@ def refused(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
         ("+optimzer.lr=1", "optimzer: is no group; did you mean optimizer?"),
         ("name=/tmp/x", "name: '/tmp/x' is not accepted"),
         ("name=", "name: '' is not accepted"),
-        ("~callbacks", "callbacks: was taken out, and a run needs an option of it: default, ema, evaluation, none"),
+        ("~callbacks", "callbacks: was taken out, and a run needs an option of it: default, ema, evaluation, lawa, none"),
         ("~scheduler", "scheduler: was taken out, and a run needs an option of it: constant, cosine"),
         ("+callbacks.best=null", "callbacks.best: has no _target_: take it out with ~callbacks.best"),
         (
@@ -258,7 +258,7 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
                 "optimizer has no option adam; did you mean adamw?",
             ),
         ),
-        (("callbacks=4",), ("callbacks has no option 4; Options: default, ema, evaluation, none",)),
+        (("callbacks=4",), ("callbacks has no option 4; Options: default, ema, evaluation, lawa, none",)),
         (("++trust.new=1",), ("trust.new cannot be set so (invalid literal for int()",)),
         pytest.param(
             ("++parameter_groups.no_decay.new=[]", "batch.micro_sizes=64"),
@@ -279,7 +279,7 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
         ),
         (
             ("callbacks=null",),
-            ("callbacks has no option null; did you mean none? Options: default, ema, evaluation, none",),
+            ("callbacks has no option null; did you mean none? Options: default, ema, evaluation, lawa, none",),
         ),
     ],
     ids=[
