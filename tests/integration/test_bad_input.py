@@ -54,7 +54,10 @@ def refused(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
         ("+optimzer.lr=1", "optimzer: is no group; did you mean optimizer?"),
         ("name=/tmp/x", "name: '/tmp/x' is not accepted"),
         ("name=", "name: '' is not accepted"),
-        ("~callbacks", "callbacks: was taken out, and a run needs an option of it: default, ema, evaluation, lawa, none"),
+        (
+            "~callbacks",
+            "callbacks: was taken out, and a run needs an option of it: default, ema, evaluation, lawa, none",
+        ),
         ("~scheduler", "scheduler: was taken out, and a run needs an option of it: constant, cosine"),
         ("+callbacks.best=null", "callbacks.best: has no _target_: take it out with ~callbacks.best"),
         (

@@ -78,5 +78,7 @@ class DocumentLosses(Callback):
     def _documents(trainer: Trainer, loader: int) -> NDArray[np.int64] | None:
         """Targets of each document of a loader."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        found = asked(data, "validation_documents")(asked(data, "validation_sources")()[loader])
+        names = asked(data, "validation_sources")()
+        # data of others need not name its loaders
+        found = asked(data, "validation_documents")(names[loader]) if loader < len(names) else None
         return None if found is None else found[0]
