@@ -37,8 +37,8 @@ def _points(axes: Axes) -> Iterator[tuple[Any, ...]]:
     for artist, label in series.items():
         if not (name := _name(label)):
             continue
-        if isinstance(artist, PolyCollection):  # the band's outline
-            places = np.concatenate([np.asarray(path.vertices) for path in artist.get_paths()])
+        if isinstance(artist, PolyCollection):  # the band's outline, of pieces; none where nothing is finite
+            places = np.concatenate([np.empty((0, 2)), *(np.asarray(path.vertices) for path in artist.get_paths())])
         elif isinstance(artist, Line2D):
             places = np.asarray(artist.get_xydata(), float)
         else:
