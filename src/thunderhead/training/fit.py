@@ -129,15 +129,8 @@ def assemble(
     log_metrics = LogMetrics(run, plan, peak * plan.devices if peak else None)
     stop = StopOnSignal(run.folder / resuming.CHECKPOINTS / "last.ckpt", lambda: log_metrics.failed is not None)
     watch = WatchDivergence(run.config["on_divergence"])
-    callbacks = [
-        CheckBatches(plan),
-        log_metrics,
-        DocumentLosses(),
-        watch,
-        *run.callbacks.values(),
-        ExactResume(run.seed),
-        stop,
-    ]
+    callbacks = [CheckBatches(plan), log_metrics, DocumentLosses(), watch]
+    callbacks += [*run.callbacks.values(), ExactResume(run.seed), stop]
     if run.config["profile"]:
         callbacks.append(ProfileSteps(run.folder / "profile"))
     return model, make_trainer(run, plan, callbacks), log_metrics, stop, watch

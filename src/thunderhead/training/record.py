@@ -33,6 +33,11 @@ def write_json(path: Path, content: Any) -> None:
     disk.write_text(path, to_json(content))
 
 
+def _write_compact(path: Path, content: Any) -> None:
+    """The same for long lists, which nobody reads."""
+    disk.write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
+
+
 def to_json(content: Any) -> str:
     """JSON, indented for readers."""
     return json.dumps(content, indent=2) + "\n"
@@ -66,7 +71,7 @@ def keep_examples(run_dir: Path, checkpoint: str, found: Mapping[str, Any], step
     known = read_mapping(path) if path.exists() else {}
     measured = {task: {"steps": steps, **scores} for task, scores in found.items()}
     known[checkpoint] = known.get(checkpoint, {}) | measured
-    disk.write_text(path, json.dumps(known, separators=(",", ":")) + "\n")
+    _write_compact(path, known)
 
 
 def keep_documents(run_dir: str | Path, sources: Mapping[str, Any], steps: int) -> None:
@@ -75,8 +80,7 @@ def keep_documents(run_dir: str | Path, sources: Mapping[str, Any], steps: int) 
     Of each source there stand `nats` and `targets`, lists of one number a document or for several in a row, and the
     `bytes` of all of its text.
     """
-    content = {"steps": steps, "sources": sources}
-    disk.write_text(Path(run_dir) / "document_losses.json", json.dumps(content, separators=(",", ":")) + "\n")
+    _write_compact(Path(run_dir) / "document_losses.json", {"steps": steps, "sources": sources})
 
 
 def with_its_shards(config: Config, run_dir: Path, where: str = "resume") -> Config:
