@@ -28,10 +28,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a process, on both si
 from results_folder import RESULTS, hardware_slug
 
 from thunderhead.core.tokenizer import Tokenizer
-from thunderhead.corpus.prepare import prepare, read_batches
+from thunderhead.corpus.batches import Batches
+from thunderhead.corpus.preparation import CHUNK_BYTES
+from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.published_tokenizers import HuggingFaceTokenizer
 from thunderhead.corpus.python_code import StandardLibrary
-from thunderhead.corpus.shard_files import CHUNK_BYTES
 from thunderhead.corpus.sources import LocalText
 from thunderhead.corpus.trained_tokenizers import BpeTokenizer, ByteTokenizer
 from thunderhead.training import hardware
@@ -132,7 +133,7 @@ def main() -> None:
         corpus, trained = Path(folder, "corpus"), Path(folder, "tokenizer.json")
         write_corpus(corpus, size)
         source = LocalText(path=str(corpus))
-        batches = [[document.text for document in batch.documents] for batch in read_batches({"corpus": source})]
+        batches = [[document.text for document in batch.documents] for batch in Batches({"corpus": source})]
         trained.write_text(BpeTokenizer(vocab_size=8192).train(batches[0]).to_json())
         tokenizer = HuggingFaceTokenizer(path=str(trained))
         alone: list[float] = []

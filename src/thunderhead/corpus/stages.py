@@ -16,7 +16,7 @@ import itertools
 import json
 import os
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ import numpy as np
 from thunderhead import disk
 from thunderhead.core.data.manifest import FORMAT, Manifest, Shard, SplitName, TokenizerRecord
 from thunderhead.core.tokenizer import Tokenizer
-from thunderhead.corpus.batch_processing import Encode, UselessError, recorded, refuse_ends_inside, remembered
+from thunderhead.corpus.batch_processing import Encode, Record, UselessError, recorded, refuse_ends_inside, remembered
 from thunderhead.corpus.batches import CHANGED, Batches, share
 from thunderhead.corpus.curation import Inspect, curate
 from thunderhead.corpus.overlap import Overlap
@@ -55,7 +55,8 @@ class Stages:
         curation = [("inspect", tasks), ("decide", one)] if preparation.filters else []
         tail = [("measure", tasks)] if preparation.validation == "tail" else []
         together = [("relate", tasks), ("settle", one)] if preparation.near_duplicates_together else []
-        return [("verify", tasks), *curation, *tail, *together, ("train", one), ("encode", tasks), ("write", one)]
+        shared = [("encode", tasks)] if tasks > 1 else []  # one task writes what it encodes
+        return [("verify", tasks), *curation, *tail, *together, ("train", one), *shared, ("write", one)]
 
     def run(self, stage: str, rank: int, passes: Passes, processes: int = 1) -> None:
         """Do one task of a stage, or go on with it; those of the stages before must be done."""
@@ -140,20 +141,26 @@ class Stages:
         return type(self.preparation.tokenizer).from_json(text)
 
     def _encode(self, rank: int, passes: Passes, processes: int) -> None:
+        deque(self._encoded(rank, passes, processes), maxlen=0)
+
+    def _encoded(self, rank: int, passes: Passes, processes: int) -> Iterator[Record]:
+        """Encode a task's share, or go on with it."""
         passes.begin("Tokenizing")
         trained = self._trained()
         for record in remembered(Encode(trained), self._split(rank), processes, self._file("encoded", rank)):
             refuse_ends_inside(record, trained.eos_id)
+            yield record
             passes.reach(record.read, n_tokens=len(record.result.tokens))
         reading = {name: source.reading() for name, source in self.preparation.sources.items()}
         write_text(self._file("encoded", rank).with_suffix(".json"), json.dumps(reading))
 
-    def _write(self, _rank: int, passes: Passes, _: int) -> None:
+    def _write(self, _rank: int, passes: Passes, processes: int) -> None:
         """Write the shards, compare what they were made from with what is there now, and give them their name."""
         shards = self.work / "shards"
         shutil.rmtree(shards, ignore_errors=True)  # half-written; made again from what is remembered
         shards.mkdir()
-        content = self._shards(shards, passes)
+        encoded = self._all_encoded(passes) if self.tasks > 1 else self._encoded(0, passes, processes)
+        content = self._shards(shards, encoded)
         if self.preparation.fingerprints() != self.fingerprints:
             raise UselessError(CHANGED)
         manifest = Manifest(format=FORMAT, key=self.key, sources=self.fingerprints, **content)
@@ -161,15 +168,23 @@ class Stages:
         os.rename(shards, Path(self.preparation.shards_dir, self.key))
         shutil.rmtree(self.work, ignore_errors=True)
 
-    def _shards(self, folder: Path, passes: Passes) -> dict[str, Any]:
+    def _all_encoded(self, passes: Passes) -> Iterator[Record]:
+        """What all tasks have encoded."""
+        passes.begin("Writing shards")
+        before, last = 0, 0  # bytes that tasks before, and this one, had read
+        for record in recorded(self._files("encoded")):
+            yield record
+            before, last = before + (last if record.read < last else 0), record.read
+            passes.reach(before + last, n_tokens=len(record.result.tokens))
+
+    def _shards(self, folder: Path, encoded: Iterator[Record]) -> dict[str, Any]:
         """Write shards, tokenizer and reports; return what the manifest says about them."""
         from thunderhead.corpus.shard_files import ShardWriter  # imports litdata, and torch: tasks need neither
 
         preparation, trained, files = self.preparation, self._trained(), self._files("encoded")
         splits: dict[SplitName, dict[str, Shard]] = {"train": {}, "val": {}}
-        passes.begin("Writing shards")
-        overlap, before, last = Overlap(), 0, 0  # bytes that tasks before, and this one, had read
-        for name, of_source in itertools.groupby(recorded(files), key=lambda record: record.source):
+        overlap = Overlap()
+        for name, of_source in itertools.groupby(encoded, key=lambda record: record.source):
             settings = {"vocab_size": trained.vocab_size, "chunk_bytes": preparation.chunk_bytes}
             writers = {
                 split: ShardWriter(folder / name / split, **settings, list_documents=split == "val") for split in splits
@@ -180,8 +195,6 @@ class Stages:
                 documents = np.split(result.tokens, np.cumsum(result.lengths[:-1]))
                 for tokens, n_bytes, held_out in zip(documents, result.n_bytes, record.held_out, strict=True):
                     writers["val" if held_out else "train"].add(tokens, int(n_bytes))
-                before, last = before + (last if record.read < last else 0), record.read
-                passes.reach(before + last, n_tokens=len(result.tokens))
             for split, writer in writers.items():
                 if (shard := writer.close()) is not None:
                     splits[split][name] = shard
