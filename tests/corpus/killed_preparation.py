@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from thunderhead.core.data.manifest import Manifest
-from thunderhead.corpus import prepare as preparing
+from thunderhead.corpus import batches
 from thunderhead.corpus.curation import Filter
+from thunderhead.corpus.prepare import prepare as make
 from thunderhead.corpus.sources import LocalText
 from thunderhead.corpus.trained_tokenizers import BpeTokenizer
 
@@ -48,22 +49,19 @@ class Deduplicate(Filter):
         note("inspected", 1)
         return text[-20:]
 
-    def keep(self, document_id: str, evidence: str) -> str | None:
-        if evidence in self.seen:
-            return "ends as another"
-        self.seen.add(evidence)
-        return None
-
-    def reset(self) -> None:
-        self.seen: set[str] = set()
+    def decide(self, evidence: Iterator[str], folder: Path) -> Iterator[str | None]:
+        seen: set[str] = set()
+        for end in evidence:
+            yield "ends as another" if end in seen else None
+            seen.add(end)
 
 
 def prepare(log: str, corpus: str, shards_dir: str, *, seconds: float, processes: int, curate: bool) -> Manifest:
     """Prepare a folder of text in batches of some documents."""
     global LOG, SECONDS
     LOG, SECONDS = log, seconds
-    preparing._BATCH_CHARACTERS = 5000
-    return preparing.prepare(
+    batches.BATCH_CHARACTERS = 5000
+    return make(
         {"text": LocalText(path=corpus)},
         Slow(vocab_size=300),
         shards_dir=shards_dir,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from programs import NEEDS_PROC
-from thunderhead.corpus.batch_processing import Batch, in_order, remembered
+from thunderhead.corpus.batch_processing import Batch, Record, UselessError, in_order, recorded, remembered
 from thunderhead.corpus.sources import Document
 
 
@@ -28,6 +28,7 @@ class Lengths:
 
 BATCHES = [Batch("a", [Document(str(i), f"{i} " + "x" * i), Document("", "y")], [False] * 2, i) for i in range(30)]
 EXPECTED = [[len(document.text) for document in batch.documents] for batch in BATCHES]
+RECORDS = [Record("a", [str(i), ""], [False] * 2, sum(lengths), i, lengths) for i, lengths in enumerate(EXPECTED)]
 
 
 def test_its_processes_do_not_import_torch() -> None:
@@ -78,7 +79,7 @@ def test_what_was_done_is_not_done_again(cut: int, tmp_path: Path) -> None:
     content = file.read_bytes()
     file.write_bytes(content[: len(content) - cut])  # as a kill may leave it
     again = list(remembered(Lengths(log), BATCHES, 1, file))
-    assert again == list(zip(BATCHES, EXPECTED, strict=True))
+    assert again == RECORDS
     twice = [text for text in done(log) if done(log).count(text) > 1]
     assert not twice if cut == 0 else 0 < len(twice) < 20
     # And now all are known.
@@ -93,7 +94,7 @@ def test_a_damaged_record_is_done_again(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    assert list(remembered(Lengths(tmp_path / "log"), BATCHES, 1, file)) == list(zip(BATCHES, EXPECTED, strict=True))
+    assert list(remembered(Lengths(tmp_path / "log"), BATCHES, 1, file)) == RECORDS
     assert 30 < len(done(tmp_path / "log")) < 60
 
 
@@ -103,6 +104,16 @@ def test_other_batches_than_the_last_time_are_refused(tmp_path: Path) -> None:
         list(remembered(Lengths(tmp_path / "log"), BATCHES[1:], 1, tmp_path / "results"))
     with pytest.raises(ValueError, match="text changed since"):
         list(remembered(Lengths(tmp_path / "log"), BATCHES[:5], 1, tmp_path / "results"))
+
+
+def test_results_are_read_again_and_damage_is_noticed(tmp_path: Path) -> None:
+    files = [tmp_path / "0", tmp_path / "1"]
+    for file, batches in zip(files, (BATCHES[:12], BATCHES[12:]), strict=True):
+        list(remembered(Lengths(tmp_path / "log"), batches, 1, file))
+    assert list(recorded(files)) == RECORDS
+    files[0].write_bytes(files[0].read_bytes()[:-1])
+    with pytest.raises(UselessError, match="was damaged"):
+        list(recorded(files))
 
 
 def test_a_killed_worker_is_said_in_one_line(tmp_path: Path) -> None:

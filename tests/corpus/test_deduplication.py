@@ -1,22 +1,28 @@
 """Duplicates: exact ones by their text, near ones against the naive Jaccard similarity of all pairs."""
 
 import random
+import tempfile
 import unicodedata
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thunderhead.corpus import common_keys
 from thunderhead.corpus.deduplication import ExactDuplicates, NearDuplicates, shingles
 
 SAME = "same text as an earlier document"
 
 
 def kept(rule: ExactDuplicates | NearDuplicates, texts: list[str]) -> list[int]:
-    rule.reset()
-    return [i for i, text in enumerate(texts) if rule.keep(str(i), rule.inspect(text)) is None]
+    with tempfile.TemporaryDirectory() as folder:
+        reasons = list(rule.decide(map(rule.inspect, texts), Path(folder)))
+        assert not list(Path(folder).iterdir())
+    assert len(reasons) == len(texts)
+    return [i for i, reason in enumerate(reasons) if reason is None]
 
 
 def jaccard(a: set[str], b: set[str]) -> float:
@@ -27,7 +33,7 @@ def test_exact_duplicates() -> None:
     texts = ["One two", "one  TWO\n", "one twо", "one two.", "cafe\u0301", "caf\u00e9"]  # the third has a Cyrillic о
     assert kept(ExactDuplicates(), texts) == [0, 2, 3, 4]
     assert kept(ExactDuplicates(normalize=False), texts) == [0, 1, 2, 3, 4, 5]
-    assert ExactDuplicates().keep("0", b"x") is None
+    assert kept(ExactDuplicates(), []) == kept(NearDuplicates(), []) == []
 
 
 @given(st.lists(st.text(max_size=6), max_size=20))
@@ -117,6 +123,19 @@ def test_signatures_are_small_and_the_same_in_every_process() -> None:
     assert not np.array_equal(signature, NearDuplicates(seed=2).inspect("one two three four five six"))
 
 
-def test_a_signature_of_one_hash_is_refused() -> None:
-    with pytest.raises(ValueError, match="Too few"):
-        NearDuplicates(bands=1, rows=1)
+@given(st.lists(st.integers(0, 9), max_size=60), st.sampled_from([1, 4, 1 << 22]), st.integers(1, 2))
+def test_common_keys_equal_a_naive_search(values: list[int], at_once: int, words: int) -> None:
+    """In one file or several, in blocks of any size."""
+    hashes = np.random.default_rng(0).integers(0, 2**64, (10, words), dtype=np.uint64)
+    keys = hashes[values].reshape(-1, words)
+    blocks = [keys[:7], keys[7:8], keys[8:]]
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(common_keys, "AT_ONCE", at_once)
+        parts = list(common_keys.later(iter(blocks), len(keys), Path(folder)))
+        assert not list(Path(folder).iterdir())
+    found = {int(later): (int(first), int(last)) for part in parts for later, first, last in zip(*part, strict=True)}
+    naive = {}
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            naive[number] = (values.index(value), number - 1 - values[:number][::-1].index(value))
+    assert found == naive

@@ -18,7 +18,8 @@ from thunderhead.core.data.manifest import Manifest, MissingFileError
 from thunderhead.core.tokenizer import Tokens
 from thunderhead.corpus import passes
 from thunderhead.corpus.batch_processing import UselessError
-from thunderhead.corpus.prepare import prepare, read_batches
+from thunderhead.corpus.batches import Batches
+from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.sources import Document, LocalText, check_sources
 from thunderhead.corpus.split import is_validation
@@ -207,7 +208,7 @@ def test_finished_work_is_kept_when_something_fails_late(corpus: Path, tmp_path:
     with pytest.raises(ValueError, match="broke off"):
         prepare({"text": source}, ByteTokenizer(), shards_dir=tmp_path / "shards", **settings)
     (work,) = (tmp_path / "shards").glob(".*.preparing")
-    assert (work / "encoded").stat().st_size > 1_000_000
+    assert (work / "encoded" / "00000").stat().st_size > 1_000_000
     source.fails = False
     prepare({"text": source}, ByteTokenizer(), shards_dir=tmp_path / "shards", **settings)
     prepare({"text": LocalText(path=str(corpus))}, ByteTokenizer(), shards_dir=tmp_path / "whole", **settings)
@@ -244,7 +245,7 @@ def test_decisions_of_filters_that_no_longer_fit_are_thrown_away(corpus: Path, t
     decided = tmp_path / "kept"
     decided.write_bytes(b"\1" * 3)
     with pytest.raises(UselessError, match="changed while they were read"):
-        list(read_batches({"text": LocalText(path=str(corpus))}, decided))
+        list(Batches({"text": LocalText(path=str(corpus))}, kept=decided))
 
 
 def test_files_that_change_meanwhile_are_noticed(corpus: Path, tmp_path: Path) -> None:
@@ -276,7 +277,7 @@ def test_any_number_of_processes_writes_the_same_bytes(
     processes: int, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "thunderhead.corpus.prepare._BATCH_CHARACTERS", 5000
+        "thunderhead.corpus.batches.BATCH_CHARACTERS", 5000
     )  # 16 batches: more than stay in one process
     (tmp_path / "b.txt").write_text((corpus / "000.txt").read_text() * 20)
     sources = {
@@ -299,7 +300,7 @@ def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     tell: Callable[..., None],
 ) -> None:
-    monkeypatch.setattr("thunderhead.corpus.prepare._BATCH_CHARACTERS", 0)  # set by what follows, and restored
+    monkeypatch.setattr("thunderhead.corpus.batches.BATCH_CHARACTERS", 0)  # set by what follows, and restored
     for i in range(0, 60, 6):
         (corpus / f"{i:03}.txt").write_text((corpus / "001.txt").read_text())  # 10 copies
     undisturbed = killed_preparation.prepare(
@@ -369,7 +370,7 @@ def test_of_two_processes_one_prepares_and_the_other_waits(
 def test_filtered_documents_are_nowhere_and_reported(
     processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thunderhead.corpus.prepare._BATCH_CHARACTERS", 40)
+    monkeypatch.setattr("thunderhead.corpus.batches.BATCH_CHARACTERS", 40)
     texts = [f"{i:03} " + ("long" * 100 if i % 4 == 0 else "word") for i in range(100)]
     for name, part in (("a", texts[:60]), ("b", texts[60:])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in part))
@@ -393,8 +394,8 @@ def test_filtered_documents_are_nowhere_and_reported(
     written = sum(shard.documents for split in manifest.splits.values() for shard in split.values())
     assert written == len(kept) == 75
     assert sum(shard.bytes for split in manifest.splits.values() for shard in split.values()) == 75 * 8
-    assert len(words.asked) == 100  # in their order, and each once
-    assert len(ends.asked) == 75  # what is gone, later filters never hear of
+    assert words.asked == 100
+    assert ends.asked == 75  # what is gone, later filters never hear of
     report = json.loads((manifest.folder / "curation.json").read_text())
     first = {"id": "a.jsonl:1#0", "excerpt": texts[0][:300]}
     removed = report["sources"]["a"]["removed"]["words: words > 10"]
@@ -476,6 +477,8 @@ def test_progress_is_told_in_a_pipe(
     source = {"text": LocalText(path=str(corpus))}
     prepare(source, BpeTokenizer(vocab_size=300), shards_dir=tmp_path, validation_fraction=0.2, processes=1)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0].strip() for line in lines if "100 %" in line or "99 %" in line][-1] == "Tokenizing"
-    assert {line.split(":")[0].strip() for line in lines} == {"Checking", "Training the tokenizer", "Tokenizing"}
+    assert [line.split(":")[0].strip() for line in lines if "100 %" in line or "99 %" in line][-1] == "Writing shards"
+    assert {line.split(":")[0].strip() for line in lines} == {
+        *("Checking", "Training the tokenizer", "Tokenizing", "Writing shards")
+    }
     assert "M tokens" in lines[-1]

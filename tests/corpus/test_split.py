@@ -58,7 +58,8 @@ def test_the_tail_is_the_last_fraction_of_the_characters(texts: list[str], fract
     """As in nanoGPT's shakespeare_char: data[:int(n * 0.9)] and data[int(n * 0.9):]."""
     whole = "".join(texts)
     source = Texts(*texts)
-    divided = list(Split("tail", fraction).divide(source.documents(), source, len(whole)))
+    split = Split("tail", fraction)
+    divided = list(split.divide(source.documents(), source, split.trained_on(len(whole))))
     border = int(len(whole) * (1 - fraction))
     assert "".join(document.text for document, held_out in divided if not held_out) == whole[:border]
     assert "".join(document.text for document, held_out in divided if held_out) == whole[border:]

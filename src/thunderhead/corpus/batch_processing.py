@@ -9,7 +9,7 @@ import pickle
 import signal
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -21,7 +21,6 @@ from thunderhead.corpus.overlap import Windows, windows
 from thunderhead.processes import WHEN_KILLED, end_with
 
 if TYPE_CHECKING:
-    from thunderhead.corpus.curation import Filter
     from thunderhead.corpus.sources import Document
 
 _FEW_BATCHES = 4  # starting a process takes as long as tokenizing half a MB
@@ -44,6 +43,17 @@ class Batch(NamedTuple):
 Work = Callable[[list[str]], Result]  # done with the texts of a batch, with the same result in every process
 
 
+class Record(NamedTuple):
+    """What is remembered of a batch: its documents, without their texts, and the result."""
+
+    source: str
+    ids: list[str]
+    held_out: list[bool]
+    characters: int
+    read: int
+    result: Any
+
+
 class Encoded(NamedTuple):
     """Documents as tokens, one after the other, EOS after each."""
 
@@ -52,14 +62,15 @@ class Encoded(NamedTuple):
     n_bytes: npt.NDArray[np.int64]  # bytes of UTF-8 of each document
     windows: Windows
 
-    def refuse_ends_inside(self, batch: Batch, eos_id: int) -> None:
-        """Raise UselessError, which names the first such document, if EOS is anywhere but at the end of one."""
-        found, ends = np.flatnonzero(self.tokens == eos_id), np.cumsum(self.lengths)
-        if len(inside := np.setdiff1d(found, ends - 1, assume_unique=True)):
-            document = batch.documents[np.searchsorted(ends, inside[0], side="right")]
-            wrong = "its text is encoded to the tokenizer's end of document, which would cut it in two"
-            remedy = "name another token (tokenizer.eos=…), or mend the tokenizer"
-            raise UselessError(f"data.sources.{batch.source}: {document.id}: {wrong}: {remedy}")
+
+def refuse_ends_inside(record: Record, eos_id: int) -> None:
+    """Raise UselessError, which names the first such document, if EOS is anywhere but at the end of an encoded one."""
+    found, ends = np.flatnonzero(record.result.tokens == eos_id), np.cumsum(record.result.lengths)
+    if len(inside := np.setdiff1d(found, ends - 1, assume_unique=True)):
+        document = record.ids[np.searchsorted(ends, inside[0], side="right")]
+        wrong = "its text is encoded to the tokenizer's end of document, which would cut it in two"
+        remedy = "name another token (tokenizer.eos=…), or mend the tokenizer"
+        raise UselessError(f"data.sources.{record.source}: {document}: {wrong}: {remedy}")
 
 
 class Encode:
@@ -84,11 +95,6 @@ class Encode:
 
 def _encode_with(kind: type[Tokenizer], text: str) -> Encode:
     return Encode(kind.from_json(text))
-
-
-def inspect(filters: "Mapping[str, Filter]", texts: list[str]) -> list[dict[str, Any]]:
-    """Show texts to filters: for each text, the evidence by the filter's name."""
-    return [{name: rule.inspect(text) for name, rule in filters.items()} for text in texts]
 
 
 def in_order(work: Work[Result], batches: Iterable[Batch], processes: int) -> Iterator[tuple[Batch, Result]]:
@@ -150,47 +156,51 @@ def _do(texts: list[str]) -> Any:
     return _work(texts)
 
 
-def remembered(
-    work: Work[Result], batches: Iterable[Batch], processes: int, file: Path
-) -> Iterator[tuple[Batch, Result]]:
+def remembered(work: Work[Any], batches: Iterable[Batch], processes: int, file: Path) -> Iterator[Record]:
     """Do as `in_order`, and write each result to a file; those that are in the file already are read from there.
 
     A record that was cut off by a kill is done again. Raises UselessError if a batch is not the one of the last time.
     """
     batches = iter(batches)
+    file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a+b") as log:
         end = log.seek(0)
         while (record := _read_record(log)) is not None:
-            *mark, result = record
             batch = next(batches, None)
-            if batch is None or mark != _mark(batch):
+            if batch is None or record[:4] != _record(batch, None)[:4]:
                 raise UselessError("text changed since the preparation that was interrupted: prepare again")
-            yield batch, result
+            yield record
             end = log.tell()
         log.truncate(end)
         for batch, result in in_order(work, batches, processes):
-            content = pickle.dumps((*_mark(batch), result), protocol=5)
+            record = _record(batch, result)
+            content = pickle.dumps(tuple(record), protocol=5)
             log.write(len(content).to_bytes(8) + zlib.crc32(content).to_bytes(4) + content)
             log.flush()
-            yield batch, result
+            yield record
 
 
-def recorded(file: Path) -> Iterator[tuple[Any, list[bool]]]:
-    """Read the results again that `remembered` wrote, each with which of its documents are held out."""
-    with open(file, "rb") as log:
-        while (record := _read_record(log)) is not None:
-            _, _, held_out, result = record
-            yield result, held_out
+def _record(batch: Batch, result: Any) -> Record:
+    ids, characters = [document.id for document in batch.documents], sum(map(len, _texts(batch)))
+    return Record(batch.source, ids, batch.held_out, characters, batch.read, result)
 
 
-def _mark(batch: Batch) -> list[Any]:
-    return [len(batch.documents), sum(map(len, _texts(batch))), batch.held_out]
+def recorded(files: Iterable[Path]) -> Iterator[Record]:
+    """Read again what `remembered` wrote, file by file; raises UselessError if one does not end where a record does."""
+    for file in files:
+        with open(file, "rb") as log:
+            end = 0
+            while (record := _read_record(log)) is not None:
+                yield record
+                end = log.tell()
+            if end != os.fstat(log.fileno()).st_size:
+                raise UselessError(f"{file} was damaged: prepare again")
 
 
-def _read_record(log: IO[bytes]) -> Any:
+def _read_record(log: IO[bytes]) -> Record | None:
     """Read the next record; None where it was cut off or damaged."""
     header = log.read(12)
     content = log.read(min(int.from_bytes(header[:8]), os.fstat(log.fileno()).st_size))
     if not content or zlib.crc32(content) != int.from_bytes(header[8:]):
         return None
-    return pickle.loads(content)  # written here, into a folder of this preparation
+    return Record(*pickle.loads(content))  # written here, into a folder of this preparation

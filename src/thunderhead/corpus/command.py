@@ -10,7 +10,7 @@ from rich.table import Table
 
 from thunderhead import command_line
 from thunderhead.core import config as configuration
-from thunderhead.core.config import Config, ConfigError, Problem, first_line, quoted
+from thunderhead.core.config import Config, ConfigError, Problem, build, first_line, quoted
 from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.run import build_data
 from thunderhead.core.types import PathText, PositiveInt
@@ -30,13 +30,17 @@ def _settings(
     """Say which settings beside the groups there are."""
 
 
-def prepare_corpus(config: DictConfig) -> Manifest:
-    """Make or verify the shards of `data` and `tokenizer`, and print what they hold; raises ConfigError."""
+def prepare_corpus(config: DictConfig) -> Manifest | None:
+    """Make or verify the shards of `data` and `tokenizer`, and print what they hold; raises ConfigError.
+
+    Returns None where jobs of a cluster make them.
+    """
     resolved = configuration.plain(config)
     if problems := configuration.check(resolved, _settings):
         raise ConfigError(problems)
     if resolved["merge"] is not None:
         return _merge(resolved)
+    engine = build(resolved["engine"])
     if resolved["out"] is not None:
         raise ConfigError([Problem("out", "is of merge=[…]; shards that are prepared go to data.shards_dir")])
     data = build_data(resolved | {"seed": 0}, context_length=1, sequences_per_step=1)  # nothing is loaded here
@@ -50,9 +54,11 @@ def prepare_corpus(config: DictConfig) -> Manifest:
         if was_prepared:
             verify(data.manifest)
             say("Prepared already, nothing to do (its checksums were compared and are right)")
-        data.prepare_data(resolved["processes"])
+        data.prepare_data(engine)
     except (ValueError, ConnectionError) as error:
         raise ConfigError([Problem("", first_line(error))]) from error
+    if not data.is_prepared:
+        return None
     _show(data.manifest)
     if was_prepared and (overlap := told_overlap(data.manifest.folder)):
         say(overlap)
@@ -65,7 +71,7 @@ def prepare_corpus(config: DictConfig) -> Manifest:
 
 
 def _merge(config: Config) -> Manifest:
-    groups = ("data", "tokenizer", "curation", "processes")
+    groups = ("data", "tokenizer", "curation", "engine", "processes")
     chosen = {path.partition(".")[0] for path in command_line.chosen(command_line.invocation_overrides())}
     problems = [Problem(name, "is decided by the merged shards: leave it out") for name in groups if name in chosen]
     if config["out"] is None:

@@ -8,14 +8,20 @@ import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from thunderhead.core.types import Fraction, NonNegativeInt, PositiveInt
-from thunderhead.corpus.sources import Document
+from thunderhead.corpus.batch_processing import Record
+
+_EXCERPT = 300  # characters
+_EXAMPLES = 5  # of each reason
 
 
 class Filter(ABC):
@@ -28,17 +34,15 @@ class Filter(ABC):
 
     @abstractmethod
     def inspect(self, text: str) -> Any:
-        """Look at one text by itself, in whatever process: what `keep` needs to know (picklable and small)."""
+        """Look at one text by itself, in whatever process: what `decide` needs to know (picklable and small)."""
 
     @abstractmethod
-    def keep(self, document_id: str, evidence: Any) -> str | None:
-        """Decide, in the order of the documents and in one process: None to keep it, or the reason why it goes.
+    def decide(self, evidence: Iterator[Any], folder: Path) -> Iterator[str | None]:
+        """Yield for each document, in their order and in one process, None to keep it, or the reason why it goes.
 
-        Reasons are few: they name a rule and its threshold, not what was found in the document.
+        `evidence` is what `inspect` found in each. `folder` is a place for what does not fit into memory, deleted
+        afterwards. Reasons are few: they name a rule and its threshold, not what was found in the document.
         """
-
-    def reset(self) -> None:  # noqa: B027 - most have nothing to forget
-        """Forget all documents (before a new pass, and for filters that compare documents only)."""
 
 
 class Rules(Filter):
@@ -51,7 +55,7 @@ class Rules(Filter):
     def inspect(self, text: str) -> str | None:
         return self.judge(text)
 
-    def keep(self, document_id: str, evidence: str | None) -> str | None:
+    def decide(self, evidence: Iterator[str | None], folder: Path) -> Iterator[str | None]:
         return evidence
 
 
@@ -144,31 +148,81 @@ def letter_words(text: str) -> list[str]:
     return re.findall(r"[^\W\d_]+", text.lower())
 
 
-class Curation:
-    """Filters at work on documents in their order; `record` says what they removed, as curation.json does.
+class Inspected(NamedTuple):
+    """What filters found in the texts of a batch."""
+
+    n_bytes: list[int]  # of UTF-8
+    excerpts: list[str]  # their first characters
+    evidence: list[dict[str, Any]]  # by the filter's name, up to the first rule that a text breaks
+
+
+class Inspect:
+    """Show texts to filters."""
+
+    def __init__(self, filters: Mapping[str, Filter]):
+        self._filters = dict(filters)
+
+    def __call__(self, texts: list[str]) -> Inspected:
+        sizes, excerpts = [len(text.encode()) for text in texts], [text[:_EXCERPT] for text in texts]
+        return Inspected(sizes, excerpts, [self._look(text) for text in texts])
+
+    def _look(self, text: str) -> dict[str, Any]:
+        evidence: dict[str, Any] = {}
+        for name, rule in self._filters.items():
+            evidence[name] = rule.inspect(text)
+            if isinstance(rule, Rules) and evidence[name] is not None:
+                break  # it goes, whatever others find
+        return evidence
+
+
+def curate(
+    filters: Mapping[str, Filter],
+    sources: Iterable[str],
+    inspected: Callable[[], Iterator[Record]],
+    kept: Path,
+    folder: Path,
+) -> dict[str, Any]:
+    """Decide about all documents, of which `inspected` gives what `Inspect` found: a byte each in `kept`, 1 to keep it.
+
+    Each filter sees what those before it kept; memory does not grow with their number. Returns the report of what was
+    removed, as curation.json has it:
 
     {"sources": {name: {"documents": n, "kept": n, "removed": {"<filter>: <reason>":
         {"documents": n, "bytes": n, "examples": [{"id": …, "excerpt": first 300 characters}, up to 5]}}}}}
     """
+    counts: dict[str, dict[str, Any]] = {source: {"documents": 0, "kept": 0, "removed": {}} for source in sources}
+    with open(kept, "wb") as decisions:
+        for record in inspected():
+            decisions.write(b"\1" * len(record.ids))
+            counts[record.source]["documents"] += len(record.ids)
+            counts[record.source]["kept"] += len(record.ids)
+    if kept.stat().st_size == 0:
+        return {"sources": counts}
+    stays = np.memmap(kept, np.uint8, "r+")
 
-    def __init__(self, filters: Mapping[str, Filter], sources: Iterable[str]):
-        self._filters = filters
-        self.record: dict[str, Any] = {"sources": {s: {"documents": 0, "kept": 0, "removed": {}} for s in sources}}
-        for rule in filters.values():
-            rule.reset()
+    def documents() -> Iterator[tuple[int, Record, int]]:
+        """Yield those that are there still: number, record and the place in it."""
+        number = 0
+        for record in inspected():
+            for place in range(len(record.ids)):
+                if stays[number + place]:
+                    yield number + place, record, place
+            number += len(record.ids)
 
-    def keep(self, source: str, document: Document, evidence: Mapping[str, Any]) -> bool:
-        """Decide about the next document, of which each filter's `inspect` found this evidence, and note it."""
-        counts = self.record["sources"][source]
-        counts["documents"] += 1
-        for name, rule in self._filters.items():
-            if (reason := rule.keep(document.id, evidence[name])) is not None:
-                nothing: dict[str, Any] = {"documents": 0, "bytes": 0, "examples": []}
-                removed = counts["removed"].setdefault(f"{name}: {reason}", nothing)
-                removed["documents"] += 1
-                removed["bytes"] += len(document.text.encode())
-                if len(removed["examples"]) < 5:
-                    removed["examples"].append({"id": document.id, "excerpt": document.text[:300]})
-                return False
-        counts["kept"] += 1
-        return True
+    for name, rule in filters.items():
+        evidence = (record.result.evidence[place][name] for _, record, place in documents())
+        for (number, record, place), reason in zip(documents(), rule.decide(evidence, folder), strict=True):
+            if reason is None:
+                continue
+            stays[number] = 0
+            of_source = counts[record.source]
+            of_source["kept"] -= 1
+            nothing: dict[str, Any] = {"documents": 0, "bytes": 0, "examples": []}
+            removed = of_source["removed"].setdefault(f"{name}: {reason}", nothing)
+            removed["documents"] += 1
+            removed["bytes"] += record.result.n_bytes[place]
+            if len(removed["examples"]) < _EXAMPLES:
+                excerpt = record.result.excerpts[place]
+                removed["examples"].append({"id": record.ids[place], "excerpt": excerpt})
+    stays.flush()
+    return {"sources": counts}

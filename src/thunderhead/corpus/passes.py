@@ -1,7 +1,7 @@
 """How far preparing has come: a bar on a terminal, a line now and then elsewhere."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.progress import Progress, TextColumn
@@ -11,14 +11,17 @@ from thunderhead.terminal import TELL_SECONDS, duration, say, size
 
 
 class Passes(Progress):
-    """A progress bar of the pass under way: bytes read, tokens per second, the time left; in a pipe, lines."""
+    """A progress bar of the pass under way: bytes read, tokens per second, the time left; in a pipe or log, lines."""
 
-    def __init__(self, sources: Mapping[str, Source]):
+    def __init__(self, sources: Mapping[str, Source], *, log: Callable[[str], object] | None = None, tasks: int = 1):
+        """`log` is where one of several `tasks`, which share the sources, tells how far it is."""
         sizes = [source.disk_bytes() for source in sources.values()]
-        self._bytes = None if None in sizes else sum(filter(None, sizes))
+        self._bytes = None if None in sizes else sum(filter(None, sizes)) // tasks
+        self._say = log or say
         console = Console(stderr=True)
         tokens = TextColumn("{task.fields[tokens]}")
-        super().__init__(*self.get_default_columns(), tokens, console=console, disable=not console.is_terminal)
+        shown = console.is_terminal and log is None
+        super().__init__(*self.get_default_columns(), tokens, console=console, disable=not shown)
         self._told = time.monotonic()
 
     def begin(self, what: str) -> None:
@@ -48,4 +51,6 @@ class Passes(Progress):
         self._told, (task,) = time.monotonic(), self.tasks
         share = f"{task.percentage:.0f} %" if task.total else f"{size(int(task.completed))} read"
         left = f", about {duration(task.time_remaining)} left" if task.time_remaining else ""
-        say(f"  {task.description}: {share}{left}" + (f", {task.fields['tokens']}" if task.fields["tokens"] else ""))
+        self._say(
+            f"  {task.description}: {share}{left}" + (f", {task.fields['tokens']}" if task.fields["tokens"] else "")
+        )

@@ -5,7 +5,6 @@ import importlib.util
 import platform
 import sysconfig
 import tokenize
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from thunderhead.corpus.content import listing
-from thunderhead.corpus.sources import Document, Source
+from thunderhead.corpus.sources import Document, FilesSource
 from thunderhead.corpus.text_files import walk
 
 _SKIPPED_FOLDERS = frozenset(
@@ -21,24 +20,18 @@ _SKIPPED_FOLDERS = frozenset(
 )
 
 
-def _document(name: str, file: Path) -> Iterator[Document]:
-    with tokenize.open(file) as lines:  # in the encoding that the file declares (PEP 263)
-        text = lines.read()
-    if text:
-        yield Document(name, text)
-
-
-class PythonFiles(Source):
+class PythonFiles(FilesSource):
     """Files of Python that are installed."""
-
-    @abstractmethod
-    def _files(self) -> list[tuple[str, Path]]: ...
-
-    def disk_bytes(self) -> int:
-        return sum(file.stat().st_size for _, file in self._files())
 
     def check(self) -> None:
         self._files()
+
+    def _documents(self, name: str, file: Path, on_read: Callable[[int], None]) -> Iterator[Document]:
+        with tokenize.open(file) as lines:  # in the encoding that the file declares (PEP 263)
+            text = lines.read()
+        if text:
+            yield Document(name, text)
+        on_read(file.stat().st_size)
 
 
 @dataclass(eq=False)
@@ -83,11 +76,6 @@ class InstalledPackage(PythonFiles):
         what = f"{self.package} {self._version()} is not the corpus that the published losses are of"
         return [f"{what} (constraints.txt pins it): they cannot be reached exactly"]
 
-    def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
-        for name, file in self._files():
-            yield from _document(name, file)
-            on_read(file.stat().st_size)
-
 
 @dataclass(eq=False)
 class StandardLibrary(PythonFiles):
@@ -121,12 +109,11 @@ class StandardLibrary(PythonFiles):
     def fingerprint(self) -> dict[str, Any]:
         return {**self._settings("python", "include_code", "include_topics"), **listing(self._files())}
 
-    def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
-        for name, file in self._files():
-            if self.include_topics and name == self._TOPICS:
-                from pydoc_data.topics import topics
+    def _documents(self, name: str, file: Path, on_read: Callable[[int], None]) -> Iterator[Document]:
+        if self.include_topics and name == self._TOPICS:
+            from pydoc_data.topics import topics
 
-                yield from (Document(f"topics/{topic}", text) for topic, text in topics.items())
-            else:
-                yield from _document(name, file)
+            yield from (Document(f"topics/{topic}", text) for topic, text in topics.items())
             on_read(file.stat().st_size)
+        else:
+            yield from super()._documents(name, file, on_read)

@@ -49,7 +49,7 @@ _RECORDS: dict[str, Any] = {
 _OF_MANY = (*_RECORDS.keys() - {".html", ".htm"}, *ARCHIVES)  # files that hold many documents
 _ON_ERROR = {"fail": "strict", "skip": "surrogateescape", "replace": "replace"}
 _ENCODINGS = sorted({name.replace("_", "-") for name in (*aliases, *aliases.values())})
-_INSIDE = "in an archive, and not one of suffixes"
+INSIDE = "in an archive, and not one of suffixes"
 _FEW_FILES = 40  # by which 5 % are two
 _SHOWN = 5  # of the files that something is wrong with
 
@@ -89,12 +89,20 @@ class Source(Share, ABC):
     def disk_bytes(self) -> int | None:
         """Bytes that `documents` will report to `on_read` in all; None if that cannot be known."""
 
+    def part_bytes(self) -> list[int]:
+        """Bytes of the parts that several tasks may share out; one, where it cannot be divided."""
+        return [self.disk_bytes() or 0]
+
+    def documents_of(self, parts: range, on_read: Callable[[int], None]) -> Iterator[Document]:
+        """Yield the documents of consecutive parts, as `documents` does of all."""
+        return self.documents(on_read) if parts else iter(())
+
     @abstractmethod
     def check(self) -> None:
         """Look at the beginning of every file."""
 
-    def verify(self, on_read: Callable[[int], None]) -> None:
-        """Read everything, where that is cheap, before any work starts; raises ValueError that names all faults."""
+    def verify(self, on_read: Callable[[int], None], parts: range | None = None) -> None:
+        """Read all, or parts, where that is cheap, before any work starts; raises ValueError that names all faults."""
 
     def reading(self) -> dict[str, Any]:
         """Say after `documents` what was read, passed over and skipped; empty where there are no files."""
@@ -112,8 +120,32 @@ class Source(Share, ABC):
         return {"source": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
 
+class FilesSource(Source):
+    """Text in files, which several tasks may share out."""
+
+    @abstractmethod
+    def _files(self) -> list[tuple[str, Path]]:
+        """Name the files in their order; raises ValueError if there are none."""
+
+    @abstractmethod
+    def _documents(self, name: str, file: Path, on_read: Callable[[int], None]) -> Iterator[Document]: ...
+
+    def disk_bytes(self) -> int:
+        return sum(self.part_bytes())
+
+    def part_bytes(self) -> list[int]:
+        return [file.stat().st_size for _, file in self._files()]
+
+    def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
+        return self.documents_of(range(len(self._files())), on_read)
+
+    def documents_of(self, parts: range, on_read: Callable[[int], None]) -> Iterator[Document]:
+        for name, file in self._files()[parts.start : parts.stop]:
+            yield from self._documents(name, file, on_read)
+
+
 @dataclass(eq=False)
-class LocalText(Source):
+class LocalText(FilesSource):
     """Text files below a path: plain text, records of .jsonl, .ndjson, .json, .csv, .tsv and .parquet, .html pages.
 
     Also packed (.gz .zst .bz2 .xz) and in archives (.zip .tar). Files come in the order of their names, without hidden
@@ -190,9 +222,6 @@ class LocalText(Source):
         names = ("suffixes", "text_field", "max_document_bytes", "encoding", "on_error", "keeps_whole")
         return {**self._settings(*names), **listing(self._files())}
 
-    def disk_bytes(self) -> int:
-        return sum(file.stat().st_size for _, file in self._files())
-
     def check(self) -> None:
         def look(name: str, file: Path) -> None:
             if kind_of(name)[1] == ".parquet":
@@ -205,13 +234,14 @@ class LocalText(Source):
         if self.on_error != "skip":
             self._refuse(look)
 
-    def verify(self, on_read: Callable[[int], None]) -> None:
+    def verify(self, on_read: Callable[[int], None], parts: range | None = None) -> None:
         if self.on_error != "skip":
-            self._refuse(lambda name, file: deque(self._documents(name, file, on_read), maxlen=0))
+            self._refuse(lambda name, file: deque(self._documents(name, file, on_read), maxlen=0), parts)
 
-    def _refuse(self, look: Callable[[str, Path], object]) -> None:
+    def _refuse(self, look: Callable[[str, Path], object], parts: range | None = None) -> None:
         """Look at each file; the ValueError names all that something is wrong with."""
         faults, files = [], self._files()
+        files = files if parts is None else files[parts.start : parts.stop]
         for name, file in files:
             try:
                 look(name, file)
@@ -219,20 +249,18 @@ class LocalText(Source):
                 faults.append(str(error))
         if faults:
             more = [f"{len(faults) - _SHOWN} more files"] if len(faults) > _SHOWN else []
-            way = " (on_error=skip leaves out what cannot be read)" if len(files) > 1 else ""
+            way = " (on_error=skip leaves out what cannot be read)" if len(files) > 1 or parts else ""
             raise ValueError("; ".join([*faults[:_SHOWN], *more]) + way)
 
     def reading(self) -> dict[str, Any]:
-        all_passed = self._passed + Counter({(suffix, _INSIDE): n for suffix, n in self._inside.items()})
+        all_passed = self._passed + Counter({(suffix, INSIDE): n for suffix, n in self._inside.items()})
         passed = [{"suffix": suffix, "why": why, "files": n} for (suffix, why), n in sorted(all_passed.items())]
         skipped = [{"file": name, "documents": n, "why": why} for name, (n, why) in self._skipped.items()]
         return {"read": dict(sorted(self._read.items())), "passed_over": passed, "skipped": skipped}
 
-    def documents(self, on_read: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
-        files = self._files()
+    def documents_of(self, parts: range, on_read: Callable[[int], None]) -> Iterator[Document]:
         self._read, self._inside, self._skipped = Counter(), Counter(), {}
-        for name, file in files:
-            yield from self._documents(name, file, on_read)
+        yield from super().documents_of(parts, on_read)
 
     def _documents(self, name: str, file: Path, on_read: Callable[[int], None]) -> Iterator[Document]:
         try:

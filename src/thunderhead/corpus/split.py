@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _BY_HASH = "a document is for validation if the first 8 bytes of its text's sha256, over 2**64, are < fraction"
 _WHOLE = "; of a text that is cut, the first piece decides for all, where the source keeps it whole"
 RULES = {"hash": _BY_HASH + _WHOLE, "tail": "validation is the last fraction of the characters of each source's text"}
+_TOGETHER = "; near duplicates, as curation=deduplication finds them, are on the side of the first of them"
 _BY_NAME = "files whose name matches are for validation"
 
 
@@ -32,18 +33,23 @@ class Split:
 
     rule: str
     fraction: float
+    together: bool = False  # near duplicates: all on the side of the first of them; for hash
 
     def __str__(self) -> str:
-        return RULES.get(self.rule) or f"{_BY_NAME}: {self.rule}"
+        return (RULES.get(self.rule) or f"{_BY_NAME}: {self.rule}") + (_TOGETHER if self.together else "")
 
     def settings(self) -> list[Any]:
         """Return what shards depend on."""
         return [str(self), self.fraction if self.rule in RULES else None]
 
+    def trained_on(self, characters: int) -> int:
+        """How many of the first characters of a source the tail leaves for training."""
+        return int(characters * (1 - self.fraction))
+
     def divide(
-        self, documents: Iterable["Document"], source: "Source", characters: int | None
+        self, documents: Iterable["Document"], source: "Source", trained_on: int | None = None
     ) -> Iterator[tuple["Document", bool]]:
-        """Yield each document, and whether it is held out; `characters` are those of all, which tail needs."""
+        """Yield each document, and whether it is held out; tail needs the characters that are `trained_on`."""
         match self.rule:
             case "hash":
                 whole, first = "", ""
@@ -52,8 +58,8 @@ class Split:
                         whole, first = document.id.rpartition("#")[0], document.text
                     yield document, is_validation(first, self.fraction)
             case "tail":
-                assert characters is not None
-                left = int(characters * (1 - self.fraction))
+                assert trained_on is not None
+                left = trained_on
                 for document in documents:
                     for piece, held_out in ((document.text[:left], False), (document.text[left:], True)):
                         if piece:

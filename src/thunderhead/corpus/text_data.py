@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Lt, MinLen
 
 from thunderhead.core.config import Problem
 from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.types import FolderName, PathText
-from thunderhead.corpus.prepare import Preparation, told_overlap
+from thunderhead.corpus import prepare
+from thunderhead.corpus.engines import Engine
+from thunderhead.corpus.preparation import Preparation
 from thunderhead.corpus.shard_data import ShardData, refusals
 from thunderhead.corpus.sources import Source, check_sources
 from thunderhead.processes import global_rank
@@ -28,6 +30,9 @@ class TextData(ShardData):
     shards_key: FolderName | None = None  # use these, if they are there, whatever became of the text since
     validation: Annotated[str, MinLen(1)] = "hash"  # which text is never trained on: hash, tail, or names of files
     validation_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05  # how much of it, for hash and tail
+    near_duplicates: Literal["report", "together"] = "report"
+    """What becomes of near duplicates that fall on both sides of the split: they are counted; or all are on the side of
+    the first, for which all documents are compared before (of validation=hash)."""
 
     def shares(self) -> Mapping[str, Source]:
         return self.sources
@@ -36,6 +41,8 @@ class TextData(ShardData):
         missing = [Problem("tokenizer", "needs an option: tokenizer=bpe")] if self.tokenizer is None else []
         needs_text = not self.is_prepared or self.manifest.key != self.shards_key
         found = refusals(lambda: check_sources(self.sources, self.path)) if needs_text else []
+        if self.near_duplicates == "together" and self.validation != "hash":
+            found.append(Problem("data.near_duplicates", "together is for data.validation=hash: leave one out"))
         found += super().problems(run)
         return missing + list(dict.fromkeys(found))
 
@@ -57,20 +64,23 @@ class TextData(ShardData):
             self.shards_dir,
             self.validation_fraction,
             validation=self.validation,
+            near_duplicates_together=self.near_duplicates == "together",
             filters=self.filters,
         )
 
-    def prepare_data(self, processes: int | None = None) -> None:
-        """Make the shards if they are not there, with so many processes, as `Preparation.run` does and raises."""
+    def prepare_data(self, engine: Engine | None = None) -> None:
+        """Make the shards if they are not there, as `prepare.run` does and raises; they may be under way afterwards."""
         if self.is_prepared:
             return
         told = global_rank() == 0
         if told:
             say(f"Preparing data: {', '.join(self.sources)} → {self.shards_dir} (once; the next run finds it)")
-        self.use(self._preparation().run(processes))
+        if (made := prepare.run(self._preparation(), engine)) is None:
+            return
+        self.use(made)
         for source, train in self.manifest.splits["train"].items() if told else ():
             bytes_per_token = f"{train.bytes / train.tokens:.2f} bytes per token"
             held_out = self.manifest.splits["val"][source].tokens
             say(f"  {source}: {train.tokens:,} tokens to train on ({bytes_per_token}), {held_out:,} held out")
-        if told and (overlap := told_overlap(self.manifest.folder)):
+        if told and (overlap := prepare.told_overlap(self.manifest.folder)):
             say(f"  {overlap}")

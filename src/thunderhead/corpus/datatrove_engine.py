@@ -1,0 +1,246 @@
+"""Preparing by many tasks, on one machine or many, carried by datatrove's executors.
+
+What a task does is a `Stages` of ours, whatever carries it: so the shards have the same bytes. datatrove brings the
+executors, logs of each task, and the knowledge of which are done, in <shards_dir>/logs/<key>/<time>/<stage>.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import Progress
+
+from thunderhead.core.types import PositiveInt
+from thunderhead.corpus.batch_processing import UselessError
+from thunderhead.corpus.passes import Passes
+from thunderhead.corpus.stages import Stages
+from thunderhead.disk import write_text
+from thunderhead.processes import WHEN_KILLED, allowed_cores, end_with
+from thunderhead.terminal import say
+
+_CLASSES = {
+    "local": ("datatrove.executor.local", "LocalPipelineExecutor"),
+    "ray": ("datatrove.executor.ray", "RayPipelineExecutor"),
+    "slurm": ("datatrove.executor.slurm", "SlurmPipelineExecutor"),
+}
+_OURS = {"pipeline", "tasks", "workers", "logging_dir", "depends", "skip_completed"}
+_NEEDS = {"local": ["datatrove"], "ray": ["datatrove", "ray"], "slurm": ["datatrove"]}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage as a step of datatrove's pipelines, with a note of what it refuses."""
+
+    stages: Stages
+    stage: str
+    folder: Path  # of datatrove's logs of this stage
+
+    def __call__(self, data: Any, rank: int, world_size: int) -> Any:
+        from loguru import logger  # comes with datatrove, which writes it to the log of the task
+
+        faults, running = self.folder.parent / "faults", self.folder / "running" / str(rank)
+        if self.stage != "verify" and faults.exists():
+            raise ValueError("another task refused its part: see its log")
+        passes = Passes(self.stages.preparation.sources, log=logger.info, tasks=world_size)
+        running.parent.mkdir(parents=True, exist_ok=True)
+        write_text(running, str(os.getpid()))
+        try:
+            self.stages.run(self.stage, rank, passes)
+        except Exception as error:
+            faults.mkdir(exist_ok=True)
+            useless = isinstance(error, UselessError)
+            kind = useless or isinstance(error, (ValueError, ConnectionError))
+            content = {"useless": useless, "message": str(error) if kind else f"{type(error).__name__}: {error}"}
+            write_text(faults / f"{self.stage}-{rank:05d}", json.dumps(content))
+            if self.stage != "verify":  # which lets all find their faults
+                raise
+            logger.error(str(error))
+        finally:
+            running.unlink(missing_ok=True)
+        return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Datatrove:
+    """Tasks on this machine, or on a cluster with a file system that all its machines see."""
+
+    executor: Literal["local", "ray", "slurm"] = "local"
+    tasks: PositiveInt = 16
+    workers: PositiveInt | None = None  # tasks at a time; None: one for each core here, no limit on a cluster
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # more of datatrove's executor
+
+    def __post_init__(self) -> None:
+        if missing := [name for name in _NEEDS[self.executor] if importlib.util.find_spec(name) is None]:
+            more = " ray" if "ray" in missing else ""
+            raise ValueError(f"engine: needs {' and '.join(missing)}: uv pip install -e '.[datatrove]'{more}")
+        known = inspect.signature(self._class).parameters.keys() - _OURS
+        for name in self.arguments.keys() - known:
+            near = difflib.get_close_matches(name, known, n=1) or sorted(known)
+            raise ValueError(
+                f"arguments.{name}: is no setting of datatrove's executor={self.executor}: {', '.join(near)}"
+            )
+        if self.executor == "slurm":
+            if needs := [name for name in ("partition", "time") if name not in self.arguments]:
+                raise ValueError(
+                    f"arguments: lacks {' and '.join(needs)}, which slurm needs: {{partition: …, time: …}}"
+                )
+            if shutil.which("sbatch") is None:
+                raise ValueError("executor=slurm: there is no sbatch here: start it on a login node of the cluster")
+
+    @property
+    def _class(self) -> Any:
+        module, name = _CLASSES[self.executor]
+        return getattr(importlib.import_module(module), name)
+
+    def carry(self, stages: Stages) -> bool:
+        logs = self._logs(stages)
+        if self.executor == "slurm":
+            self._submit(stages, logs)
+            return False
+        for _, message in _faults(logs):
+            say(f"  (it was refused the last time: {message})")
+        shutil.rmtree(logs / "faults", ignore_errors=True)
+        self._run(self._chain(stages, logs), stages, logs)
+        return True
+
+    def _logs(self, stages: Stages) -> Path:
+        """The folder of this preparation's logs: the one that it was begun with."""
+        file = stages.work / "logs"
+        if not file.exists():
+            place = Path(stages.preparation.shards_dir, "logs", stages.key, time.strftime("%Y-%m-%d_%H-%M-%S"))
+            place.mkdir(parents=True, exist_ok=True)
+            write_text(file, str(place.absolute()))
+        return Path(file.read_text())
+
+    def _chain(self, stages: Stages, logs: Path) -> Any:
+        """An executor for each stage, each after the one before; returns the last."""
+        workers = self.workers or (allowed_cores() if self.executor == "local" else -1)
+        last = None
+        for stage, tasks in stages.names():
+            step = Step(stages, stage, logs / stage)
+            more = {"job_name": f"prepare-{stage}", "qos": None, "env_command": _env_command()}
+            more = (more if self.executor == "slurm" else {}) | dict(self.arguments)
+            last = self._class(
+                [step], tasks=tasks, workers=workers, logging_dir=str(logs / stage), depends=last,
+                skip_completed=stage != "verify", **more,
+            )  # fmt: skip
+        return last
+
+    def _submit(self, stages: Stages, logs: Path) -> None:
+        submitted = stages.work / "jobs"
+        if submitted.exists() and (jobs := submitted.read_text()) and _queued(jobs):
+            raise ValueError(f"engine: jobs {jobs} are preparing this already: squeue -j {jobs}")
+        shutil.rmtree(logs / "faults", ignore_errors=True)
+        last, executors = self._chain(stages, logs), []
+        while last is not None:
+            executors.append(last)
+            last = last.depends
+        executors[0].run()
+        jobs = ",".join(str(executor.job_id) for executor in reversed(executors) if executor.job_id != -1)
+        write_text(submitted, jobs)
+        say(
+            f"Submitted {len(executors)} jobs, each after the one before, of up to {self.tasks} tasks: squeue -j {jobs}"
+        )
+        say(f"  logs of each task: {logs}/<stage>/logs; if one fails, the same command goes on")
+
+    def _run(self, executor: Any, stages: Stages, logs: Path) -> None:
+        """Run the executors in a process group of their own, which ends with this process; show how far they are."""
+        import dill
+
+        pickled = logs / "executor.pik"
+        with open(pickled, "wb") as file:
+            dill.dump(executor, file, fmode=dill.CONTENTS_FMODE)
+        environment = {
+            **os.environ,
+            "TOKENIZERS_PARALLELISM": "false",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        command = [
+            sys.executable,
+            "-c",
+            f"import {__name__} as engine; engine.launch()",
+            str(pickled),
+            str(os.getpid()),
+        ]
+        with open(logs / "executor.log", "ab") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+        console = Console(stderr=True)
+        try:
+            with Progress(console=console, disable=not console.is_terminal) as progress:
+                bars = {stage: progress.add_task(stage.capitalize(), total=tasks) for stage, tasks in stages.names()}
+                while process.poll() is None:
+                    time.sleep(0.2)
+                    for stage, bar in bars.items():
+                        progress.update(bar, completed=len(_listed(logs / stage / "completions")))
+                    if self.executor == "local" and (dead := _killed(logs)):
+                        raise ValueError(
+                            f"engine: {dead} was killed: {WHEN_KILLED}; the next start goes on where it was"
+                        )
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if found := _faults(logs):
+            message = "; ".join(dict.fromkeys(text for _, text in found))
+            raise UselessError(message) if any(useless for useless, _ in found) else ValueError(message)
+        if process.returncode != 0:
+            raise ValueError(f"engine: the executor ended with status {process.returncode}: see {logs}/executor.log")
+
+
+def launch() -> None:
+    """Run the executor of the file sys.argv[1], and end when the process sys.argv[2] does."""
+    import dill
+
+    end_with(int(sys.argv[2]), lambda: os.killpg(0, signal.SIGKILL))
+    with open(sys.argv[1], "rb") as file:
+        executor = dill.load(file)  # written by the process that started this one
+    executor.run()
+
+
+def _listed(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.exists() else []
+
+
+def _killed(logs: Path) -> str | None:
+    """Name a task that runs no more, and did not say why: datatrove's pool waits for such for ever."""
+    for file in logs.glob("*/running/*"):
+        try:
+            os.kill(int(file.read_text()), 0)
+        except (FileNotFoundError, ValueError):  # it is done meanwhile
+            continue
+        except ProcessLookupError:
+            if file.exists():
+                file.unlink()
+                return f"task {file.name} of {file.parent.parent.name}"
+    return None
+
+
+def _faults(logs: Path) -> list[tuple[bool, str]]:
+    found = [json.loads(file.read_bytes()) for file in sorted(_listed(logs / "faults"))]
+    return [(fault["useless"], fault["message"]) for fault in found]
+
+
+def _queued(jobs: str) -> bool:
+    """Say whether jobs wait or run; SLURM forgets those that are done."""
+    found = subprocess.run(["squeue", "--noheader", "--jobs", jobs], capture_output=True, text=True, check=False)
+    return found.returncode == 0 and bool(found.stdout.strip())
+
+
+def _env_command() -> str:
+    """Let jobs find this Python's commands, and modules that are found from here."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return f'export PATH="{Path(sys.executable).parent}:$PATH" PYTHONPATH="{paths}"'

@@ -1,0 +1,278 @@
+"""What preparing does, stage by stage, each by one task or shared out among several.
+
+What is done is kept beside the place of the shards until they are complete, so that the next call goes on where a
+killed one stopped:
+
+    <shards_dir>/.<key>.preparing/begun.json                          what is prepared, and by how many tasks
+                                 /inspected/<task>, kept, curation.json   what filters found and decided, if any
+                                 /measured/<task>                     characters of each source, if its tail is held out
+                                 /related/<task>, sides               for near duplicates on one side of the split
+                                 /tokenizer.json                      trained
+                                 /encoded/<task>                      the tokens of each batch of documents
+                                 /shards/…                            becomes <shards_dir>/<key>
+"""
+
+import itertools
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thunderhead import disk
+from thunderhead.core.data.manifest import FORMAT, Manifest, Shard, SplitName, TokenizerRecord
+from thunderhead.core.tokenizer import Tokenizer
+from thunderhead.corpus.batch_processing import Encode, UselessError, recorded, refuse_ends_inside, remembered
+from thunderhead.corpus.batches import CHANGED, Batches, share
+from thunderhead.corpus.curation import Inspect, curate
+from thunderhead.corpus.overlap import Overlap
+from thunderhead.corpus.passes import Passes
+from thunderhead.corpus.preparation import Preparation
+from thunderhead.corpus.shard_files import ShardWriter
+from thunderhead.corpus.sides import Relate, settle
+from thunderhead.corpus.sources import INSIDE, refusal
+from thunderhead.disk import write_text
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of one preparation. Whatever the number of tasks and of kills, the shards have the same bytes."""
+
+    preparation: Preparation
+    key: str
+    fingerprints: dict[str, dict[str, Any]]
+    work: Path
+    tasks: int = 1
+
+    def names(self) -> list[tuple[str, int]]:
+        """The stages in their order, and by how many tasks each is done."""
+        preparation, one, tasks = self.preparation, 1, self.tasks
+        curation = [("inspect", tasks), ("decide", one)] if preparation.filters else []
+        tail = [("measure", tasks)] if preparation.validation == "tail" else []
+        together = [("relate", tasks), ("settle", one)] if preparation.near_duplicates_together else []
+        return [("verify", tasks), *curation, *tail, *together, ("train", one), ("encode", tasks), ("write", one)]
+
+    def run(self, stage: str, rank: int, passes: Passes, processes: int = 1) -> None:
+        """Do one task of a stage, or go on with it; those of the stages before must be done."""
+        with disk.naming(self.work):
+            getattr(self, f"_{stage}")(rank, passes, processes)
+
+    def _verify(self, rank: int, passes: Passes, _: int) -> None:
+        """Read what is cheap to read, so that all that is wrong with it is said before work starts."""
+        passes.begin("Checking")
+        faults: list[str] = []
+        mine = self._parts(rank)
+        for name, source in self.preparation.sources.items():
+            look = partial(source.verify, passes.add, *([mine[name]] if mine else []))
+            faults += refusal(name, look) if not mine or mine[name] else []
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    def _inspect(self, rank: int, passes: Passes, processes: int) -> None:
+        if (self.work / "curation.json").exists():
+            return
+        passes.begin("Curating")
+        batches = Batches(self.preparation.sources, self._parts(rank))
+        for record in remembered(Inspect(self.preparation.filters), batches, processes, self._file("inspected", rank)):
+            passes.reach(record.read)
+
+    def _decide(self, *_: object) -> None:
+        report = self.work / "curation.json"
+        if report.exists():
+            return
+        filters, sources = self.preparation.filters, self.preparation.sources
+        inspected = partial(recorded, self._files("inspected"))
+        record = curate(filters, sources, inspected, self.work / "kept", self.work)
+        write_text(self.work / "inspected.json", json.dumps([_documents([file]) for file in self._files("inspected")]))
+        write_text(report, json.dumps(record, indent=1) + "\n")
+        shutil.rmtree(self.work / "inspected")
+
+    def _measure(self, rank: int, passes: Passes, _: int) -> None:
+        """Count the characters of each source."""
+        passes.begin("Measuring")
+        totals = Counter(dict.fromkeys(self.preparation.sources, 0))
+        for batch in self._batches(rank):
+            totals[batch.source] += sum(len(document.text) for document in batch.documents)
+            passes.reach(batch.read)
+        (file := self._file("measured", rank)).parent.mkdir(exist_ok=True)
+        write_text(file, json.dumps(totals))
+
+    def _relate(self, rank: int, passes: Passes, processes: int) -> None:
+        if (self.work / "sides").exists():
+            return
+        passes.begin("Comparing")
+        batches = self._batches(rank, split=self.preparation.split)
+        for record in remembered(Relate(), batches, processes, self._file("related", rank)):
+            passes.reach(record.read)
+
+    def _settle(self, *_: object) -> None:
+        if (self.work / "sides").exists():
+            return
+        whole = {name: source.keeps_whole for name, source in self.preparation.sources.items()}
+        settle(partial(recorded, self._files("related")), whole, self.work / "sides", self.work)
+        write_text(self.work / "related.json", json.dumps([_documents([file]) for file in self._files("related")]))
+        shutil.rmtree(self.work / "related")
+
+    def _train(self, _rank: int, passes: Passes, _: int) -> None:
+        """Train the tokenizer on the training split."""
+        if (file := self.work / "tokenizer.json").exists():
+            return
+        passes.begin("Training the tokenizer")
+
+        def texts() -> Iterator[str]:
+            for rank in range(self.tasks):
+                for batch in self._split(rank):
+                    for document, held_out in zip(batch.documents, batch.held_out, strict=True):
+                        if not held_out:
+                            yield document.text
+                    if self.tasks == 1:
+                        passes.reach(batch.read)
+
+        write_text(file, self.preparation.tokenizer.train(texts()).to_json())
+
+    def _trained(self) -> Tokenizer:
+        text = (self.work / "tokenizer.json").read_text(encoding="utf-8")
+        return type(self.preparation.tokenizer).from_json(text)
+
+    def _encode(self, rank: int, passes: Passes, processes: int) -> None:
+        passes.begin("Tokenizing")
+        trained = self._trained()
+        for record in remembered(Encode(trained), self._split(rank), processes, self._file("encoded", rank)):
+            refuse_ends_inside(record, trained.eos_id)
+            passes.reach(record.read, n_tokens=len(record.result.tokens))
+        reading = {name: source.reading() for name, source in self.preparation.sources.items()}
+        write_text(self._file("encoded", rank).with_suffix(".json"), json.dumps(reading))
+
+    def _write(self, _rank: int, passes: Passes, _: int) -> None:
+        """Write the shards, compare what they were made from with what is there now, and give them their name."""
+        shards = self.work / "shards"
+        shutil.rmtree(shards, ignore_errors=True)  # half-written; made again from what is remembered
+        shards.mkdir()
+        content = self._shards(shards, passes)
+        if self.preparation.fingerprints() != self.fingerprints:
+            raise UselessError(CHANGED)
+        manifest = Manifest(format=FORMAT, key=self.key, sources=self.fingerprints, **content)
+        write_text(shards / "manifest.json", json.dumps(manifest.to_dict(), indent=1) + "\n")
+        os.rename(shards, Path(self.preparation.shards_dir, self.key))
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _shards(self, folder: Path, passes: Passes) -> dict[str, Any]:
+        """Write shards, tokenizer and reports; return what the manifest says about them."""
+        preparation, trained, files = self.preparation, self._trained(), self._files("encoded")
+        splits: dict[SplitName, dict[str, Shard]] = {"train": {}, "val": {}}
+        passes.begin("Writing shards")
+        overlap, before, last = Overlap(), 0, 0  # bytes that tasks before, and this one, had read
+        for name, of_source in itertools.groupby(recorded(files), key=lambda record: record.source):
+            settings = {"vocab_size": trained.vocab_size, "chunk_bytes": preparation.chunk_bytes}
+            writers = {
+                split: ShardWriter(folder / name / split, **settings, list_documents=split == "val") for split in splits
+            }
+            for record in of_source:
+                result = record.result
+                overlap.add_validation(result.windows, record.held_out)
+                documents = np.split(result.tokens, np.cumsum(result.lengths[:-1]))
+                for tokens, n_bytes, held_out in zip(documents, result.n_bytes, record.held_out, strict=True):
+                    writers["val" if held_out else "train"].add(tokens, int(n_bytes))
+                before, last = before + (last if record.read < last else 0), record.read
+                passes.reach(before + last, n_tokens=len(result.tokens))
+            for split, writer in writers.items():
+                if (shard := writer.close()) is not None:
+                    splits[split][name] = shard
+        report = self.work / "curation.json"
+        curation = json.loads(report.read_bytes()) if preparation.filters else None
+        if curation is not None:
+            shutil.copy(report, folder / "curation.json")
+            curation = {"filters": {name: rule.settings() for name, rule in preparation.filters.items()}, **curation}
+        self._refuse_empty(splits, curation)
+        again = ((record.result.windows, record.held_out) for record in recorded(files))
+        validation = {"documents": overlap.judged, "near_duplicates": overlap.near_duplicates(again)}
+        reading = {"sources": self._reading(), "validation": validation}
+        write_text(folder / "reading.json", json.dumps(reading, indent=1) + "\n")
+        write_text(folder / "tokenizer.json", trained.to_json())
+        return {
+            "eos_id": trained.eos_id,
+            "vocab_size": trained.vocab_size,
+            "max_token_id": max(shard.max_token_id for by_source in splits.values() for shard in by_source.values()),
+            "dtype": trained.dtype.name,
+            "tokenizer": TokenizerRecord(trained.name, preparation.tokenizer.settings, trained.sha256),
+            "split_rule": str(preparation.split),
+            "validation_fraction": preparation.validation_fraction,
+            "splits": splits,
+            "curation": curation,
+        }
+
+    def _refuse_empty(self, splits: dict[SplitName, dict[str, Shard]], curation: dict[str, Any] | None) -> None:
+        for name, source in self.preparation.sources.items():
+            path, shards = f"data.sources.{name}", [shards[name] for shards in splits.values() if name in shards]
+            if not shards and curation is not None and curation["sources"][name]["documents"] > 0:
+                raise UselessError(f"{path}: curation.filters keep none of its documents")
+            if not shards:
+                raise UselessError(f"{path}: there is no text in it")
+            if len(shards) < len(splits):
+                lacks_validation = name in splits["train"]
+                remedy = self.preparation.split.remedy(name, source, lacks_validation=lacks_validation)
+                what = "validation" if lacks_validation else "training"
+                found = f"none of its {shards[0].documents} documents fell to the {what} split"
+                raise UselessError(f"{path}: {found}: {remedy}")
+
+    def _reading(self) -> dict[str, dict[str, Any]]:
+        """Add up what sources say of their files in all tasks; nothing of those without files."""
+        of_tasks = [json.loads(file.with_suffix(".json").read_bytes()) for file in self._files("encoded")]
+        found = {name: [task[name] for task in of_tasks if task[name]] for name in self.preparation.sources}
+        return {name: _total_reading(readings) for name, readings in found.items() if readings}
+
+    def _parts(self, rank: int) -> dict[str, range] | None:
+        return share(self.preparation.sources, rank, self.tasks) if self.tasks > 1 else None
+
+    def _batches(self, rank: int, **more: Any) -> Batches:
+        """What the filters kept of a task's documents."""
+        kept = {}
+        if self.preparation.filters:
+            counts = json.loads((self.work / "inspected.json").read_bytes())
+            kept = {"kept": self.work / "kept", "first": sum(counts[:rank])}
+        return Batches(self.preparation.sources, self._parts(rank), **kept, **more)
+
+    def _split(self, rank: int) -> Batches:
+        """The same, divided between training and validation."""
+        split, more = self.preparation.split, dict[str, Any]()
+        if split.rule == "tail":
+            measured = [Counter(json.loads(file.read_bytes())) for file in self._files("measured")]
+            before = sum(measured[:rank], Counter())
+            totals = sum(measured, Counter())
+            more["trained_on"] = {
+                name: max(0, split.trained_on(total) - before[name]) for name, total in totals.items()
+            }
+        if split.together:
+            counts = json.loads((self.work / "related.json").read_bytes())
+            more |= {"sides": self.work / "sides", "first_kept": sum(counts[:rank])}
+        return self._batches(rank, split=split, **more)
+
+    def _file(self, what: str, rank: int) -> Path:
+        return self.work / what / f"{rank:05d}"
+
+    def _files(self, what: str) -> list[Path]:
+        return [self._file(what, rank) for rank in range(self.tasks)]
+
+
+def _documents(files: Iterable[Path]) -> int:
+    return sum(len(record.ids) for record in recorded(files))
+
+
+def _total_reading(readings: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add up what tasks say of one source: each passed over the same files of its folder, and read other archives."""
+    read: Counter[str] = Counter()
+    passed: Counter[tuple[str, str]] = Counter()
+    for reading in readings:
+        read.update(reading["read"])
+        for row in reading["passed_over"]:
+            kind, n = (row["suffix"], row["why"]), row["files"]
+            passed[kind] = passed[kind] + n if row["why"] == INSIDE else n
+    rows = [{"suffix": suffix, "why": why, "files": n} for (suffix, why), n in sorted(passed.items())]
+    skipped = [row for reading in readings for row in reading["skipped"]]
+    return {"read": dict(sorted(read.items())), "passed_over": rows, "skipped": skipped}
