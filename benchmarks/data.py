@@ -35,8 +35,9 @@ from results_folder import RESULTS, hardware_slug
 from thunderhead.core import config as configuration
 from thunderhead.core.data import datamodule
 from thunderhead.core.data.manifest import FORMAT, Chunk, Manifest, Shard, TokenizerRecord, sha256_of
+from thunderhead.corpus.preparation import CHUNK_BYTES
 from thunderhead.corpus.prepared_shards import PreparedShards
-from thunderhead.corpus.shard_files import CHUNK_BYTES, DATA_FORMATS, ShardWriter
+from thunderhead.corpus.shard_files import DATA_FORMATS, ShardWriter
 from thunderhead.corpus.trained_tokenizers import ByteTokenizer
 from thunderhead.training import hardware
 from thunderhead.training.record import read_summary

@@ -1,3 +1,4 @@
+import hashlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 from object_store import Store
 from thunderhead.core.data.manifest import Chunk, Manifest, Shard
 from thunderhead.core.tokenizer import Tokens
-from thunderhead.corpus.prepare import Preparation, prepare
+from thunderhead.corpus.preparation import Preparation
+from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.sources import LocalText
 from thunderhead.corpus.trained_tokenizers import ByteTokenizer
 
@@ -33,6 +35,15 @@ def corpus(tmp_path: Path) -> Path:
 def find_manifest(*made_from: object, **settings: object) -> Manifest | None:
     """Look up the shards made from this, see `Preparation`."""
     return Preparation(*made_from, **settings).find()
+
+
+def digest_of(folder: Path) -> dict[str, str]:
+    """The files of a folder, by their names."""
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 def files(folder: Path, shard: Shard) -> Callable[[int], Path]:

@@ -1,6 +1,7 @@
-"""A preparation to be killed: `python killed_preparation.py <settings as JSON>`; it writes down what it does."""
+"""A preparation to be killed, in a process of its own, which writes down what it does."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,19 +13,21 @@ from typing import Any
 from thunderhead.core.data.manifest import Manifest
 from thunderhead.corpus import batches
 from thunderhead.corpus.curation import Filter
-from thunderhead.corpus.prepare import prepare as make
+from thunderhead.corpus.datatrove_engine import Datatrove
+from thunderhead.corpus.engines import Local
+from thunderhead.corpus.preparation import Preparation
+from thunderhead.corpus.prepare import run
 from thunderhead.corpus.sources import LocalText
 from thunderhead.corpus.trained_tokenizers import BpeTokenizer
 
-LOG = ""
-SECONDS = 0.0
+LOG, SECONDS = "PREPARATION_LOG", "PREPARATION_SECONDS"  # in the environment: tasks have processes of their own
 
 
 def note(what: str, n: int) -> None:
     """Write down that something was done to n documents, and take some time."""
-    with open(LOG, "a") as log:
+    with open(os.environ[LOG], "a") as log:
         log.write(f"{what} {n}\n")
-    time.sleep(SECONDS)
+    time.sleep(float(os.environ[SECONDS]))
 
 
 class Slow(BpeTokenizer):
@@ -56,29 +59,36 @@ class Deduplicate(Filter):
             seen.add(end)
 
 
-def prepare(log: str, corpus: str, shards_dir: str, *, seconds: float, processes: int, curate: bool) -> Manifest:
+def prepare(
+    log: str, corpus: str, shards_dir: str, *, seconds: float, processes: int, curate: bool, tasks: int | None = None
+) -> Manifest | None:
     """Prepare a folder of text in batches of some documents."""
-    global LOG, SECONDS
-    LOG, SECONDS = log, seconds
+    os.environ |= {LOG: log, SECONDS: str(seconds)}
     batches.BATCH_CHARACTERS = 5000
-    return make(
-        {"text": LocalText(path=corpus)},
-        Slow(vocab_size=300),
-        shards_dir=shards_dir,
-        validation_fraction=0.2,
-        filters={"duplicates": Deduplicate()} if curate else {},
-        processes=processes,
-    )
+    filters = {"duplicates": Deduplicate()} if curate else {}
+    made_from = Preparation({"text": LocalText(path=corpus)}, Slow(vocab_size=300), shards_dir, 0.2, filters=filters)
+    return run(made_from, Local(processes=processes) if tasks is None else Datatrove(tasks=tasks, workers=2))
 
 
 class Killable:
     """`prepare` in a process of its own."""
 
-    def __init__(self, corpus: Path, folder: Path, *, seconds: float, processes: int = 1, curate: bool = False):
+    def __init__(
+        self,
+        corpus: Path,
+        folder: Path,
+        *,
+        seconds: float,
+        processes: int = 1,
+        curate: bool = False,
+        tasks: int | None = None,
+    ):
         self._log = folder / "log"
         settings = {"log": str(self._log), "corpus": str(corpus), "shards_dir": str(folder / "shards")}
-        settings |= {"seconds": seconds, "processes": processes, "curate": curate}
-        self.process = subprocess.Popen([sys.executable, __file__, json.dumps(settings)])
+        settings |= {"seconds": seconds, "processes": processes, "curate": curate, "tasks": tasks}
+        folder_of_this = str(Path(__file__).parent)
+        program = f"import sys; sys.path.insert(0, {folder_of_this!r}); import {__name__} as this; this.main()"
+        self.process = subprocess.Popen([sys.executable, "-c", program, json.dumps(settings)])
 
     def kill_after(self, what: str, n: int) -> None:
         """Wait until something was done to n documents in all, and kill -9."""
@@ -99,5 +109,6 @@ def count(log: Path, what: str) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Prepare by the settings of the command line."""
     prepare(**json.loads(sys.argv[1]))

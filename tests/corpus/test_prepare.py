@@ -1,4 +1,3 @@
-import hashlib
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ import pytest
 from killed_preparation import Killable, count
 from long_words import LongWords
 
-from shard_fixtures import find_manifest
+from shard_fixtures import digest_of, find_manifest
 from thunderhead.core.data.manifest import Manifest, MissingFileError
 from thunderhead.core.tokenizer import Tokens
 from thunderhead.corpus import passes
@@ -26,14 +25,6 @@ from thunderhead.corpus.split import is_validation
 from thunderhead.corpus.trained_tokenizers import BpeTokenizer, ByteTokenizer
 
 MakeShards = Callable[..., Manifest]
-
-
-def digest_of(folder: Path) -> dict[str, str]:
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
 
 
 def test_the_same_text_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
@@ -301,6 +292,8 @@ def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(
     tell: Callable[..., None],
 ) -> None:
     monkeypatch.setattr("thunderhead.corpus.batches.BATCH_CHARACTERS", 0)  # set by what follows, and restored
+    for name in (killed_preparation.LOG, killed_preparation.SECONDS):
+        monkeypatch.setenv(name, "")
     for i in range(0, 60, 6):
         (corpus / f"{i:03}.txt").write_text((corpus / "001.txt").read_text())  # 10 copies
     undisturbed = killed_preparation.prepare(

@@ -37,6 +37,10 @@ _CLASSES = {
     "slurm": ("datatrove.executor.slurm", "SlurmPipelineExecutor"),
 }
 _OURS = {"pipeline", "tasks", "workers", "logging_dir", "depends", "skip_completed"}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "local": {"start_method": "fork"},  # of a process that has imported all
+    "slurm": {"qos": None},  # the cluster's own
+}
 _NEEDS = {"local": ["datatrove"], "ray": ["datatrove", "ray"], "slurm": ["datatrove"]}
 
 
@@ -112,7 +116,8 @@ class Datatrove:
             return False
         for _, message in _faults(logs):
             say(f"  (it was refused the last time: {message})")
-        shutil.rmtree(logs / "faults", ignore_errors=True)
+        for left in (logs / "faults", *logs.glob("*/running")):
+            shutil.rmtree(left, ignore_errors=True)
         self._run(self._chain(stages, logs), stages, logs)
         return True
 
@@ -131,8 +136,9 @@ class Datatrove:
         last = None
         for stage, tasks in stages.names():
             step = Step(stages, stage, logs / stage)
-            more = {"job_name": f"prepare-{stage}", "qos": None, "env_command": _env_command()}
-            more = (more if self.executor == "slurm" else {}) | dict(self.arguments)
+            more = {**_DEFAULTS.get(self.executor, {}), **self.arguments}
+            if self.executor == "slurm":
+                more = {"job_name": f"prepare-{stage}", "env_command": _env_command(), **more}
             last = self._class(
                 [step], tasks=tasks, workers=workers, logging_dir=str(logs / stage), depends=last,
                 skip_completed=stage != "verify", **more,
@@ -150,7 +156,8 @@ class Datatrove:
             last = last.depends
         executors[0].run()
         jobs = ",".join(str(executor.job_id) for executor in reversed(executors) if executor.job_id != -1)
-        write_text(submitted, jobs)
+        if stages.work.exists():  # they are not done already
+            write_text(submitted, jobs)
         say(
             f"Submitted {len(executors)} jobs, each after the one before, of up to {self.tasks} tasks: squeue -j {jobs}"
         )

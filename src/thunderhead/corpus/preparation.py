@@ -10,9 +10,10 @@ from typing import Any
 from thunderhead.core.data.manifest import FORMAT, Manifest
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.corpus.curation import Filter
-from thunderhead.corpus.shard_files import CHUNK_BYTES
 from thunderhead.corpus.sources import Source, named
 from thunderhead.corpus.split import Split
+
+CHUNK_BYTES = 64 * 2**20  # litdata's usual chunk: large enough to stream from object storage
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from litdata.streaming.writer import BinaryWriter
 from thunderhead.core.data.manifest import REMEDY, Chunk, Manifest, MissingFileError, Shard, ShardError, sha256_of
 from thunderhead.core.tokenizer import Tokens, dtype_for
 
-CHUNK_BYTES = 64 * 2**20  # litdata's usual chunk: large enough to stream from object storage
 # litdata's names for a one-dimensional numpy array, whose type it numbers by its own table.
 DATA_FORMATS = {"uint16": "no_header_numpy:5", "uint32": "no_header_numpy:6"}
 

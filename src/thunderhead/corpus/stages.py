@@ -34,7 +34,6 @@ from thunderhead.corpus.curation import Inspect, curate
 from thunderhead.corpus.overlap import Overlap
 from thunderhead.corpus.passes import Passes
 from thunderhead.corpus.preparation import Preparation
-from thunderhead.corpus.shard_files import ShardWriter
 from thunderhead.corpus.sides import Relate, settle
 from thunderhead.corpus.sources import INSIDE, refusal
 from thunderhead.disk import write_text
@@ -164,6 +163,8 @@ class Stages:
 
     def _shards(self, folder: Path, passes: Passes) -> dict[str, Any]:
         """Write shards, tokenizer and reports; return what the manifest says about them."""
+        from thunderhead.corpus.shard_files import ShardWriter  # imports litdata, and torch: tasks need neither
+
         preparation, trained, files = self.preparation, self._trained(), self._files("encoded")
         splits: dict[SplitName, dict[str, Shard]] = {"train": {}, "val": {}}
         passes.begin("Writing shards")
