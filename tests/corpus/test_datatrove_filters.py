@@ -211,7 +211,14 @@ def test_travels_between_processes_without_datatroves_objects() -> None:
         ("C4QualitFilter={}", r"steps\.C4QualitFilter: datatrove has no such filter: did you mean C4QualityFilter\?"),
         ("Zebra={}", r"steps\.Zebra: datatrove has no such filter; known: C4BadWordsFilter, .*UnigramLogProbFilter$"),
         ("GopherQualityFilter.min_words=3", r"GopherQualityFilter\.min_words: is no argument .*mean min_doc_words\?"),
-        ("GopherQualityFilter.exclusion_writer=3", r"\.exclusion_writer: is no argument of it; known: language, "),
+        (
+            "GopherQualityFilter.exclusion_writer=3",
+            r"\.exclusion_writer: is no argument it takes here; known: language, ",
+        ),
+        (
+            "C4BadWordsFilter={keep_fraction: 0.5}",
+            r"keep_fraction: is no argument it takes here; known: default_language, ",
+        ),
         ("RegexFilter={}", r"steps\.RegexFilter: needs regex_exp$"),
         ("URLFilter={}", r"steps\.URLFilter: decides by the document's URL, and a filter here has the text only$"),
         ("SamplerFilter={rate: 0.1}", r"steps\.SamplerFilter: decides by chance"),

@@ -16,7 +16,7 @@ from typing import Any
 from thunderhead.corpus.curation import Rules
 
 _PACKAGES = ("datatrove", "spacy", "regex")  # spacy cuts a text into words and sentences, for datatrove
-_OF_A_PIPELINE = ("exclusion_writer", "batch_size")  # arguments that mean nothing here
+_LEFT_OUT = ("exclusion_writer", "batch_size", "keep_fraction", "seed")  # arguments of pipelines, and of chance
 _BLIND = {  # filters that need more than a text
     "LambdaFilter": "a function of its document",
     "SamplerFilter": "chance",
@@ -89,10 +89,10 @@ def _check(name: str, arguments: Mapping[str, Any]) -> None:
     if name not in known:
         raise ValueError(f"steps.{name}: datatrove has no such filter{_hint(name, known.keys() - _BLIND.keys())}")
     kind = known[name]
-    takes = {key: each for key, each in signature(kind).parameters.items() if key not in _OF_A_PIPELINE}
+    takes = {key: each for key, each in signature(kind).parameters.items() if key not in _LEFT_OUT}
     for key in arguments:
         if key not in takes:
-            raise ValueError(f"steps.{name}.{key}: is no argument of it{_hint(key, takes)}")
+            raise ValueError(f"steps.{name}.{key}: is no argument it takes here{_hint(key, takes)}")
     if missing := [key for key, each in takes.items() if each.default is Parameter.empty and key not in arguments]:
         raise ValueError(f"steps.{name}: needs {', '.join(missing)}")
     try:
