@@ -98,6 +98,7 @@ INSTEAD = {
     # made-up prose has none of the English words
     "curation=gopher": ("curation=gopher", "curation.filters.gopher_quality.min_required_words=0"),
     "curation=c4": ("curation=c4", "curation.filters.english.min_common_words=0.0", "curation.filters.c4.forbidden=[]"),
+    "curation=fineweb": ("curation=fineweb", "+curation.filters.fineweb.steps.GopherQualityFilter.min_stop_words=0"),
     # short sequences
     "data=induction": ("data=induction", "data.max_validation_tokens=256"),
     "data=associative_recall": ("data=associative_recall", "data.max_validation_tokens=256"),

@@ -18,6 +18,7 @@ from thunderhead.core.config import CONF_DIR
 from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.run import build_all
 from thunderhead.corpus.curation import CharacterRatios, Filter, Language, Length
+from thunderhead.corpus.datatrove_filters import DatatroveFilters
 from thunderhead.corpus.deduplication import ExactDuplicates
 from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.sources import LocalText
@@ -109,6 +110,8 @@ def test_settings_tell_every_argument() -> None:
         nodes = config.plain(config.compose([f"curation={option}"], "prepare"))["curation"]["filters"]
         for name, rule in BY_OPTION[option].items():
             arguments = {key: value for key, value in nodes[name].items() if key != "_target_"}
+            if isinstance(rule, DatatroveFilters):  # these and versions: test_datatrove_filters.py
+                arguments = {**rule.settings(), "steps": [[*step] for step in arguments["steps"].items()]}
             assert rule.settings() == {"filter": type(rule).__name__, **arguments}
             json.dumps(rule.settings())  # the shards' key is made from them
 

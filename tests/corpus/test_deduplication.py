@@ -103,6 +103,21 @@ def test_the_threshold_decides() -> None:
     assert counts[0] < counts[1] < counts[2]
 
 
+@pytest.mark.parametrize(("threshold", "shared"), [(0.0, "a band of 8 minima"), (0.75, "0.75 or more")])
+def test_the_reason_says_what_is_shared(threshold: float, shared: str, tmp_path: Path) -> None:
+    rule = NearDuplicates(threshold=threshold)
+    reasons = rule.decide(map(rule.inspect, ["one text", "one text"]), tmp_path)
+    assert list(reasons) == [None, f"{shared} of its 5-grams shared with an earlier document"]
+
+
+def test_with_threshold_0_any_agreement_of_a_band_is_enough() -> None:
+    """As in FineWeb."""
+    texts, rule = versions(60, 200), NearDuplicates(threshold=0.0)
+    bands = [{(band, tuple(row)) for band, row in enumerate(rule.inspect(text).reshape(14, 8))} for text in texts]
+    alone = [i for i, own in enumerate(bands) if all(own.isdisjoint(earlier) for earlier in bands[:i])]
+    assert kept(rule, texts) == alone
+
+
 def test_short_texts_are_compared_as_wholes() -> None:
     rule = NearDuplicates()
     assert kept(rule, ["one two", "One, two!", "one three", "", "..."]) == [0, 2, 3]

@@ -80,7 +80,8 @@ class NearDuplicates(Filter):
         return np.asarray(signature.hashvalues, dtype=np.uint32)
 
     def decide(self, evidence: Iterator[Signatures], folder: Path) -> Iterator[str | None]:
-        reason = f"{self.threshold:g} or more of its {self.ngram}-grams shared with an earlier document"
+        enough = f"{self.threshold:g} or more" if self.threshold > 0 else f"a band of {self.rows} minima"
+        reason = f"{enough} of its {self.ngram}-grams shared with an earlier document"
         with Table(evidence, "<u4", self.width, folder) as signatures:
             similar = signatures.column("similar", np.bool_)
             for later, _ in self.pairs(signatures):
