@@ -25,8 +25,9 @@ def test_the_tables_have_every_group_and_option() -> None:
             assert f" {file.stem} |" in tables or f" **{file.stem}** |" in tables
 
 
-def test_the_defaults_are_those_of_train_yaml() -> None:
-    defaults = yaml.safe_load((CONF_DIR / "train.yaml").read_text())["defaults"]
+def test_the_defaults_are_those_of_the_programs() -> None:
+    programs = [yaml.safe_load((CONF_DIR / f"{name}.yaml").read_text()) for name in ("prepare", "train")]
+    defaults = [entry for program in programs for entry in program["defaults"]]
     wanted = {group: option for entry in defaults if isinstance(entry, dict) for group, option in entry.items()}
     shown = {group: option for section in docs.sections().values() for group, option in section.items()}
     assert shown == {group: option for group, option in wanted.items() if not group.startswith("override ")}

@@ -20,9 +20,9 @@ from thunderhead.training.run import plan_config, train
 OPTIONS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
     for folder in sorted(CONF_DIR.iterdir())
-    if any(folder.glob("*.yaml"))
+    if any(folder.glob("*.yaml")) and folder.name != "engine"
 }
-"""Every group of conf/ with its options."""
+"""Every group of conf/ with its options, but engine, which is prepare.py's: tests/corpus/test_engines.py."""
 
 OF_THE_HUB = ("c4", "fineweb-edu", "tinystories", "wikitext")
 """Options of `data` that need the network."""
@@ -44,6 +44,7 @@ _FEWER = {
     "tokenizer": ["byte", "bpe"],  # the others are read from files, which is all the difference
     "trainer": ["auto", "cpu"],  # gpu and mps are refused here
     "compile": ["none", "block", "model"],
+    "curation": [option for option in OPTIONS["curation"] if option != "fineweb"],  # keeps none of these texts
     "logger": ["csv", "default"],  # the others are services: tests/training/test_services.py
     # these with one process; the others train by themselves, and on several processes in test_strategy_runs
     "strategy": ["single", "ddp", "zero1", "fsdp", "tensor_parallel"],

@@ -23,15 +23,17 @@ _FUNCTIONS = {"gelu_pytorch_tanh": "gelu, approximate=tanh", "relu2": "relu²", 
 
 
 def sections() -> dict[str, dict[str, str | None]]:
-    """The comments in the defaults list of train.yaml, each with its groups and their default options."""
+    """The comments in the defaults lists of programs, each with its groups and their default options."""
     found: dict[str, dict[str, str | None]] = {}
-    for line in (CONF_DIR / "train.yaml").read_text(encoding="utf-8").partition("defaults:\n")[2].splitlines():
-        if line.startswith("  # "):
-            section = found.setdefault(line.removeprefix("  # "), {})
-        elif (entry := yaml.safe_load(line)) and isinstance(entry, list) and isinstance(entry[0], dict):
-            section |= {group: default for group, default in entry[0].items() if not group.startswith("override")}
-        elif not line.strip():
-            break
+    for program in ("train", "prepare"):
+        section: dict[str, str | None] = {}  # of groups without a comment before them, which are train's
+        for line in (CONF_DIR / f"{program}.yaml").read_text(encoding="utf-8").partition("defaults:\n")[2].splitlines():
+            if line.startswith("  # "):
+                section = found.setdefault(line.removeprefix("  # "), {})
+            elif (entry := yaml.safe_load(line)) and isinstance(entry, list) and isinstance(entry[0], dict):
+                section |= {group: default for group, default in entry[0].items() if not group.startswith("override")}
+            elif not line.strip():
+                break
     return found
 
 
