@@ -20,7 +20,7 @@ if ! find "$corpus" -name '*.parquet' 2> /dev/null | grep -q .; then
 fi
 tasks=$(find "$corpus" -name '*.parquet' | wc -l)
 executor=${EXECUTOR:-slurm}
-arguments={}
+arguments=null
 if [ "$executor" = slurm ]; then
     arguments="{partition: ${PARTITION:?the partition of the cluster}, time: '${TIME:-12:00:00}', mem_per_cpu_gb: ${MEM_GB:-4}}"
 fi

@@ -30,9 +30,9 @@ def test_it_prepares_files_of_the_same_format(tmp_path: Path) -> None:
             "int_score": [3] * 40,
         }
         pq.write_table(pa.table(columns), folder / f"{part:03d}_00000.parquet")
+    settings = ["tokenizer=byte", f"data.shards_dir={tmp_path / 'shards'}"]
     done = subprocess.run(
-        [ROOT / "examples" / "prepare_fineweb_edu.sh", tmp_path / "fineweb-edu", "tokenizer=byte"]
-        + [f"data.shards_dir={tmp_path / 'shards'}"],
+        [ROOT / "examples" / "prepare_fineweb_edu.sh", tmp_path / "fineweb-edu", *settings],
         env=os.environ | {"EXECUTOR": "local", "PYTHON": sys.executable},
         capture_output=True,
         text=True,

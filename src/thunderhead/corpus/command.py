@@ -12,7 +12,7 @@ from thunderhead import command_line
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, build, first_line, quoted
 from thunderhead.core.data.manifest import Manifest
-from thunderhead.core.run import build_data
+from thunderhead.core.run import Problems, build_data
 from thunderhead.core.types import PathText, PositiveInt
 from thunderhead.corpus.curation_report import write_report
 from thunderhead.corpus.merge import merge
@@ -36,19 +36,21 @@ def prepare_corpus(config: DictConfig) -> Manifest | None:
     Returns None where jobs of a cluster make them.
     """
     resolved = configuration.plain(config)
-    if problems := configuration.check(resolved, _settings):
-        raise ConfigError(problems)
+    if wrong := configuration.check(resolved, _settings):
+        raise ConfigError(wrong)
     if resolved["merge"] is not None:
         return _merge(resolved)
-    engine = build(resolved["engine"])
+    problems = Problems()
     if resolved["out"] is not None:
-        raise ConfigError([Problem("out", "is of merge=[…]; shards that are prepared go to data.shards_dir")])
+        problems.note(Problem("out", "is of merge=[…]; shards that are prepared go to data.shards_dir"))
+    with problems.collect("engine"):
+        engine = build(resolved["engine"])
     data = build_data(resolved | {"seed": 0}, context_length=1, sequences_per_step=1)  # nothing is loaded here
     if not isinstance(data, TextData):
         message = "there is nothing to prepare: give text to make shards of, as data=text data.path=…"
         raise ConfigError([Problem("data", message)])
-    if problems := data.problems(None):
-        raise ConfigError(problems)
+    problems.note(*data.problems(None))
+    problems.refuse()
     was_prepared = data.is_prepared
     try:
         if was_prepared:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,22 +84,23 @@ class Datatrove:
     executor: Literal["local", "ray", "slurm"] = "local"
     tasks: PositiveInt = 16
     workers: PositiveInt | None = None  # tasks at a time; None: one for each core here, no limit on a cluster
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # more of datatrove's executor
+    arguments: Mapping[str, Any] | None = None  # more of datatrove's executor
 
     def __post_init__(self) -> None:
         if missing := [name for name in _NEEDS[self.executor] if importlib.util.find_spec(name) is None]:
             more = " ray" if "ray" in missing else ""
-            raise ValueError(f"engine: needs {' and '.join(missing)}: uv pip install -e '.[datatrove]'{more}")
+            raise ValueError(f"needs {' and '.join(missing)}: uv pip install -e '.[datatrove]'{more}")
         known = inspect.signature(self._class).parameters.keys() - _OURS
-        for name in self.arguments.keys() - known:
+        arguments = self.arguments or {}
+        for name in sorted(arguments.keys() - known):
             near = difflib.get_close_matches(name, known, n=1) or sorted(known)
             raise ValueError(
-                f"arguments.{name}: is no setting of datatrove's executor={self.executor}: {', '.join(near)}"
+                f"engine.arguments.{name}: is no setting of datatrove's executor={self.executor}: {', '.join(near)}"
             )
         if self.executor == "slurm":
-            if needs := [name for name in ("partition", "time") if name not in self.arguments]:
+            if needs := [name for name in ("partition", "time") if name not in arguments]:
                 raise ValueError(
-                    f"arguments: lacks {' and '.join(needs)}, which slurm needs: {{partition: …, time: …}}"
+                    f"engine.arguments: lacks {' and '.join(needs)}, which slurm needs: {{partition: …, time: …}}"
                 )
             if shutil.which("sbatch") is None:
                 raise ValueError("executor=slurm: there is no sbatch here: start it on a login node of the cluster")
@@ -136,7 +137,7 @@ class Datatrove:
         last = None
         for stage, tasks in stages.names():
             step = Step(stages, stage, logs / stage)
-            more = {**_DEFAULTS.get(self.executor, {}), **self.arguments}
+            more = {**_DEFAULTS.get(self.executor, {}), **(self.arguments or {})}
             if self.executor == "slurm":
                 more = {"job_name": f"prepare-{stage}", "env_command": _env_command(), **more}
             last = self._class(
