@@ -16,12 +16,14 @@ from thunderhead.core.data.manifest import sha256_of
 from thunderhead.disk import write_text
 
 _REMEMBERED_BYTES = 256 << 20  # hashing less takes a fraction of a second
+_PLACES, _BLOCK = 16, 1 << 16  # of a file that is sampled
 _SETTLED_SECONDS = 2.0  # a file that changed just now may change again without another time
 
 
-def listing(files: Sequence[tuple[str, Path]]) -> dict[str, Any]:
+def listing(files: Sequence[tuple[str, Path]], *, sampled: bool = False) -> dict[str, Any]:
     """Summarise names and bytes of files: of fixed size, and different when a name or a byte is.
 
+    `sampled` looks at the size of a file and 1 MB of it, in 16 places: another byte elsewhere is not noticed.
     Hashes of large corpora are remembered in the user's cache ($XDG_CACHE_HOME/thunderhead), by size, inode and times:
     among them the time of the last change of any kind, which no program can set.
     """
@@ -36,8 +38,8 @@ def listing(files: Sequence[tuple[str, Path]]) -> dict[str, Any]:
         task = progress.add_task("Hashing files (once)", total=total)
         for name, file in files:
             found = status[name]
-            stamp = [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
-            digest = before.get(f"{name} {stamp}") or sha256_of(file)
+            stamp = [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, *["sampled"] * sampled]
+            digest = before.get(f"{name} {stamp}") or (_sampled(file) if sampled else sha256_of(file))
             if now - found.st_ctime > _SETTLED_SECONDS:
                 remembered[f"{name} {stamp}"] = digest
             hashes.update(f"{name}\0{digest}\n".encode())
@@ -45,7 +47,20 @@ def listing(files: Sequence[tuple[str, Path]]) -> dict[str, Any]:
     if memory is not None and remembered != before:
         with contextlib.suppress(OSError):  # a home that cannot be written to: hashed again the next time
             write_text(memory, json.dumps(remembered))
-    return {"files": len(files), "bytes": total, "sha256": hashes.hexdigest()}
+    return {"files": len(files), "bytes": total, "sha256": hashes.hexdigest()} | ({"sampled": True} if sampled else {})
+
+
+def _sampled(file: Path) -> str:
+    """Hash the size of a file, and blocks of it, from its first byte to its last."""
+    size = file.stat().st_size
+    if size <= _PLACES * _BLOCK:
+        return sha256_of(file)
+    hashes = hashlib.sha256(str(size).encode())
+    with open(file, "rb") as stream:
+        for place in range(_PLACES):
+            stream.seek((size - _BLOCK) * place // (_PLACES - 1))
+            hashes.update(stream.read(_BLOCK))
+    return hashes.hexdigest()
 
 
 def _memory(files: Sequence[tuple[str, Path]]) -> Path:

@@ -67,7 +67,7 @@ class HuggingFaceDataset(Source):
         names = ("subset", "split", "text_field", "begins", "max_bytes", "max_document_bytes")
         if self._folder is None:
             return self._settings(*names, "dataset", "revision")
-        return {**self._settings(*names), **listing(self._files(self._folder))}
+        return {**self._settings(*names), **listing(self._files(self._folder), sampled=self.sampled)}
 
     def _files(self, folder: Path) -> list[tuple[str, Path]]:
         if not folder.is_dir():

@@ -65,7 +65,7 @@ class InstalledPackage(PythonFiles):
 
     @cached_property
     def _listing(self) -> dict[str, Any]:
-        return listing(self._files())
+        return listing(self._files())  # of a few MB
 
     def fingerprint(self) -> dict[str, Any]:
         return {**self._settings("package"), **self._listing}

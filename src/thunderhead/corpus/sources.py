@@ -74,6 +74,7 @@ class Share:
 class Source(Share, ABC):
     """Text to train on. Making one touches no file; methods raise ValueError with a line that names file and fault."""
 
+    sampled = False  # whether fingerprints look at parts of large files only: data.fingerprint
     keeps_whole: bool = False
     """Whether pieces of a document, whose ids differ behind the last #, stay on one side of the split."""
 
@@ -220,7 +221,7 @@ class LocalText(FilesSource):
 
     def fingerprint(self) -> dict[str, Any]:
         names = ("suffixes", "text_field", "max_document_bytes", "encoding", "on_error", "keeps_whole")
-        return {**self._settings(*names), **listing(self._files())}
+        return {**self._settings(*names), **listing(self._files(), sampled=self.sampled)}
 
     def check(self) -> None:
         def look(name: str, file: Path) -> None:

@@ -27,6 +27,8 @@ class TextData(ShardData):
     sources: Mapping[str, Source]  # where the text comes from, by name
     path: PathText | None = None  # a place for data.path=…, for sources to refer to as ${data.path}
     shards_dir: PathText = "data/shards"  # for shards of all corpora, each under its own key
+    fingerprint: Literal["full", "sampled"] = "full"
+    """How shards know the files that they were made from: by all bytes, or by the size and 1 MB of each."""
     shards_key: FolderName | None = None  # use these, if they are there, whatever became of the text since
     validation: Annotated[str, MinLen(1)] = "hash"  # which text is never trained on: hash, tail, or names of files
     validation_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05  # how much of it, for hash and tail
@@ -58,6 +60,8 @@ class TextData(ShardData):
 
     def _preparation(self) -> Preparation:
         assert self.tokenizer is not None, "problems() tells"
+        for source in self.sources.values():
+            source.sampled = self.fingerprint == "sampled"
         return Preparation(
             self.sources,
             self.tokenizer,
