@@ -69,7 +69,7 @@ class Run:
     generation: Callable[..., str]  # (decoder, tokenizer, device) to a sample of text
     init_from: Any  # None, or what gives a new run its weights: `weights(decoder)`, whole, by parameter name
     hardware_plan: Any  # group `plan`: what is assumed about GPUs
-    _meta: dict[tuple[int, int | None], Decoder] = field(default_factory=dict, compare=False, repr=False)
+    _meta: dict[tuple[int, bool], Decoder] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def context_length(self) -> int:
@@ -85,16 +85,16 @@ class Run:
 
         Raises ValueError if components contradict each other.
         """
-        sizes = self.data.vocab_size, asked(self.data, "eos_id")
-        if sizes not in self._meta:
+        vocab_size, eos_id = self.data.vocab_size, asked(self.data, "eos_id")
+        if (asked_of := (vocab_size, eos_id is None)) not in self._meta:  # which token it is changes no answer
             try:
                 with torch.device("meta"):
-                    self._meta[sizes] = self.model.decoder(*sizes)
+                    self._meta[asked_of] = self.model.decoder(vocab_size, eos_id)
             except RuntimeError as error:
                 if "overflow" not in str(error):  # of sizes that torch cannot count
                     raise
                 raise ValueError(f"model: cannot be made ({first_line(error)})") from error
-        return self._meta[sizes]
+        return self._meta[asked_of]
 
     def components(self) -> Iterator[Any]:
         """Everything that may have an opinion on what goes together, as a method `problems(run)`."""
