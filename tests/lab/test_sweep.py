@@ -23,6 +23,7 @@ from thunderhead.lab.runs import read_runs
 from thunderhead.lab.statistics import compare
 from thunderhead.lab.sweep import Sweep
 from thunderhead.processes import SIGNALS
+from thunderhead.training import record
 from tiny import tiny
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_training.py")))
@@ -30,22 +31,31 @@ MQA = "MultiQueryAttention"
 
 
 @pytest.fixture
-def grid(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[..., int]:
+def candidates(text_corpus: Path, shards_dir: Path) -> Callable[..., list[Candidate]]:
+    """candidates("match=params", attention=[…], seed=[…]) composes the combinations."""
+
+    def compose(*overrides: str, **values: list[str]) -> list[Candidate]:
+        combinations: list[dict[str, str]] = [{}]
+        for group, options in values.items():
+            combinations = [c | {group: option} for c in combinations for option in options]
+        found = []
+        for choices in combinations:
+            lines = [*overrides, *(f"{group}={option}" for group, option in choices.items())]
+            found.append(Candidate(choices, config.plain(config.compose(tiny(text_corpus, shards_dir, *lines)))))
+        return found
+
+    return compose
+
+
+@pytest.fixture
+def grid(candidates: Callable[..., list[Candidate]], tmp_path: Path) -> Callable[..., int]:
     """grid("match=params", attention=[…], seed=[…]) runs the combinations in tmp_path/sweep; gives the exit status."""
 
     def run(
         *overrides: str, n_jobs: int = 2, baseline: str | None = None, max_seeds: int | None = None, **values: list[str]
     ) -> int:
-        combinations: list[dict[str, str]] = [{}]
-        for group, options in values.items():
-            combinations = [c | {group: option} for c in combinations for option in options]
-        candidates = []
-        for choices in combinations:
-            lines = [*overrides, *(f"{group}={option}" for group, option in choices.items())]
-            composed = config.plain(config.compose(tiny(text_corpus, shards_dir, *lines)))
-            candidates.append(Candidate(choices, composed))
         sweep = Sweep(tmp_path / "sweep", LocalExecutor(n_jobs, FAKE, imports=()), ["-m"], planner())
-        return run_grid(candidates, sweep, baseline=baseline, max_seeds=max_seeds)
+        return run_grid(candidates(*overrides, **values), sweep, baseline=baseline, max_seeds=max_seeds)
 
     return run
 
@@ -256,3 +266,25 @@ def test_a_launcher_of_others_is_refused_in_one_line() -> None:
     sweeper.launcher = BasicLauncher()
     with pytest.raises(ConfigError, match=r"^hydra/launcher: BasicLauncher cannot run this sweep: [^\n]+$"):
         sweeper.begin()
+
+
+def test_a_sweep_trains_what_earlier_ones_did_not(
+    candidates: Callable[..., list[Candidate]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    here = {"packages": {}, "git": {"commit": "0123", "changed_files": []}}
+    monkeypatch.setattr(record, "surroundings", lambda: here)
+    first = Sweep(tmp_path / "sweeps" / "1", LocalExecutor(2, FAKE, imports=()), ["-m"], planner())
+    assert run_grid(candidates(attention=["mha", "mqa"], seed=["1", "2"]), first) == 0
+    for folder in first.folder.glob("attention_*"):
+        record.write_json(folder / "environment.json", here)
+    capsys.readouterr()
+    second = Sweep(tmp_path / "sweeps" / "2", LocalExecutor(2, FAKE, imports=()), ["-m"], planner())
+    second.reuse = tmp_path / "sweeps"
+    assert run_grid(candidates(attention=["mha", "mqa", "gqa"], seed=["1", "2"]), second) == 0
+    assert "4 of 6 runs were finished by earlier sweeps" in capsys.readouterr().out
+    assert "4 of 6 runs were finished by earlier sweeps" in (second.folder / "report.html").read_text()
+    reused = {file.parent.name.split("-")[0] for file in second.folder.glob("*/reused.json")}
+    assert reused == {"attention_mha", "attention_mqa"}

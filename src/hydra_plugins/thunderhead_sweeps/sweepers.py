@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from thunderhead import disk
 from thunderhead.core.config import Config, ConfigError, Problem, check, plain
-from thunderhead.core.types import NonNegativeFloat, PositiveInt
+from thunderhead.core.types import NonNegativeFloat, PathText, PositiveInt
 
 from .launchers import ThunderheadLauncher, containers
 
@@ -62,7 +62,7 @@ class ThunderheadSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def begin(self) -> "Sweep":
+    def begin(self, reuse: str | None = None) -> "Sweep":
         """A sweep in its folder, with what runs and plans its jobs, and what was typed, to go on with later."""
         from thunderhead.lab.sweep import Sweep
 
@@ -70,7 +70,9 @@ class ThunderheadSweeper(Sweeper):
             name = type(self.launcher).__name__
             message = f"{name} cannot run this sweep: leave it out, and for two runs at a time hydra.launcher.n_jobs=2"
             raise ConfigError([Problem("hydra/launcher", f"{message}; or hydra/launcher=slurm")])
-        return Sweep(Path(str(self.config.hydra.sweep.dir)), self.launcher.executor(), sys.argv[1:], planner())
+        sweep = Sweep(Path(str(self.config.hydra.sweep.dir)), self.launcher.executor(), sys.argv[1:], planner())
+        sweep.reuse = Path(reuse) if reuse is not None else None
+        return sweep
 
     def overrides(self, arguments: Sequence[str]) -> list[Override]:
         """What is swept over: that of the experiment, then that of the command line."""
@@ -114,6 +116,7 @@ class GridSweeper(ThunderheadSweeper):
     - baseline: the arm that others are matched to and compared with; None = matched to the first.
     - metric: what arms are compared by; smallest_effect: those that surely differ by less are called practically equal.
     - until: seeds = those that are given; resolved = arms whose comparisons are open get more, up to `max_seeds`.
+    - reuse: a folder of earlier sweeps, from which finished runs are taken.
     """
 
     def __init__(
@@ -124,11 +127,12 @@ class GridSweeper(ThunderheadSweeper):
         smallest_effect: NonNegativeFloat = 0.005,
         until: Literal["seeds", "resolved"] = "seeds",
         max_seeds: PositiveInt = 8,
+        reuse: PathText | None = None,
         params: dict[str, Any] | None = None,
     ):
-        self.baseline, self.params = baseline, params or {}
+        self.baseline, self.params, self.reuse = baseline, params or {}, reuse
         self.comparisons = {"metric": metric, "smallest_effect": smallest_effect}
-        self.settings: dict[str, Any] = {**self.comparisons, "until": until, "max_seeds": max_seeds}
+        self.settings: dict[str, Any] = {**self.comparisons, "until": until, "max_seeds": max_seeds, "reuse": reuse}
 
     def run(self, arguments: list[str]) -> int:
         from thunderhead.lab.grid import Candidate, run_grid
@@ -138,7 +142,7 @@ class GridSweeper(ThunderheadSweeper):
             raise ConfigError(problems)
         combinations = self.combinations(arguments)
         candidates = [Candidate(choices, self.compose(lines)) for choices, lines in combinations]
-        sweep = self.begin()
+        sweep = self.begin(self.reuse)
         sweep.comparisons = self.comparisons
         max_seeds = self.settings["max_seeds"] if self.settings["until"] == "resolved" else None
         return run_grid(candidates, sweep, baseline=self.baseline, max_seeds=max_seeds)
@@ -159,9 +163,10 @@ class IsoFlopSweeper(ThunderheadSweeper):
         smallest_effect: None = None,
         until: None = None,
         max_seeds: None = None,
+        reuse: str | None = None,
         **settings: Any,
     ):
-        self.params, self.settings = params or {}, containers(settings)
+        self.params, self.settings, self.reuse = params or {}, containers(settings), reuse
         comparisons = {"metric": metric, "smallest_effect": smallest_effect, "until": until, "max_seeds": max_seeds}
         self.of_comparisons = {"baseline": baseline, **comparisons}
 
@@ -182,7 +187,7 @@ class IsoFlopSweeper(ThunderheadSweeper):
                 fixed.append(str(override.input_line))
         if problems:
             raise ConfigError(problems)
-        return run_isoflop(settings, self.begin(), overrides=fixed, seeds=seeds, compose=self.compose)
+        return run_isoflop(settings, self.begin(self.reuse), overrides=fixed, seeds=seeds, compose=self.compose)
 
 
 class LadderSweeper(ThunderheadSweeper):
@@ -197,6 +202,7 @@ class LadderSweeper(ThunderheadSweeper):
         *,
         params: dict[str, Any] | None = None,
         baseline: str | None = None,
+        reuse: str | None = None,
         metric: None = None,
         smallest_effect: None = None,
         until: None = None,
@@ -204,6 +210,7 @@ class LadderSweeper(ThunderheadSweeper):
         **settings: Any,
     ):
         self.params, self.baseline, self.settings = params or {}, baseline, containers(settings)
+        self.reuse = reuse
         comparisons = {"metric": metric, "smallest_effect": smallest_effect, "until": until, "max_seeds": max_seeds}
         self.of_comparisons = comparisons
 
@@ -215,7 +222,9 @@ class LadderSweeper(ThunderheadSweeper):
         if given := [name for name, value in self.of_comparisons.items() if value is not None]:
             message = "is of comparisons at one size: leave it out"
             raise ConfigError([Problem(f"hydra.sweeper.{name}", message) for name in given])
-        return run_ladder(settings, self.begin(), arms=combinations, compose=self.compose, baseline=self.baseline)
+        return run_ladder(
+            settings, self.begin(self.reuse), arms=combinations, compose=self.compose, baseline=self.baseline
+        )
 
 
 class OptunaSweeper(ThunderheadSweeper):

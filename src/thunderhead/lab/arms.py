@@ -241,7 +241,7 @@ def warnings(arms: Sequence[Arm]) -> list[str]:
 
     by_commits = "The runs were made by different commits ({}): a change of the code may be what is measured."
     found = several(by_commits, ((run.git.get("commit") or "")[:8] for run in runs))
-    changes = {str(line).strip() for run in runs for line in run.git.get("changed_files") or [] if _is_code(line)}
+    changes = {str(line).strip() for run in runs for line in run.git.get("changed_files") or [] if is_code(line)}
     if changed := sorted(changes):
         found.append(f"Runs were made with uncommitted changes ({', '.join(changed[:3])}{' …' * (len(changed) > 3)}).")
     for package in ("torch", "lightning"):
@@ -275,7 +275,7 @@ def _unequal(arm: Arm, first: Arm) -> str:
     return f"{message}, in {time:.3g} × its time, which was to be equal."
 
 
-def _is_code(status: str) -> bool:
+def is_code(status: str) -> bool:
     """A line of `git status --porcelain` about a file that may change a run: " M conf/train.yaml"."""
     file = status.strip().rpartition(" ")[2]
     return file.endswith((".py", ".yaml")) and not file.startswith(("tests/", "docs/", "benchmarks/"))

@@ -14,6 +14,7 @@ from thunderhead.lab.execution import Executor, Monitor, Outcome, log_file, run_
 from thunderhead.lab.jobs import Job, PlanRun, steps
 from thunderhead.lab.progress import Board
 from thunderhead.lab.report import write_report
+from thunderhead.lab.reuse import take_over
 from thunderhead.lab.runs import Failure, Run, planned_looks, read_runs
 from thunderhead.terminal import say
 from thunderhead.training import record
@@ -34,7 +35,7 @@ class Sweep:
     - report: what is written in the end, called as `thunderhead.lab.report.write_report`. comparisons: its
       metric and smallest_effect; looks at several numbers of seeds are planned before the first run.
     - jobs: of the comparison. names: their arms, by folder. outcomes: of all jobs that were started, by folder.
-    - failures, pruned, notes: for the report.
+    - failures, pruned, notes: for the report. reuse: where finished runs of earlier sweeps are looked for.
     - is_last, announce: jobs that wait for all others, and what is said before them of the runs that have ended.
     """
 
@@ -51,6 +52,7 @@ class Sweep:
     failures: list[Failure] = field(default_factory=list)
     pruned: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    reuse: Path | None = None
     is_last: Callable[[Job], bool] = lambda job: False
     announce: Callable[[Sequence[Run], Sequence[Job]], None] = lambda runs, jobs: None
 
@@ -82,6 +84,10 @@ class Sweep:
     def run(self, jobs: Sequence[Job], title: str, monitor: Monitor | None = None) -> None:
         """Run jobs, and note how they ended; Stopped if a signal ended them."""
         outcomes: dict[Path, Outcome] = {}
+        if self.reuse is not None and (n := take_over(jobs, self.reuse)):
+            told = f"{n} of {len(jobs)} runs were finished by earlier sweeps, with the same code, and taken from there."
+            self.notes.append(told)
+            say(f"{told} ({self.reuse})")
         try:
             with Board(jobs, title) as board:
                 run_jobs(jobs, self.executor, board, outcomes, monitor)
