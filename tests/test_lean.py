@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
+from thunderhead.training.record import REPOSITORY
+
 CODE = """
 import thunderhead
 import lightning.pytorch, sys, torch
@@ -26,3 +30,36 @@ def test_a_torchmetrics_that_is_imported_already_is_left_alone() -> None:
     code = "import scipy.signal, torchmetrics, thunderhead, lightning.pytorch; print(torchmetrics.__version__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr
+
+
+PROGRAM = """
+import runpy, sys
+sys.argv = ["train.py", *sys.argv[1:]]
+try:
+    runpy.run_path("train.py", run_name="__main__")
+except SystemExit:
+    pass
+print("LOADED", len(sys.modules), *sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def loaded(*arguments: str) -> tuple[int, set[str]]:
+    """How many modules a command has imported when it ends, and their packages."""
+    command = [sys.executable, "-c", PROGRAM, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    number, *packages = done.stdout.rpartition("LOADED ")[2].split()
+    return int(number), set(packages)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["attention=foo"]])
+def test_help_and_refusals_import_neither_torch_nor_what_needs_it(arguments: list[str]) -> None:
+    number, packages = loaded(*arguments)
+    assert packages.isdisjoint({"torch", "lightning", "numpy", "pandas", "matplotlib", "litdata"})
+    assert number < 550  # Hydra, OmegaConf and what they import of Python: 422
+
+
+def test_a_dry_run_imports_what_plans_and_nothing_that_prepares_or_logs() -> None:
+    number, packages = loaded("dry_run=true", "model.n_layers=1")
+    assert {"torch", "lightning"} <= packages
+    assert packages.isdisjoint({"litdata", "boto3", "tensorboard", "datasketch", "scipy", "transformers"})
+    assert number < 3800  # 3,227, most of them torch and lightning

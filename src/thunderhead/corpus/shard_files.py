@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from litdata.streaming.item_loader import TokensLoader
-from litdata.streaming.writer import BinaryWriter
 
 from thunderhead.core.data.manifest import REMEDY, Chunk, Manifest, MissingFileError, Shard, ShardError, sha256_of
 from thunderhead.core.tokenizer import Tokens, dtype_for
@@ -27,6 +25,9 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, *, vocab_size: int, chunk_bytes: int, list_documents: bool = False):
+        from litdata.streaming.item_loader import TokensLoader  # half a second, which reading shards does not need
+        from litdata.streaming.writer import BinaryWriter
+
         folder.mkdir(parents=True)
         self._folder = folder
         self._writer = BinaryWriter(str(folder), chunk_bytes=chunk_bytes, item_loader=TokensLoader())

@@ -34,7 +34,6 @@ from thunderhead.corpus.curation import Inspect, curate
 from thunderhead.corpus.overlap import Overlap
 from thunderhead.corpus.passes import Passes
 from thunderhead.corpus.preparation import Preparation
-from thunderhead.corpus.sides import Relate, settle
 from thunderhead.corpus.sources import INSIDE, refusal
 from thunderhead.disk import write_text
 
@@ -106,6 +105,8 @@ class Stages:
     def _relate(self, rank: int, passes: Passes, processes: int) -> None:
         if (self.work / "sides").exists():
             return
+        from thunderhead.corpus.sides import Relate  # datasketch imports SciPy
+
         passes.begin("Comparing")
         batches = self._batches(rank, split=self.preparation.split)
         for record in remembered(Relate(), batches, processes, self._file("related", rank)):
@@ -114,6 +115,8 @@ class Stages:
     def _settle(self, *_: object) -> None:
         if (self.work / "sides").exists():
             return
+        from thunderhead.corpus.sides import settle
+
         whole = {name: source.keeps_whole for name, source in self.preparation.sources.items()}
         settle(partial(recorded, self._files("related")), whole, self.work / "sides", self.work)
         write_text(self.work / "related.json", json.dumps([_documents([file]) for file in self._files("related")]))

@@ -11,10 +11,6 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard.summary import hparams
 
 from thunderhead import disk
 from thunderhead.training.about import card
@@ -61,6 +57,8 @@ class TensorBoard(TensorBoardLogger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
         """Write the card of choices, and what HParams compares: the same columns in each run."""
+        from torch.utils.tensorboard.summary import hparams  # imports TensorBoard: not for a plan
+
         assert isinstance(params, dict)
         plan, told = params["planned"], params["about"]
         self._tokens_per_step = plan["tokens_per_step"]
@@ -141,6 +139,10 @@ def forget_from(logger: Logger, step: int, tokens: int) -> dict[str, float]:
         return dict(forget(step))
     if not isinstance(logger, TensorBoardLogger):
         return {}
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader  # imports half of it
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
     first = tokens if getattr(logger, "axis", "steps") == "tokens" else step
     for file in Path(logger.log_dir).glob("events.out.tfevents.*"):
         events = [*RawEventFileLoader(str(file)).Load()]
