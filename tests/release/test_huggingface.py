@@ -83,9 +83,9 @@ def decoder_of(choices: Iterable[str], vocab_size: int = VOCAB) -> Decoder:
     return decoder.eval()
 
 
-def largest_difference(decoder: Decoder) -> tuple[str, float]:
+def largest_difference(decoder: Decoder, preferred: str | None = None) -> tuple[str, float]:
     """The class, and how far its logits are off, relative to the largest."""
-    model = converted(decoder)
+    model = converted(decoder, preferred)
     tokens_BT = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         ours, theirs = decoder.logits(tokens_BT), model(tokens_BT).logits
@@ -128,6 +128,23 @@ def test_logits_are_those_of_transformers(name: str, parametrization: str) -> No
     kind, difference = largest_difference(decoder)
     assert kind.startswith(name)
     assert difference < 1e-5
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_each_option_that_a_class_is_said_to_have_is_right(name: str) -> None:
+    """All options of CHOICES, one at a time beside those of the example; what the class lacks is another class's."""
+    example, tried = (*EXAMPLES[name], "model.bias=false", "model.tie_embeddings=true", "parametrization=standard"), 0
+    for place, options in enumerate(CHOICES):
+        for option in options:
+            try:
+                decoder = decoder_of((*example[:place], option, *example[place + 1 :]))
+                same = architecture_of(decoder, name).name == name
+            except ValueError:  # no class, or refused before
+                continue
+            if same:
+                assert largest_difference(decoder, name)[1] < 1e-5, option
+                tried += 1
+    assert tried >= len(CHOICES)  # the example itself, once for each place
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

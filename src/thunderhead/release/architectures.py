@@ -337,9 +337,7 @@ ARCHITECTURES = (
     ),
     Architecture("Starcoder2", _GPT | _RMS | _WINDOW, _starcoder2, _STARCODER2),
     Architecture("Nemotron", _GPT | _RMS | PARTIAL | ANY_HEAD, _partial, _LLAMA, _norms_less_one, 0.0),
-    Architecture(
-        "Cohere", _RMS | ANY_HEAD | QKV_BIAS | _PARALLEL | {"norm": {"layernorm"}}, _cohere, _LLAMA, interleaved
-    ),
+    Architecture("Cohere", _RMS | QKV_BIAS | _PARALLEL | {"norm": {"layernorm"}}, _cohere, _LLAMA, interleaved),
     Architecture("StableLm", LAYER | _RMS | PARTIAL | QKV_BIAS | {"block": {"pre", "parallel"}}, _stablelm, _LLAMA),
     Architecture("Phi", _GPT | _RMS | PARTIAL | _PARALLEL, _partial, _PHI),
     Architecture(
