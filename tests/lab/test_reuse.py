@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from simulated import composed, write_run
 
-from thunderhead.core.config import ConfigError
 from thunderhead.lab.jobs import Job, make_job, state
 from thunderhead.lab.reuse import take_over
 from thunderhead.lab.runs import read_runs
@@ -77,9 +76,3 @@ def test_another_configuration_and_damage_are_trained(tmp_path: Path, here: dict
     assert take_over([job(tmp_path / "second", dropout={"p": 0.5})], tmp_path / "first") == 0
     (old / "environment.json").write_text("{")
     assert take_over([job(tmp_path / "second")], tmp_path / "first") == 0
-
-
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, here: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        take_over([], tmp_path / "nowhere")
-    assert caught.value.problems[0].path == "hydra.sweeper.reuse"

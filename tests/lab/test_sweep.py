@@ -268,6 +268,14 @@ def test_a_launcher_of_others_is_refused_in_one_line() -> None:
         sweeper.begin()
 
 
+def test_a_folder_of_earlier_sweeps_that_is_not_there_is_refused() -> None:
+    sweeper = GridSweeper()
+    sweeper.launcher = BasicLauncher()
+    with pytest.raises(ConfigError) as caught:
+        sweeper.begin("nowhere")
+    assert [problem.path for problem in caught.value.problems] == ["hydra/launcher", "hydra.sweeper.reuse"]
+
+
 def test_a_sweep_trains_what_earlier_ones_did_not(
     candidates: Callable[..., list[Candidate]],
     tmp_path: Path,

@@ -66,10 +66,17 @@ class ThunderheadSweeper(Sweeper):
         """A sweep in its folder, with what runs and plans its jobs, and what was typed, to go on with later."""
         from thunderhead.lab.sweep import Sweep
 
+        problems = []
         if not isinstance(self.launcher, ThunderheadLauncher):
             name = type(self.launcher).__name__
             message = f"{name} cannot run this sweep: leave it out, and for two runs at a time hydra.launcher.n_jobs=2"
-            raise ConfigError([Problem("hydra/launcher", f"{message}; or hydra/launcher=slurm")])
+            problems.append(Problem("hydra/launcher", f"{message}; or hydra/launcher=slurm"))
+        if reuse is not None and not Path(reuse).is_dir():
+            message = f"{reuse} is no folder: give that of earlier sweeps, as logs/sweeps"
+            problems.append(Problem("hydra.sweeper.reuse", message))
+        if problems:
+            raise ConfigError(problems)
+        assert isinstance(self.launcher, ThunderheadLauncher)
         sweep = Sweep(Path(str(self.config.hydra.sweep.dir)), self.launcher.executor(), sys.argv[1:], planner())
         sweep.reuse = Path(reuse) if reuse is not None else None
         return sweep

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from thunderhead.core.config import ConfigError, Problem, read_mapping
+from thunderhead.core.config import ConfigError, read_mapping
 from thunderhead.lab.arms import is_code
 from thunderhead.lab.jobs import Job, key, state
 from thunderhead.training import record
@@ -20,10 +20,8 @@ def take_over(jobs: Iterable[Job], place: Path) -> int:
 
     A run is the same if its key is, which holds its whole configuration, and if it was made by the same commit, without
     changes of the code then or now, and the same torch and lightning. reused.json says where it was; checkpoints stay
-    there. ConfigError if there is no such folder.
+    there.
     """
-    if not place.is_dir():
-        raise ConfigError([Problem("hydra.sweeper.reuse", f"{place} is no folder: give that of earlier sweeps")])
     new = {key(job.config): job for job in jobs if state(job.folder) == "new"}
     here = _made_by(record.surroundings())
     found = 0
