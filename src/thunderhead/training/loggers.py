@@ -14,9 +14,12 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from thunderhead import disk
+from thunderhead.core.config import read_mapping
+from thunderhead.training import record
 from thunderhead.training.about import card
 
 SECTIONS = (
@@ -170,6 +173,24 @@ def _takes(log: Callable[..., None], *values: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def show_tasks(run: Path, summary: Mapping[str, Any]) -> None:
+    """Write the scores of tasks in a run's summary beside its events for TensorBoard, at the run's end.
+
+    They are metrics like those of validation; of another checkpoint than the last they say which.
+    """
+    others = [file for file in run.glob("events.out.tfevents.*") if not file.name.endswith(".tasks")]
+    if not others:
+        return
+    for old in run.glob("events.out.tfevents.*.tasks"):
+        old.unlink()
+    axes = [node.get("axis") for node in read_mapping(run / "config.yaml").get("logger", {}).values()]
+    end = summary["tokens" if "tokens" in axes else "steps"]
+    with SummaryWriter(str(run), filename_suffix=".tasks") as writer:
+        for checkpoint, found in summary["tasks"].items():
+            for name, value in record.scores_of(found).items():
+                writer.add_scalar(chart(f"val/{name}" + f" ({checkpoint})" * (checkpoint != "last")), value, end)
 
 
 def draw_schedule(schedule: Callable[[int, int], float], peak: float, total_steps: int, tokens_per_step: int) -> Figure:
