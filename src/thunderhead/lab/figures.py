@@ -236,8 +236,7 @@ def pareto(analysis: Analysis) -> Figure | None:
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.margins(x=0.15)
         legend(axes)
-        if axes.get_subplotspec().is_first_col():
-            axes.set_ylabel(f"final loss ({analysis.unit}), 95 % CI over seeds")
+    axes_of[0].set_ylabel(f"final loss ({analysis.unit}), 95 % CI over seeds")
     figure.suptitle("Lower left is better; the line is the Pareto front")
     return figure
 
