@@ -128,6 +128,7 @@ OPTIONS = {
         "data": {"experiment=shakespeare_char data.path=…": "shakespeare shakespeare_char tinyshakespeare"},
         "tokenizer": {"tiktoken tokenizer.path=…": "gpt2 r50k_base cl100k_base o200k_base"},
         "callbacks": {_EARLY_STOPPING: "early_stopping"},
+        "init_from": {"resume=auto": "resume"},
         "debug": {"fast": "fdr default limit", "profile=true": "profiler"},
         "logger": {"many": "many_loggers all"},
         "hydra/launcher": {"slurm": "submitit_slurm", "processes": "submitit_local ray rq"},
@@ -151,6 +152,7 @@ REMARKS = {
     "print_config": "type --cfg job",
     "overwrite_output_dir": "leave it out: each run has a folder of its own",
     "push_to_hub": "type python export.py run=<folder of a run> push=<user/name>",
+    "scratch": "leave it out: weights are drawn by the seed",
     "tags": "leave it out: loggers get what was chosen as tags",
 }
 """What to do instead, where no setting stands for their word."""
