@@ -27,7 +27,7 @@ from thunderhead.lab.job_server import JobServer
 from thunderhead.training import memory
 from tiny import tiny, train_here
 
-pytest_plugins = ("model_fixtures", "shard_fixtures")
+pytest_plugins = ("model_fixtures", "shard_fixtures", "browser")
 
 settings.register_profile("busy", deadline=None)  # a machine that is busy fails no test
 settings.load_profile("busy")

@@ -41,7 +41,7 @@ def main(spelled: str = "thunderhead") -> None:
         _new(rest)
         return
     if name not in PROGRAMS:
-        near = difflib.get_close_matches(name, [*PROGRAMS, "new"], n=1)
+        near = ["train"] if "=" in name else difflib.get_close_matches(name, [*PROGRAMS, "new"], n=1)
         complain(f"there is no command {name}" + (f": did you mean {near[0]}?" if near else f": {', '.join(PROGRAMS)}"))
         sys.exit(2)
     program = CONF_DIR.parent / f"{name}.py"

@@ -8,7 +8,6 @@ import importlib
 import os
 import pkgutil
 import re
-import shlex
 import signal
 import sys
 import traceback
@@ -102,16 +101,11 @@ spelled = "python"
 def shown(program: str, *overrides: str) -> str:
     """A command as a shell takes it, for hints: `python train.py …`; quote texts for Hydra first (`quoted`)."""
     started = program if spelled == "python" else program.removesuffix(".py")
-    return " ".join([spelled, started, *map(_for_shell, overrides)])
+    return " ".join([spelled, started, *map(suggestions.for_shell, overrides)])
 
 
 OmegaConf.register_new_resolver("program", lambda name: shown(f"{name}.py"), replace=True)  # of --help
 OmegaConf.register_new_resolver("label", choices.label, replace=True)  # of a run's folder
-
-
-def _for_shell(argument: str) -> str:
-    """In double quotes where they do, as Hydra's own are single; `shlex.quote` would take five characters for each."""
-    return f'"{argument}"' if "'" in argument and not re.search(r'["$`\\!]', argument) else shlex.quote(argument)
 
 
 def job(function: str, config: DictConfig) -> Any:
@@ -171,7 +165,7 @@ def _run(main: Callable[[], Any], config_name: str, expand: Mapping[str, str]) -
         _refuse(error.problems)
     # argparse takes overrides on one side of a flag only: attention=gqa -m seed=1,2 would be refused
     sys.argv[1:] = repeated_sweep(sorted(sys.argv[1:], key=lambda argument: argument not in BARE_FLAGS))
-    if problems := suggestions.no_flags(sys.argv[1:], config_name):
+    if problems := suggestions.not_settings(sys.argv[1:], config_name):
         _refuse(problems)
     if not {"-h", "--help"}.isdisjoint(sys.argv):
         # For each group that it lists, Hydra would copy what it knows of the search path: most of the time help takes.

@@ -1,15 +1,19 @@
 """What was meant by an override or a flag that Hydra cannot apply: all at once, with the nearest that works."""
 
 import difflib
+import glob
+import itertools
+import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,29 +22,113 @@ from thunderhead.core import config as configuration
 from thunderhead.core.config import Problem, quoted, unknown
 
 
-def no_flags(arguments: Sequence[str], config_name: str) -> list[Problem]:
-    """What has the dashes of a flag, and is none of Hydra's: as a setting, where we know which one is meant."""
-    flags = [a for a in get_args_parser().parse_known_args(list(arguments))[1] if a.startswith("-")]
-    if not flags:
+def not_settings(arguments: Sequence[str], config_name: str) -> list[Problem]:
+    """What is no key=value and none of Hydra's flags: as a setting, where we know which one is meant."""
+    given, others = _parsed(arguments)
+    flags = [a for a in others if a.startswith("-")]
+    words = [w for w in (*given.overrides, *others) if w not in flags and "=" not in w and not w.startswith("~")]
+    if not flags and not words:
         return []
-    composed = OmegaConf.to_container(_composed([], config_name), resolve=False)
-    known, values, problems = paths(composed), dict(configuration.leaves(composed)), []
+    composed, problems = OmegaConf.to_container(_composed([], config_name), resolve=False), []
+    known, values = paths(composed), dict(configuration.leaves(composed))
     for flag in flags:
-        word, _, value = flag.lstrip("-").partition("=")
-        name = word.replace("-", "_")
-        ours = name if name in known else familiar.ours(name) if config_name == "train" else None
-        value = value or ("true" if isinstance(values.get(str(ours)), bool) else "…")
-        hint = "--help shows what there is"
-        if ours:
-            hint = f"settings are written without dashes: {familiar.typed(ours, value)}"
-        problems.append(Problem(flag.partition("=")[0], f"is no flag; {hint}"))
+        name, _, value = flag.partition("=")
+        after = arguments[[*arguments].index(flag) + 1 :] if name == flag else ()
+        for word in itertools.takewhile(words.__contains__, after):
+            value = f"{value} {word}".strip()
+            words.remove(word)
+        key = name.lstrip("-").replace("-", "_")
+        is_switch = isinstance(values.get(key, values.get(str(familiar.ours(key)))), bool)
+        value = value or ("true" if is_switch else "")
+        said = f"here it is {_typed(key, value)}" if key in known else _meant(key, value, known, config_name)
+        said = said.replace("here it is ", "settings are written without dashes: ") or "--help shows what there is"
+        problems.append(Problem(name, f"is no flag; {said}"))
+    for word in words:
+        is_train = config_name == "train"
+        said = familiar.REMARKS.get(word, "") if is_train else ""
+        if is_train and re.search(r"\.(py|ya?ml|toml|json)$", word):
+            said = familiar.REMARKS["config"]
+        elif is_train and (elsewhere := _groups_with(word)):
+            said = "here it is " + " or ".join(f"{group}={word}" for group in elsewhere)
+        problems.append(Problem(word, f"is no setting; {said or 'settings are written as name=value (see --help)'}"))
     return problems
+
+
+def _parsed(arguments: Sequence[str]) -> tuple[Any, list[str]]:
+    """Hydra's flags and the overrides, and what it does not know."""
+    parser = get_args_parser()
+    parser.allow_abbrev = False  # --config would be one of three
+    return parser.parse_known_args([*arguments])
+
+
+def _groups_with(option: str) -> list[str]:
+    """Groups that have an option of this name."""
+    found = {file.parent.name for folder in _conf_dirs() for file in folder.glob(f"*/{glob.escape(option)}.yaml")}
+    return sorted(found) if option not in ("auto", "none", "default") else []
+
+
+def _meant(key: str, value: str, known: Collection[str], config_name: str) -> str:
+    """What stands for another project's setting, told as the end of a sentence; nothing where we do not know."""
+    if config_name != "train":
+        return ""
+    if remark := familiar.ours(key, familiar.REMARKS):
+        return remark
+    above, _, last = key.lower().rpartition(".")
+    if last in ("name", "type", "enable", "enabled", "mode") and above:  # optimizer.name is optimizer
+        last = above.rpartition(".")[2]
+    path = familiar.ours(key) or familiar.ours(last) or (last if _options(last) else None)
+    if path is None:  # training.steps
+        alike = [each for each in known if each.rpartition(".")[2] == last]
+        path = alike[0] if len(alike) == 1 else None
+    return f"here it is {_typed(path, value)}" if path else ""
+
+
+def _typed(path: str, value: str) -> str:
+    """What to type for a setting of ours, given as in `familiar.FAMILIAR`, with the value that somebody gave theirs."""
+    *before, last = path.split()
+    if "{tokens}" in last:
+        length = _composed([], "train").model.context_length
+        tokens = f"{int(value) * length} ({value} sequences of {length} tokens)" if value.isdecimal() else "…"
+        return path.replace("{tokens}", tokens)
+    if "=" in last:
+        group = last.partition("=")[0]
+        if value and (said := familiar.option(group, value.split(maxsplit=1)[0])) and value.lower() not in ON:
+            return said
+        is_off = value.lower() in OFF and "{" not in last
+        return "to be left out" if is_off else path.replace("{}", value or "…")
+    if options := _options(last):
+        return _option(last, (value or "true").split()[0]) or f"{last}=… (one of {', '.join(options)})"
+    return " ".join([*before, f"{last}={shlex.quote(value) if value else '…'}"])
+
+
+OFF, ON = ("false", "no", "off", "0", "null"), ("true", "yes", "on", "1")
+
+
+def _options(group: str) -> list[str]:
+    return sorted({file.stem for folder in _conf_dirs() for file in (folder / group).glob("*.yaml")}) if group else []
+
+
+def _option(group: str, name: str) -> str:
+    """What to type for an option that somebody names, if we know; where it is one of another group, that."""
+    options, name = _options(group), name.lower()
+    if name in options:
+        return f"{group}={name}"
+    if said := familiar.option(group, name):
+        return said
+    for words, usual in ((OFF[:-1], "none"), (ON, "auto")):
+        if name in words and usual in options:
+            return f"{group}={usual}"
+    if len(elsewhere := _groups_with(name)) == 1:
+        return f"{elsewhere[0]}={name}"
+    return f"{group}={near[0]}" if (near := difflib.get_close_matches(name, options, n=1)) else ""
 
 
 def composition_problems(error: Exception, config_name: str) -> list[Problem]:
     """Hydra stops at the first override that it cannot apply; look at the others too, and suggest."""
     if isinstance(error, MissingConfigException) and (missing := unknown_options()):
-        return missing
+        return [*missing, *_unknown_keys(config_name, {path for path, _ in missing})]
+    if isinstance(error, OverrideParseException) and (unread := _unread(error.override)):
+        return [unread]
     lines = str(error).partition("Config search path")[0].strip().splitlines()
     message = "\n    ".join(line for line in lines if line.strip())
     if isinstance(error.__cause__, OmegaConfBaseException) and str(error.__cause__) not in message:
@@ -48,22 +136,45 @@ def composition_problems(error: Exception, config_name: str) -> list[Problem]:
     hydras = [Problem("", message)]
     if not isinstance(error, ConfigCompositionException) or "Could not override" not in message:
         return hydras
+    return _unknown_keys(config_name) or hydras
+
+
+def for_shell(argument: str) -> str:
+    """In double quotes where they do, as Hydra's own are single; `shlex.quote` would take five characters for each."""
+    return f'"{argument}"' if "'" in argument and not re.search(r'["$`\\!]', argument) else shlex.quote(argument)
+
+
+def _unread(override: str) -> Problem | None:
+    """An override that Hydra's grammar does not take, where quotes or a value mend it."""
+    key, is_setting, value = override.partition("=")
+    if is_setting and "…" in value:
+        return Problem(key, f"needs a value in place of …: {override}")
+    mended = f"{key}={quoted(value)}"
+    try:
+        OverridesParser.create().parse_override(mended)
+    except HydraException:
+        return None
+    return Problem(key, f"{value} cannot be read without quotes: {for_shell(mended)}") if is_setting else None
+
+
+def _unknown_keys(config_name: str, refused: Collection[str] = ()) -> list[Problem]:
+    """Keys on the command line that the chosen options do not have; those of `refused` groups are not known."""
     groups = {path.name for folder in _conf_dirs() for path in folder.iterdir() if path.is_dir()}
     try:
         parsed = _typed_overrides()
-        chosen = [str(o.input_line) for o in parsed if o.key_or_group in groups and not o.is_sweep_override()]
+        chosen = [
+            str(o.input_line) for o in parsed if o.key_or_group in groups - {*refused} and not o.is_sweep_override()
+        ]
         composed = OmegaConf.to_container(_composed(chosen, config_name), resolve=False)
     except Exception:  # the groups themselves do not compose: Hydra's message is the best there is
-        return hydras
+        return []
     known, problems = paths(composed) | groups, []
     for override in parsed:
         key = override.key_or_group
-        if override.is_add() or override.is_force_add() or key in known or key.startswith("hydra"):
+        if override.is_add() or override.is_force_add() or key in known or key.split(".")[0] in ("hydra", *refused):
             continue
-        last = key.rpartition(".")[2]  # of trainer.precision a group
-        if config_name == "train" and (ours := familiar.ours(key) or (last if last in groups else None)) is not None:
-            value = override.get_value_element_as_str() if ours == "strategy" else "…"
-            problems.append(Problem(key, f"is unknown; here it is {familiar.typed(ours, value)}"))
+        if said := _meant(key, str(override.input_line).partition("=")[2], known, config_name):
+            problems.append(Problem(key, f"is unknown; {said}"))
             continue
         above, siblings = key, list[str]()
         while above and not siblings:
@@ -72,12 +183,12 @@ def composition_problems(error: Exception, config_name: str) -> list[Problem]:
         near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5)
         near = near or difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
         problems.append(Problem(key, unknown(key, near or siblings)))
-    return problems or hydras
+    return problems
 
 
 def _conf_dirs() -> list[Path]:
     """conf/, and the folder that --config-dir names, if it is there."""
-    given = get_args_parser().parse_known_args(sys.argv[1:])[0].config_dir
+    given = _parsed(sys.argv[1:])[0].config_dir
     return [configuration.CONF_DIR, *([Path(given).absolute()] if given and Path(given).is_dir() else [])]
 
 
@@ -112,15 +223,15 @@ def unknown_options() -> list[Problem]:
     problems = []
     for override in _typed_overrides():
         group = override.key_or_group
-        known = sorted({file.stem for folder in _conf_dirs() for file in (folder / group).glob("*.yaml")})
+        known = _options(group)
         chosen = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
         chosen = [choice for each in chosen for choice in (each if isinstance(each, list) else [each])]
         for choice in chosen if known else ():
             if not isinstance(choice, str) or (choice not in known and not elsewhere):
+                said = _option(group, str(choice))
                 near = difflib.get_close_matches(str(choice), known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]}? " if near else ""
-                if got := familiar.option(group, str(choice)):
-                    hint = f"{got}; "
+                is_near = said in [f"{group}={option}" for option in near]
+                hint = f"did you mean {near[0]}? " if is_near else f"type {said}; " if said else ""
                 problems.append(
                     Problem(group, f"has no option {configuration.show(choice)}; {hint}Options: {', '.join(known)}")
                 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
+import browser
 from thunderhead.corpus.curation_report import html_report
 
 VOID = {"meta", "rect"}
@@ -91,6 +92,20 @@ def test_bars_are_in_proportion() -> None:
     assert stacked == [(0, 500), (500, 375), (875, 125)]  # kept, gopher, exact, of 1000
     bars = [float(r["width"] or 0) for r in rectangles if "x" not in r]
     assert bars == [1000, 500, 500]
+
+
+@pytest.mark.parametrize("width", [1100, 390])
+def test_a_browser_shows_all_of_it(tmp_path: Path, page: browser.Page, width: int) -> None:
+    file = tmp_path / "curation.html"
+    file.write_text(html_report(CURATION), encoding="utf-8")
+    page.open(file.as_uri(), width, 800)
+    assert page.overflow() <= 0
+    assert page.ask("innerWidth") == width
+    sizes = page.ask("[...document.querySelectorAll('body > svg')].map(e => [e.clientWidth, e.clientHeight])")
+    assert sizes
+    assert all(across > 300 and high > 5 for across, high in sizes)
+    assert not page.errors
+    page.photograph(file.with_suffix(".png"))
 
 
 def test_a_curation_without_documents() -> None:

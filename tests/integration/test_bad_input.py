@@ -274,7 +274,7 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
         ),
         (
             ("epochs=3", "model.hidden_size=5"),
-            ("epochs is unknown; here it is budget=epochs budget.epochs=…", "here it is model.d_model=…"),
+            ("epochs is unknown; here it is budget=epochs budget.epochs=3", "here it is model.d_model=5"),
         ),
         (
             ("--learning-rate=3e-4",),
@@ -283,6 +283,14 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
         (
             ("callbacks=null",),
             ("callbacks has no option null; did you mean none? Options: default, ema, evaluation, lawa, none",),
+        ),
+        (
+            ("resume=true",),
+            ("resume true is no run: resume=auto goes on with the last unfinished one of this name",),
+        ),
+        (
+            ("optimizer=adamx", "optimizer.beta=1", "lr=1"),
+            ("optimizer has no option adamx; did you mean adamw?", "lr is unknown; here it is optimizer.lr=1"),
         ),
     ],
     ids=[
@@ -296,6 +304,8 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
         "words of others",
         "a flag",
         "no option",
+        "resume",
+        "options and settings",
     ],
 )
 def test_the_program_refuses(

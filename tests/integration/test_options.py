@@ -53,6 +53,7 @@ REFUSED_VALUES = {
     "optimizer.lr=-1.0": "^optimizer: Invalid learning rate: -1.0$",
     "parameter_groups.no_decay=[nothing.*]": "^parameter_groups.no_decay",
     "+trainer.max_steps=3": "^trainer.max_steps: follows from other settings: set budget instead$",
+    "+trainer.fast_dev_run=true": "^trainer.fast_dev_run: follows from other settings: set debug=fast instead$",
     "validation.every=1.5": "^validation.every: 1.5 is not accepted: .* should be less than 1 or should be 'auto'$",
 }
 

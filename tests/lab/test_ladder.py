@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from test_isoflop import PLAN, LawExecutor
 
+from browser import Page
 from thunderhead.composing import groups_composed_once
 from thunderhead.core import config
 from thunderhead.core.config import CONF_DIR, ConfigError
 from thunderhead.lab.jobs import Job
-from thunderhead.lab.ladder import Effect, Estimate, Persistence, Rung, climb
+from thunderhead.lab.ladder import Effect, Estimate, Ladder, Persistence, Rung, climb
+from thunderhead.lab.ladder_figures import ladder as draw
 from thunderhead.lab.ladder_report import places_of, rate_rule, write_ladder_report
 from thunderhead.lab.ladder_sweep import read_settings, run_ladder
 from thunderhead.lab.runs import read_runs
@@ -136,6 +138,28 @@ def test_a_ladder_is_run_and_its_held_out_size_predicted(
         again = list(csv.DictReader(file))
     assert [row["multiplier"] for row in again] == [row["multiplier"] for row in rows]
     assert [row["held_out"] for row in again] == [row["held_out"] for row in rows]
+
+
+def test_a_phone_shows_all_of_it(lines: list[str], tmp_path: Path, page: Page) -> None:
+    run(lines, tmp_path, Better(), "gqa", "mha")
+    page.open((tmp_path / "report.html").as_uri(), 390, 800)
+    assert [own > 0 and shown > 300 for shown, own in page.pictures()] == [True]
+    assert page.ask("document.images[0].clientHeight > 1.2 * document.images[0].clientWidth")  # panels below each other
+    assert page.overflow() <= 0
+    wide = page.ask("[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length")
+    assert not wide
+    assert not page.errors
+    page.photograph(tmp_path / "phone.png", whole=True)
+
+
+def test_the_picture_holds_whole_intervals() -> None:
+    found, _ = known.simulate("E + k / C^γ", "1.4 → 1.1", sizes=4, seeds=2, seed=1, noise=0.02)
+    far = 60 * found.effects[-1].arm.flops
+    projection = found.project(far)
+    axes = draw(Ladder("base", [found], {}, 1e9, {found.arm: (far, projection)})).axes[0]
+    low, high = axes.get_ylim()
+    assert low < projection.interval.low < projection.interval.high < high
+    assert axes.get_legend() is None  # it stands below
 
 
 def test_what_fails_is_listed_and_no_more_is_said_than_is_known(

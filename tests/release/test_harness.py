@@ -11,6 +11,8 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
@@ -65,6 +67,24 @@ def test_tasks_of_a_run_and_of_its_export(exported: Path, tasks: Path) -> None:
                 assert value == pytest.approx(export[task][name], rel=1e-5), (task, name)
     assert run["tiny_write"]["exact_match"] == 1
     assert json.loads((exported.parent / "summary.json").read_text())["tasks"] == {"last": run}
+
+
+def test_tensorboard_has_the_scores_of_tasks_at_the_end_of_the_run(exported: Path, tasks: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(exported.parent, tmp_path / "run", ignore=shutil.ignore_patterns("huggingface", "shards"))
+    scores(run, tasks)
+    assert not list(run.glob("events*"))  # it writes for nobody else
+    with SummaryWriter(str(run)) as training:
+        training.add_scalar("loss/val", 3.0, 2)
+    for _ in range(2):  # the second replaces the first
+        found = scores(run, tasks)
+    scores(run, tasks, "checkpoint=best")
+    events = EventAccumulator(str(run)).Reload()
+    wanted = {f"metric/val/{task}_{n}": v for task in TASKS for n, v in found[task].items() if "stderr" not in n}
+    wanted = {name: value for name, value in wanted.items() if "sample_" not in name}
+    assert {*events.Tags()["scalars"]} == {"loss/val", *wanted, *(f"{name} (best)" for name in wanted)}
+    for name, value in wanted.items():
+        [point] = events.Scalars(name)
+        assert (point.step, point.value) == (2, pytest.approx(value))
 
 
 def test_log_probabilities_are_those_of_the_harness(exported: Path) -> None:

@@ -295,6 +295,12 @@ def test_a_run_is_no_folder_to_begin_with(tmp_path: Path) -> None:
         with_options([f"init_from={tmp_path}"])
 
 
+@pytest.mark.parametrize(("word", "said"), [("resume", "type resume=auto"), ("scratch", "leave it out")])
+def test_words_of_nanogpt_are_no_models_of_the_hub(word: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"init_from: {word} is no folder here; {said}"):
+        with_options([f"init_from={word}"])
+
+
 def test_on_the_command_line(folder: Path, text_corpus: Path, tmp_path: Path) -> None:
     lines = (f"init_from={folder}", "dry_run=true", "model.n_layers=3", "data=text", f"data.path={text_corpus}")
     done = programs.run("train.py", *lines)

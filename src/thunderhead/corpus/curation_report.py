@@ -40,6 +40,9 @@ figure { flex: 1 1 0; min-width: 0; margin: 0; background: #f4f6f7; border-radiu
 figcaption { font-size: .74em; color: #5b6670; overflow-wrap: anywhere }
 pre { font: 10.5px/1.35 "DejaVu Sans Mono", ui-monospace, monospace; margin: .2rem 0 0; white-space: pre-wrap;
       overflow-wrap: anywhere; max-height: 8.1em; overflow: hidden }
+@media (max-width: 40rem) { body { margin: 1rem auto } table { font-size: .85em }
+  th, td { padding-right: .5rem; overflow-wrap: break-word } .examples { flex-direction: column }
+  :is(th, td):is(:nth-child(3), :nth-child(5)) { display: none } }
 @media print { body { margin: 0; max-width: none; font-size: 11px } .examples, figure { break-inside: avoid }
                * { -webkit-print-color-adjust: exact; print-color-adjust: exact } }
 """
@@ -53,7 +56,8 @@ def html_report(curation: Mapping[str, Any]) -> str:
     filters = dict.fromkeys(reason.partition(": ")[0] for source in sources.values() for reason in source["removed"])
     colours = {"kept": _KEPT, **dict(zip(filters, itertools.cycle(_COLOURS), strict=False))}
     parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Curation</title>',
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        "<title>Curation</title>",
         f"<style>{_STYLE}</style></head><body><h1>Curation</h1>",
         f'<p><b class="big">{kept:,}</b> of <b class="big">{documents:,}</b> documents kept '
         f"({_percent(kept, documents)}); {documents - kept:,} documents and {_size(lost)} of text removed.</p>",

@@ -54,7 +54,6 @@ def results(analysis: Analysis) -> Figure:
             row(right[0], c.arm, list(c.differences.values()), c.mean, c.interval)
         right[0].set_xlabel(f"difference to {reference} ({analysis.unit}), paired by seed; ← better")
         right[0].set_title(f"Difference to {reference}, mean and 95 % CI")
-        right[0].tick_params(labelleft=False)
     return figure
 
 
@@ -237,8 +236,7 @@ def pareto(analysis: Analysis) -> Figure | None:
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.margins(x=0.15)
         legend(axes)
-        axes.set_ylabel(f"final loss ({analysis.unit}), 95 % CI over seeds")
-        axes.label_outer()
+    axes_of[0].set_ylabel(f"final loss ({analysis.unit}), 95 % CI over seeds")
     figure.suptitle("Lower left is better; the line is the Pareto front")
     return figure
 

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
+from thunderhead.lab import looks
 from thunderhead.lab.ladder import Ladder
 from thunderhead.lab.looks import look, panels
 
@@ -24,7 +25,7 @@ def ladder(found: Ladder) -> Figure:
         flops = [effect.arm.flops for effect in arm.effects]
         line = np.geomspace(flops[0], flops[-1], 30)
         fitted = [arm.line(float(c)) for c in line]
-        left.plot(line, [f.value for f in fitted], **its.of_line, label=f"{name}: {arm.verdict}")
+        left.plot(line, [f.value for f in fitted], **its.of_line, label=f"_{name}: trend")
         ends = np.array([f.interval for f in fitted]).T
         left.fill_between(line, *ends, color=its.colour, alpha=0.15, linewidth=0, label=f"_{name}: trend, 90 % CI")
         tested = [e for e in found.tested[name].effects if e.arm.flops > flops[-1]] if name in found.tested else []
@@ -38,17 +39,15 @@ def ladder(found: Ladder) -> Figure:
                 mark: Any = {"marker": marker, "markersize": size, "color": its.colour, "capsize": 4}
                 if label == "projection":
                     mark["markerfacecolor"] = "white"
-                else:
-                    shown += [low, high]
+                shown += [low, high]
                 left.errorbar([c], [value], yerr=[[value - low], [high - value]], **mark, label=f"_{name}: {label}")
-        shown += [projection.value]
         own = [(e.arm.flops, e.arm.mean) for e in (*arm.effects, *tested)]
-        right.plot(*np.array(own).T, **its.of_marks, linestyle=its.line, label=name)
+        right.plot(*np.array(own).T, **its.of_marks, linestyle=its.line, label=f"{name}: {arm.verdict}")
     widest = found.tested.get(found.arms[0].arm, found.arms[0]).effects
     base = np.array([(e.baseline.flops, e.baseline.mean) for e in widest]).T
     right.plot(*base, **look(0).of_marks, linestyle="-", label=found.baseline)
     right.set(xscale="log", xlabel="training FLOPs", ylabel="final validation loss (nats)", title="Loss by compute")
-    right.legend()
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2 if looks.stacked.get() else 4)
     left.set(
         xscale="log", yscale="log", xlabel="training FLOPs of a run", ylabel="compute multiplier (above 1: better)"
     )
@@ -61,7 +60,6 @@ def ladder(found: Ladder) -> Figure:
     left.yaxis.set_minor_locator(NullLocator())
     left.yaxis.set_minor_formatter(NullFormatter())
     left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ×"))
-    left.legend(loc="best")
     return figure
 
 

@@ -1,5 +1,6 @@
 """How all pictures look: colours that the colour-blind tell apart (Okabe & Ito), with a marker for each line."""
 
+from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
 from matplotlib.axes import Axes
@@ -10,6 +11,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 WIDTH = 11.0
 """Inches of the widest figure."""
+PHONE = 4.6
+"""Inches of a figure whose panels stand below each other: as wide as a phone shows letters of this size."""
+stacked: ContextVar[bool] = ContextVar("stacked", default=False)
+"""Whether figures are drawn for a phone."""
 STYLE: Any = {
     **{"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False},
     **{"font.size": 10, "axes.titlesize": 10.5, "figure.titlesize": 10.5, "legend.frameon": False},
@@ -39,7 +44,11 @@ def look(index: int) -> Look:
 
 
 def panels(n: int, height: float, width: float = WIDTH, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with panels side by side; `options` as of matplotlib's `subplots`."""
+    """A figure with panels side by side, on a phone below each other; `options` as of matplotlib's `subplots`."""
+    if stacked.get():
+        options.pop("width_ratios", None)
+        figure = Figure(figsize=(PHONE, 0.85 * height * n), layout="constrained")
+        return figure, list(figure.subplots(n, 1, squeeze=False, **options)[:, 0])
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(figure.subplots(1, n, squeeze=False, **options)[0])
 

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -77,11 +78,9 @@ def write(
                 file.parent.mkdir(parents=True, exist_ok=True)
                 figure.savefig(file, dpi=150)
             drawn.write_csv(file.with_suffix(".csv"), figure)
-            svg = io.BytesIO()  # for the page, where it stays sharp on paper
-            figure.savefig(svg, format="svg", metadata={"Date": None})
-            source = f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
             width = f"{100 * figure.get_figwidth() / looks.WIDTH:.0f}"
-            pictures[name] = {"source": source, "width": width, "caption": caption}
+            on_a_phone = _svg(_narrow(draw, of))
+            pictures[name] = {"source": _svg(figure), "on_a_phone": on_a_phone, "width": width, "caption": caption}
     with contextlib.suppress(OSError):
         (folder / "figures").rmdir()  # of an earlier report that had some
     environment = jinja2.Environment(
@@ -96,6 +95,27 @@ def write(
     )
     disk.write_text(folder / "report.html", page)
     return folder / "report.html"
+
+
+def _narrow(draw: Callable[[Item], Figure | None], of: Item) -> Figure:
+    token = looks.stacked.set(True)
+    try:
+        figure = draw(of)
+    finally:
+        looks.stacked.reset(token)
+    assert figure is not None
+    for axes in figure.axes:
+        axes.set(title=textwrap.fill(axes.get_title(), 50), xlabel=textwrap.fill(axes.get_xlabel(), 50))
+    if title := figure.get_suptitle():
+        figure.suptitle(textwrap.fill(title, 52))
+    return figure
+
+
+def _svg(figure: Figure) -> str:
+    """For the page, where it stays sharp on paper."""
+    svg = io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
 
 
 def tell(

@@ -20,7 +20,7 @@ from thunderhead.core.types import NonNegativeInt, PathText, PositiveInt
 from thunderhead.release.command import Loaded, load
 from thunderhead.release.scoring import Score, score
 from thunderhead.release.validation import can_be_repeated, validate
-from thunderhead.training import record
+from thunderhead.training import loggers, record
 
 
 def settings(
@@ -136,6 +136,7 @@ def _keep(resolved: Config, found: dict[str, dict[str, float]], examples: dict[s
         tasks = summary.get("tasks", {})
         summary["tasks"] = tasks | {checkpoint: tasks.get(checkpoint, {}) | found}
         record.write_json(folder / "summary.json", summary)
+        loggers.show_tasks(folder, summary)
         record.keep_examples(folder, checkpoint, examples, summary["steps"])
 
 

@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from thunderhead import familiar
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, first_line, quoted, show, values_of
 from thunderhead.core.model.decoder import Decoder
@@ -186,6 +187,9 @@ def located(place: str) -> Path:
             return folder / "huggingface"
         run = folder if folder.is_dir() else folder.parent.parent
         raise refused(f"{place} is a run: go on with it by resume={place}, or python export.py run={run} first")
+    if place in ("scratch", "resume"):  # nanoGPT's
+        said = familiar.REMARKS.get(place) or f"type {familiar.option('init_from', place)}"
+        raise refused(f"{place} is no folder here; {said}")
     if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place) or place.startswith("."):
         raise refused(f"{place} holds no config.json: give a folder of export.py, or a model of the hub as user/name")
     try:

@@ -66,12 +66,7 @@ class EvaluateTasks(Callback):
         loaded = Loaded(pl_module.decoder, tokenizer, pl_module.device, context)
         with isolate_rng(), context():
             found, self._examples = evaluate_tasks(loaded, self.tasks, self._manager, **self.asked | changes)
-        return {
-            f"{task}_{name}": value
-            for task, numbers in found.items()
-            for name, value in numbers.items()
-            if "stderr" not in name and not name.startswith("sample_")
-        }
+        return record.scores_of(found)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what is wrong with a task before there is anything to lose."""

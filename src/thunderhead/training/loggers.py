@@ -13,6 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
 from thunderhead import disk
+from thunderhead.core.config import read_mapping
+from thunderhead.training import record
 from thunderhead.training.about import card
 
 SECTIONS = (
@@ -172,6 +174,26 @@ def _takes(log: Callable[..., None], *values: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def show_tasks(run: Path, summary: Mapping[str, Any]) -> None:
+    """Write the scores of tasks in a run's summary beside its events for TensorBoard, at the run's end.
+
+    They are metrics like those of validation; of another checkpoint than the last they say which.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    others = [file for file in run.glob("events.out.tfevents.*") if not file.name.endswith(".tasks")]
+    if not others:
+        return
+    for old in run.glob("events.out.tfevents.*.tasks"):
+        old.unlink()
+    axes = [node.get("axis") for node in read_mapping(run / "config.yaml").get("logger", {}).values()]
+    end = summary["tokens" if "tokens" in axes else "steps"]
+    with SummaryWriter(str(run), filename_suffix=".tasks") as writer:
+        for checkpoint, found in summary["tasks"].items():
+            for name, value in record.scores_of(found).items():
+                writer.add_scalar(chart(f"val/{name}" + f" ({checkpoint})" * (checkpoint != "last")), value, end)
 
 
 def draw_schedule(schedule: Callable[[int, int], float], peak: float, total_steps: int, tokens_per_step: int) -> Figure:

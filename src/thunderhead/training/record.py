@@ -74,6 +74,16 @@ def keep_examples(run_dir: Path, checkpoint: str, found: Mapping[str, Any], step
     _write_compact(path, known)
 
 
+def scores_of(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """What lm-evaluation-harness says of tasks as metrics, <task>_<metric>: no standard errors, no counts."""
+    return {
+        f"{task}_{name}": value
+        for task, numbers in tasks.items()
+        for name, value in numbers.items()
+        if "stderr" not in name and not name.startswith("sample_")
+    }
+
+
 def keep_documents(run_dir: str | Path, sources: Mapping[str, Any], steps: int) -> None:
     """Write the loss by document, measured after `steps`, into document_losses.json.
 

@@ -171,6 +171,9 @@ def _resolve(config: DictConfig, run_dir: Path) -> tuple[Config, Path | None]:
     trust_typed(typing.cast(Config, OmegaConf.to_container(config, resolve=False)))
     if resume is None or launch.is_launched():  # whoever launched has found the checkpoint
         return configuration.plain(config) | {"resume": resume}, None if resume is None else Path(resume)
+    if isinstance(resume, bool):
+        message = f"{str(resume).lower()} is no run: resume=auto goes on with the last unfinished one of this name"
+        raise ConfigError([Problem("resume", message)])
     if not resume:
         raise ConfigError([Problem("resume", "is empty: give a run's folder, one of its checkpoints, or auto")])
     if resume == "auto" and command_line.is_multirun():

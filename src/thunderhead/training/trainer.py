@@ -37,6 +37,7 @@ DERIVED = {
     # They would begin the data anew after so many batches, or validate on other tokens than the record says.
     **dict.fromkeys(("limit_train_batches", "overfit_batches"), "data.max_training_tokens"),
     "limit_val_batches": "data.max_validation_bytes",
+    "fast_dev_run": "debug=fast",
 }
 
 # Callbacks of Lightning that would change what other groups decide.
