@@ -4,7 +4,9 @@ What a task does is a `Stages` of ours, whatever carries it: so the shards have 
 executors, logs of each task, and the knowledge of which are done, in <shards_dir>/logs/<key>/<time>/<stage>.
 """
 
+import contextlib
 import difflib
+import errno
 import importlib
 import importlib.util
 import inspect
@@ -23,13 +25,16 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import Progress
 
+from thunderhead import disk
+from thunderhead.core.config import first_line
 from thunderhead.core.types import PositiveInt
 from thunderhead.corpus.batch_processing import UselessError
 from thunderhead.corpus.passes import Passes
+from thunderhead.corpus.preparation import Preparation
 from thunderhead.corpus.stages import Stages
 from thunderhead.disk import write_text
 from thunderhead.processes import WHEN_KILLED, allowed_cores, end_with
-from thunderhead.terminal import say
+from thunderhead.terminal import TELL_SECONDS, say
 
 _CLASSES = {
     "local": ("datatrove.executor.local", "LocalPipelineExecutor"),
@@ -41,6 +46,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "local": {"start_method": "fork"},  # of a process that has imported all
     "slurm": {"qos": None},  # the cluster's own
 }
+_LITTLE = 1 << 20  # bytes
 _NEEDS = {"local": ["datatrove"], "ray": ["datatrove", "ray"], "slurm": ["datatrove"]}
 
 
@@ -65,9 +71,13 @@ class Step:
             self.stages.run(self.stage, rank, passes)
         except Exception as error:
             faults.mkdir(exist_ok=True)
-            useless = isinstance(error, UselessError)
-            kind = useless or isinstance(error, (ValueError, ConnectionError))
-            content = {"useless": useless, "message": str(error) if kind else f"{type(error).__name__}: {error}"}
+            full, log = disk.problem(error), self.folder / "logs" / f"task_{rank:05d}.log"
+            is_told = isinstance(error, (ValueError, ConnectionError))
+            content = {
+                "useless": isinstance(error, UselessError),
+                "disk": [error.errno, error.strerror, error.filename] if full and isinstance(error, OSError) else None,
+                "message": str(error) if is_told else full or f"engine: {type(error).__name__}: {error}: see {log}",
+            }
             write_text(faults / f"{self.stage}-{rank:05d}", json.dumps(content))
             if self.stage != "verify":  # which lets all find their faults
                 raise
@@ -111,12 +121,13 @@ class Datatrove:
         return getattr(importlib.import_module(module), name)
 
     def carry(self, stages: Stages) -> bool:
+        _refuse_bound(stages.preparation)
         logs = self._logs(stages)
         if self.executor == "slurm":
             self._submit(stages, logs)
             return False
-        for _, message in _faults(logs):
-            say(f"  (it was refused the last time: {message})")
+        for fault in _faults(logs):
+            say(f"  (it was refused the last time: {fault['message']})")
         for left in (logs / "faults", *logs.glob("*/running")):
             shutil.rmtree(left, ignore_errors=True)
         self._run(self._chain(stages, logs), stages, logs)
@@ -126,10 +137,10 @@ class Datatrove:
         """The folder of this preparation's logs: the one that it was begun with."""
         file = stages.work / "logs"
         if not file.exists():
-            place = Path(stages.preparation.shards_dir, "logs", stages.key, time.strftime("%Y-%m-%d_%H-%M-%S"))
-            place.mkdir(parents=True, exist_ok=True)
-            write_text(file, str(place.absolute()))
-        return Path(file.read_text())
+            write_text(file, time.strftime("%Y-%m-%d_%H-%M-%S"))
+        place = Path(stages.preparation.shards_dir, "logs", stages.key, file.read_text()).absolute()
+        place.mkdir(parents=True, exist_ok=True)
+        return place
 
     def _chain(self, stages: Stages, logs: Path) -> Any:
         """An executor for each stage, each after the one before; returns the last."""
@@ -176,6 +187,7 @@ class Datatrove:
             "TOKENIZERS_PARALLELISM": "false",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(sys.path),
+            "PYTHONSAFEPATH": "1",  # modules are found as here, none in the folder where the command was given
         }
         command = [
             sys.executable,
@@ -186,27 +198,52 @@ class Datatrove:
         ]
         with open(logs / "executor.log", "ab") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
-        console = Console(stderr=True)
         try:
-            with Progress(console=console, disable=not console.is_terminal) as progress:
-                bars = {stage: progress.add_task(stage.capitalize(), total=tasks) for stage, tasks in stages.names()}
-                while process.poll() is None:
-                    time.sleep(0.2)
-                    for stage, bar in bars.items():
-                        progress.update(bar, completed=len(_listed(logs / stage / "completions")))
-                    if self.executor == "local" and (dead := _killed(logs)):
-                        raise ValueError(
-                            f"engine: {dead} was killed: {WHEN_KILLED}; the next start goes on where it was"
-                        )
+            killed = self._watch(process, stages, logs)
         finally:
-            if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # tasks outlive a first process that was killed
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        if found := _faults(logs):
-            message = "; ".join(dict.fromkeys(text for _, text in found))
-            raise UselessError(message) if any(useless for useless, _ in found) else ValueError(message)
+            process.wait()
+        _refuse(_faults(logs))
+        if killed:
+            raise ValueError(f"engine: {killed} was killed: {WHEN_KILLED}; the next start goes on where it was")
+        if process.returncode != 0 and shutil.disk_usage(logs).free < _LITTLE:  # not even a fault could be noted
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(logs))
         if process.returncode != 0:
             raise ValueError(f"engine: the executor ended with status {process.returncode}: see {logs}/executor.log")
+
+    def _watch(self, process: subprocess.Popen[bytes], stages: Stages, logs: Path) -> str | None:
+        """Show how far tasks are until all have ended; name what was killed, if something was."""
+        console, told = Console(stderr=True), time.monotonic()
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            bars = {stage: progress.add_task(stage.capitalize(), total=tasks) for stage, tasks in stages.names()}
+            while process.poll() is None:
+                time.sleep(0.2)
+                for stage, bar in bars.items():
+                    progress.update(bar, completed=len(_listed(logs / stage / "completions")))
+                if self.executor == "local" and (dead := _killed(logs)):
+                    return dead
+                if progress.disable and time.monotonic() - told >= TELL_SECONDS:
+                    told = time.monotonic()
+                    for task in [task for task in progress.tasks if not task.finished][:1]:
+                        say(f"  {task.description}: {task.completed:.0f} of {task.total:.0f} tasks")
+        return "the process that starts the tasks" if process.returncode == -signal.SIGKILL else None
+
+
+def _refuse_bound(preparation: Preparation) -> None:
+    """Raise ValueError if something cannot be sent to other processes; it names all such."""
+    import dill
+
+    parts: dict[str, object] = {f"data.sources.{name}": source for name, source in preparation.sources.items()}
+    parts |= {f"curation.filters.{name}": rule for name, rule in preparation.filters.items()}
+    found = []
+    for path, part in (parts | {"tokenizer": preparation.tokenizer}).items():
+        try:
+            dill.dumps(part)
+        except Exception as error:  # of whatever class its own code raises
+            found.append(f"{path}: tasks cannot be given it ({first_line(error)}): use engine=local")
+    if found:
+        raise ValueError("; ".join(found))
 
 
 def launch() -> None:
@@ -214,13 +251,14 @@ def launch() -> None:
     import dill
 
     end_with(int(sys.argv[2]), lambda: os.killpg(0, signal.SIGKILL))
+    os.register_at_fork(after_in_child=lambda: end_with(os.getppid(), lambda: os._exit(1)))  # and tasks with this one
     with open(sys.argv[1], "rb") as file:
         executor = dill.load(file)  # written by the process that started this one
     executor.run()
 
 
 def _listed(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.exists() else []
+    return list(folder.glob("[!.]*"))  # none that is half-written
 
 
 def _killed(logs: Path) -> str | None:
@@ -237,9 +275,18 @@ def _killed(logs: Path) -> str | None:
     return None
 
 
-def _faults(logs: Path) -> list[tuple[bool, str]]:
-    found = [json.loads(file.read_bytes()) for file in sorted(_listed(logs / "faults"))]
-    return [(fault["useless"], fault["message"]) for fault in found]
+def _faults(logs: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_bytes()) for file in sorted(_listed(logs / "faults"))]
+
+
+def _refuse(faults: list[dict[str, Any]]) -> None:
+    """Raise what tasks did, if they did."""
+    for fault in faults:
+        if fault["disk"]:
+            raise OSError(*fault["disk"])
+    if faults:
+        message = "; ".join(dict.fromkeys(fault["message"] for fault in faults))
+        raise UselessError(message) if any(fault["useless"] for fault in faults) else ValueError(message)
 
 
 def _queued(jobs: str) -> bool:
