@@ -207,7 +207,9 @@ def test_another_number_of_tasks_is_refused(corpus: Path, tmp_path: Path) -> Non
     work = tmp_path / "shards" / f".{preparation.key(preparation.fingerprints())}.preparing"
     work.mkdir(parents=True)
     (work / "begun.json").write_text('{"tasks": 16}')
-    with pytest.raises(ValueError, match=r"was begun by 16 tasks: go on with engine=datatrove engine\.tasks=16"):
+    with pytest.raises(
+        ValueError, match=r"was begun by 16 tasks: go on with prepare\.py and engine=datatrove engine\.tasks=16"
+    ):
         run(preparation, Datatrove(tasks=4))
     with pytest.raises(ValueError, match="engine=datatrove"):
         run(preparation)
@@ -250,6 +252,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f"""
         cd {folder}
         for last; do :; done
+        if [ -e refuses ] && grep -q prepare-train $last; then echo no such partition >&2; exit 1; fi
         if grep -q merge_stats $last; then echo Submitted batch job 0; exit; fi
         id=$(( $(ls jobs 2>/dev/null | wc -l) + 1 )); mkdir -p jobs
         cp $last jobs/$id
@@ -270,6 +273,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     command(folder, "srun", 'while [[ "$1" == -* ]]; do [ "$1" = -n ] && shift; shift; done; exec "$@"')
     command(folder, "scontrol", "echo here")
+    command(folder, "scancel", f'echo "$@" > {folder}/cancelled')
     command(folder, "squeue", f"cat {folder}/queue 2> /dev/null")
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return folder
@@ -299,7 +303,8 @@ def test_slurm(made_from: dict[str, Any], cluster: Path, tmp_path: Path, capsys:
     names = [line.partition("=")[2] for line in lines if line.startswith(("#SBATCH --job-name", "#SBATCH --array"))]
     chain = ["prepare-verify", "0-1", "prepare-train", "0-0", "prepare-encode", "0-1", "prepare-write", "0-0"]
     assert names == chain * 2
-    assert {"#SBATCH --partition=cpu", "#SBATCH --time=1:00:00", "#SBATCH --mem-per-cpu=3G"} <= set(lines)
+    asked = ("partition=cpu", "time=1:00:00", "mem-per-cpu=3G", "kill-on-invalid-dep=yes")
+    assert {f"#SBATCH --{argument}" for argument in asked} <= set(lines)
     assert not [line for line in lines if "qos" in line]
 
 
@@ -313,6 +318,20 @@ def test_slurm_is_asked_once(made_from: dict[str, Any], cluster: Path, tmp_path:
     with pytest.raises(ValueError, match="jobs 16,17 are preparing this already: squeue -j 16,17"):
         run(preparation, Datatrove(executor="slurm", tasks=3, arguments={"partition": "cpu", "time": "1:00:00"}))
     assert not (cluster / "jobs").exists()
+
+
+def test_what_slurm_does_not_take_is_refused(made_from: dict[str, Any], cluster: Path, tmp_path: Path) -> None:
+    (cluster / "refuses").touch()
+    arguments = {"partition": "cpu", "time": "1:00:00"}
+    preparation = Preparation(**made_from, shards_dir=tmp_path / "tasks")
+    with pytest.raises(ValueError, match="SLURM takes no such job"):
+        run(preparation, Datatrove(executor="slurm", tasks=1, arguments=arguments))
+    assert (cluster / "cancelled").read_text() == "1\n"
+    assert not list((tmp_path / "tasks").glob("*.preparing/jobs"))
+    with pytest.raises(ValueError, match=r"^data\.shards_dir: .*/my tasks/.*: .* no spaces"):
+        run(
+            Preparation(**made_from, shards_dir=tmp_path / "my tasks"), Datatrove(executor="slurm", arguments=arguments)
+        )
 
 
 @pytest.mark.slow

@@ -151,6 +151,7 @@ class Datatrove:
             more = {**_DEFAULTS.get(self.executor, {}), **(self.arguments or {})}
             if self.executor == "slurm":
                 more = {"job_name": f"prepare-{stage}", "env_command": _env_command(), **more}
+                more["sbatch_args"] = {"kill-on-invalid-dep": "yes"} | (more.get("sbatch_args") or {})
             last = self._class(
                 [step], tasks=tasks, workers=workers, logging_dir=str(logs / stage), depends=last,
                 skip_completed=stage != "verify", **more,
@@ -161,13 +162,20 @@ class Datatrove:
         submitted = stages.work / "jobs"
         if submitted.exists() and (jobs := submitted.read_text()) and _queued(jobs):
             raise ValueError(f"engine: jobs {jobs} are preparing this already: squeue -j {jobs}")
+        if len(str(logs).split()) > 1:
+            raise ValueError(f"data.shards_dir: {logs}: datatrove's scripts for SLURM take no spaces in a path")
         shutil.rmtree(logs / "faults", ignore_errors=True)
-        last, executors = self._chain(stages, logs), []
+        last, executors = self._chain(stages, logs), list[Any]()
         while last is not None:
-            executors.append(last)
+            executors.insert(0, last)
             last = last.depends
-        executors[0].run()
-        jobs = ",".join(str(executor.job_id) for executor in reversed(executors) if executor.job_id != -1)
+        try:
+            executors[-1].run()
+        except subprocess.CalledProcessError as error:
+            begun = [str(executor.job_id) for executor in executors if executor.job_id not in (None, -1)]
+            subprocess.run(["scancel", *begun], check=False)
+            raise ValueError("engine.arguments: SLURM takes no such job, see sbatch's message above") from error
+        jobs = ",".join(str(executor.job_id) for executor in executors if executor.job_id != -1)
         if stages.work.exists():  # they are not done already
             write_text(submitted, jobs)
         say(

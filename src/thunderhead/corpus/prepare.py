@@ -70,7 +70,7 @@ def _begin(work: Path, tasks: int) -> None:
     _log.warning("Going on with %s, left by a preparation that was interrupted", work)
     begun = json.loads(file.read_bytes())["tasks"]
     if begun != tasks:
-        way = "engine=local" if begun == 1 else f"engine=datatrove engine.tasks={begun}"
+        way = f"prepare.py and engine={'local' if begun == 1 else f'datatrove engine.tasks={begun}'}"
         raise ValueError(f"engine: {work} was begun by {begun} tasks: go on with {way}, or delete that folder")
 
 
