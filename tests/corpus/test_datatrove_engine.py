@@ -221,9 +221,13 @@ def test_another_number_of_tasks_is_refused(corpus: Path, tmp_path: Path) -> Non
     [
         (
             {"executor": "local", "arguments": {"time": 3}},
-            r"arguments\.time: .* executor=local: local_rank_offset, ",
+            r"arguments\.time: .* executor=local: randomize_start_duration, ",
         ),
-        ({"executor": "slurm", "arguments": {"partitions": "x"}}, r"arguments\.partitions: .*: partition$"),
+        ({"executor": "local", "arguments": {"local_tasks": 3}}, r"arguments\.local_tasks: .* executor=local: "),
+        (
+            {"executor": "slurm", "arguments": {"partitions": "x"}},
+            r"arguments\.partitions: .*: partition; engine.arguments: lacks .* time, .*; executor=slurm: there is no",
+        ),
         ({"executor": "slurm"}, "lacks partition and time, which slurm needs"),
         ({"executor": "slurm", "arguments": {"partition": "a", "time": "1:00:00"}}, "there is no sbatch here"),
     ],

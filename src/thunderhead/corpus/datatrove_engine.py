@@ -41,7 +41,7 @@ _CLASSES = {
     "ray": ("datatrove.executor.ray", "RayPipelineExecutor"),
     "slurm": ("datatrove.executor.slurm", "SlurmPipelineExecutor"),
 }
-_OURS = {"pipeline", "tasks", "workers", "logging_dir", "depends", "skip_completed"}
+_OURS = {"pipeline", "tasks", "workers", "logging_dir", "depends", "skip_completed", "local_tasks", "local_rank_offset"}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "local": {"start_method": "fork"},  # of a process that has imported all
     "slurm": {"qos": None},  # the cluster's own
@@ -101,19 +101,18 @@ class Datatrove:
             more = " ray" if "ray" in missing else ""
             raise ValueError(f"needs {' and '.join(missing)}: uv pip install -e '.[datatrove]'{more}")
         known = inspect.signature(self._class).parameters.keys() - _OURS
-        arguments = self.arguments or {}
+        arguments, faults = self.arguments or {}, []
         for name in sorted(arguments.keys() - known):
-            near = difflib.get_close_matches(name, known, n=1) or sorted(known)
-            raise ValueError(
-                f"engine.arguments.{name}: is no setting of datatrove's executor={self.executor}: {', '.join(near)}"
-            )
+            near = ", ".join(difflib.get_close_matches(name, known, n=1) or sorted(known))
+            faults.append(f"engine.arguments.{name}: is no setting of datatrove's executor={self.executor}: {near}")
         if self.executor == "slurm":
             if needs := [name for name in ("partition", "time") if name not in arguments]:
-                raise ValueError(
-                    f"engine.arguments: lacks {' and '.join(needs)}, which slurm needs: {{partition: …, time: …}}"
-                )
+                lacks = f"lacks {' and '.join(needs)}, which slurm needs"
+                faults.append(f"engine.arguments: {lacks}: {{partition: …, time: …}}")
             if shutil.which("sbatch") is None:
-                raise ValueError("executor=slurm: there is no sbatch here: start it on a login node of the cluster")
+                faults.append("executor=slurm: there is no sbatch here: start it on a login node of the cluster")
+        if faults:
+            raise ValueError("; ".join(faults))
 
     @property
     def _class(self) -> Any:
