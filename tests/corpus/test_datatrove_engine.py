@@ -156,6 +156,14 @@ def test_a_task_notes_why_it_fails(error: Exception, kind: type[Exception], mess
         datatrove_engine._refuse(datatrove_engine._faults(tmp_path))
 
 
+def test_of_the_faults_of_many_tasks_the_first_are_told(tmp_path: Path) -> None:
+    for rank in range(7):
+        Step(Fails(ValueError(f"file {rank} is bad")), "verify", tmp_path / "verify")(None, rank, 7)
+    (tmp_path / "faults" / ".verify-00007.half-written").touch()
+    with pytest.raises(ValueError, match=r"^file 0 is bad; .*; file 4 is bad; 2 more tasks: see their logs$"):
+        datatrove_engine._refuse(datatrove_engine._faults(tmp_path))
+
+
 class Ends:
     """An executor of which one task refuses something, and whose pool ends another one then, which cannot say so."""
 

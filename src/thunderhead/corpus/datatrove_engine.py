@@ -47,6 +47,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "slurm": {"qos": None},  # the cluster's own
 }
 _LITTLE = 1 << 20  # bytes
+_SHOWN = 5  # of the tasks that refuse something
 _NEEDS = {"local": ["datatrove"], "ray": ["datatrove", "ray"], "slurm": ["datatrove"]}
 
 
@@ -292,7 +293,9 @@ def _refuse(faults: list[dict[str, Any]]) -> None:
         if fault["disk"]:
             raise OSError(*fault["disk"])
     if faults:
-        message = "; ".join(dict.fromkeys(fault["message"] for fault in faults))
+        told = list(dict.fromkeys(fault["message"] for fault in faults))
+        more = [f"{len(told) - _SHOWN} more tasks: see their logs"] if len(told) > _SHOWN else []
+        message = "; ".join([*told[:_SHOWN], *more])
         raise UselessError(message) if any(fault["useless"] for fault in faults) else ValueError(message)
 
 
