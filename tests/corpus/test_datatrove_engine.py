@@ -81,7 +81,9 @@ def test_any_number_of_tasks_writes_the_same_bytes_as_this_machine(
 
 
 @NEEDS_PROC
-@pytest.mark.parametrize("what", ["task", "launcher", pytest.param("command", marks=pytest.mark.slow), "both"])
+@pytest.mark.parametrize(
+    "what", ["task", "both", *(pytest.param(x, marks=pytest.mark.slow) for x in ("launcher", "command"))]
+)
 def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(
     what: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +291,16 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     command(folder, "squeue", f"cat {folder}/queue 2> /dev/null")
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return folder
+
+
+def test_shards_in_the_folder_of_the_text_are_refused(corpus: Path) -> None:
+    """Files of logs would be files of text, the next time that files are listed."""
+    sources = {"text": LocalText(path=str(corpus), suffixes=(".txt", ""))}
+    for place in (corpus, corpus / "data" / "shards"):
+        preparation = Preparation(sources, BpeTokenizer(vocab_size=300), place, 0.2)
+        with pytest.raises(ValueError, match=rf"^data\.shards_dir: {place} lies in {corpus} of data\.sources\.text"):
+            run(preparation, Datatrove(tasks=2))
+        assert not list(place.glob(".*.preparing"))
 
 
 def test_slurm(made_from: dict[str, Any], cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,7 +121,7 @@ class Datatrove:
         return getattr(importlib.import_module(module), name)
 
     def carry(self, stages: Stages) -> bool:
-        _refuse_bound(stages.preparation)
+        _check(stages.preparation)
         logs = self._logs(stages)
         if self.executor == "slurm":
             self._submit(stages, logs)
@@ -238,13 +238,18 @@ class Datatrove:
         return "the process that starts the tasks" if process.returncode == -signal.SIGKILL else None
 
 
-def _refuse_bound(preparation: Preparation) -> None:
-    """Raise ValueError if something cannot be sent to other processes; it names all such."""
+def _check(preparation: Preparation) -> None:
+    """Raise ValueError if something cannot be sent to tasks, or their logs would be among the text: of all such."""
     import dill
 
+    shards_dir, found = Path(preparation.shards_dir).resolve(), []
+    for name, source in preparation.sources.items():
+        path = getattr(source, "path", None)
+        if isinstance(path, str) and Path(path).expanduser().resolve() in (shards_dir, *shards_dir.parents):
+            lies = f"lies in {path} of data.sources.{name}, where logs of tasks would be among the text"
+            found.append(f"data.shards_dir: {shards_dir} {lies}: put it elsewhere")
     parts: dict[str, object] = {f"data.sources.{name}": source for name, source in preparation.sources.items()}
     parts |= {f"curation.filters.{name}": rule for name, rule in preparation.filters.items()}
-    found = []
     for path, part in (parts | {"tokenizer": preparation.tokenizer}).items():
         try:
             dill.dumps(part)
