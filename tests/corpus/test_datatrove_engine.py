@@ -380,3 +380,21 @@ def test_the_command(corpus: Path, tmp_path: Path) -> None:
     done = subprocess.run([*program, *settings], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "60  .txt" in done.stdout  # files read, added up over the tasks
+
+
+class Idle:
+    """An executor that waits for ever for a child that has been killed before it began anything."""
+
+    def run(self) -> None:
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+        os.kill(child, signal.SIGKILL)
+        time.sleep(60)
+
+
+@NEEDS_PROC
+def test_a_process_that_is_killed_before_its_task_begins(tmp_path: Path) -> None:
+    stages = Stages(Preparation({}, BpeTokenizer(vocab_size=300), tmp_path, 0.2), "key", {}, tmp_path)
+    with pytest.raises(ValueError, match=r"^engine: one of its processes was killed: "):
+        Datatrove()._run(Idle(), stages, tmp_path)

@@ -65,10 +65,10 @@ class Step:
         faults, running = self.folder.parent / "faults", self.folder / "running" / str(rank)
         if self.stage != "verify" and faults.exists():
             raise ValueError("another task refused its part: see its log")
-        passes = Passes(self.stages.preparation.sources, log=logger.info, tasks=world_size)
         running.parent.mkdir(parents=True, exist_ok=True)
         write_text(running, str(os.getpid()))
         try:
+            passes = Passes(self.stages.preparation.sources, log=logger.info, tasks=world_size)
             self.stages.run(self.stage, rank, passes)
         except Exception as error:
             faults.mkdir(exist_ok=True)
@@ -235,7 +235,7 @@ class Datatrove:
                     told = time.monotonic()
                     for task in [task for task in progress.tasks if not task.finished][:1]:
                         say(f"  {task.description}: {task.completed:.0f} of {task.total:.0f} tasks")
-        return "the process that starts the tasks" if process.returncode == -signal.SIGKILL else None
+        return "one of its processes" if process.returncode == -signal.SIGKILL else None
 
 
 def _check(preparation: Preparation) -> None:
@@ -264,10 +264,24 @@ def launch() -> None:
     import dill
 
     end_with(int(sys.argv[2]), lambda: os.killpg(0, signal.SIGKILL))
-    os.register_at_fork(after_in_child=lambda: end_with(os.getppid(), lambda: os._exit(1)))  # and tasks with this one
+    signal.signal(signal.SIGCHLD, _end_with_child)
+
+    def begin() -> None:  # of those that do the tasks: they end with this one
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        end_with(os.getppid(), lambda: os._exit(1))
+
+    os.register_at_fork(after_in_child=begin)
     with open(sys.argv[1], "rb") as file:
         executor = dill.load(file)  # written by the process that started this one
     executor.run()
+
+
+def _end_with_child(*_: object) -> None:
+    """End by kill -9 if a child did: one that was about to begin a task, or to end one, has not said so."""
+    with contextlib.suppress(ChildProcessError):
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is not None and (found.si_code, found.si_status) == (os.CLD_KILLED, signal.SIGKILL):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _listed(folder: Path) -> list[Path]:
