@@ -10,13 +10,16 @@
 set -euo pipefail
 corpus=${1:?a folder for the corpus, which all machines see}
 shift
-cd "$(dirname "$0")/.."
-python=${PYTHON:-.venv/bin/python}
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-$root/.venv/bin/python}
+mkdir -p "$corpus"
 
-if ! find "$corpus" -name '*.parquet' 2> /dev/null | grep -q .; then
-    echo "There is no parquet file in $corpus: downloading 27 GB from huggingface.co (Ctrl-C ends it)"
+if [ -e "$corpus/.downloading" ] || [ -z "$(find "$corpus" -name '*.parquet' -print -quit)" ]; then
+    touch "$corpus/.downloading"  # all of it, after Ctrl-C too
+    echo "Not all parquet files are in $corpus: downloading 27 GB from huggingface.co (Ctrl-C ends it)"
     "$(dirname "$("$python" -c 'import sys; print(sys.executable)')")/hf" download HuggingFaceFW/fineweb-edu \
         --repo-type dataset --include 'sample/10BT/*' --local-dir "$corpus"
+    rm "$corpus/.downloading"
 fi
 tasks=$(find "$corpus" -name '*.parquet' | wc -l)
 executor=${EXECUTOR:-slurm}
@@ -24,5 +27,5 @@ arguments=null
 if [ "$executor" = slurm ]; then
     arguments="{partition: ${PARTITION:?the partition of the cluster}, time: '${TIME:-12:00:00}', mem_per_cpu_gb: ${MEM_GB:-4}}"
 fi
-exec "$python" prepare.py data=text data.path="$corpus" engine=datatrove engine.executor="$executor" engine.tasks="$tasks" \
-    "engine.arguments=$arguments" "$@"
+exec "$python" "$root/prepare.py" data=text "data.path='$corpus'" \
+    engine=datatrove engine.executor="$executor" engine.tasks="$tasks" "engine.arguments=$arguments" "$@"

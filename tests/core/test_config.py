@@ -129,11 +129,20 @@ def test_any_key_passes_where_the_target_takes_any() -> None:
     assert only(config.check({"part": {**target, "width": "x"}})).path == "part.width"
 
 
-@pytest.mark.parametrize("target", ["no_such_package.Thing", f"{HERE}.NoSuchThing", "thunderhead.model.NoSuchThing"])
-def test_targets_that_cannot_be_imported(target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ("no_such_package.Thing", "No module named 'no_such_package'"),
+        (f"{HERE}.NoSuchThing", "'NoSuchThing' is importable from"),
+        ("thunderhead.model.NoSuchThing", "No module named 'thunderhead.model'"),
+    ],
+)
+def test_targets_that_cannot_be_imported(target: str, why: str) -> None:
     problem = only(config.check({"part": {"_target_": target}}))
     assert problem.path == "part._target_"
     assert problem.message.startswith(f"cannot load '{target}'")
+    assert why in problem.message
+    assert "\n" not in problem.message
 
 
 def test_nested_nodes_and_lists_are_checked_at_their_place() -> None:

@@ -105,6 +105,19 @@ def test_every_option_decides_on_any_text(option: str, text: str) -> None:
         assert first is None or (first and "\n" not in first)
 
 
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_a_filter_that_does_not_answer_for_each_document(n: int, tmp_path: Path) -> None:
+    class Answers(Length):
+        def decide(self, evidence: Any, folder: Path) -> Any:
+            return iter([None] * n)
+
+    (tmp_path / "two.jsonl").write_text('{"text": "one"}\n{"text": "two"}')
+    made_from = ({"text": LocalText(path=str(tmp_path / "two.jsonl"))}, ByteTokenizer())
+    settings = {"filters": {"mine": Answers(min_bytes=1)}, "validation_fraction": 0.5, "processes": 1}
+    with pytest.raises(ValueError, match=r"^curation\.filters\.mine: decide must yield an answer for each document"):
+        prepare(*made_from, shards_dir=tmp_path, **settings)
+
+
 def test_settings_tell_every_argument() -> None:
     for option in OPTIONS:
         nodes = config.plain(config.compose([f"curation={option}"], "prepare"))["curation"]["filters"]

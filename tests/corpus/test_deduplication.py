@@ -1,6 +1,7 @@
 """Duplicates: exact ones by their text, near ones against the naive Jaccard similarity of all pairs."""
 
 import random
+import shutil
 import tempfile
 import unicodedata
 from itertools import combinations
@@ -34,6 +35,18 @@ def test_exact_duplicates() -> None:
     assert kept(ExactDuplicates(), texts) == [0, 2, 3, 4]
     assert kept(ExactDuplicates(normalize=False), texts) == [0, 1, 2, 3, 4, 5]
     assert kept(ExactDuplicates(), []) == kept(NearDuplicates(), []) == []
+
+
+def test_what_a_kill_left_makes_room(tmp_path: Path) -> None:
+    rule = ExactDuplicates()
+    killed = rule.decide(map(rule.inspect, ["one", "two"]), tmp_path)
+    next(killed)
+    (left,) = tmp_path.iterdir()
+    shutil.copytree(left, tmp_path / "copy")
+    killed.close()
+    (tmp_path / "copy").rename(left)
+    assert list(rule.decide(map(rule.inspect, ["one", "one"]), tmp_path)) == [None, SAME]
+    assert not list(tmp_path.iterdir())
 
 
 @given(st.lists(st.text(max_size=6), max_size=20))

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from long_words import LongWords
 from shard_fixtures import digest_of, find_manifest
 from thunderhead.core.data.manifest import Manifest, MissingFileError
 from thunderhead.core.tokenizer import Tokens
-from thunderhead.corpus import passes
+from thunderhead.corpus import batches, passes
 from thunderhead.corpus.batch_processing import UselessError
 from thunderhead.corpus.batches import Batches
 from thunderhead.corpus.prepare import prepare
@@ -325,7 +326,7 @@ def test_after_kill_9_it_goes_on_and_writes_the_same_bytes(
     assert [path for path in shards_dir.iterdir() if path.suffix == ".preparing"] == []
 
 
-def test_ctrl_c_keeps_what_was_done(corpus: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_was_done(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Interrupted(ByteTokenizer):
         name = "byte"  # by which it is found again
 
@@ -337,7 +338,27 @@ def test_ctrl_c_keeps_what_was_done(corpus: Path, tmp_path: Path) -> None:
         prepare({"text": LocalText(path=str(corpus))}, Interrupted(), **settings)
     (work,) = tmp_path.glob(".*.preparing")
     assert (work / "tokenizer.json").exists()
+    assert f"kept in {work}: the same command goes on" in caplog.text
     prepare({"text": LocalText(path=str(corpus))}, ByteTokenizer(), **settings)
+    assert not work.exists()
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_file_that_goes_away_meanwhile_is_named(on_error: str, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not left out: it may be there again when its file system is."""
+    monkeypatch.setattr(batches, "BATCH_CHARACTERS", 0)
+    found = iter(Batches({"text": LocalText(path=str(corpus), on_error=on_error)}))
+    next(found)
+    (corpus / "059.txt").unlink()
+    with pytest.raises(ValueError, match=r"^data\.sources\.text: .*059\.txt is gone since"):
+        list(found)
+
+
+def test_a_kill_before_it_was_said_what_is_begun(make_shards: MakeShards) -> None:
+    manifest = make_shards()
+    shutil.rmtree(manifest.folder)
+    (work := manifest.folder.parent / f".{manifest.key}.preparing").mkdir()
+    assert make_shards() == manifest
     assert not work.exists()
 
 

@@ -3,9 +3,12 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
+from thunderhead.corpus import stages
 from thunderhead.corpus.batch_processing import Record
 from thunderhead.corpus.deduplication import NearDuplicates, shingles
 from thunderhead.corpus.prepare import prepare
@@ -88,6 +91,21 @@ def test_in_the_shards_no_near_duplicate_is_on_the_other_side(tmp_path: Path) ->
     n = {split: by_source["text"].documents for split, by_source in together.splits.items()}
     assert n["train"] + n["val"] == 300
     assert n["val"] > 20
+
+
+def test_a_kill_when_the_sides_are_settled(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_from = ({"text": LocalText(path=str(corpus))}, ByteTokenizer())
+    place = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.3, "near_duplicates_together": True}
+
+    def settle_and_die(*arguments: Any) -> None:
+        settle(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "settle", settle_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(*made_from, **place, processes=1)
+    monkeypatch.undo()
+    assert prepare(*made_from, **place, processes=1).splits["val"]["text"].documents > 0
 
 
 def test_a_signature_has_as_many_numbers_as_the_rule_says() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thunderhead.core.data.manifest import Manifest, SplitName
+from thunderhead.corpus.curation import Length
 from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.sources import Document, LocalText, Source
 from thunderhead.corpus.split import Split, file_of, is_validation
@@ -142,6 +143,15 @@ def test_a_published_split_is_reproduced(tmp_path: Path, fraction: float) -> Non
             "train": text[: int(len(text) * (1 - fraction))],
             "val": text[int(len(text) * (1 - fraction)) :],
         }
+
+
+def test_the_tail_of_a_source_of_which_filters_keep_nothing(tmp_path: Path) -> None:
+    for name, text in (("long", "some text " * 100), ("short", "some text")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    sources = {name: LocalText(path=str(tmp_path / f"{name}.txt")) for name in ("long", "short")}
+    settings = {"validation": "tail", "validation_fraction": 0.1, "filters": {"length": Length(min_bytes=100)}}
+    with pytest.raises(ValueError, match=r"^data\.sources\.short: curation\.filters keep none of its documents"):
+        prepare(sources, ByteTokenizer(), shards_dir=tmp_path / "shards", processes=1, **settings)
 
 
 def test_each_rule_is_a_corpus_of_its_own(tmp_path: Path) -> None:

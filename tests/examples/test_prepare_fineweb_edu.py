@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_it_prepares_files_of_the_same_format(tmp_path: Path) -> None:
-    """Columns as the dataset's card lists them."""
-    folder = tmp_path / "fineweb-edu" / "sample" / "10BT"
+    """Columns as the dataset's card lists them; in a folder of some name, below the one where the command is given."""
+    folder = tmp_path / "fineweb edu, ö" / "sample" / "10BT"
     folder.mkdir(parents=True)
     for part in range(3):
         texts = [f"Document {part} {row}. " + "It teaches something. " * 30 for row in range(40)]
@@ -30,9 +30,9 @@ def test_it_prepares_files_of_the_same_format(tmp_path: Path) -> None:
             "int_score": [3] * 40,
         }
         pq.write_table(pa.table(columns), folder / f"{part:03d}_00000.parquet")
-    settings = ["tokenizer=byte", f"data.shards_dir={tmp_path / 'shards'}"]
     done = subprocess.run(
-        [ROOT / "examples" / "prepare_fineweb_edu.sh", tmp_path / "fineweb-edu", *settings],
+        [ROOT / "examples" / "prepare_fineweb_edu.sh", "fineweb edu, ö", "tokenizer=byte", "data.shards_dir=shards"],
+        cwd=tmp_path,
         env=os.environ | {"EXECUTOR": "local", "PYTHON": sys.executable},
         capture_output=True,
         text=True,

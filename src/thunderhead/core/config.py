@@ -162,9 +162,8 @@ def values_of(group: str, option: str) -> Config:
 def check(config: Config, settings: Callable[..., Any] | None = None) -> list[Problem]:
     """Compare every node of a resolved configuration that has a `_target_` with its target's signature.
 
-    The top-level scalars (seed, name, …) are compared with the signature of `settings`. Returns all problems, in the
-    order of the configuration: targets that cannot be imported, unknown and missing keys, keys that the code supplies
-    itself, and values that do not fit the annotation.
+    The top-level scalars (seed, name, …) are compared with the signature of `settings`. Returns all problems in order:
+    targets that cannot be imported, unknown and missing keys, keys that the code supplies, values that do not fit.
     """
     problems: list[Problem] = []
     if settings is not None:
@@ -174,7 +173,8 @@ def check(config: Config, settings: Callable[..., Any] | None = None) -> list[Pr
         try:
             target = hydra.utils.get_object(node["_target_"])
         except Exception as error:  # whatever the import of a user's module raises is the answer
-            problems.append(Problem(f"{path}._target_", f"cannot load {node['_target_']!r}: {first_line(error)}"))
+            why = " ".join(str(error).split())  # Hydra's first line alone says nothing
+            problems.append(Problem(f"{path}._target_", f"cannot load {node['_target_']!r}: {why}"))
             continue
         if not callable(target):
             problems.append(Problem(f"{path}._target_", f"{node['_target_']!r} is no class or function"))

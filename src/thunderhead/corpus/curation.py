@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -211,9 +212,12 @@ def curate(
 
     for name, rule in filters.items():
         evidence = (record.result.evidence[place][name] for _, record, place in documents())
-        for (number, record, place), reason in zip(documents(), rule.decide(evidence, folder), strict=True):
+        for document, reason in zip_longest(documents(), rule.decide(evidence, folder), fillvalue=...):
+            if document is ... or reason is ...:
+                raise ValueError(f"curation.filters.{name}: decide must yield an answer for each document, and no more")
             if reason is None:
                 continue
+            number, record, place = document
             stays[number] = 0
             of_source = counts[record.source]
             of_source["kept"] -= 1

@@ -4,7 +4,9 @@ What a task does is a `Stages` of ours, whatever carries it: so the shards have 
 executors, logs of each task, and the knowledge of which are done, in <shards_dir>/logs/<key>/<time>/<stage>.
 """
 
+import contextlib
 import difflib
+import errno
 import importlib
 import importlib.util
 import inspect
@@ -23,24 +25,29 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import Progress
 
+from thunderhead import disk
+from thunderhead.core.config import first_line
 from thunderhead.core.types import PositiveInt
 from thunderhead.corpus.batch_processing import UselessError
 from thunderhead.corpus.passes import Passes
+from thunderhead.corpus.preparation import Preparation
 from thunderhead.corpus.stages import Stages
 from thunderhead.disk import write_text
 from thunderhead.processes import WHEN_KILLED, allowed_cores, end_with
-from thunderhead.terminal import say
+from thunderhead.terminal import TELL_SECONDS, say
 
 _CLASSES = {
     "local": ("datatrove.executor.local", "LocalPipelineExecutor"),
     "ray": ("datatrove.executor.ray", "RayPipelineExecutor"),
     "slurm": ("datatrove.executor.slurm", "SlurmPipelineExecutor"),
 }
-_OURS = {"pipeline", "tasks", "workers", "logging_dir", "depends", "skip_completed"}
+_OURS = {"pipeline", "tasks", "workers", "logging_dir", "depends", "skip_completed", "local_tasks", "local_rank_offset"}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "local": {"start_method": "fork"},  # of a process that has imported all
     "slurm": {"qos": None},  # the cluster's own
 }
+_LITTLE = 1 << 20  # bytes
+_SHOWN = 5  # of the tasks that refuse something
 _NEEDS = {"local": ["datatrove"], "ray": ["datatrove", "ray"], "slurm": ["datatrove"]}
 
 
@@ -58,16 +65,20 @@ class Step:
         faults, running = self.folder.parent / "faults", self.folder / "running" / str(rank)
         if self.stage != "verify" and faults.exists():
             raise ValueError("another task refused its part: see its log")
-        passes = Passes(self.stages.preparation.sources, log=logger.info, tasks=world_size)
         running.parent.mkdir(parents=True, exist_ok=True)
         write_text(running, str(os.getpid()))
         try:
+            passes = Passes(self.stages.preparation.sources, log=logger.info, tasks=world_size)
             self.stages.run(self.stage, rank, passes)
         except Exception as error:
             faults.mkdir(exist_ok=True)
-            useless = isinstance(error, UselessError)
-            kind = useless or isinstance(error, (ValueError, ConnectionError))
-            content = {"useless": useless, "message": str(error) if kind else f"{type(error).__name__}: {error}"}
+            full, log = disk.problem(error), self.folder / "logs" / f"task_{rank:05d}.log"
+            is_told = isinstance(error, (ValueError, ConnectionError))
+            content = {
+                "useless": isinstance(error, UselessError),
+                "disk": [error.errno, error.strerror, error.filename] if full and isinstance(error, OSError) else None,
+                "message": str(error) if is_told else full or f"engine: {type(error).__name__}: {error}: see {log}",
+            }
             write_text(faults / f"{self.stage}-{rank:05d}", json.dumps(content))
             if self.stage != "verify":  # which lets all find their faults
                 raise
@@ -91,19 +102,18 @@ class Datatrove:
             more = " ray" if "ray" in missing else ""
             raise ValueError(f"needs {' and '.join(missing)}: uv pip install -e '.[datatrove]'{more}")
         known = inspect.signature(self._class).parameters.keys() - _OURS
-        arguments = self.arguments or {}
+        arguments, faults = self.arguments or {}, []
         for name in sorted(arguments.keys() - known):
-            near = difflib.get_close_matches(name, known, n=1) or sorted(known)
-            raise ValueError(
-                f"engine.arguments.{name}: is no setting of datatrove's executor={self.executor}: {', '.join(near)}"
-            )
+            near = ", ".join(difflib.get_close_matches(name, known, n=1) or sorted(known))
+            faults.append(f"engine.arguments.{name}: is no setting of datatrove's executor={self.executor}: {near}")
         if self.executor == "slurm":
             if needs := [name for name in ("partition", "time") if name not in arguments]:
-                raise ValueError(
-                    f"engine.arguments: lacks {' and '.join(needs)}, which slurm needs: {{partition: …, time: …}}"
-                )
+                lacks = f"lacks {' and '.join(needs)}, which slurm needs"
+                faults.append(f"engine.arguments: {lacks}: {{partition: …, time: …}}")
             if shutil.which("sbatch") is None:
-                raise ValueError("executor=slurm: there is no sbatch here: start it on a login node of the cluster")
+                faults.append("executor=slurm: there is no sbatch here: start it on a login node of the cluster")
+        if faults:
+            raise ValueError("; ".join(faults))
 
     @property
     def _class(self) -> Any:
@@ -111,12 +121,13 @@ class Datatrove:
         return getattr(importlib.import_module(module), name)
 
     def carry(self, stages: Stages) -> bool:
+        _check(stages.preparation)
         logs = self._logs(stages)
         if self.executor == "slurm":
             self._submit(stages, logs)
             return False
-        for _, message in _faults(logs):
-            say(f"  (it was refused the last time: {message})")
+        for fault in _faults(logs):
+            say(f"  (it was refused the last time: {fault['message']})")
         for left in (logs / "faults", *logs.glob("*/running")):
             shutil.rmtree(left, ignore_errors=True)
         self._run(self._chain(stages, logs), stages, logs)
@@ -126,10 +137,10 @@ class Datatrove:
         """The folder of this preparation's logs: the one that it was begun with."""
         file = stages.work / "logs"
         if not file.exists():
-            place = Path(stages.preparation.shards_dir, "logs", stages.key, time.strftime("%Y-%m-%d_%H-%M-%S"))
-            place.mkdir(parents=True, exist_ok=True)
-            write_text(file, str(place.absolute()))
-        return Path(file.read_text())
+            write_text(file, time.strftime("%Y-%m-%d_%H-%M-%S"))
+        place = Path(stages.preparation.shards_dir, "logs", stages.key, file.read_text()).absolute()
+        place.mkdir(parents=True, exist_ok=True)
+        return place
 
     def _chain(self, stages: Stages, logs: Path) -> Any:
         """An executor for each stage, each after the one before; returns the last."""
@@ -140,6 +151,7 @@ class Datatrove:
             more = {**_DEFAULTS.get(self.executor, {}), **(self.arguments or {})}
             if self.executor == "slurm":
                 more = {"job_name": f"prepare-{stage}", "env_command": _env_command(), **more}
+                more["sbatch_args"] = {"kill-on-invalid-dep": "yes"} | (more.get("sbatch_args") or {})
             last = self._class(
                 [step], tasks=tasks, workers=workers, logging_dir=str(logs / stage), depends=last,
                 skip_completed=stage != "verify", **more,
@@ -150,13 +162,20 @@ class Datatrove:
         submitted = stages.work / "jobs"
         if submitted.exists() and (jobs := submitted.read_text()) and _queued(jobs):
             raise ValueError(f"engine: jobs {jobs} are preparing this already: squeue -j {jobs}")
+        if len(str(logs).split()) > 1:
+            raise ValueError(f"data.shards_dir: {logs}: datatrove's scripts for SLURM take no spaces in a path")
         shutil.rmtree(logs / "faults", ignore_errors=True)
-        last, executors = self._chain(stages, logs), []
+        last, executors = self._chain(stages, logs), list[Any]()
         while last is not None:
-            executors.append(last)
+            executors.insert(0, last)
             last = last.depends
-        executors[0].run()
-        jobs = ",".join(str(executor.job_id) for executor in reversed(executors) if executor.job_id != -1)
+        try:
+            executors[-1].run()
+        except subprocess.CalledProcessError as error:
+            begun = [str(executor.job_id) for executor in executors if executor.job_id not in (None, -1)]
+            subprocess.run(["scancel", *begun], check=False)
+            raise ValueError("engine.arguments: SLURM takes no such job, see sbatch's message above") from error
+        jobs = ",".join(str(executor.job_id) for executor in executors if executor.job_id != -1)
         if stages.work.exists():  # they are not done already
             write_text(submitted, jobs)
         say(
@@ -176,6 +195,7 @@ class Datatrove:
             "TOKENIZERS_PARALLELISM": "false",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(sys.path),
+            "PYTHONSAFEPATH": "1",  # modules are found as here, none in the folder where the command was given
         }
         command = [
             sys.executable,
@@ -186,27 +206,57 @@ class Datatrove:
         ]
         with open(logs / "executor.log", "ab") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
-        console = Console(stderr=True)
         try:
-            with Progress(console=console, disable=not console.is_terminal) as progress:
-                bars = {stage: progress.add_task(stage.capitalize(), total=tasks) for stage, tasks in stages.names()}
-                while process.poll() is None:
-                    time.sleep(0.2)
-                    for stage, bar in bars.items():
-                        progress.update(bar, completed=len(_listed(logs / stage / "completions")))
-                    if self.executor == "local" and (dead := _killed(logs)):
-                        raise ValueError(
-                            f"engine: {dead} was killed: {WHEN_KILLED}; the next start goes on where it was"
-                        )
+            killed = self._watch(process, stages, logs)
         finally:
-            if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # tasks outlive a first process that was killed
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        if found := _faults(logs):
-            message = "; ".join(dict.fromkeys(text for _, text in found))
-            raise UselessError(message) if any(useless for useless, _ in found) else ValueError(message)
+            process.wait()
+        _refuse(_faults(logs))
+        if killed:
+            raise ValueError(f"engine: {killed} was killed: {WHEN_KILLED}; the next start goes on where it was")
+        if process.returncode != 0 and shutil.disk_usage(logs).free < _LITTLE:  # not even a fault could be noted
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(logs))
         if process.returncode != 0:
             raise ValueError(f"engine: the executor ended with status {process.returncode}: see {logs}/executor.log")
+
+    def _watch(self, process: subprocess.Popen[bytes], stages: Stages, logs: Path) -> str | None:
+        """Show how far tasks are until all have ended; name what was killed, if something was."""
+        console, told = Console(stderr=True), time.monotonic()
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            bars = {stage: progress.add_task(stage.capitalize(), total=tasks) for stage, tasks in stages.names()}
+            while process.poll() is None:
+                time.sleep(0.2)
+                for stage, bar in bars.items():
+                    progress.update(bar, completed=len(_listed(logs / stage / "completions")))
+                if self.executor == "local" and (dead := _killed(logs)):
+                    return dead
+                if progress.disable and time.monotonic() - told >= TELL_SECONDS:
+                    told = time.monotonic()
+                    for task in [task for task in progress.tasks if not task.finished][:1]:
+                        say(f"  {task.description}: {task.completed:.0f} of {task.total:.0f} tasks")
+        return "one of its processes" if process.returncode == -signal.SIGKILL else None
+
+
+def _check(preparation: Preparation) -> None:
+    """Raise ValueError if something cannot be sent to tasks, or their logs would be among the text: of all such."""
+    import dill
+
+    shards_dir, found = Path(preparation.shards_dir).resolve(), []
+    for name, source in preparation.sources.items():
+        path = getattr(source, "path", None)
+        if isinstance(path, str) and Path(path).expanduser().resolve() in (shards_dir, *shards_dir.parents):
+            lies = f"lies in {path} of data.sources.{name}, where logs of tasks would be among the text"
+            found.append(f"data.shards_dir: {shards_dir} {lies}: put it elsewhere")
+    parts: dict[str, object] = {f"data.sources.{name}": source for name, source in preparation.sources.items()}
+    parts |= {f"curation.filters.{name}": rule for name, rule in preparation.filters.items()}
+    for path, part in (parts | {"tokenizer": preparation.tokenizer}).items():
+        try:
+            dill.dumps(part)
+        except Exception as error:  # of whatever class its own code raises
+            found.append(f"{path}: tasks cannot be given it ({first_line(error)}): use engine=local")
+    if found:
+        raise ValueError("; ".join(found))
 
 
 def launch() -> None:
@@ -214,13 +264,28 @@ def launch() -> None:
     import dill
 
     end_with(int(sys.argv[2]), lambda: os.killpg(0, signal.SIGKILL))
+    signal.signal(signal.SIGCHLD, _end_with_child)
+
+    def begin() -> None:  # of those that do the tasks: they end with this one
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        end_with(os.getppid(), lambda: os._exit(1))
+
+    os.register_at_fork(after_in_child=begin)
     with open(sys.argv[1], "rb") as file:
         executor = dill.load(file)  # written by the process that started this one
     executor.run()
 
 
+def _end_with_child(*_: object) -> None:
+    """End by kill -9 if a child did: one that was about to begin a task, or to end one, has not said so."""
+    with contextlib.suppress(ChildProcessError):
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is not None and (found.si_code, found.si_status) == (os.CLD_KILLED, signal.SIGKILL):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _listed(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.exists() else []
+    return list(folder.glob("[!.]*"))  # none that is half-written
 
 
 def _killed(logs: Path) -> str | None:
@@ -237,9 +302,20 @@ def _killed(logs: Path) -> str | None:
     return None
 
 
-def _faults(logs: Path) -> list[tuple[bool, str]]:
-    found = [json.loads(file.read_bytes()) for file in sorted(_listed(logs / "faults"))]
-    return [(fault["useless"], fault["message"]) for fault in found]
+def _faults(logs: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_bytes()) for file in sorted(_listed(logs / "faults"))]
+
+
+def _refuse(faults: list[dict[str, Any]]) -> None:
+    """Raise what tasks did, if they did."""
+    for fault in faults:
+        if fault["disk"]:
+            raise OSError(*fault["disk"])
+    if faults:
+        told = list(dict.fromkeys(fault["message"] for fault in faults))
+        more = [f"{len(told) - _SHOWN} more tasks: see their logs"] if len(told) > _SHOWN else []
+        message = "; ".join([*told[:_SHOWN], *more])
+        raise UselessError(message) if any(fault["useless"] for fault in faults) else ValueError(message)
 
 
 def _queued(jobs: str) -> bool:

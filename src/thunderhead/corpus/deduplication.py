@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-import tempfile
+import shutil
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -108,8 +108,9 @@ class Table:
         self._rows, self._dtype, self._width, self._place = rows, dtype, width, folder
 
     def __enter__(self) -> "Table":
-        self._folder = tempfile.TemporaryDirectory(dir=self._place, prefix="compared-")
-        self.folder = Path(self._folder.name)
+        self.folder = self._place / "compared"
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a call that was killed
+        self.folder.mkdir()
         with open(self.folder / "rows", "wb") as file:
             while some := list(islice(self._rows, _BLOCK)):
                 file.write(b"".join(some))
@@ -118,7 +119,7 @@ class Table:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
+        shutil.rmtree(self.folder)
 
     def __len__(self) -> int:
         return self._size

@@ -53,6 +53,8 @@ def run(preparation: Preparation, engine: Engine | None = None) -> Manifest | No
         except BaseException as error:
             if isinstance(error, UselessError) or not _has_begun(work):  # nothing there is of use to the next call
                 shutil.rmtree(work, ignore_errors=True)
+            elif isinstance(error, KeyboardInterrupt):
+                _log.warning("What is finished is kept in %s: the same command goes on with it", work)
             raise
     return Manifest.load(folder) if done else None
 
@@ -60,14 +62,15 @@ def run(preparation: Preparation, engine: Engine | None = None) -> Manifest | No
 def _begin(work: Path, tasks: int) -> None:
     """Make the folder of the work, or go on in it."""
     file = work / "begun.json"
-    if not work.exists():
+    if not file.exists():
+        shutil.rmtree(work, ignore_errors=True)  # of a call that was killed before it began
         work.mkdir()
         write_text(file, json.dumps({"tasks": tasks}))
         return
     _log.warning("Going on with %s, left by a preparation that was interrupted", work)
     begun = json.loads(file.read_bytes())["tasks"]
     if begun != tasks:
-        way = "engine=local" if begun == 1 else f"engine=datatrove engine.tasks={begun}"
+        way = f"prepare.py and engine={'local' if begun == 1 else f'datatrove engine.tasks={begun}'}"
         raise ValueError(f"engine: {work} was begun by {begun} tasks: go on with {way}, or delete that folder")
 
 

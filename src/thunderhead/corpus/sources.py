@@ -335,8 +335,11 @@ def refusal(name: str, look: Callable[[], object]) -> list[str]:
 
 @contextmanager
 def named(name: str) -> Iterator[None]:
-    """Begin the message of a ValueError with the config path of the source."""
+    """Begin the message of a ValueError with the config path of the source; a file that is gone is one, too."""
     try:
         yield
+    except FileNotFoundError as error:
+        message = f"{error.filename} is gone since files were listed: put it back, or start again without it"
+        raise ValueError(placed(f"data.sources.{name}", message)) from None
     except ValueError as error:
         raise ValueError(placed(f"data.sources.{name}", str(error))) from None

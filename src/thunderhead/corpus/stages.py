@@ -118,8 +118,8 @@ class Stages:
         from thunderhead.corpus.sides import settle
 
         whole = {name: source.keeps_whole for name, source in self.preparation.sources.items()}
-        settle(partial(recorded, self._files("related")), whole, self.work / "sides", self.work)
         write_text(self.work / "related.json", json.dumps([_documents([file]) for file in self._files("related")]))
+        settle(partial(recorded, self._files("related")), whole, self.work / "sides", self.work)
         shutil.rmtree(self.work / "related")
 
     def _train(self, _rank: int, passes: Passes, _: int) -> None:
@@ -129,13 +129,14 @@ class Stages:
         passes.begin("Training the tokenizer")
 
         def texts() -> Iterator[str]:
+            before, read = 0, 0  # bytes of tasks before, and of this one
             for rank in range(self.tasks):
                 for batch in self._split(rank):
                     for document, held_out in zip(batch.documents, batch.held_out, strict=True):
                         if not held_out:
                             yield document.text
-                    if self.tasks == 1:
-                        passes.reach(batch.read)
+                    passes.reach(before + (read := batch.read))
+                before, read = before + read, 0
 
         write_text(file, self.preparation.tokenizer.train(texts()).to_json())
 
@@ -259,11 +260,10 @@ class Stages:
         """The same, divided between training and validation."""
         split, more = self.preparation.split, dict[str, Any]()
         if split.rule == "tail":
-            measured = [Counter(json.loads(file.read_bytes())) for file in self._files("measured")]
-            before = sum(measured[:rank], Counter())
-            totals = sum(measured, Counter())
+            measured = [json.loads(file.read_bytes()) for file in self._files("measured")]
+            of_tasks = {name: [task[name] for task in measured] for name in self.preparation.sources}
             more["trained_on"] = {
-                name: max(0, split.trained_on(total) - before[name]) for name, total in totals.items()
+                name: max(0, split.trained_on(sum(sizes)) - sum(sizes[:rank])) for name, sizes in of_tasks.items()
             }
         if split.together:
             counts = json.loads((self.work / "related.json").read_bytes())
