@@ -203,6 +203,7 @@ class Datatrove:
             f"import {__name__} as engine; engine.launch()",
             str(pickled),
             str(os.getpid()),
+            self.executor,
         ]
         with open(logs / "executor.log", "ab") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
@@ -264,15 +265,16 @@ def launch() -> None:
     import dill
 
     end_with(int(sys.argv[2]), lambda: os.killpg(0, signal.SIGKILL))
-    signal.signal(signal.SIGCHLD, _end_with_child)
+    with open(sys.argv[1], "rb") as file:
+        executor = dill.load(file)  # written by the process that started this one
 
     def begin() -> None:  # of those that do the tasks: they end with this one
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         end_with(os.getppid(), lambda: os._exit(1))
 
-    os.register_at_fork(after_in_child=begin)
-    with open(sys.argv[1], "rb") as file:
-        executor = dill.load(file)  # written by the process that started this one
+    if sys.argv[3] == "local":  # Ray has servers of its own below this process, and kills them
+        signal.signal(signal.SIGCHLD, _end_with_child)
+        os.register_at_fork(after_in_child=begin)
     executor.run()
 
 

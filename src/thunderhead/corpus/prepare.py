@@ -43,6 +43,7 @@ def run(preparation: Preparation, engine: Engine | None = None) -> Manifest | No
     folder.parent.mkdir(parents=True, exist_ok=True)
     with disk.naming(folder), _lock(folder.parent / f".{key}.lock"):
         if (found := load(folder)) is not None:
+            shutil.rmtree(work, ignore_errors=True)  # of a kill after the last step
             return found
         for name, source in preparation.sources.items():
             with named(name):
