@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thunderhead.corpus import stages
 from thunderhead.corpus.batch_processing import Record
 from thunderhead.corpus.deduplication import NearDuplicates, shingles
 from thunderhead.corpus.prepare import prepare
@@ -101,7 +100,7 @@ def test_a_kill_when_the_sides_are_settled(corpus: Path, tmp_path: Path, monkeyp
         settle(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "settle", settle_and_die)
+    monkeypatch.setattr("thunderhead.corpus.sides.settle", settle_and_die)
     with pytest.raises(KeyboardInterrupt):
         prepare(*made_from, **place, processes=1)
     monkeypatch.undo()

@@ -106,9 +106,19 @@ def _narrow(draw: Callable[[Item], Figure | None], of: Item) -> Figure:
     assert figure is not None
     for axes in figure.axes:
         axes.set(title=textwrap.fill(axes.get_title(), 50), xlabel=textwrap.fill(axes.get_xlabel(), 50))
+        names = [label.get_text() for label in axes.get_yticklabels()]  # empty where they are numbers
+        if any(names):
+            axes.set_yticks(axes.get_yticks(), [_wrapped(name) for name in names])
+        for text in legend.get_texts() if (legend := axes.get_legend()) is not None else ():
+            text.set_text(_wrapped(text.get_text()))
     if title := figure.get_suptitle():
         figure.suptitle(textwrap.fill(title, 52))
     return figure
+
+
+def _wrapped(name: str) -> str:
+    """What is called so long that nothing would be left of the figure beside it, in a few lines."""
+    return textwrap.fill(name, 24, max_lines=3, placeholder=" …")
 
 
 def _svg(figure: Figure) -> str:
