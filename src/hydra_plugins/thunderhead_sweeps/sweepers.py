@@ -137,7 +137,7 @@ class GridSweeper(ThunderheadSweeper):
         reuse: PathText | None = None,
         params: dict[str, Any] | None = None,
     ):
-        self.baseline, self.params, self.reuse = baseline, params or {}, reuse
+        self.baseline, self.params = baseline, params or {}
         self.comparisons = {"metric": metric, "smallest_effect": smallest_effect}
         self.settings: dict[str, Any] = {**self.comparisons, "until": until, "max_seeds": max_seeds, "reuse": reuse}
 
@@ -149,7 +149,7 @@ class GridSweeper(ThunderheadSweeper):
             raise ConfigError(problems)
         combinations = self.combinations(arguments)
         candidates = [Candidate(choices, self.compose(lines)) for choices, lines in combinations]
-        sweep = self.begin(self.reuse)
+        sweep = self.begin(self.settings["reuse"])
         sweep.comparisons = self.comparisons
         max_seeds = self.settings["max_seeds"] if self.settings["until"] == "resolved" else None
         return run_grid(candidates, sweep, baseline=self.baseline, max_seeds=max_seeds)

@@ -65,13 +65,11 @@ class Step:
         faults, running = self.folder.parent / "faults", self.folder / "running" / str(rank)
         if self.stage != "verify" and faults.exists():
             raise ValueError("another task refused its part: see its log")
-        running.parent.mkdir(parents=True, exist_ok=True)
         write_text(running, str(os.getpid()))
         try:
             passes = Passes(self.stages.preparation.sources, log=logger.info, tasks=world_size)
             self.stages.run(self.stage, rank, passes)
         except Exception as error:
-            faults.mkdir(exist_ok=True)
             full, log = disk.problem(error), self.folder / "logs" / f"task_{rank:05d}.log"
             is_told = isinstance(error, (ValueError, ConnectionError))
             content = {

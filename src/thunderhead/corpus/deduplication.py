@@ -40,8 +40,7 @@ class ExactDuplicates(Filter):
             repeated = digests.column("repeated", np.bool_)
             for later, _, _ in common_keys.later(digests.blocks(), len(digests), digests.folder):
                 repeated[later] = True
-            for block in _slices(len(digests)):
-                yield from ("same text as an earlier document" if again else None for again in repeated[block])
+            yield from _told(repeated, "same text as an earlier document")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -86,8 +85,7 @@ class NearDuplicates(Filter):
             similar = signatures.column("similar", np.bool_)
             for later, _ in self.pairs(signatures):
                 similar[later] = True
-            for block in _slices(len(signatures)):
-                yield from (reason if again else None for again in similar[block])
+            yield from _told(similar, reason)
 
     def pairs(self, signatures: "Table") -> Iterator[tuple[common_keys.Numbers, common_keys.Numbers]]:
         """Yield documents that are near duplicates of earlier ones, and those, in no order; a pair may come again."""
@@ -144,6 +142,12 @@ class Table:
         if self._size == 0:
             return np.empty(0, dtype)
         return np.memmap(self.folder / name, dtype, "w+", shape=(self._size,))
+
+
+def _told(marks: npt.NDArray[np.bool_], reason: str) -> Iterator[str | None]:
+    """The reason for each document that is marked, else None."""
+    for block in _slices(len(marks)):
+        yield from (reason if marked else None for marked in marks[block])
 
 
 def _slices(n: int) -> Iterator[slice]:

@@ -5,6 +5,7 @@ killed one stopped:
 
     <shards_dir>/.<key>.preparing/begun.json                          what is prepared, and by how many tasks
                                  /inspected/<task>, kept, curation.json   what filters found and decided, if any
+                                 /counted/…                           documents that each task inspected, and related
                                  /measured/<task>                     characters of each source, if its tail is held out
                                  /related/<task>, sides               for near duplicates on one side of the split
                                  /tokenizer.json                      trained
@@ -17,7 +18,7 @@ import json
 import os
 import shutil
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,15 @@ import numpy as np
 from thunderhead import disk
 from thunderhead.core.data.manifest import FORMAT, Manifest, Shard, SplitName, TokenizerRecord
 from thunderhead.core.tokenizer import Tokenizer
-from thunderhead.corpus.batch_processing import Encode, Record, UselessError, recorded, refuse_ends_inside, remembered
+from thunderhead.corpus.batch_processing import (
+    Encode,
+    Record,
+    UselessError,
+    Work,
+    recorded,
+    refuse_ends_inside,
+    remembered,
+)
 from thunderhead.corpus.batches import CHANGED, Batches, share
 from thunderhead.corpus.curation import Inspect, curate
 from thunderhead.corpus.overlap import Overlap
@@ -78,8 +87,24 @@ class Stages:
             return
         passes.begin("Curating")
         batches = Batches(self.preparation.sources, self._parts(rank))
-        for record in remembered(Inspect(self.preparation.filters), batches, processes, self._file("inspected", rank)):
+        self._look(
+            "inspected", Inspect(self.preparation.filters), batches, rank=rank, passes=passes, processes=processes
+        )
+
+    def _look(self, what: str, work: Work[Any], batches: Batches, *, rank: int, passes: Passes, processes: int) -> None:
+        """Remember what a look at a task's documents finds, and how many there are: by that others know their own."""
+        n_documents = 0
+        for record in remembered(work, batches, processes, self._file(what, rank)):
+            n_documents += len(record.ids)
             passes.reach(record.read)
+        write_text(self._count(what, rank), str(n_documents))
+
+    def _count(self, what: str, rank: int) -> Path:
+        return self.work / "counted" / f"{what}-{rank:05d}"
+
+    def _before(self, what: str, rank: int) -> int:
+        """How many documents the tasks before this one have looked at."""
+        return sum(int(self._count(what, before).read_text()) for before in range(rank))
 
     def _decide(self, *_: object) -> None:
         report = self.work / "curation.json"
@@ -88,7 +113,6 @@ class Stages:
         filters, sources = self.preparation.filters, self.preparation.sources
         inspected = partial(recorded, self._files("inspected"))
         record = curate(filters, sources, inspected, self.work / "kept", self.work)
-        write_text(self.work / "inspected.json", json.dumps([_documents([file]) for file in self._files("inspected")]))
         write_text(report, json.dumps(record, indent=1) + "\n")
         shutil.rmtree(self.work / "inspected")
 
@@ -99,8 +123,7 @@ class Stages:
         for batch in self._batches(rank):
             totals[batch.source] += sum(len(document.text) for document in batch.documents)
             passes.reach(batch.read)
-        (file := self._file("measured", rank)).parent.mkdir(exist_ok=True)
-        write_text(file, json.dumps(totals))
+        write_text(self._file("measured", rank), json.dumps(totals))
 
     def _relate(self, rank: int, passes: Passes, processes: int) -> None:
         if (self.work / "sides").exists():
@@ -109,8 +132,7 @@ class Stages:
 
         passes.begin("Comparing")
         batches = self._batches(rank, split=self.preparation.split)
-        for record in remembered(Relate(), batches, processes, self._file("related", rank)):
-            passes.reach(record.read)
+        self._look("related", Relate(), batches, rank=rank, passes=passes, processes=processes)
 
     def _settle(self, *_: object) -> None:
         if (self.work / "sides").exists():
@@ -118,7 +140,6 @@ class Stages:
         from thunderhead.corpus.sides import settle
 
         whole = {name: source.keeps_whole for name, source in self.preparation.sources.items()}
-        write_text(self.work / "related.json", json.dumps([_documents([file]) for file in self._files("related")]))
         settle(partial(recorded, self._files("related")), whole, self.work / "sides", self.work)
         shutil.rmtree(self.work / "related")
 
@@ -175,11 +196,12 @@ class Stages:
     def _all_encoded(self, passes: Passes) -> Iterator[Record]:
         """What all tasks have encoded."""
         passes.begin("Writing shards")
-        before, last = 0, 0  # bytes that tasks before, and this one, had read
-        for record in recorded(self._files("encoded")):
-            yield record
-            before, last = before + (last if record.read < last else 0), record.read
-            passes.reach(before + last, n_tokens=len(record.result.tokens))
+        before, read = 0, 0  # bytes of tasks before, and of this one
+        for file in self._files("encoded"):
+            for record in recorded([file]):
+                yield record
+                passes.reach(before + (read := record.read), n_tokens=len(record.result.tokens))
+            before, read = before + read, 0
 
     def _shards(self, folder: Path, encoded: Iterator[Record]) -> dict[str, Any]:
         """Write shards, tokenizer and reports; return what the manifest says about them."""
@@ -250,10 +272,9 @@ class Stages:
 
     def _batches(self, rank: int, **more: Any) -> Batches:
         """What the filters kept of a task's documents."""
-        kept = {}
+        kept = dict[str, Any]()
         if self.preparation.filters:
-            counts = json.loads((self.work / "inspected.json").read_bytes())
-            kept = {"kept": self.work / "kept", "first": sum(counts[:rank])}
+            kept = {"kept": self.work / "kept", "first": self._before("inspected", rank)}
         return Batches(self.preparation.sources, self._parts(rank), **kept, **more)
 
     def _split(self, rank: int) -> Batches:
@@ -266,8 +287,7 @@ class Stages:
                 name: max(0, split.trained_on(sum(sizes)) - sum(sizes[:rank])) for name, sizes in of_tasks.items()
             }
         if split.together:
-            counts = json.loads((self.work / "related.json").read_bytes())
-            more |= {"sides": self.work / "sides", "first_kept": sum(counts[:rank])}
+            more |= {"sides": self.work / "sides", "first_kept": self._before("related", rank)}
         return self._batches(rank, split=split, **more)
 
     def _file(self, what: str, rank: int) -> Path:
@@ -275,10 +295,6 @@ class Stages:
 
     def _files(self, what: str) -> list[Path]:
         return [self._file(what, rank) for rank in range(self.tasks)]
-
-
-def _documents(files: Iterable[Path]) -> int:
-    return sum(len(record.ids) for record in recorded(files))
 
 
 def _total_reading(readings: list[dict[str, Any]]) -> dict[str, Any]:
