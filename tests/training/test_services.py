@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,10 @@ def test_wandb(run: Callable[..., Path], tmp_path: Path) -> None:
     folder = run("logger=wandb", "logger.wandb.offline=true", *SETTINGS)
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     assert (folder / "run_id").read_text() in file.name
-    records = wandb_records(file)
+    deadline = time.monotonic() + 60
+    while not (records := wandb_records(file)) or records[-1].WhichOneof("record_type") != "exit":
+        assert time.monotonic() < deadline, "W&B's process, which writes on when the run has ended, does not end"
+        time.sleep(0.05)
     started = next(record.run for record in records if record.WhichOneof("record_type") == "run")
     assert started.display_name == "0"  # the folder's, whose key is cut off where it has one
     assert started.run_group == f"{tmp_path.name}/runs"
@@ -72,6 +76,8 @@ def wandb_records(file: Path) -> list[Any]:
         if 2**15 - at % 2**15 < 7:  # the rest of a block is empty
             at += 2**15 - at % 2**15
         size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        if at + 7 + size > len(data):  # it is being written
+            break
         message = (message if kind in (3, 4) else b"") + data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # whole, or the last piece
