@@ -87,6 +87,7 @@ def classes(candidates: Iterable[Candidate]) -> str:
         ]
         places = [f"rope ({', '.join(rope)})" if name == "rope" and rope else name for name in _listed(can["position"])]
         mixing = [_HEADS[kind] for kind in _HEADS if kind in can["attention.n_kv_heads"]]
+        mixing = mixing if can["attention"] == {"softmax"} else _listed(can["attention"])
         for option in ("head_dim", "window", "qk_norm", "qkv_bias", "logit_softcap"):
             values = can[f"attention.{option}"]
             if values & {"given", "true"}:

@@ -29,6 +29,7 @@ CHOICES = (
         "attention=gqa attention.qkv_bias=true",
         "attention=mha attention.head_dim=12",
         "attention=gqa attention.window=7",
+        "attention=mla attention.q_lora_rank=20 attention.v_head_dim=6",
     ),
     (
         *("position=rope", "position=learned", "position=sinusoidal", "position=none", "position=alibi"),
@@ -103,6 +104,7 @@ EXAMPLES = {
     "SmolLM3": ("attention=gqa", "position=none", "activation=swiglu", "norm=rmsnorm", PRE),
     "Arcee": ("attention=gqa", ROPE, "activation=relu2", "norm=rmsnorm", PRE),
     "Gemma2": ("attention=gqa", ROPE, "activation=geglu", "norm=rmsnorm", "block=sandwich"),
+    "DeepseekV2": ("attention=mla", ROPE, "activation=swiglu", "norm=rmsnorm", PRE),
     "GPT2": ("attention=mha", "position=learned", "activation=gelu", *LAYERNORM, PRE),
     "GPTBigCode": ("attention=mqa", "position=learned", "activation=gelu", *LAYERNORM, PRE),
     "OPT": ("attention=mha", "position=sinusoidal", "activation=relu", *LAYERNORM, "block=post"),

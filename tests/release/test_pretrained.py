@@ -31,6 +31,10 @@ GPT2 = {"n_positions": 64}
 SLIDING = {"use_sliding_window": True, "sliding_window": 16, "layer_types": ["sliding_attention"] * 2}
 HALF = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+DENSE = {  # no layer of experts
+    **{"first_k_dense_replace": 2, "kv_lora_rank": 24, "q_lora_rank": 20},
+    **{"qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6},
+}
 MODELS: dict[str, dict[str, Any]] = {
     "Llama": GROUPED,
     "Llama with scaled positions": GROUPED
@@ -43,6 +47,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "Qwen3": GROUPED | {"head_dim": 16},
     "SmolLM3": GROUPED | {"no_rope_layers": [0, 0], "pad_token_id": None},
     "Arcee": GROUPED,
+    "DeepseekV2": GROUPED | DENSE | {"q_lora_rank": None, "num_key_value_heads": 4},
+    "DeepseekV2 with latent queries": GROUPED | DENSE | {"num_key_value_heads": None, "tie_word_embeddings": True},
     "GPT2": SIZES | GPT2,
     "GPTBigCode": SIZES | GPT2 | {"n_inner": 48},
     "OPT": SIZES | {"ffn_dim": 48, "max_position_embeddings": 64},
@@ -120,6 +126,8 @@ def test_there_and_back_is_the_same(name: str, tmp_path: Path) -> None:
         ("Qwen3", {"rms_norm_eps": 1e-5}, r"no option here is its norm.eps=other than qk_norm's 1e-6"),
         ("Qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, r"its layer_types=\["),
         ("StableLm", {"qk_layernorm": True}, r"its qk_layernorm=true"),
+        ("DeepseekV2", {"first_k_dense_replace": 1}, r"its first_k_dense_replace=1"),
+        ("DeepseekV2", {"attention_bias": True}, r"its attention_bias=true"),
         ("GPTNeoX", {"attention_bias": False}, r"its attention_bias=false"),
         ("GPT2", {"scale_attn_by_inverse_layer_idx": True}, r"its scale_attn_by_inverse_layer_idx=true"),
         ("GPT2", {"activation_function": "quick_gelu"}, r"no option of activation is its quick_gelu"),

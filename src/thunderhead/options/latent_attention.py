@@ -61,7 +61,7 @@ class MultiHeadLatentAttention(Attention):
         self.nope_dim = qk_nope_head_dim or self.head_dim
         self.rotary_dim = qk_rope_head_dim or 2 * max(1, self.head_dim // 4)
         self.v_head_dim = v_head_dim or self.head_dim
-        self.kv_lora_rank = kv_lora_rank or 4 * self.head_dim
+        self.q_lora_rank, self.kv_lora_rank = q_lora_rank, kv_lora_rank or 4 * self.head_dim
         self.head_dim = self.nope_dim + self.rotary_dim  # of queries and keys, from here on
         qkv_bias = bias if qkv_bias is None else qkv_bias
 

@@ -3,19 +3,25 @@
 Shape letters: V vocabulary, D model dimensions, H query heads, G key/value heads, E dimensions of a head.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from thunderhead.core.model.position import RotaryPosition
 from thunderhead.options.blocks import ParallelBlock
 from thunderhead.release.facts import function_of
-
-Weights = dict[str, Tensor]
+from thunderhead.release.rearrange import (
+    Weights,
+    by_head,
+    deepseek_v2_weights,
+    gemma2_weights,
+    interleaved,
+    joined,
+    norms_less_one,
+    opt_weights,
+    transposed,
+)
 
 
 class Architecture(NamedTuple):
@@ -141,6 +147,19 @@ def _cohere(decoder: Any) -> dict[str, Any]:
     return _shared(decoder, logit_scale=1.0)
 
 
+def _deepseek_v2(decoder: Any) -> dict[str, Any]:
+    mixer = decoder.mixers[0]
+    return _shared(
+        decoder,
+        first_k_dense_replace=decoder.n_layers,  # no layer of experts
+        q_lora_rank=mixer.q_lora_rank,
+        kv_lora_rank=mixer.kv_lora_rank,
+        qk_nope_head_dim=mixer.nope_dim,
+        qk_rope_head_dim=mixer.rotary_dim,
+        v_head_dim=mixer.v_head_dim,
+    )
+
+
 def _gemma2(decoder: Any) -> dict[str, Any]:
     return _windowed(
         decoder,
@@ -198,70 +217,6 @@ def _mpt(decoder: Any) -> dict[str, Any]:
     }
 
 
-# --- weights ----------------------------------------------------------------------------------------------------------
-
-
-def _transposed(decoder: Any, weights: Weights) -> Weights:
-    """GPT-2 has q, k and v in one matrix, and keeps matrices of layers as (in, out)."""
-    both = joined("c_attn")(decoder, weights)
-    is_matrix = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
-    return {name: tensor.T.contiguous() if is_matrix.search(name) else tensor for name, tensor in both.items()}
-
-
-def joined(name: str) -> Callable[[Any, Weights], Weights]:
-    """Q, k and v in one matrix, one below the other."""
-
-    def join(decoder: Any, weights: Weights) -> Weights:
-        out = dict(weights)
-        for kind in ("weight", "bias"):
-            for q in [key for key in weights if key.endswith(f"q_proj.{kind}")]:
-                parts = [out.pop(q.replace("q_proj", f"{letter}_proj")) for letter in "qkv"]
-                out[q.replace("q_proj", name)] = torch.cat(parts)
-        return out
-
-    return join
-
-
-def _by_head(decoder: Any, weights: Weights) -> Weights:
-    """GPT-NeoX has q, k and v of each head beside each other."""
-    both, head_dim = joined("query_key_value")(decoder, weights), decoder.mixers[0].head_dim
-
-    def reordered(tensor: Tensor) -> Tensor:
-        return tensor.view(3, -1, head_dim, *tensor.shape[1:]).transpose(0, 1).flatten(0, 2)
-
-    return {name: reordered(tensor) if "query_key_value" in name else tensor for name, tensor in both.items()}
-
-
-def interleaved(decoder: Any, weights: Weights) -> Weights:
-    """Cohere rotates the pairs (2i, 2i + 1) of a head, ours (i, i + E/2)."""
-    head_dim = decoder.mixers[0].head_dim
-
-    def reordered(tensor: Tensor) -> Tensor:
-        return tensor.view(-1, 2, head_dim // 2, *tensor.shape[1:]).transpose(1, 2).flatten(0, 2)
-
-    rotated = re.compile(r"[qk]_proj\.(weight|bias)$")
-    return {name: reordered(tensor) if rotated.search(name) else tensor for name, tensor in weights.items()}
-
-
-def _norms_less_one(decoder: Any, weights: Weights) -> Weights:
-    """Gemma and Nemotron keep a norm's weights without the 1 that they are around."""
-    return {name: t - 1 if re.search(r"norm\w*\.weight$", name) else t for name, t in weights.items()}
-
-
-def _gemma2_weights(decoder: Any, weights: Weights) -> Weights:
-    """It multiplies embeddings by sqrt(D), rounded to their dtype: float32's here."""
-    normalizer = torch.tensor(decoder.embedding.embedding_dim**0.5)
-    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] / normalizer
-    return _norms_less_one(decoder, weights)
-
-
-def _opt_weights(decoder: Any, weights: Weights) -> Weights:
-    """Its table of positions begins with two rows for padding."""
-    name = "model.decoder.embed_positions.weight"
-    weights[name] = F.pad(weights[name], (0, 0, 2, 0))
-    return weights
-
-
 # --- names and classes ------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +231,10 @@ _LLAMA = names_of(
 _GEMMA2 = _LLAMA | names_of(
     "attention_output_norm=post_attention_layernorm feedforward_norm=pre_feedforward_layernorm "
     "feedforward_output_norm=post_feedforward_layernorm"
+)
+_DEEPSEEK_V2 = _LLAMA | names_of(
+    "q_down_proj=q_a_proj q_latent_norm=q_a_layernorm kv_down_proj=kv_a_proj_with_mqa kv_latent_norm=kv_a_layernorm "
+    "kv_proj=kv_b_proj"
 )
 _GPT2 = names_of(
     "embedding=transformer.wte position.embedding=transformer.wpe final_norm=transformer.ln_f head=lm_head "
@@ -325,18 +284,23 @@ ARCHITECTURES = (
     Architecture(
         "Gemma2",
         _RMS | ANY_HEAD | QKV_BIAS | _WINDOW | {"block": {"sandwich"}, "attention.logit_softcap": _IF_GIVEN},
-        *(_gemma2, _GEMMA2, _gemma2_weights, 0.0),
+        *(_gemma2, _GEMMA2, gemma2_weights, 0.0),
     ),
-    Architecture("GPT2", _GPT | {"position": {"learned"}}, _gpt2, _GPT2, _transposed),
+    Architecture(
+        "DeepseekV2",
+        SCALED | {"attention": {"mla"}, "model.bias": _EITHER},
+        *(_deepseek_v2, _DEEPSEEK_V2, deepseek_v2_weights),
+    ),
+    Architecture("GPT2", _GPT | {"position": {"learned"}}, _gpt2, _GPT2, transposed),
     Architecture("GPTBigCode", _GPT | _ADDED | {"attention.n_kv_heads": {"one"}}, _gpt2, _GPT2, joined("c_attn")),
-    Architecture("OPT", _GPT | _ADDED | {"block": {"pre", "post"}}, _opt, _OPT, _opt_weights),
+    Architecture("OPT", _GPT | _ADDED | {"block": {"pre", "post"}}, _opt, _OPT, opt_weights),
     Architecture(
         "GPTNeoX",
         _GPT | PARTIAL | SCALED | {"block": {"pre", "parallel with shared_norm=false"}},
-        *(_neox, _NEOX, _by_head),
+        *(_neox, _NEOX, by_head),
     ),
     Architecture("Starcoder2", _GPT | _RMS | _WINDOW, _starcoder2, _STARCODER2),
-    Architecture("Nemotron", _GPT | _RMS | PARTIAL | ANY_HEAD, _partial, _LLAMA, _norms_less_one, 0.0),
+    Architecture("Nemotron", _GPT | _RMS | PARTIAL | ANY_HEAD, _partial, _LLAMA, norms_less_one, 0.0),
     Architecture("Cohere", _RMS | QKV_BIAS | _PARALLEL | {"norm": {"layernorm"}}, _cohere, _LLAMA, interleaved),
     Architecture("StableLm", LAYER | _RMS | PARTIAL | QKV_BIAS | {"block": {"pre", "parallel"}}, _stablelm, _LLAMA),
     Architecture("Phi", _GPT | _RMS | PARTIAL | _PARALLEL, _partial, _PHI),

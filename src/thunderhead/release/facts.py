@@ -13,6 +13,7 @@ from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.feedforward import FeedForward, GatedFeedForward, squared_relu
 from thunderhead.core.model.position import NoPosition, RotaryPosition
 from thunderhead.options.blocks import ParallelBlock, PostNormBlock, SandwichBlock
+from thunderhead.options.latent_attention import MultiHeadLatentAttention
 from thunderhead.options.positions import AlibiPosition, LearnedPosition, ScaledRotaryPosition, SinusoidalPosition
 
 Facts = dict[str, str]
@@ -120,11 +121,14 @@ def _facts_of_layer(decoder: Decoder, block: Any, mixer: Any) -> Facts:
         ),
         "function": function_of(feedforward),
         "model.bias": _said(any(m.bias is not None for m in feedforward.modules() if isinstance(m, nn.Linear))),
-        "attention": "softmax" if type(mixer) is GroupedQueryAttention else type(mixer).__name__,
+        "attention": {GroupedQueryAttention: "softmax", MultiHeadLatentAttention: "mla"}.get(
+            type(mixer), type(mixer).__name__
+        ),
     }
-    if type(mixer) is GroupedQueryAttention:
-        groups = {decoder.n_heads: "all", 1: "one"}
-        plain = mixer.head_dim * decoder.n_heads == decoder.embedding.embedding_dim
+    if isinstance(mixer, GroupedQueryAttention | MultiHeadLatentAttention):
+        groups, d_model = {decoder.n_heads: "all", 1: "one"}, decoder.embedding.embedding_dim
+        is_latent = isinstance(mixer, MultiHeadLatentAttention)
+        plain = d_model % decoder.n_heads == 0 if is_latent else mixer.head_dim * decoder.n_heads == d_model
         same_eps = mixer.q_norm.eps == norm.eps if isinstance(mixer.q_norm, nn.RMSNorm) else True
         facts |= {
             "attention.n_kv_heads": groups.get(mixer.n_kv_heads, "fewer"),

@@ -12,8 +12,9 @@ from torch import nn
 
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.options.positions import LearnedPosition, SinusoidalPosition
-from thunderhead.release.architectures import ARCHITECTURES, Architecture, Weights
+from thunderhead.release.architectures import ARCHITECTURES, Architecture
 from thunderhead.release.facts import fitting
+from thunderhead.release.rearrange import Weights
 
 
 @contextlib.contextmanager

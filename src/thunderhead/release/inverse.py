@@ -13,10 +13,11 @@ from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem, first_line, set_value, show, values_of
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import COMPONENTS, build_decoder
-from thunderhead.release.architectures import ARCHITECTURES, Architecture, Weights
+from thunderhead.release.architectures import ARCHITECTURES, Architecture
 from thunderhead.release.exported import SAFE
 from thunderhead.release.facts import PLAIN, facts_of, misfits
 from thunderhead.release.huggingface import configured, quiet_transformers, renamed
+from thunderhead.release.rearrange import Weights
 
 Options = dict[str, Any]
 """Values by config path; of a group alone, its option."""
@@ -168,6 +169,9 @@ def _translated(source: Source, context_length: int) -> tuple[Options, set[str]]
 
 
 def _attention(architecture: Architecture, said: _Reader, context_length: int) -> Options:
+    if _allowed(architecture, "attention") == {"mla"}:
+        sizes = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        return {"attention": "mla", **{f"attention.{size}": said(size) for size in sizes}}
     n_heads, kinds = said("num_attention_heads"), said("layer_types") or []
     window = said("sliding_window") if _allowed(architecture, "attention.window") != {"null"} else None
     if set(kinds) == {"full_attention"} or (window is not None and window >= context_length):

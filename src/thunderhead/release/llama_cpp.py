@@ -26,15 +26,13 @@ from thunderhead.release.architectures import (
     PARTIAL,
     QKV_BIAS,
     SCALED,
-    Weights,
     eps_of,
-    interleaved,
-    joined,
     names_of,
     theta_of,
 )
 from thunderhead.release.facts import fitting
 from thunderhead.release.huggingface import folded, renamed
+from thunderhead.release.rearrange import Weights, interleaved, joined
 
 NAMES = names_of(
     "embedding=token_embd position.embedding=position_embd final_norm=output_norm head=output blocks=blk "

@@ -16,7 +16,6 @@ from thunderhead.core.config import Config, ConfigError, Problem, first_line, qu
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.types import PathText
 from thunderhead.processes import global_rank
-from thunderhead.release.architectures import Weights
 from thunderhead.release.exported import is_exported, read_model
 from thunderhead.release.facts import facts_of
 from thunderhead.release.huggingface import configured
@@ -31,6 +30,7 @@ from thunderhead.release.inverse import (
     restored,
     settings_of,
 )
+from thunderhead.release.rearrange import Weights
 from thunderhead.terminal import say
 
 
