@@ -5,6 +5,7 @@ import functools
 import itertools
 import random
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -84,14 +85,13 @@ def decoder_of(choices: Iterable[str], vocab_size: int = VOCAB) -> Decoder:
     return decoder.eval()
 
 
-def largest_difference(decoder: Decoder, preferred: str | None = None) -> tuple[str, float]:
-    """The class, and how far its logits are off, relative to the largest."""
-    model = converted(decoder, preferred)
+def difference_of(decoder: Decoder, model: Any) -> float:
+    """How far the logits of a model of transformers are off, relative to the largest."""
     tokens_BT = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         ours, theirs = decoder.logits(tokens_BT), model(tokens_BT).logits
     assert ours.shape == theirs.shape
-    return type(model).__name__, float((ours - theirs).abs().max() / ours.abs().max())
+    return float((ours - theirs).abs().max() / ours.abs().max())
 
 
 PRE, PLAIN = "block=pre", ("model.bias=false", "model.tie_embeddings=true", "parametrization=standard")
@@ -127,9 +127,9 @@ def test_each_class_has_an_example() -> None:
 def test_logits_are_those_of_transformers(name: str, parametrization: str) -> None:
     """In float32 sums in another order: 1e-5 of the largest."""
     decoder = decoder_of((*EXAMPLES[name], "model.bias=false", "model.tie_embeddings=true", parametrization))
-    kind, difference = largest_difference(decoder)
-    assert kind.startswith(name)
-    assert difference < 1e-5
+    model = converted(decoder)
+    assert type(model).__name__.startswith(name)
+    assert difference_of(decoder, model) < 1e-5
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -144,7 +144,7 @@ def test_each_option_that_a_class_is_said_to_have_is_right(name: str) -> None:
             except ValueError:  # no class, or refused before
                 continue
             if same:
-                assert largest_difference(decoder, name)[1] < 1e-5, option
+                assert difference_of(decoder, converted(decoder, name)) < 1e-5, option
                 tried += 1
     assert tried >= len(CHOICES)  # the example itself, once for each place
 
@@ -163,13 +163,15 @@ def test_each_class_continues_text_from_its_cache(name: str) -> None:
 
 
 def is_exported(choices: tuple[str, ...]) -> bool:
-    """Whether there is a class for these options; its logits are the same then."""
+    """Whether there is a class for these options; its logits and its greedy text, from its cache, are the same then."""
     try:
         decoder = decoder_of(choices)
-        _, difference = largest_difference(decoder)
+        model = converted(decoder)
     except ValueError:  # a Misfit, or refused before: positions that mla cannot have, muP without weights of norms …
         return False
-    assert difference < 1e-5, choices
+    assert difference_of(decoder, model) < 1e-5, choices
+    texts = [generate(each, torch.arange(6)[None], 4, temperature=0.0) for each in (decoder, ExportedModel(model))]
+    assert torch.equal(*texts), choices
     return True
 
 
