@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import awkward
+import programs
 from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import CONF_DIR, ConfigError, Problem
@@ -126,3 +127,20 @@ def test_a_fault_of_the_program_is_no_refusal(sweep: tuple[str, ...], tmp_path: 
     assert done.returncode == 1, done.stderr
     assert "Traceback" in done.stderr
     assert "TypeError: object of type 'int' has no len()" in done.stderr
+
+
+def test_settings_of_launchers_and_sweepers_are_suggested_too() -> None:
+    line = ("hydra/launcher=slurm", "hydra.launcher.n_job=2", "hydra.sweeper.basline=mha", "attention.windw=4")
+    refused = programs.run("train.py", "-m", *line)
+    assert refused.returncode == 2
+    said = {line.strip() for line in refused.stderr.splitlines()}
+    assert "hydra.launcher.n_job is unknown; did you mean hydra.launcher.n_jobs?" in said
+    assert "hydra.sweeper.basline is unknown; did you mean hydra.sweeper.baseline?" in said
+    assert any(line.startswith("attention.windw is unknown") for line in said)
+
+
+@pytest.mark.parametrize("n_jobs", ["0", "many"])
+def test_a_number_of_jobs_is_one(n_jobs: str) -> None:
+    refused = programs.run("train.py", "-m", f"hydra.launcher.n_jobs={n_jobs}", "model=nano", "seed=1,2")
+    assert refused.returncode == 2
+    assert "hydra.launcher.n_jobs" in refused.stderr

@@ -213,7 +213,7 @@ def _tell(error: Exception, config_name: str) -> None:
         _refuse([Problem("", why)])  # of Hydra, which makes the run's folder before we are called
     if isinstance(error, BrokenPipeError):  # the reader has seen enough, as in `train.py --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def repeated_sweep(arguments: list[str]) -> list[str]:

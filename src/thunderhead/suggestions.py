@@ -162,16 +162,16 @@ def _unknown_keys(config_name: str, refused: Collection[str] = ()) -> list[Probl
     groups = {path.name for folder in _conf_dirs() for path in folder.iterdir() if path.is_dir()}
     try:
         parsed = _typed_overrides()
-        chosen = [
-            str(o.input_line) for o in parsed if o.key_or_group in groups - {*refused} and not o.is_sweep_override()
-        ]
-        composed = OmegaConf.to_container(_composed(chosen, config_name), resolve=False)
+        is_group = {o.key_or_group: o.key_or_group.startswith("hydra/") for o in parsed} | dict.fromkeys(groups, True)
+        is_group |= dict.fromkeys(refused, False)
+        chosen = [str(o.input_line) for o in parsed if is_group[o.key_or_group] and not o.is_sweep_override()]
+        composed = OmegaConf.to_container(_composed(chosen, config_name, with_hydra=True), resolve=False)
     except Exception:  # the groups themselves do not compose: Hydra's message is the best there is
         return []
     known, problems = paths(composed) | groups, []
     for override in parsed:
         key = override.key_or_group
-        if override.is_add() or override.is_force_add() or key in known or key.split(".")[0] in ("hydra", *refused):
+        if override.is_add() or override.is_force_add() or key in known or key.split(".")[0] in refused or "/" in key:
             continue
         if said := _meant(key, str(override.input_line).partition("=")[2], known, config_name):
             problems.append(Problem(key, f"is unknown; {said}"))
@@ -192,10 +192,10 @@ def _conf_dirs() -> list[Path]:
     return [configuration.CONF_DIR, *([Path(given).absolute()] if given and Path(given).is_dir() else [])]
 
 
-def _composed(overrides: Sequence[str], config_name: str) -> DictConfig:
+def _composed(overrides: Sequence[str], config_name: str, *, with_hydra: bool = False) -> DictConfig:
     """What overrides compose, with the options of --config-dir."""
     search = [f"hydra.searchpath=[{quoted(f'file://{folder}')}]" for folder in _conf_dirs()[1:]]
-    return configuration.compose([*search, *overrides], config_name)
+    return configuration.compose([*search, *overrides], config_name, with_hydra=with_hydra)
 
 
 def guilty(config_name: str) -> list[Problem]:

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thunderhead import command_line
+from thunderhead import command_line, processes
 from thunderhead.core.config import ConfigError, read_mapping
 from thunderhead.parallel import launch
-from thunderhead.training import hardware
 from thunderhead.training.batch import Batch, largest_that_fits
 from thunderhead.training.record import read_rows
 from tiny import train_here
@@ -113,7 +112,7 @@ def by_hand(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run with micro-batches of 4, on a host that has just enough memory for them."""
     folder = run(*SETTINGS, "batch.micro_size=4")
     needed = sum(read_mapping(folder / "plan.json")["memory"].values())
-    monkeypatch.setattr(hardware, "free_host_memory", lambda: 2 * needed + 1000)
+    monkeypatch.setattr(processes, "free_host_memory", lambda: 2 * needed + 1000)
     return folder
 
 
@@ -134,7 +133,7 @@ def test_a_resumed_run_keeps_it(
     by_hand: Path, run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = run(*SETTINGS, "batch.micro_size=auto", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=1")
-    monkeypatch.setattr(hardware, "free_host_memory", lambda: 2**40)
+    monkeypatch.setattr(processes, "free_host_memory", lambda: 2**40)
     with patch.object(command_line, "invocation_overrides", lambda: ["budget.steps=4"]):
         train_here([f"resume={found}"], tmp_path / "new")
     plan = read_mapping(found / "plan.json")
@@ -148,7 +147,7 @@ def test_a_run_resumed_on_more_ranks_finds_it_anew(
 ) -> None:
     """Four ranks have two sequences each, not four."""
     found = run(*SETTINGS, "batch.micro_size=auto", "callbacks=default", "callbacks.checkpoint.every_n_train_steps=1")
-    monkeypatch.setattr(hardware, "free_host_memory", lambda: 2**40)
+    monkeypatch.setattr(processes, "free_host_memory", lambda: 2**40)
     launched: list[int] = []
 
     def launch_(settings: dict[str, Any], run_dir: Path, n: int) -> dict[str, Any]:
@@ -184,12 +183,12 @@ def test_a_dry_run_says_what_would_be_taken(
 def test_what_cannot_be_found_is_refused(
     run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(hardware, "free_host_memory", lambda: 1000)
+    monkeypatch.setattr(processes, "free_host_memory", lambda: 1000)
     with pytest.raises(ConfigError, match=r"^batch\.micro_size=auto: even one sequence needs about"):
         run(*SETTINGS, "batch.micro_size=auto")
     with pytest.raises(ConfigError, match=r"^batch\.micro_size: 'automatic' is not accepted"):
         run("batch.micro_size=automatic")
-    monkeypatch.setattr(hardware, "free_host_memory", lambda: 2**40)
+    monkeypatch.setattr(processes, "free_host_memory", lambda: 2**40)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ConfigError, match=r"^batch\.micro_size: auto cannot be agreed on by processes that torchrun"):

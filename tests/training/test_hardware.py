@@ -100,23 +100,6 @@ def test_the_cpu_has_a_name() -> None:
     assert hardware.device_name("cpu")
 
 
-def test_free_memory_is_what_the_tightest_control_group_leaves(tmp_path: Path) -> None:
-    root, own = tmp_path / "cgroup", tmp_path / "own"
-    groups = {"": None, "outer": (1000, 400, 50), "outer/inner": (2000, 100, 0), "other": (10, 0, 0)}
-    for name, values in groups.items():
-        folder = root / name
-        folder.mkdir(parents=True, exist_ok=True)
-        limit, used, cached = values or ("max", 5, 0)
-        (folder / "memory.max").write_text(f"{limit}\n")
-        (folder / "memory.current").write_text(f"{used}\n")
-        (folder / "memory.stat").write_text(f"anon 7\ninactive_file {cached}\n")
-    own.write_text("4:memory:/elsewhere\n0::/outer/inner\n")
-    assert sorted(hardware._control_group_memory(root, own)) == [650, 1900]
-    own.write_text("4:memory:/elsewhere\n")
-    assert hardware._control_group_memory(root, own) == []
-    assert 0 < hardware.free_host_memory() < 2**50
-
-
 def test_as_many_devices_as_a_launcher_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes of which each took itself for the only one would all train by themselves, into one folder."""
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "6"), ("LOCAL_WORLD_SIZE", "3")):

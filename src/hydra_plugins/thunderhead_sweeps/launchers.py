@@ -5,7 +5,7 @@ Hydra imports this module at every start: what is heavy is imported where it is 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -13,9 +13,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.types import PositiveInt
 
 if TYPE_CHECKING:
     from thunderhead.lab.execution import Executor
+    from thunderhead.lab.packing import Unmeasured
 
 
 class ThunderheadLauncher(Launcher):
@@ -30,27 +32,32 @@ class ThunderheadLauncher(Launcher):
         """Refused: another package's sweeper knows nothing of matching, resuming and the report."""
         raise ConfigError([Problem("hydra/sweeper", "is not Thunderhead's: use hydra/sweeper=grid or optuna")])
 
-    def executor(self) -> "Executor":
+    def executor(self) -> "Executor | Unmeasured":
         raise NotImplementedError
 
 
 class ProcessLauncher(ThunderheadLauncher):
-    """Jobs as processes of this machine, `n_jobs` at a time; without `fork` each imports everything by itself."""
+    """Jobs as processes of this machine, `n_jobs` at a time; without `fork` each imports everything by itself.
 
-    def __init__(self, *, n_jobs: int, fork: bool = True):
+    With n_jobs=auto as many as make the most tokens a second together, which is tried before the first of them.
+    """
+
+    def __init__(self, *, n_jobs: PositiveInt | Literal["auto"], fork: bool = True):
         self.n_jobs, self.fork = n_jobs, fork
 
-    def executor(self) -> "Executor":
+    def executor(self) -> "Executor | Unmeasured":
         from thunderhead.lab.execution import LocalExecutor
         from thunderhead.lab.job_server import IMPORTS
+        from thunderhead.lab.packing import Unmeasured
 
-        return LocalExecutor(self.n_jobs, imports=IMPORTS if self.fork else None)
+        imports = IMPORTS if self.fork else None
+        return Unmeasured(imports=imports) if self.n_jobs == "auto" else LocalExecutor(self.n_jobs, imports=imports)
 
 
 class SlurmLauncher(ThunderheadLauncher):
     """Jobs as one SLURM array; the arguments are submitit's."""
 
-    def __init__(self, *, n_jobs: int, **parameters: Any):
+    def __init__(self, *, n_jobs: PositiveInt, **parameters: Any):
         self.n_jobs, self.parameters = n_jobs, containers(parameters)
 
     def executor(self) -> "Executor":

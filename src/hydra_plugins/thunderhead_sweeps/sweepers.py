@@ -71,6 +71,8 @@ class ThunderheadSweeper(Sweeper):
             name = type(self.launcher).__name__
             message = f"{name} cannot run this sweep: leave it out, and for two runs at a time hydra.launcher.n_jobs=2"
             problems.append(Problem("hydra/launcher", f"{message}; or hydra/launcher=slurm"))
+        else:
+            problems += check({"hydra.launcher": plain(self.config.hydra.launcher)})
         if reuse is not None and not Path(reuse).is_dir():
             message = f"{reuse} is no folder: give that of earlier sweeps, as logs/sweeps"
             problems.append(Problem("hydra.sweeper.reuse", message))
@@ -252,4 +254,7 @@ class OptunaSweeper(ThunderheadSweeper):
             raise ConfigError(problems)
         space, fixed = space_of(self.overrides(arguments))
         n_jobs = getattr(self.launcher, "n_jobs", 1)
+        if n_jobs == "auto":
+            message = "auto is for grids: here it is how many trials begin before the next knows how they ended"
+            raise ConfigError([Problem("hydra.launcher.n_jobs", f"{message}; give a number")])
         return run_search(space, fixed, self.compose, self.begin(), n_jobs=n_jobs, **self.settings)

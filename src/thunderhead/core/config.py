@@ -50,11 +50,11 @@ class ConfigError(Exception):
 # --- compose ----------------------------------------------------------------------------------------------------------
 
 
-def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
+def compose(overrides: Sequence[str] = (), config_name: str = "train", *, with_hydra: bool = False) -> DictConfig:
     """The composed configuration, as `python train.py <overrides>` has it; for tests, notebooks and tools."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return hydra.compose(config_name, overrides=list(overrides))
+        return hydra.compose(config_name, overrides=list(overrides), return_hydra_config=with_hydra)
 
 
 def plain(config: DictConfig) -> Config:

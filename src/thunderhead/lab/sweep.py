@@ -11,7 +11,8 @@ from thunderhead.command_line import shown
 from thunderhead.core.config import ConfigError, Problem, quoted
 from thunderhead.lab.analysis import Analysis, analyse
 from thunderhead.lab.execution import Executor, Monitor, Outcome, log_file, run_jobs
-from thunderhead.lab.jobs import Job, PlanRun, steps
+from thunderhead.lab.jobs import Job, PlanRun, state, steps
+from thunderhead.lab.packing import Unmeasured
 from thunderhead.lab.progress import Board
 from thunderhead.lab.report import write_report
 from thunderhead.lab.reuse import take_over
@@ -40,7 +41,7 @@ class Sweep:
     """
 
     folder: Path
-    executor: Executor
+    executor: Executor | Unmeasured
     arguments: list[str]
     plan: PlanRun
     report: Callable[..., Path] = write_report
@@ -88,11 +89,21 @@ class Sweep:
             told = f"{n} of {len(jobs)} runs were finished by earlier sweeps, with the same code, and taken from there."
             self.notes.append(told)
             say(f"{told} ({self.reuse})")
+        executor = self._executor_for(jobs)
         try:
             with Board(jobs, title) as board:
-                run_jobs(jobs, self.executor, board, outcomes, monitor)
+                run_jobs(jobs, executor, board, outcomes, monitor)
         finally:
             self.note(jobs, outcomes)
+
+    def _executor_for(self, jobs: Sequence[Job]) -> Executor:
+        if not isinstance(self.executor, Unmeasured):
+            return self.executor
+        if sum(state(job.folder) != "finished" for job in jobs) < 2:  # nothing to run beside each other yet
+            return self.executor.executor(1)
+        self.executor, told = self.executor.measured(jobs, self.folder)
+        say(told)
+        return self.executor
 
     def run_all(self) -> None:
         """Run `jobs`, those that wait for others behind them."""

@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
+from thunderhead import processes
 from thunderhead.core.types import PositiveInt
-from thunderhead.training import hardware
 
 AUTO = "auto"
 USABLE_MEMORY = 0.9
@@ -103,5 +103,5 @@ def usable_memory(accelerator: str, n_processes: int, assumed: int) -> tuple[int
         total = torch.cuda.get_device_properties(0).total_memory if here else assumed
         return int(total * USABLE_MEMORY), f"{USABLE_MEMORY:.0%} of {'the GPU' if here else 'plan.memory_gib'}"
     share = f" for each of {n_processes} processes" if n_processes > 1 else ""
-    free = hardware.free_host_memory()
+    free = processes.free_host_memory()
     return int(free * USABLE_HOST_MEMORY) // n_processes, f"{USABLE_HOST_MEMORY:.0%} of this host's free memory{share}"

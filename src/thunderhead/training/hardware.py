@@ -117,33 +117,6 @@ def peak_memory(accelerator: str) -> int:
     return resident if sys.platform == "darwin" else resident * 1024  # bytes on macOS, KiB on Linux
 
 
-def free_host_memory() -> int:
-    """Bytes that processes of this machine can still take; on systems other than Linux half of all that there is.
-
-    Linux's MemAvailable, or what the control groups of this process allow if that is less.
-    """
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    (free,) = (int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if "MemAvailable" in line)
-    return min([free, *_control_group_memory()])
-
-
-def _control_group_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Bytes left in each control group (version 2) that this process is in and that has a limit."""
-    lines = own.read_text().splitlines() if own.exists() else []
-    left = []
-    for path in [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]:
-        for folder in ((root / path), *(root / path).parents):
-            limit, used, stat = (folder / f"memory.{name}" for name in ("max", "current", "stat"))
-            if not limit.exists() or not limit.read_text().strip().isdigit():
-                continue
-            # files that were read and can be forgotten count as used
-            cached = dict(line.split() for line in stat.read_text().splitlines()).get("inactive_file", "0")
-            left.append(max(0, int(limit.read_text()) - int(used.read_text()) + int(cached)))
-    return left
-
-
 def peak_flops(accelerator: str, dtype: torch.dtype) -> float | None:
     """FLOP/s of one device for MFU: the published peak of a GPU (Lightning's table), a measured matmul on a CPU.
 
