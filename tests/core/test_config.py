@@ -308,3 +308,13 @@ def test_starts_in_the_same_second_get_folders_of_their_own(tmp_path: Path) -> N
         resolvers.new_folder.cache_clear()  # another process
         assert OmegaConf.create(asked).dir == f"{tmp_path}/logs/12-00-{number}"
     assert {folder.name for folder in (tmp_path / "logs").iterdir()} == {"12-00", "12-00-2", "12-00-3"}
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000 + "]" * 100_000, "- " * 100_000 + "1", "{a: " * 100_000 + "}" * 100_000]
+)
+def test_a_file_of_any_depth_is_damaged(text: str, tmp_path: Path) -> None:
+    """libyaml ends the whole process there."""
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml is damaged .*levels"):
+        config.read_mapping(tmp_path / "config.yaml")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
 from scipy import stats
@@ -17,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 
 from browser import Page
-from thunderhead.lab import figures
+from thunderhead.lab import figures, page
 from thunderhead.lab.analysis import analyse
 from thunderhead.lab.report import show_ranking, write_report
 from thunderhead.lab.runs import Failure, Run, read_runs
@@ -119,6 +120,16 @@ def test_without_a_run_no_empty_folder_is_left(tmp_path: Path) -> None:
     write_report(tmp_path, [], failures=[Failure("mha seed=1", "a wire broke")])
     assert not (tmp_path / "figures").exists()
     assert "a wire broke" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("n_runs", "kind"), [(5, "svg+xml"), (50, "png")])
+def test_the_lines_of_many_runs_are_embedded_as_pixels(n_runs: int, kind: str) -> None:
+    """300 runs as lines made a page of 12 MB."""
+    figure = Figure()
+    figure.subplots().plot(np.zeros((300, n_runs)))
+    embedded = page._embedded(figure)
+    assert embedded.startswith(f"data:image/{kind};base64,")
+    assert len(embedded) < 300_000
 
 
 def test_the_page_stands_alone(report: Path) -> None:

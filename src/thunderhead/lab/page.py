@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
@@ -23,6 +24,8 @@ from thunderhead.lab.statistics import Interval, signed
 
 NONE = "–"
 """Stands for what was not measured."""
+MOST_POINTS = 10_000
+"""Of the lines of a figure that is embedded as lines: some 100 runs."""
 Item = TypeVar("Item")
 
 
@@ -79,8 +82,8 @@ def write(
                 figure.savefig(file, dpi=150)
             drawn.write_csv(file.with_suffix(".csv"), figure)
             width = f"{100 * figure.get_figwidth() / looks.WIDTH:.0f}"
-            on_a_phone = _svg(_narrow(draw, of))
-            pictures[name] = {"source": _svg(figure), "on_a_phone": on_a_phone, "width": width, "caption": caption}
+            sources = {"source": _embedded(figure), "on_a_phone": _embedded(_narrow(draw, of))}
+            pictures[name] = {**sources, "width": width, "caption": caption}
     with contextlib.suppress(OSError):
         (folder / "figures").rmdir()  # of an earlier report that had some
     environment = jinja2.Environment(
@@ -121,11 +124,13 @@ def _wrapped(name: str) -> str:
     return textwrap.fill(name, 24, max_lines=3, placeholder=" …")
 
 
-def _svg(figure: Figure) -> str:
-    """For the page, where it stays sharp on paper."""
-    svg = io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
+def _embedded(figure: Figure) -> str:
+    """For the page: as lines, which stay sharp on paper; as pixels where these are so many that they take less."""
+    n_points = sum(np.size(line.get_xdata()) for axes in figure.axes for line in axes.lines)
+    kind, more = ("svg+xml", {"metadata": {"Date": None}}) if n_points < MOST_POINTS else ("png", {"dpi": 200})
+    content = io.BytesIO()
+    figure.savefig(content, format=kind.removesuffix("+xml"), **more)
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def tell(
