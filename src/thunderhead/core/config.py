@@ -180,10 +180,9 @@ def check(config: Config, settings: Callable[..., Any] | None = None) -> list[Pr
         problems += _check_arguments("", settings, scalars, set())
     for path, node in nodes(config):
         try:
-            target = hydra.utils.get_object(node["_target_"])
-        except Exception as error:  # whatever the import of a user's module raises is the answer
-            why = " ".join(str(error).split())  # Hydra's first line alone says nothing
-            problems.append(Problem(f"{path}._target_", f"cannot load {node['_target_']!r}: {why}"))
+            target = _target(node, path)
+        except ConfigError as error:
+            problems += error.problems
             continue
         if not callable(target):
             problems.append(Problem(f"{path}._target_", f"{node['_target_']!r} is no class or function"))
@@ -289,12 +288,21 @@ def factory(node: Config, path: str = "") -> functools.partial[Any]:
     """The target of the node at a config path with its settings bound, still to be called with what the code supplies.
 
     Nodes inside of it are called. `hydra.utils.instantiate` would do, but takes `${` in a resolved text for a variable.
-    Raises ConfigError if a node inside of this one refuses its settings.
+    Raises ConfigError if a node inside of this one refuses its settings, or a target cannot be loaded.
     """
     settings = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
     if node.get("_recursive_", True):
         settings = _called(settings, path)
-    return functools.partial(hydra.utils.get_object(node["_target_"]), **settings)
+    return functools.partial(_target(node, path), **settings)
+
+
+def _target(node: Config, path: str) -> Any:
+    try:
+        return hydra.utils.get_object(node["_target_"])
+    except Exception as error:  # whatever the import of a user's module raises is the answer
+        why = " ".join(str(error).split())  # Hydra's first line alone says nothing
+        problem = Problem(_below(path, "_target_"), f"cannot load {node['_target_']!r}: {why}")
+        raise ConfigError([problem]) from error
 
 
 def _called(value: Any, path: str) -> Any:

@@ -46,14 +46,16 @@ class ModelSpec:
     def of(cls, config: Config) -> Self:
         """Build the factories of a resolved configuration. Raises ValueError, which names the config paths."""
         config = {group: texts(config[group], str) for group in GROUPS}
-        return cls(config, decoder_factory(config), optimizer_factory(config), factory(config["scheduler"]))
+        return cls(
+            config, decoder_factory(config), optimizer_factory(config), factory(config["scheduler"], "scheduler")
+        )
 
 
 def decoder_factory(config: Config) -> Callable[[int, int | None], Decoder]:
     """Of the groups `model`, COMPONENTS and `parametrization`; see `ModelSpec`."""
 
     def assembled(config: Config) -> Callable[[int, int | None], Decoder]:
-        made = partial(factory(config["model"]), **{name: at(name)(factory(config[name])) for name in COMPONENTS})
+        made = partial(factory(config["model"]), **{name: at(name)(factory(config[name], name)) for name in COMPONENTS})
         return lambda vocab_size, eos_id: made(tokenizer_vocab_size=vocab_size, eos_id=eos_id)
 
     parametrization, make = build(config["parametrization"]), assembled(config)

@@ -7,6 +7,8 @@ by how they are spelled: `torch.nn.modules.module.torch.load` lies in torch.nn, 
 
 import functools
 import inspect
+import shlex
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -64,9 +66,14 @@ def is_trusted(target: Any) -> bool:
     return found.__module__.startswith("lightning.") and issubclass(found, Callback | Logger)
 
 
-def refuse_untrusted(config: Config) -> None:
-    """Raise ConfigError if a recorded configuration would have something called that is not trusted, at any depth."""
+def refuse_untrusted(config: Config, code: Path | None = None) -> None:
+    """Raise ConfigError if a recorded configuration would have something called that is not trusted, at any depth.
+
+    `code`: a folder that has the source of components of whoever made the record.
+    """
     message = "is not called, as a record names it, and this installation does not; if you know it: trust=[{}]"
+    if code is not None and code.is_dir():
+        message += f"; its source is in {code}: read it, and have it found by PYTHONPATH={shlex.quote(str(code))}"
     problems = [
         Problem(f"{path}._target_", f"{target} {message.format(str(target).rpartition('.')[0] or target)}")
         for path, node in nodes(config)

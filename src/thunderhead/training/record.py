@@ -51,8 +51,11 @@ def stage(run_dir: Path, files: Mapping[str, str]) -> None:
 
 def take_over(run_dir: Path) -> None:
     """Put staged files in their places, if there are any."""
-    for file in sorted((run_dir / STAGED).glob("[!.]*")):
-        os.replace(file, run_dir / file.name)
+    staged = run_dir / STAGED
+    for file in sorted(found for found in staged.rglob("[!.]*") if found.is_file()):
+        place = run_dir / file.relative_to(staged)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, place)
     discard(run_dir)
 
 

@@ -32,6 +32,7 @@ from thunderhead.core.module import COMPONENTS, LanguageModel, ModelSpec
 from thunderhead.core.run import Run
 from thunderhead.core.trust import refuse_unknown_variables, refuse_untrusted
 from thunderhead.training import record
+from thunderhead.training.own_code import CODE
 from thunderhead.training.plan import Plan
 
 CHECKPOINTS = "checkpoints"
@@ -283,7 +284,7 @@ def recorded_config(run_dir: Path, where: str = "resume") -> Config:
         message = f"{run_dir} is no run folder (it has no config.yaml): give one of logs/runs/<name>/<time>"
         raise ConfigError([Problem(where, message)])
     config = read_mapping(file, where)
-    refuse_untrusted(config)
+    refuse_untrusted(config, run_dir / CODE)
     return {**config, "trust": []}
 
 

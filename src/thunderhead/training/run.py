@@ -24,6 +24,7 @@ from thunderhead.training import resume as resuming
 from thunderhead.training.batch import AUTO
 from thunderhead.training.callbacks import divergence
 from thunderhead.training.fit import fit, go_on
+from thunderhead.training.own_code import own_sources
 from thunderhead.training.plan import Plan, plan_run
 from thunderhead.training.trainer import DERIVED, decided_elsewhere, reason
 
@@ -214,6 +215,7 @@ def _record_of(run: Run, plan: Plan) -> dict[str, str]:
         "config.yaml": configuration.to_yaml(recorded(run.config)),
         "plan.json": record.to_json(plan.to_dict()),
         "environment.json": record.to_json(record.surroundings() | {"overrides": overrides}),
+        **own_sources(run.config),
     }
 
 
