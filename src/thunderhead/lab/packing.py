@@ -42,7 +42,7 @@ class Unmeasured:
         sweep's folder, for the next start.
         """
         chosen = folder / CHOSEN
-        if chosen.is_file() and (found := read_mapping(chosen))["cores"] == allowed_cores():
+        if chosen.is_file() and (found := read_mapping(chosen)).get("cores") == allowed_cores():
             return self.executor(found["n_jobs"]), _told(found)
         waiting = [job for job in jobs if state(job.folder) != "finished"]
         say("n_jobs=auto: trying how many runs at once train fastest, some seconds each")
