@@ -3,7 +3,6 @@
 Exit status: 0 done, 2 refused (one clear message, no traceback, nothing begun), 1 failed.
 """
 
-import argparse
 import contextlib
 import importlib
 import os
@@ -158,7 +157,6 @@ def run(main: Callable[[], Any], config_name: str = "train", expand: Mapping[str
 
 
 def _run(main: Callable[[], Any], config_name: str, expand: Mapping[str, str]) -> None:
-    argparse.ArgumentParser._check_help = _check_text  # type: ignore[attr-defined]
     if "${" in os.getcwd():
         _refuse([Problem("", f"{os.getcwd()}: Hydra takes the ${{ in this path for a variable: start from another")])
     try:
@@ -192,12 +190,6 @@ def _run(main: Callable[[], Any], config_name: str, expand: Mapping[str, str]) -
             raise
         _tell(error, config_name)
         raise
-
-
-def _check_text(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
-    """Python 3.14 checks each help as it is added; Hydra 1.3's for its completion is no text yet (hydra#3121)."""
-    if isinstance(action.help, str) and (check := getattr(argparse._ActionsContainer, "_check_help", None)):
-        check(parser, action)
 
 
 def _uncopied(repository: CachingConfigRepository, delegate: IConfigRepository) -> None:

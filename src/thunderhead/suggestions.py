@@ -1,5 +1,6 @@
 """What was meant by an override or a flag that Hydra cannot apply: all at once, with the nearest that works."""
 
+import argparse
 import difflib
 import glob
 import itertools
@@ -20,6 +21,15 @@ from omegaconf.errors import OmegaConfBaseException
 from thunderhead import familiar
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Problem, quoted, unknown
+
+
+def _check_text(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
+    """Python 3.14 checks each help as it is added; Hydra 1.3's for its completion is no text yet (hydra#3121)."""
+    if isinstance(action.help, str) and (check := getattr(argparse._ActionsContainer, "_check_help", None)):
+        check(parser, action)
+
+
+argparse.ArgumentParser._check_help = _check_text  # type: ignore[attr-defined]
 
 
 def not_settings(arguments: Sequence[str], config_name: str) -> list[Problem]:
