@@ -81,8 +81,15 @@ docs: setup  ## Renew docs/options.md from conf/
 
 # Pages, and the files that they link.
 PAGES = '*.md' docs LICENSE CITATION.cff tests/outside 'tests/*.py' 'benchmarks/*.py' 'benchmarks/*.png' src/thunderhead/env_file.py
+RINGS = core options parallel training corpus lab release
 docs-site: setup  ## Build the docs as a site in site/html, with search; a dead link fails (installs mkdocs-material)
 	rm -rf site && mkdir -p site/pages
 	git ls-files -z -- $(PAGES) | xargs -0 tar -cf - | tar -xf - -C site/pages
-	NO_MKDOCS_2_WARNING=1 $(BIN)/uv tool run --from mkdocs==1.6.1 --with mkdocs-material==9.8.2 mkdocs build --strict --quiet
+	sed -i '/badge.svg/d' site/pages/README.md
+	mkdir site/pages/docs/api
+	for ring in $(RINGS); do \
+		printf '# %s\n\n::: thunderhead.%s\n' "$$ring" "$$ring" > site/pages/docs/api/$$ring.md; \
+	done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/uv tool run --from mkdocs==1.6.1 --with mkdocs-material==9.8.2 \
+		--with 'mkdocstrings[python]==1.0.8' mkdocs build --strict --quiet
 	@echo "site/html/index.html"
