@@ -1,4 +1,5 @@
 import logging
+import multiprocessing
 import os
 
 # Before numpy and torch are there, and for all programs that tests start: on busy cores, threads wait for each other a
@@ -162,6 +163,9 @@ def store(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(storage, "_FIRST_PAUSE", 0.01)
     storage.client.cache_clear()  # clients of another test's store
+    method = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("fork", force=True)  # Python 3.14's would have the environment of its first use
     yield store
+    multiprocessing.set_start_method(method, force=True)
     store.close()
     requests.post(f"{moto_server}/moto-api/reset", timeout=10)

@@ -88,4 +88,5 @@ def storages() -> dict[int, int]:
     """Bytes of every CPU storage that a tensor of this process lies in, by address, whoever holds the tensor."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]  # and not fake ones
+    tensors = [t for t in tensors if not torch._C._functorch.is_batchedtensor(t)]  # left by a vmap; they have none
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.device.type == "cpu"}
