@@ -4,7 +4,6 @@ Exit status: 0 done, 2 refused (one clear message, no traceback, nothing begun),
 """
 
 import contextlib
-import gc
 import importlib
 import os
 import pkgutil
@@ -155,8 +154,6 @@ def run(main: Callable[[], Any], config_name: str = "train", expand: Mapping[str
     finally:
         for number in SIGNALS:  # while it ends, the interpreter puts back what they do by default
             signal.signal(number, signal.SIG_IGN)
-        gc.collect()
-        gc.freeze()  # the interpreter would look through all that was imported, several times: a second with torch
 
 
 def _run(main: Callable[[], Any], config_name: str, expand: Mapping[str, str]) -> None:
