@@ -85,7 +85,7 @@ RINGS = core options parallel training corpus lab release
 docs-site: setup  ## Build the docs as a site in site/html, with search; a dead link fails (installs mkdocs-material)
 	rm -rf site && mkdir -p site/pages
 	git ls-files -z -- $(PAGES) | xargs -0 tar -cf - | tar -xf - -C site/pages
-	sed -i '/badge.svg/d' site/pages/README.md
+	grep -v badge.svg README.md > site/pages/README.md
 	mkdir site/pages/docs/api
 	for ring in $(RINGS); do \
 		printf '# %s\n\n::: thunderhead.%s\n' "$$ring" "$$ring" > site/pages/docs/api/$$ring.md; \

@@ -172,9 +172,9 @@ def _unknown_keys(config_name: str, refused: Collection[str] = ()) -> list[Probl
     groups = {path.name for folder in _conf_dirs() for path in folder.iterdir() if path.is_dir()}
     try:
         parsed = _typed_overrides()
-        is_group = {o.key_or_group: o.key_or_group.startswith("hydra/") for o in parsed} | dict.fromkeys(groups, True)
-        is_group |= dict.fromkeys(refused, False)
-        chosen = [str(o.input_line) for o in parsed if is_group[o.key_or_group] and not o.is_sweep_override()]
+        keys = {o.key_or_group for o in parsed if o.key_or_group in groups or o.key_or_group.startswith("hydra/")}
+        keys -= {*refused}
+        chosen = [str(o.input_line) for o in parsed if o.key_or_group in keys and not o.is_sweep_override()]
         composed = OmegaConf.to_container(_composed(chosen, config_name, with_hydra=True), resolve=False)
     except Exception:  # the groups themselves do not compose: Hydra's message is the best there is
         return []

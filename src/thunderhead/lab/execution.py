@@ -272,10 +272,10 @@ def _outcome(job: Job, status: int, *, pruned: bool, killed: bool) -> Outcome:
         return Outcome("stopped", "killed" if status < 0 else "stopped and saved")
     if status == -signal.SIGKILL:
         return Outcome("failed", f"killed from outside; {WHEN_KILLED}")
-    return Outcome("failed", f"exit status {status}: {_last_words(log_file(job.folder))}")
+    return Outcome("failed", f"exit status {status}: {last_words(log_file(job.folder))}")
 
 
-def _last_words(log: Path) -> str:
+def last_words(log: Path) -> str:
     """The last line of a log that says something: of a refusal the first problem."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     refusals = [index for index, line in enumerate(lines) if line.startswith("error:")]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from thunderhead.core.config import Config, read_mapping, values_of
-from thunderhead.lab.execution import POLL_SECONDS, LocalExecutor, log_file
+from thunderhead.lab.execution import POLL_SECONDS, LocalExecutor, last_words, log_file
 from thunderhead.lab.job_server import IMPORTS
 from thunderhead.lab.jobs import Job, state
 from thunderhead.lab.runs import last_metrics
@@ -93,9 +93,8 @@ def _rate(executor: LocalExecutor, n: int, config: Config, trials: Path) -> tupl
     try:
         while True:
             ended = [process.poll() for process in running]
-            if any(ended):
-                lines = log_file(jobs[0].folder).read_text(errors="replace").strip().splitlines() or ["without a word"]
-                return 0.0, f"failed: {lines[-1]}"
+            if failed := [job for job, status in zip(jobs, ended, strict=True) if status]:
+                return 0.0, f"failed: {last_words(log_file(failed[0].folder))}"
             rows = [[row for row in last_metrics(job.folder) if "tokens_per_second" in row] for job in jobs]
             if not since and all(len(each) >= SKIPPED for each in rows):
                 since, seen = time.monotonic(), [len(each) for each in rows]

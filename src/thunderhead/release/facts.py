@@ -111,6 +111,7 @@ def _facts_of_layer(decoder: Decoder, block: Any, mixer: Any) -> Facts:
     if kind == "parallel" and not block.shared_norm:
         kind = "parallel with shared_norm=false"
     norms = {nn.RMSNorm: "rmsnorm", nn.LayerNorm: "layernorm"}
+    mixers = {GroupedQueryAttention: "softmax", MultiHeadLatentAttention: "mla"}
     norm, feedforward = block.attention_norm, block.feedforward
     facts = {
         "block": kind,
@@ -121,13 +122,11 @@ def _facts_of_layer(decoder: Decoder, block: Any, mixer: Any) -> Facts:
         ),
         "function": function_of(feedforward),
         "model.bias": _said(any(m.bias is not None for m in feedforward.modules() if isinstance(m, nn.Linear))),
-        "attention": {GroupedQueryAttention: "softmax", MultiHeadLatentAttention: "mla"}.get(
-            type(mixer), type(mixer).__name__
-        ),
+        "attention": mixers.get(type(mixer), type(mixer).__name__),
     }
-    if isinstance(mixer, GroupedQueryAttention | MultiHeadLatentAttention):
+    if type(mixer) in mixers:
         groups, d_model = {decoder.n_heads: "all", 1: "one"}, decoder.embedding.embedding_dim
-        is_latent = isinstance(mixer, MultiHeadLatentAttention)
+        is_latent = type(mixer) is MultiHeadLatentAttention
         plain = d_model % decoder.n_heads == 0 if is_latent else mixer.head_dim * decoder.n_heads == d_model
         same_eps = mixer.q_norm.eps == norm.eps if isinstance(mixer.q_norm, nn.RMSNorm) else True
         facts |= {

@@ -82,12 +82,11 @@ def norms_less_one(decoder: Any, weights: Weights) -> Weights:
 def gemma2_weights(decoder: Any, weights: Weights) -> Weights:
     """It multiplies embeddings by sqrt(D), rounded to their dtype: float32's here."""
     normalizer = torch.tensor(decoder.embedding.embedding_dim**0.5)
-    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] / normalizer
-    return norms_less_one(decoder, weights)
+    name = "model.embed_tokens.weight"
+    return norms_less_one(decoder, weights | {name: weights[name] / normalizer})
 
 
 def opt_weights(decoder: Any, weights: Weights) -> Weights:
     """Its table of positions begins with two rows for padding."""
     name = "model.decoder.embed_positions.weight"
-    weights[name] = F.pad(weights[name], (0, 0, 2, 0))
-    return weights
+    return weights | {name: F.pad(weights[name], (0, 0, 2, 0))}
