@@ -28,7 +28,7 @@ from rich.markup import escape
 
 from thunderhead import disk, env_file, suggestions
 from thunderhead.composing import groups_composed_once
-from thunderhead.core import choices
+from thunderhead.core import choices, resolvers
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, quoted, unknown
 from thunderhead.core.environment import escaped
@@ -152,6 +152,8 @@ def run(main: Callable[[], Any], config_name: str = "train", expand: Mapping[str
         with groups_composed_once():
             _run(main, config_name, expand or {})
     finally:
+        for folder in resolvers.made:  # of what was refused or only planned
+            remove_if_empty(folder)
         for number in SIGNALS:  # while it ends, the interpreter puts back what they do by default
             signal.signal(number, signal.SIG_IGN)
 

@@ -172,8 +172,8 @@ def _unknown_keys(config_name: str, refused: Collection[str] = ()) -> list[Probl
     groups = {path.name for folder in _conf_dirs() for path in folder.iterdir() if path.is_dir()}
     try:
         parsed = _typed_overrides()
-        keys = {o.key_or_group for o in parsed if o.key_or_group in groups or o.key_or_group.startswith("hydra/")}
-        keys -= {*refused}
+        groups |= {*_composed([], config_name, with_hydra=True).hydra.runtime.choices}
+        keys = {o.key_or_group for o in parsed if o.key_or_group in groups and o.key_or_group not in refused}
         chosen = [str(o.input_line) for o in parsed if o.key_or_group in keys and not o.is_sweep_override()]
         composed = OmegaConf.to_container(_composed(chosen, config_name, with_hydra=True), resolve=False)
     except Exception:  # the groups themselves do not compose: Hydra's message is the best there is
@@ -181,10 +181,13 @@ def _unknown_keys(config_name: str, refused: Collection[str] = ()) -> list[Probl
     known, problems = paths(composed) | groups, []
     for override in parsed:
         key = override.key_or_group
-        if override.is_add() or override.is_force_add() or key in known or key.split(".")[0] in refused or "/" in key:
+        if override.is_add() or override.is_force_add() or key in known or key.split(".")[0] in refused:
             continue
         if said := _meant(key, str(override.input_line).partition("=")[2], known, config_name):
             problems.append(Problem(key, f"is unknown; {said}"))
+            continue
+        if "/" in key:
+            problems.append(Problem(key, unknown(key, sorted(groups))))
             continue
         above, siblings = key, list[str]()
         while above and not siblings:

@@ -15,12 +15,17 @@ def divide(dividend: int, divisor: int) -> int:
     return dividend // divisor
 
 
+made: list[Path] = []
+"""Folders that this process has made for its results; those still empty at its end are removed."""
+
+
 @functools.cache  # Hydra asks more than once
 def new_folder(path: str) -> str:
     """`${new_folder:logs/runs/…}`: this folder, or -2, -3 …; made at once, as another start may ask, too."""
     for folder in itertools.chain([path], (f"{path}-{number}" for number in itertools.count(2))):
         with contextlib.suppress(FileExistsError):
             Path(folder).mkdir(parents=True)
+            made.append(Path(folder).absolute())
             break
     return folder
 
