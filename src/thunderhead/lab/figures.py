@@ -105,7 +105,7 @@ def curves(analysis: Analysis) -> Figure:
     axes_of[0].set_ylabel(f"loss ({analysis.unit})")
     lines = "Lines: training loss, band from the lowest to the highest seed; marks: validation loss"
     figure.suptitle(lines if by_tokens else "Validation, mean over seeds")
-    legend(axes_of[-1], "upper right")
+    legend(axes_of[-1], where="upper right")
     return figure
 
 
@@ -186,7 +186,7 @@ def learning_rates(analysis: Analysis) -> Figure | None:
         axes.set_xticks(rates, [f"{rate:.2g}" for rate in rates])
         axes.set_xlabel("peak learning rate")
         axes.set_title(f"{panel}: final loss by learning rate" if panel else "Final loss by learning rate")
-        legend(axes)
+    legend(*axes_of)
     losses = [[loss for _, loss in points] for lines in found.values() for points in lines.values()]
     lowest, highest = min(map(min, losses)), max(map(min, losses))
     margin = max(highest - lowest, 0.1)
@@ -235,7 +235,7 @@ def pareto(analysis: Analysis) -> Figure | None:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.margins(x=0.15)
-        legend(axes)
+    legend(*axes_of)
     axes_of[0].set_ylabel(f"final loss ({analysis.unit}), 95 % CI over seeds")
     figure.suptitle("Lower left is better; the line is the Pareto front")
     return figure

@@ -1,5 +1,8 @@
 """How all pictures look: colours that the colour-blind tell apart (Okabe & Ito), with a marker for each line."""
 
+import math
+import textwrap
+import typing
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
@@ -53,7 +56,23 @@ def panels(n: int, height: float, width: float = WIDTH, **options: Any) -> tuple
     return figure, list(figure.subplots(1, n, squeeze=False, **options)[0])
 
 
-def legend(axes: Axes, where: Literal["upper right", "best"] = "best") -> None:
-    """In columns where there are many lines; it gets no room of its own, which would leave the axes none."""
-    n = len(axes.get_legend_handles_labels()[1])
-    axes.legend(loc=where, ncols=1 + n // 12, fontsize="xx-small" if n > 12 else None).set_in_layout(False)
+MANY = 12
+"""Lines of a legend that still leaves a panel room."""
+
+
+def legend(*panels: Axes, where: Literal["upper right", "best"] = "best") -> None:
+    """In each panel; of more than MANY lines below the figure, which grows by as much.
+
+    In a panel it gets no room of its own, which would leave the axes none.
+    """
+    labelled = [axes.get_legend_handles_labels() for axes in panels]
+    if max(len(names) for _, names in labelled) <= MANY:
+        for axes in panels:
+            axes.legend(loc=where).set_in_layout(False)
+        return
+    lines = {name: line for lines, names in labelled for line, name in zip(lines, names, strict=True)}
+    figure = typing.cast(Figure, panels[0].figure)
+    shown = [textwrap.shorten(name, 60, placeholder=" …") for name in lines]
+    columns = max(1, int(figure.get_figwidth() / (0.6 + 0.06 * max(map(len, shown)))))
+    figure.set_figheight(figure.get_figheight() + 0.15 * math.ceil(len(shown) / columns))
+    figure.legend(list(lines.values()), shown, loc="outside lower center", ncols=columns, fontsize="xx-small")
