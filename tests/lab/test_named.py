@@ -16,8 +16,8 @@ OF_THE_LECTURE = (
     *("attention", "activation", "norm", "position", "optimizer", "scheduler", "batch", "dropout", "repetition"),
     "precision",
 )
-TOKENS_PER_SECOND = 7_700  # nano on 2 quiet cores
-SECONDS_AROUND = 14  # of starting, validating and sampling
+TOKENS_PER_SECOND = 60_000  # of two runs at once on 2 quiet cores
+SECONDS_AROUND = 6  # a run, of starting, validating and sampling
 
 
 def test_there_is_one_for_each_choice_of_the_lecture() -> None:
@@ -39,11 +39,10 @@ def test_it_is_a_sweep_of_minutes(name: str) -> None:
     match, bracket = sweep_options(candidates)
     arms = make_arms(candidates, planner())
     assert len(arms) == len(candidates) > 1
-    # one of the trials counts in the comparison
-    runs = 3 + (len(bracket.multipliers["optimizer.lr"]) - 1 if isinstance(bracket, Bracket) else 0)
+    runs = 3 + (len(bracket.multipliers["optimizer.lr"]) if isinstance(bracket, Bracket) else 0)
     tokens = arms[0].plan.tokens if match.by == "flops" else max(arm.plan.tokens for arm in arms)
     minutes = len(arms) * runs * (tokens / TOKENS_PER_SECOND + SECONDS_AROUND) / 60
-    assert 3 < minutes < 12
+    assert 3 < minutes < 25
 
 
 @pytest.mark.parametrize(("lines", "status", "told"), [
