@@ -29,7 +29,7 @@ import torch
 from results_folder import RESULTS
 
 from thunderhead.core import config as configuration
-from thunderhead.core.config import build
+from thunderhead.core.components import build
 from thunderhead.core.module import build_decoder, build_optimizer
 from thunderhead.training import hardware
 from thunderhead.training.record import read_rows

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from results_folder import RESULTS
 
+from thunderhead.core import components
 from thunderhead.core import config as configuration
 from thunderhead.core.module import build_decoder, build_optimizer
 from thunderhead.parallel.strategies import single
@@ -48,7 +49,7 @@ def measure(overrides: list[str], micro_size: int, vocab: int, steps: int) -> di
     """Steps of one variant, in a process of its own."""
     config = configuration.plain(configuration.compose(overrides))
     accelerator = hardware.resolve_accelerator(config["trainer"].get("accelerator", "auto"))
-    precision = configuration.build(config["precision"])
+    precision = components.build(config["precision"])
     precision = precision.of_kind(precision.resolve(accelerator)[0])
     decoder = build_decoder(config, vocab, None).to(accelerator)
     decoder.initialize(config["seed"])

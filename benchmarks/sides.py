@@ -136,7 +136,7 @@ def loop(
 def bare(batches: torch.Tensor, compile_: str = "model", keep_freed_memory: bool = True) -> None:
     """Our decoder and optimizer in a plain loop: what train.py could reach at best."""
     from thunderhead.core import config as configuration
-    from thunderhead.core.config import build
+    from thunderhead.core.components import build
     from thunderhead.core.module import build_decoder, build_optimizer
     from thunderhead.training import hardware
 

@@ -40,7 +40,7 @@ from matplotlib.figure import Figure
 from results_folder import RESULTS
 
 from thunderhead.core import config as configuration
-from thunderhead.core.config import build
+from thunderhead.core.components import build
 from thunderhead.core.module import build_decoder
 from thunderhead.training import hardware
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from thunderhead.core import config
-from thunderhead.core.config import build
+from thunderhead.core.components import build
 from thunderhead.core.module import LanguageModel, ModelSpec
 from thunderhead.options.precision import Precision
 from tiny import tiny

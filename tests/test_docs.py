@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from thunderhead.core import config
+from thunderhead.core import components, config
 from thunderhead.training import memory, run
 from tiny import plan_of
 
@@ -63,7 +63,7 @@ def test_a_shown_command_is_accepted(page: str, command: str, monkeypatch: pytes
     is_run = program == "train.py"
     for overrides in combinations(arguments):
         composed = config.plain(config.compose(overrides, program.removesuffix(".py")))
-        assert config.check(composed, run.settings if is_run else None) == []
+        assert components.check(composed, run.settings if is_run else None) == []
         if is_run and not any(a.startswith(("data.path=", "resume=", "budget=epochs")) for a in arguments):
             for acts_on_arms in ("match", "tune"):
                 composed.pop(acts_on_arms)

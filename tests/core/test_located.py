@@ -2,7 +2,7 @@
 
 import pytest
 
-from thunderhead.core.config import placed
+from thunderhead.core.components import placed
 
 
 @pytest.mark.parametrize(

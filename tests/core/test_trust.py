@@ -19,7 +19,8 @@ HOSTILE = [
     *("torch.nn.modules.module.torch.load", "torch.optim.optimizer.torch.load", "torch.nn.utils.clip_grad_norm_"),
     *("lightning.fabric.utilities.cloud_io._load", "lightning.pytorch.core.saving._load_state"),
     *("thunderhead.disk.write_text", "thunderhead.training.record.shutil.copy"),
-    *("thunderhead.core.config.hydra.utils.instantiate", "thunderhead.core.config.build", "hydra.utils.instantiate"),
+    *("thunderhead.core.components.hydra.utils.instantiate", "thunderhead.core.components.build"),
+    "hydra.utils.instantiate",
     *("pickle.loads", "importlib.import_module", "runpy.run_path", "logging.config.dictConfig", "", "no_such.thing"),
 ]
 

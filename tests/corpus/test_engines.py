@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thunderhead.core import config
+from thunderhead.core import components, config
 from thunderhead.corpus.batches import share
 from thunderhead.corpus.engines import Local
 from thunderhead.corpus.sources import Document, Source
@@ -49,7 +49,7 @@ def test_every_part_falls_to_one_task_and_in_order(sizes: list[list[int]], tasks
 @pytest.mark.parametrize("option", config.options("engine"))
 def test_an_option_names_exactly_what_can_be_set(option: str) -> None:
     composed = config.plain(config.compose([f"engine={option}", "processes=3"], "prepare"))
-    engine = config.build(composed["engine"])
+    engine = components.build(composed["engine"])
     target = hydra.utils.get_class(composed["engine"]["_target_"])
     assert {*composed["engine"]} - {"_target_"} == {field.name for field in dataclasses.fields(target)}
     assert (engine.processes if isinstance(engine, Local) else engine.workers) == 3

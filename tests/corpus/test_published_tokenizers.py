@@ -18,7 +18,7 @@ from tiktoken_ext import openai_public
 from tiktoken_ext.openai_public import r50k_pat_str
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from thunderhead.core.config import check
+from thunderhead.core.components import check
 from thunderhead.core.tokenizer import EOS, Tokenizer, load_tokenizer
 from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.published_tokenizers import HuggingFaceTokenizer, TiktokenTokenizer

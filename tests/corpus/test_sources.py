@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from thunderhead.core.config import supplied_names
+from thunderhead.core.components import supplied_names
 from thunderhead.corpus.python_code import InstalledPackage, StandardLibrary
 from thunderhead.corpus.sources import LocalText
 

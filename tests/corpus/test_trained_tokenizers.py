@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thunderhead.core import trust
-from thunderhead.core.config import check
+from thunderhead.core.components import check
 from thunderhead.core.tokenizer import EOS, Tokenizer, load_tokenizer
 from thunderhead.corpus.trained_tokenizers import BpeTokenizer, ByteTokenizer, sample
 

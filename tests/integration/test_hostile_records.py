@@ -38,7 +38,7 @@ PAYLOADS: dict[str, dict[str, Any]] = {
         "_target_": "lightning.fabric.utilities.cloud_io._load", "path_or_url": "{pickle}", "weights_only": False,
     },
     "our own writer": {"_target_": "thunderhead.disk.write_text", "path": MARKER, "text": "x"},
-    "ours, for another's": {"_target_": "thunderhead.core.config.build", "node": {"_target_": "builtins.open"}},
+    "ours, for another's": {"_target_": "thunderhead.core.components.build", "node": {"_target_": "builtins.open"}},
     "import": {"_target_": "payload.anything"},
 }  # fmt: skip
 PLACES = (

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from thunderhead.core.config import factory
+from thunderhead.core.components import factory
 from thunderhead.core.optim.parameter_groups import parameter_groups
 from thunderhead.options.adafactor import Adafactor
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from thunderhead.core.config import check, factory
+from thunderhead.core.components import check, factory
 
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thunderhead.core import config
-from thunderhead.core.config import CONF_DIR, build
+from thunderhead.core import components, config
+from thunderhead.core.components import build
+from thunderhead.core.config import CONF_DIR
 from thunderhead.core.data.manifest import SplitName
 from thunderhead.core.tokenizer import EOS
 from thunderhead.options.synthetic_tasks import (
@@ -169,7 +170,7 @@ def test_what_does_not_fit_is_refused(task: Task, context_length: int, message: 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_options_fit_the_default_model(name: str) -> None:
     resolved = config.plain(config.compose([f"data={name}"]))
-    assert not config.check(resolved)
+    assert not components.check(resolved)
     task = build(resolved["data"]["task"])
     task.check(resolved["model"]["context_length"])
     assert type(task) is type(TASKS[name])

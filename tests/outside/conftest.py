@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from thunderhead.core import config
+from thunderhead.core import components, config
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import build_decoder
 
@@ -20,7 +20,7 @@ def outside() -> Callable[..., Decoder]:
     def build(*overrides: str) -> Decoder:
         search = f"hydra.searchpath=[file://{Path(__file__).parent / 'conf'}]"
         composed = config.plain(config.compose([search, *SIZES, *overrides]))
-        assert config.check(composed) == []
+        assert components.check(composed) == []
         decoder = build_decoder(composed, 61, 0)
         decoder.initialize(seed=1)
         return decoder.eval()

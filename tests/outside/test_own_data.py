@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from thunderhead.core import config
+from thunderhead.core import components, config
 from thunderhead.core.data.datamodule import Draw, asked
 from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.run import build_data
@@ -24,7 +24,7 @@ def built(*overrides: str) -> Any:
     """Compose, check and build the data of a run."""
     composed = config.compose([f"hydra.searchpath=[file://{OUTSIDE}/conf]", f"model.context_length={T}", *overrides])
     resolved = config.plain(composed)
-    assert config.check(resolved) == []
+    assert components.check(resolved) == []
     return build_data(resolved, context_length=T, sequences_per_step=SEQUENCES, micro_batch_size=2)
 
 
@@ -88,7 +88,7 @@ def test_any_data_module_will_do() -> None:
 )
 def test_its_settings_are_checked_like_ours(override: str, message: str) -> None:
     composed = config.compose([f"hydra.searchpath=[file://{OUTSIDE}/conf]", "data=progressions", override])
-    problems = config.check(config.plain(composed))
+    problems = components.check(config.plain(composed))
     assert [f"{path}: {told}"[: len(message)] for path, told in problems] == [message]
 
 

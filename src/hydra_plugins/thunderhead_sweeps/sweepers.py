@@ -17,7 +17,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from thunderhead import disk
-from thunderhead.core.config import Config, ConfigError, Problem, check, plain
+from thunderhead.core.components import check
+from thunderhead.core.config import Config, ConfigError, Problem, plain
 from thunderhead.core.types import NonNegativeFloat, PathText, PositiveInt
 
 from .launchers import ThunderheadLauncher, containers

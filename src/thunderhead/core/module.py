@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
-from thunderhead.core.config import Config, at, build, factory, first_line
+from thunderhead.core.components import at, build, factory
+from thunderhead.core.config import Config, first_line
 from thunderhead.core.environment import texts
 from thunderhead.core.metrics import Mean, names_of
 from thunderhead.core.model import init

@@ -16,21 +16,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from torchmetrics import Metric
 
-from thunderhead.core.config import (
-    Config,
-    ConfigError,
-    Problem,
-    annotations,
-    at,
-    build,
-    call,
-    factory,
-    first_line,
-    placed,
-    setting,
-    show,
-    takes,
-)
+from thunderhead.core.components import annotations, at, build, call, factory, placed, setting, takes
+from thunderhead.core.config import Config, ConfigError, Problem, first_line, show
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.metrics import as_metric, refuse_unknown, try_out
 from thunderhead.core.model.decoder import Decoder

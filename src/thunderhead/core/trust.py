@@ -13,7 +13,8 @@ from typing import Any
 
 import hydra
 
-from thunderhead.core.config import CONF_DIR, Config, ConfigError, Problem, leaves, nodes, read_yaml
+from thunderhead.core.components import nodes
+from thunderhead.core.config import CONF_DIR, Config, ConfigError, Problem, leaves, read_yaml
 from thunderhead.core.environment import variables
 
 

@@ -9,8 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from thunderhead import command_line
+from thunderhead.core import components
 from thunderhead.core import config as configuration
-from thunderhead.core.config import Config, ConfigError, Problem, build, first_line, quoted
+from thunderhead.core.components import build
+from thunderhead.core.config import Config, ConfigError, Problem, first_line, quoted
 from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.run import Problems, build_data
 from thunderhead.core.types import PathText, PositiveInt
@@ -36,7 +38,7 @@ def prepare_corpus(config: DictConfig) -> Manifest | None:
     Returns None where jobs of a cluster make them.
     """
     resolved = configuration.plain(config)
-    if wrong := configuration.check(resolved, _settings):
+    if wrong := components.check(resolved, _settings):
         raise ConfigError(wrong)
     if resolved["merge"] is not None:
         return _merge(resolved)

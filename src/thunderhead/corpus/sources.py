@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import pyarrow.parquet as pq
 from annotated_types import Ge
 
-from thunderhead.core.config import placed
+from thunderhead.core.components import placed
 from thunderhead.core.types import NonNegativeFloat, PathText, PositiveFloat
 from thunderhead.corpus.content import listing
 from thunderhead.corpus.records import check_field, html, json_lines, parquet, table, whole_json

@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from thunderhead import command_line
+from thunderhead.core import components
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.types import Count, FolderName, NonNegativeFloat, PathText, PositiveFloat
@@ -40,7 +41,7 @@ def compare_runs(config: DictConfig) -> Path:
     """
     folder, chosen = command_line.output_dir(), configuration.plain(config)
     try:
-        problems = configuration.check(chosen, settings)
+        problems = components.check(chosen, settings)
         law = {"count": chosen["scaling"], "fit_up_to": chosen["fit_up_to"]}
         arms = {name: chosen[name] for name in ("baseline", "metric", "smallest_effect")}
         if chosen["scaling"] is not None and chosen["ladder"]:

@@ -25,6 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 from thunderhead import command_line
+from thunderhead.core import components
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, first_line
 from thunderhead.core.model.decoder import Decoder
@@ -61,7 +62,7 @@ def check_coordinates(config: DictConfig, resize: Resize) -> None:
     folder = command_line.output_dir()
     resolved = configuration.plain(config)
     try:
-        if problems := configuration.check(resolved, settings):
+        if problems := components.check(resolved, settings):
             raise ConfigError(problems)
         if len(set(resolved["widths"])) < 2:
             raise ConfigError([Problem("widths", "needs two widths or more: widths=[64,128,256]")])

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from thunderhead.core import config as configuration
-from thunderhead.core.config import Config, ConfigError, Problem, build, read_mapping
+from thunderhead.core import components
+from thunderhead.core.components import build
+from thunderhead.core.config import Config, ConfigError, Problem, read_mapping
 from thunderhead.lab import match as matching
 from thunderhead.lab import tune as tuning
 from thunderhead.lab.arms import is_in
@@ -115,7 +116,7 @@ def sweep_options(candidates: Sequence[Candidate]) -> tuple[Any, Any]:
         nodes = [candidate.config[group] for candidate in candidates]
         if any(node != nodes[0] for node in nodes):
             raise ConfigError([Problem(group, "is a choice for the whole sweep and cannot be swept over")])
-        if problems := configuration.check({group: nodes[0]}):
+        if problems := components.check({group: nodes[0]}):
             raise ConfigError(problems)
         options.append(build(nodes[0]))
     if any(candidate.config.get("resume") for candidate in candidates):

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from thunderhead.core.config import Config, ConfigError, Problem, check
+from thunderhead.core.components import check
+from thunderhead.core.config import Config, ConfigError, Problem
 from thunderhead.core.types import Count, PositiveFloat, PositiveInt
 from thunderhead.lab.grid import Candidate, plan_all, run_grid
 from thunderhead.lab.runs import Failure, Run

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thunderhead.core.config import Config, ConfigError, Problem, check
+from thunderhead.core.components import check
+from thunderhead.core.config import Config, ConfigError, Problem
 from thunderhead.core.types import PositiveFloat
 from thunderhead.lab.grid import Candidate, run_grid
 from thunderhead.lab.jobs import name_of, without_seed

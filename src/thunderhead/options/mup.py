@@ -13,7 +13,8 @@ from lion_pytorch import Lion
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from thunderhead.core.config import Config, check, leaves, set_value, unknown
+from thunderhead.core.components import check
+from thunderhead.core.config import Config, leaves, set_value, unknown
 from thunderhead.core.model.attention import Attention
 from thunderhead.core.types import PositiveInt
 

@@ -13,8 +13,10 @@ import torch
 from omegaconf import DictConfig
 
 from thunderhead import command_line
+from thunderhead.core import components
 from thunderhead.core import config as configuration
-from thunderhead.core.config import Config, ConfigError, Problem, build, factory, first_line, read_mapping
+from thunderhead.core.components import build, factory
+from thunderhead.core.config import Config, ConfigError, Problem, first_line, read_mapping
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import GROUPS, LanguageModel, NoAverageError
 from thunderhead.core.tokenizer import Tokenizer
@@ -100,7 +102,7 @@ def generate_text(config: DictConfig) -> str:
     Raises ConfigError if the configuration is refused, or there is no model that text can be made from.
     """
     resolved = configuration.plain(config)
-    if problems := configuration.check(resolved, settings):
+    if problems := components.check(resolved, settings):
         raise ConfigError(problems)
     if resolved["report"] and factory(resolved["generation"]).func is not sample_text:
         raise ConfigError([Problem("report", "measures generation=default only: leave it out")])

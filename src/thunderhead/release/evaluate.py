@@ -14,8 +14,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from thunderhead import command_line
+from thunderhead.core import components
 from thunderhead.core import config as configuration
-from thunderhead.core.config import Config, ConfigError, Problem, build, first_line
+from thunderhead.core.components import build
+from thunderhead.core.config import Config, ConfigError, Problem, first_line
 from thunderhead.core.types import NonNegativeInt, PathText, PositiveInt
 from thunderhead.release.command import Loaded, load
 from thunderhead.release.scoring import Score, score
@@ -49,7 +51,7 @@ def evaluate(config: DictConfig) -> dict[str, dict[str, float]]:
     no text, or a task cannot be done.
     """
     resolved = configuration.plain(config)
-    problems = configuration.check(resolved, settings)
+    problems = components.check(resolved, settings)
     sources, tasks = resolved.get("data", {}).get("sources") or {}, resolved["tasks"]
     of_the_run = not sources and not tasks and not resolved.get("data") and not problems and can_be_repeated(resolved)
     if not sources and not tasks and not of_the_run:

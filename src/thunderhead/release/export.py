@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from thunderhead import disk
+from thunderhead.core import components
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, first_line
 from thunderhead.core.environment import hidden
@@ -53,7 +54,7 @@ def export(config: DictConfig) -> Path:
     class for the model, or the hub does not take it.
     """
     resolved = configuration.plain(config)
-    problems = configuration.check(resolved, settings)
+    problems = components.check(resolved, settings)
     shard_size = _bytes(resolved["max_shard_size"])
     if not shard_size:
         problems.append(Problem("max_shard_size", f"{resolved['max_shard_size']!r} is no size: write 5GB or 500MB"))

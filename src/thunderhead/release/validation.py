@@ -4,7 +4,8 @@ from pathlib import Path
 
 import lightning
 
-from thunderhead.core.config import Config, build, read_mapping
+from thunderhead.core.components import build
+from thunderhead.core.config import Config, read_mapping
 from thunderhead.core.run import build_data, build_metrics, validation_metrics
 from thunderhead.core.trust import trust_typed
 from thunderhead.release.command import accelerator_of, load_model, read_record

@@ -16,7 +16,8 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.distributed.tensor import DTensor
 
 from thunderhead import command_line, disk
-from thunderhead.core.config import ConfigError, Problem, placed, quoted
+from thunderhead.core.components import placed
+from thunderhead.core.config import ConfigError, Problem, quoted
 from thunderhead.core.data.datamodule import RunData, asked
 from thunderhead.core.data.manifest import ShardError
 from thunderhead.core.environment import hidden

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from thunderhead.core import components
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, read_mapping
 from thunderhead.core.data.datamodule import TokenDataModule, asked
@@ -31,7 +32,7 @@ def text_of_batch(config: DictConfig) -> str:
     Raises ConfigError if the configuration is refused, the folder is no run's, or its data is gone or has no order.
     """
     resolved = configuration.plain(config)
-    if problems := configuration.check(resolved, settings):
+    if problems := components.check(resolved, settings):
         raise ConfigError(problems)
     trust_typed(resolved)
     folder, step = Path(resolved["run"]), resolved["step"]

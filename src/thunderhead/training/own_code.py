@@ -4,7 +4,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from thunderhead.core.config import Config, nodes
+from thunderhead.core.components import nodes
+from thunderhead.core.config import Config
 
 CODE = "code"
 """The folder of a run that has them, as PYTHONPATH takes it."""

@@ -9,9 +9,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from thunderhead import command_line, disk
-from thunderhead.core import choices
+from thunderhead.core import choices, components
 from thunderhead.core import config as configuration
-from thunderhead.core.config import Config, ConfigError, Problem, build, read_mapping
+from thunderhead.core.components import build
+from thunderhead.core.config import Config, ConfigError, Problem, read_mapping
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.environment import recorded
 from thunderhead.core.run import REFUSALS, Problems, Run, build_run
@@ -134,7 +135,7 @@ def check_config(config: Config) -> None:
 
 def find_problems(config: Config) -> list[Problem]:
     """What is wrong with a single run's configuration, before anything of it is built."""
-    problems = configuration.check(config, settings)
+    problems = components.check(config, settings)
     for group in choices.defaults():
         if group not in config and group not in OPTIONAL:
             known = ", ".join(configuration.options(group))
