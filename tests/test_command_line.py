@@ -144,3 +144,55 @@ def test_a_number_of_jobs_is_one(n_jobs: str) -> None:
     refused = programs.run("train.py", "-m", f"hydra.launcher.n_jobs={n_jobs}", "model=nano", "seed=1,2")
     assert refused.returncode == 2
     assert "hydra.launcher.n_jobs" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("argument", "is_taken"),
+    [
+        ("attention=mha,gqa", True),
+        ("-m", True),
+        ("hydra/launcher=slurm", True),
+        ("hydra.launcher.n_jobs=2", True),
+        ("hydra.sweeper.reuse=logs/sweeps", True),
+        ("hydra.sweeper.baseline='lr=0.001'", True),
+        ("hydra.sweeper.objective=val/loss/code", True),
+        ("hydra.sweeper.budgets=[1e8,2e8]", True),
+        ("hydra.sweeper.sizes.d16.model.d_model=8", True),
+        ("~hydra.sweeper.sizes.d64", True),
+        ("hydra.launcher.setup=[rm -rf /]", False),
+        ("hydra.sweeper.params.trust=[evil]", False),
+        ("hydra.sweeper._target_=evil.Sweeper", False),
+        ("hydra.sweeper.storage=${oc.env:SECRET}", False),
+        ("norm._target_=evil.Norm", False),
+        ("--config-dir=/tmp/evil", False),
+        ("trust=[evil]", False),
+    ],
+)
+def test_what_a_recorded_sweep_may_ask_for(argument: str, is_taken: bool) -> None:
+    assert command_line.is_taken_from_a_record(argument) == is_taken
+
+
+def test_misspelt_groups_of_hydra_are_suggested() -> None:
+    refused = programs.run("train.py", "hydra/launchr=slurm", "hydra/swepers=grid", "attenton=mha")
+    assert refused.returncode == 2
+    for key, near in (
+        ("hydra/launchr", "hydra/launcher"),
+        ("hydra/swepers", "hydra/sweeper"),
+        ("attenton", "attention"),
+    ):
+        assert f"{key} is unknown; did you mean {near}?" in refused.stderr
+
+
+def test_what_a_class_takes_and_its_file_does_not_have_is_added() -> None:
+    refused = programs.run("train.py", "optimizer=adamw", "optimizer.lrr=1", "trainer.benchmark=true")
+    assert refused.returncode == 2
+    assert "optimizer.lrr is unknown; did you mean optimizer.lr?" in refused.stderr
+    assert "trainer.benchmark" in refused.stderr
+    assert "+trainer.benchmark=true" in refused.stderr
+
+
+def test_a_planned_or_refused_sweep_leaves_no_folder(tmp_path: Path) -> None:
+    for line, status in ((("dry_run=true",), 0), (("model.n_heads=7",), 2), (("hydra/launcher=basic",), 2)):
+        done = programs.run("train.py", "-m", "seed=1,2", *line, cwd=tmp_path)
+        assert done.returncode == status, done.stderr
+        assert not [*tmp_path.rglob("20*")]

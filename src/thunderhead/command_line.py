@@ -241,7 +241,7 @@ def repeated_sweep(arguments: list[str]) -> list[str]:
         _refuse(error.problems)
     except (KeyError, TypeError, AttributeError) as error:
         _refuse([Problem("resume", f"{folder / 'sweep.json'} is damaged ({error}): copy it from a backup")])
-    if doubtful := [a for a in kept if "_target_" in a or (_OF_PROGRAMS.match(a) and not _HARMLESS.match(a))]:
+    if doubtful := [a for a in kept if not is_taken_from_a_record(a)]:
         message = "could run code of whoever wrote it; if you know it, type it again beside resume=…"
         _refuse([Problem("resume", f"{folder / 'sweep.json'}: {a} {message}") for a in doubtful])
     return [*kept, *given, f"hydra.sweep.dir={quoted(folder)}"]
@@ -263,11 +263,18 @@ def joined(arguments: Iterable[str]) -> list[str]:
     return joined
 
 
-# What a recorded sweep may tell the program and Hydra themselves; what a launcher is told may end in a shell.
+# What a recorded sweep may tell the program and Hydra themselves; what a launcher is told may end in a shell, and
+# `params` are any settings.
 _OF_PROGRAMS = re.compile(r"-|[+~]*(hydra|trust)")
 _HARMLESS = re.compile(
-    r"(-m|--multirun)$|hydra/(launcher|sweeper)=\w+$|hydra\.sweep\.|hydra\.(launcher|sweeper)\.\w+=[\w.:-]+$"
+    r"(-m|--multirun)$|hydra/(launcher|sweeper)=\w+$|hydra\.sweep\.|hydra\.launcher\.\w+=[\w.:-]+$"
+    r"|[+~]*hydra\.sweeper\.(?!params)[\w.]+(=[^$]*)?$"
 )
+
+
+def is_taken_from_a_record(argument: str) -> bool:
+    """Whether what a sweep was started with is used again when somebody goes on with it; else it is typed again."""
+    return "_target_" not in argument and not (_OF_PROGRAMS.match(argument) and not _HARMLESS.match(argument))
 
 
 def _refuse(problems: Sequence[Problem]) -> typing.NoReturn:

@@ -17,6 +17,8 @@ _FULL = "make room there, or write elsewhere"
 _REMEDIES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
+    errno.ENOTDIR: "a file is in its way: choose another place",
+    errno.EEXIST: "something else is in its way: choose another place",
     errno.EROFS: "have it mounted for writing, or write elsewhere",
     errno.EACCES: "change its owner or mode, or write elsewhere",
     errno.EPERM: "change its owner or mode, or write elsewhere",

@@ -3,7 +3,9 @@
 import argparse
 import difflib
 import glob
+import inspect
 import itertools
+import pkgutil
 import re
 import shlex
 import sys
@@ -86,7 +88,7 @@ def _meant(key: str, value: str, known: Collection[str], config_name: str) -> st
     above, _, last = key.lower().rpartition(".")
     if last in ("name", "type", "enable", "enabled", "mode") and above:  # optimizer.name is optimizer
         last = above.rpartition(".")[2]
-    path = familiar.ours(key) or familiar.ours(last) or (last if _options(last) else None)
+    path = familiar.ours(key) or familiar.ours(last) or (last if options(last) else None)
     if path is None:  # training.steps
         alike = [each for each in known if each.rpartition(".")[2] == last]
         path = alike[0] if len(alike) == 1 else None
@@ -106,31 +108,32 @@ def _typed(path: str, value: str) -> str:
             return said
         is_off = value.lower() in OFF and "{" not in last
         return "to be left out" if is_off else path.replace("{}", value or "…")
-    if options := _options(last):
-        return _option(last, (value or "true").split()[0]) or f"{last}=… (one of {', '.join(options)})"
+    if names := options(last):
+        return _option(last, (value or "true").split()[0]) or f"{last}=… (one of {', '.join(names)})"
     return " ".join([*before, f"{last}={shlex.quote(value) if value else '…'}"])
 
 
 OFF, ON = ("false", "no", "off", "0", "null"), ("true", "yes", "on", "1")
 
 
-def _options(group: str) -> list[str]:
+def options(group: str) -> list[str]:
+    """Of conf/ and of --config-dir, by name."""
     return sorted({file.stem for folder in _conf_dirs() for file in (folder / group).glob("*.yaml")}) if group else []
 
 
 def _option(group: str, name: str) -> str:
     """What to type for an option that somebody names, if we know; where it is one of another group, that."""
-    options, name = _options(group), name.lower()
-    if name in options:
+    known, name = options(group), name.lower()
+    if name in known:
         return f"{group}={name}"
     if said := familiar.option(group, name):
         return said
     for words, usual in ((OFF[:-1], "none"), (ON, "auto")):
-        if name in words and usual in options:
+        if name in words and usual in known:
             return f"{group}={usual}"
     if len(elsewhere := _groups_with(name)) == 1:
         return f"{elsewhere[0]}={name}"
-    return f"{group}={near[0]}" if (near := difflib.get_close_matches(name, options, n=1)) else ""
+    return f"{group}={near[0]}" if (near := difflib.get_close_matches(name, known, n=1)) else ""
 
 
 def composition_problems(error: Exception, config_name: str) -> list[Problem]:
@@ -189,14 +192,35 @@ def _unknown_keys(config_name: str, refused: Collection[str] = ()) -> list[Probl
         if "/" in key:
             problems.append(Problem(key, unknown(key, sorted(groups))))
             continue
+        if _is_parameter(key, composed):
+            message = f"stands in no file of conf/, but its _target_ takes it: +{override.input_line}"
+            problems.append(Problem(key, message))
+            continue
         above, siblings = key, list[str]()
         while above and not siblings:
             above = above.rpartition(".")[0]
-            siblings = [k for k in known if k.rpartition(".")[0] == above]
+            siblings = [k for k in known if k.rpartition(".")[0] == above and not k.endswith("._target_")]
         near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5)
         near = near or difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
         problems.append(Problem(key, unknown(key, near or siblings)))
     return problems
+
+
+def _is_parameter(key: str, composed: Any) -> bool:
+    """Whether the class or function of the node that a key lies in has a parameter of this name."""
+    *above, last = key.split(".")
+    node = composed
+    for part in above:
+        node = node.get(part) if isinstance(node, dict) else None
+    if not (above and isinstance(node, dict) and isinstance(node.get("_target_"), str)):
+        return False
+    try:
+        parameter = inspect.signature(pkgutil.resolve_name(node["_target_"])).parameters.get(last)
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return False
+    if parameter is None:
+        return False
+    return parameter.default is not parameter.empty or parameter.kind is parameter.KEYWORD_ONLY
 
 
 def _conf_dirs() -> list[Path]:
@@ -236,7 +260,7 @@ def unknown_options() -> list[Problem]:
     problems = []
     for override in _typed_overrides():
         group = override.key_or_group
-        known = _options(group)
+        known = options(group)
         chosen = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
         chosen = [choice for each in chosen for choice in (each if isinstance(each, list) else [each])]
         for choice in chosen if known else ():

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from simulated import write_arms, write_run
 
-from thunderhead.core.config import ConfigError
+from thunderhead.core.config import ConfigError, set_value, to_yaml
 from thunderhead.lab import arms as grouping
 from thunderhead.lab.analysis import analyse
 from thunderhead.lab.arms import Arm, make_arms
@@ -147,3 +148,28 @@ def test_a_match_of_time_is_told_with_its_miss(tmp_path: Path) -> None:
     assert warning.startswith(
         "mqa had 0.5 × the tokens, 0.2 × the FLOPs and 3.33e-05 × the parameters of mha, in 1.3 × its time"
     )
+
+
+def named(tmp_path: Path, *changes: dict[str, object]) -> list[str]:
+    """Arms of a run whose recorded configuration is changed so, by config path."""
+    for number, change in enumerate(changes):
+        file = write_run(tmp_path / str(number)) / "config.yaml"
+        content = yaml.safe_load(file.read_text())
+        for path, value in change.items():
+            content = set_value(content, path, value)
+        file.write_text(to_yaml(content))
+    return [arm.name for arm in make_arms(read_runs([tmp_path]))]
+
+
+def test_components_of_ones_own_are_named_by_their_class(tmp_path: Path) -> None:
+    assert named(tmp_path / "a", {"norm._target_": "mine.A"}, {"norm._target_": "mine.B"}) == ["A", "B"]
+    found = named(tmp_path / "b", {"norm._target_": "mine.A"}, {"norm._target_": "other.A"})
+    assert found == ["mine.A", "other.A"]
+    assert named(tmp_path / "c", {}, {"norm._target_": "mine.A"})[1] == "A"
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0.0), (1, 1.0), (True, 1), (None, "null"), ("1", 1)])
+def test_two_arms_never_have_one_name(first: object, second: object, tmp_path: Path) -> None:
+    names = named(tmp_path, {"optimizer.weight_decay": first}, {"optimizer.weight_decay": second})
+    assert len({*names}) == len(names) == 2
+    assert all(names)

@@ -97,3 +97,19 @@ def test_a_refusal_leaves_nothing(tmp_path: Path) -> None:
     assert "baseline no arm is called 'mla'" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("runs", ["runs=", "runs=[]", "runs=''"])
+def test_no_runs_are_a_refusal(runs: str, compare_here: Callable[..., Path]) -> None:
+    """As of an unset variable of the shell."""
+    with pytest.raises(ConfigError, match=r"runs: give the folders"):
+        compare_here(runs)
+
+
+def test_damaged_losses_of_documents_cost_only_their_interval(
+    tmp_path: Path, compare_here: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_arms(tmp_path / "a", {"attention=mha": [3.0, 3.1], "attention=mqa": [3.1, 3.3]})
+    (tmp_path / "a" / "1" / "document_losses.json").write_text('{"steps": 100, "sour')
+    assert "document_losses.json is damaged" in compare_here(f"runs={tmp_path / 'a'}").read_text()
+    assert "mqa − mha = +0.1" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Runs of earlier sweeps are taken over, where nothing that counts is different."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from simulated import composed, write_run
 
 from thunderhead.lab.jobs import Job, make_job, state
 from thunderhead.lab.reuse import take_over
-from thunderhead.lab.runs import read_runs
+from thunderhead.lab.runs import looks_of, read_runs
 from thunderhead.training import record
 
 COMMIT = "0123456789abcdef"  # of simulated runs
@@ -76,3 +77,18 @@ def test_another_configuration_and_damage_are_trained(tmp_path: Path, here: dict
     assert take_over([job(tmp_path / "second", dropout={"p": 0.5})], tmp_path / "first") == 0
     (old / "environment.json").write_text("{")
     assert take_over([job(tmp_path / "second")], tmp_path / "first") == 0
+
+
+def test_what_was_matched_stays_and_looks_are_kept_in_mind(tmp_path: Path, here: dict[str, Any]) -> None:
+    old = earlier(tmp_path / "first", match={"by": "flops", "target": 1, "reached": 1, "set": {}})
+    record.write_json(old / "looks.json", {"looks": [2, 3]})
+    new = job(tmp_path / "second")
+    record.write_json(new.folder / "match.json", {"by": "time", "target": 9, "reached": 8, "set": {}})
+    assert take_over([new], tmp_path / "first", looks=[4]) == 1
+    (run,) = read_runs([new.folder])
+    assert run.match is not None
+    assert (run.match.by, run.match.target) == ("time", 9)
+    assert looks_of(new.folder) == {2, 3, 4}
+    shutil.rmtree(new.folder)
+    assert take_over([new], tmp_path / "first") == 1
+    assert not (new.folder / "match.json").exists()  # that of the earlier sweep says nothing here

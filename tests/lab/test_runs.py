@@ -9,7 +9,7 @@ from simulated import FLOPS_PER_TOKEN, SPEED, TOKENS_PER_STEP, write_arms, write
 
 from thunderhead.core.config import ConfigError
 from thunderhead.lab.analysis import analyse
-from thunderhead.lab.runs import Curve, Match, Run, read_runs
+from thunderhead.lab.runs import Curve, Match, Run, looks_of, read_runs, recorded_names
 from thunderhead.training.record import write_json
 
 
@@ -165,3 +165,59 @@ def test_the_first_time_counts() -> None:
     loss = np.array([5.0, 3.0, 4.0, 2.0])
     curve = Curve(np.arange(1.0, 5.0), np.arange(1.0, 5.0), np.arange(1.0, 5.0), loss)
     assert curve.cost_to_reach(3.0) == (2, 2, 2)
+
+
+def test_trials_and_measured_speeds_of_a_sweep_are_no_part_of_it(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    for place in ("tuning/a", "speed/a", "b", "deeper/tuning"):
+        write_run(sweep / place)
+    write_run(tmp_path / "no_sweep" / "tuning" / "c")
+    write_json(sweep / "sweep.json", {"arguments": []})
+    found = [run.folder.relative_to(tmp_path) for run in read_runs([tmp_path])]
+    assert [str(place) for place in found] == ["no_sweep/tuning/c", "sweep/b", "sweep/deeper/tuning"]
+    for asked in (sweep / "tuning", sweep / "tuning" / "a"):
+        assert len(read_runs([asked])) == 1
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "plan.json", "environment.json"])
+def test_a_run_that_lacks_a_part_is_listed(name: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "whole")
+    (write_run(tmp_path / "cut") / name).unlink()
+    cut, whole = read_runs([tmp_path])
+    assert whole.unfinished is None
+    assert name == "environment.json" or f"{name} is damaged" in str(cut.unfinished)
+
+
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        *(("environment.json", {"git": git}) for git in ("x", [1], {"commit": 5}, {"changed_files": [1]})),
+        *(("environment.json", {"packages": value}) for value in (None, "x", [1])),
+        ("environment.json", {"overrides": [1]}),
+        *(("summary.json", {"metrics": value}) for value in ("x", -1, [1], True)),
+        ("summary.json", {"loss_terms": 3}),
+    ],
+)
+def test_records_of_wrong_types_are_told(file: str, changed: dict[str, object], tmp_path: Path) -> None:
+    write_run(tmp_path / "1")
+    broken = write_run(tmp_path / "2", seed=2)
+    write_json(broken / file, json.loads((broken / file).read_text()) | changed)
+    runs = read_runs([tmp_path])
+    assert f"cannot be read: {file}" in str(runs[1].unfinished)
+    assert analyse(runs).left_out
+
+
+def test_looks_are_those_of_the_run_and_of_its_sweep(tmp_path: Path) -> None:
+    write_json(write_run(tmp_path / "sweep" / "1") / "looks.json", {"looks": [2, 3]})
+    assert looks_of(tmp_path / "sweep" / "1") == {2, 3}
+    write_json(tmp_path / "sweep" / "sweep.json", {"looks": [3, 4]})
+    assert looks_of(tmp_path / "sweep" / "1") == {2, 3, 4}
+
+
+def test_a_sweep_names_its_arms(tmp_path: Path) -> None:
+    folders = write_run(tmp_path / "one" / "a"), write_run(tmp_path / "one" / "b", seed=2)
+    write_json(tmp_path / "one" / "sweep.json", {"jobs": {"a": {"arm": "mine"}, "b": {"arm": "mine"}}})
+    assert recorded_names(read_runs([tmp_path])) == dict.fromkeys(folders, "mine")
+    other = write_run(tmp_path / "two" / "a")
+    assert recorded_names(read_runs([tmp_path])) == {}  # the same name may be of another arm there
+    assert recorded_names(read_runs([other])) == {}

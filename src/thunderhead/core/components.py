@@ -5,9 +5,12 @@ default that stand before `*` are supplied by the code (`d_model`, an optimizer'
 """
 
 import contextlib
+import difflib
 import functools
 import inspect
+import logging
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -20,6 +23,7 @@ from thunderhead.core.config import CONF_DIR, Config, ConfigError, Problem, belo
 
 # Hydra's own keys of a node; `_partial_` is the builder's business and never stands in YAML.
 HYDRA_KEYS = {"_target_", "_convert_", "_recursive_"}
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it tells of each target that cannot be loaded; so do we
 
 
 # --- check ------------------------------------------------------------------------------------------------------------
@@ -75,7 +79,10 @@ def _check_arguments(path: str, target: Callable[..., Any], arguments: Config, s
     hints, inside = annotations(target), f"{path}." if path else ""
     for key, value in arguments.items():
         if key in supplied:
-            yield Problem(inside + key, "is worked out by Thunderhead and cannot be set")
+            message = "is worked out by Thunderhead and cannot be set"
+            if not target.__module__.startswith("thunderhead."):
+                message = "has no default and stands before the *, so that the code is to supply it: give it one"
+            yield Problem(inside + key, message)
         elif key not in settable and not takes_any:
             yield Problem(inside + key, unknown(key, list(settable), owner=getattr(target, "__name__", str(target))))
         elif key in hints and not any(True for _ in nodes(value)):
@@ -144,8 +151,16 @@ def _target(node: Config, path: str) -> Any:
         return hydra.utils.get_object(node["_target_"])
     except Exception as error:  # whatever the import of a user's module raises is the answer
         why = " ".join(str(error).split())  # Hydra's first line alone says nothing
-        problem = Problem(below(path, "_target_"), f"cannot load {node['_target_']!r}: {why}")
+        problem = Problem(below(path, "_target_"), f"cannot load {node['_target_']!r}{_near(node['_target_'])}: {why}")
         raise ConfigError([problem]) from error
+
+
+def _near(target: Any) -> str:
+    """A name of the same module that may have been meant, if that can be loaded."""
+    module, _, name = str(target).rpartition(".")
+    names = dir(sys.modules[module]) if module in sys.modules else []
+    near = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {module}.{near[0]}?)" if near else ""
 
 
 def _called(value: Any, path: str) -> Any:

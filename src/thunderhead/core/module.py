@@ -92,6 +92,10 @@ def optimizer_factory(config: Config) -> Callable[[Decoder], Optimizer]:
                 made: Optimizer = make(groups)
             except RuntimeError as error:  # torch's word on settings that exclude each other
                 raise ValueError(first_line(error)) from error
+        stepped = {id(parameter) for group in made.param_groups for parameter in group["params"]}
+        if left := [name for name, p in decoder.named_parameters() if p.requires_grad and id(p) not in stepped]:
+            also = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            raise ValueError(f"parameter_groups: {left[0]}{also} would never be trained: each belongs in one group")
         parametrization.scale_learning_rates(made, decoder)
         return made
 

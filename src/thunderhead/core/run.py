@@ -14,12 +14,14 @@ import torch
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torchmetrics import Metric
 
 from thunderhead.core.components import annotations, at, build, call, factory, placed, setting, takes
 from thunderhead.core.config import Config, ConfigError, Problem, first_line, show
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.metrics import as_metric, refuse_unknown, try_out
+from thunderhead.core.model import init
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import ModelSpec
 
@@ -187,6 +189,9 @@ def build_data(config: Config, *, micro_batch_size: int = 1, **sizes: int) -> Li
     data = call(target, micro_batch_size=micro_batch_size, **sizes, **parts)
     if not isinstance(data, LightningDataModule):
         raise ConfigError([Problem("data", "its _target_ must be a lightning.LightningDataModule")])
+    if not is_overridden("val_dataloader", data):
+        message = f"{type(data).__name__} has no val_dataloader, whose loss is the result of a run"
+        raise ConfigError([Problem("data", message)])
     if not hasattr(data, "vocab_size"):
         message = f"{type(data).__name__} does not say its vocab_size, which the model is built from"
         raise ConfigError([Problem("data", message)])
@@ -240,6 +245,8 @@ def _sizes(config: Config, batch: Any) -> dict[str, int]:
 def problems_of(run: Run) -> Problems:
     """What does not go together, by the components' own word, and by the decoder's."""
     problems = Problems()
+    with problems.collect("model"):
+        init.refuse_without_rule(run.decoder_meta)
     with problems.collect():
         for component in run.components():
             ask = getattr(component, "problems", None)

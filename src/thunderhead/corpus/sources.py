@@ -174,8 +174,8 @@ class LocalText(FilesSource):
             known = False
         if not known:
             near = difflib.get_close_matches(self.encoding.lower().replace("_", "-"), _ENCODINGS, n=1)
-            other = near[0] if near else "utf-8, utf-16, latin-1 …"
-            raise ValueError(f"encoding={self.encoding} is not known: {other}")
+            other = f"did you mean {near[0]}?" if near else "there are utf-8, utf-16, latin-1 …"
+            raise ValueError(f"encoding={self.encoding} is no encoding of text; {other}")
         self.suffixes = tuple(kind_of(f"x.{suffix.lstrip('.')}")[1] if suffix else "" for suffix in self.suffixes)
         self._passed: Counter[tuple[str, str]] = Counter()  # suffix and reason
         self._inside: Counter[str] = Counter()  # suffixes of what archives hold and is passed over
@@ -314,7 +314,8 @@ def check_sources(sources: Mapping[str, Source], path: str | None = None) -> Non
         raise ValueError("data.sources is empty: name at least one source")
     problems = []
     if path is not None and not any(getattr(source, "path", None) == path for source in sources.values()):
-        problems.append(f"data.path={path} is used by no source: choose data=text to train on it, or leave it out")
+        message = "choose data=text to train on it, or leave it out; a resumed run keeps its sources"
+        problems.append(f"data.path={path} is used by no source: {message}")
     for name, source in sources.items():
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
             problems.append(f"data.sources.{name}: use letters, digits, '_', '-' and '.' in names of sources")

@@ -76,8 +76,9 @@ class Split:
         change = f"{'raise' if lacks_validation else 'lower'} data.validation_fraction={self.fraction}"
         if self.rule == "tail":
             return change
+        change = f"set data.validation=tail, which divides a document if need be, or {change}"
         if source.keeps_whole and hasattr(source, "split_by"):
-            change += f", set data.sources.{name}.split_by=piece, or data.validation=tail"
+            change += f", or set data.sources.{name}.split_by=piece"
         elif hasattr(source, "max_document_bytes"):
             change += f", or set data.sources.{name}.max_document_bytes (now {source.max_document_bytes}) lower"
         return change

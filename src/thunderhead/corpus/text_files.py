@@ -5,6 +5,7 @@ import difflib
 import io
 import lzma
 import os
+import re
 import stat
 import tarfile
 import zipfile
@@ -258,6 +259,9 @@ def walk(
 
 def nearest(path: Path) -> str:
     """Name what may have been meant by a path that does not exist."""
+    if re.search(r"[*?\[]", path.name):
+        suffix = f", and suffixes=[{path.suffix}]" if path.suffix else ""
+        return f", and patterns are not taken: give the folder{suffix}"
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     missing = path.absolute().relative_to(parent).parts[0]
     near = difflib.get_close_matches(missing, os.listdir(parent), n=1) if parent.is_dir() else []

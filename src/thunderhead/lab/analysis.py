@@ -10,7 +10,7 @@ from thunderhead.core.config import ConfigError, Problem
 from thunderhead.lab import arms as grouping
 from thunderhead.lab import statistics
 from thunderhead.lab.arms import Arm
-from thunderhead.lab.runs import Curve, Failure, Run, planned_looks
+from thunderhead.lab.runs import Curve, Failure, Run, looks_of
 from thunderhead.lab.statistics import Comparison, Interval
 
 Metric = Literal["auto", "val_loss", "bits_per_byte", "loss_averaged"]
@@ -139,7 +139,7 @@ def analyse(
 
     pairs = _pairs([arm.name for arm in compared], reference.name if reference else None, baseline is not None)
     losses = {arm.name: dict(zip(arm.runs, arm.values(chosen), strict=True)) for arm in compared}
-    looks = sorted({n for sweep in {run.folder.resolve().parent for run in runs} for n in planned_looks(sweep)})
+    looks = sorted({n for run in runs for n in looks_of(run.folder)})
     try:
         comparisons = statistics.compare(losses, pairs, smallest_effect, diverged, looks)
     except ValueError as error:

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def differences(configs: Iterable[Config]) -> dict[str, list[Any]]:
     """Config paths whose values are not the same in all configurations, with the value of each; ABSENT where none."""
     flat = [settings(config) for config in configs]
     values = {path: [each.get(path, ABSENT) for each in flat] for each in flat for path in each}
-    return {path: found for path, found in values.items() if any(value != found[0] for value in found)}
+    return {path: found for path, found in values.items() if len({show(value) for value in found}) > 1}  # 0 is not 0.0
 
 
 def arm_names(runs: Sequence[Run]) -> list[str]:
@@ -131,7 +132,8 @@ def arm_names(runs: Sequence[Run]) -> list[str]:
     typed = [" ".join(o.partition("=")[2] for o in each if not o.startswith(("seed=", "name="))) for each in overrides]
     if max(map(len, names)) > 40 and "" not in typed and len(set(typed)) == len(typed) and max(map(len, typed)) <= 40:
         return typed  # an experiment sets dozens of values
-    return names
+    uses = Counter(names)
+    return [f"{name} {index}".strip() if uses[name] > 1 else name for index, name in enumerate(names, start=1)]
 
 
 def _names(configs: Sequence[Config], different: dict[str, list[Any]]) -> list[str]:
@@ -143,6 +145,11 @@ def _names(configs: Sequence[Config], different: dict[str, list[Any]]) -> list[s
         all_exact = all(option is not None and not deviations for option, deviations in chosen)
         for index, (option, deviations) in enumerate(chosen):
             values = {path: paths[path][index] for path in paths if not path.endswith("._target_")}
+            if option is None and f"{group}._target_" in paths and targets[index]:
+                own = str(targets[index])
+                short = own.rpartition(".")[2]
+                alike = [target for target in set(targets) if str(target).rpartition(".")[2] == short]
+                parts[index].append(short if len(alike) == 1 else own)
             if option is not None and (all_exact or targets.count(targets[index]) < len(targets)):
                 parts[index] += [option, *(setting(path, values[path]) for path in deviations if path in values)]
             else:

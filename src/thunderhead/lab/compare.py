@@ -12,7 +12,7 @@ from thunderhead.core.types import Count, FolderName, NonNegativeFloat, PathText
 from thunderhead.lab.analysis import Metric
 from thunderhead.lab.ladder_report import places_of, write_ladder_report
 from thunderhead.lab.report import write_report
-from thunderhead.lab.runs import read_runs
+from thunderhead.lab.runs import read_runs, recorded_names
 from thunderhead.lab.scaling_report import write_law_report
 from thunderhead.lab.verify import verify
 
@@ -53,22 +53,28 @@ def compare_runs(config: DictConfig) -> Path:
         elif chosen["scaling"] is not None:
             given = [name for name in ("baseline", "metric") if chosen[name] not in (None, "auto")]
             problems += [Problem(name, "is of a comparison of arms: leave it out, or scaling") for name in given]
-        if (chosen["runs"] is None) == (chosen["verify"] is None):
+        asked = chosen["runs"] or ""
+        asked = asked.split(",") if isinstance(asked, str) else asked
+        folders = [folder.strip() for folder in asked if folder.strip()]  # none of runs=$UNSET
+        if bool(folders) == (chosen["verify"] is not None):
             message = "give the folders of runs or sweeps to compare: runs=logs/sweeps/<name>/<time>"
             both = "is for one report, or verify for checking one: leave out one of them"
-            problems.append(Problem("runs", message if chosen["runs"] is None else both))
+            problems.append(Problem("runs", both if folders else message))
         if problems:
             raise ConfigError(problems)
         if chosen["verify"] is not None:
             if status := verify(Path(chosen["verify"]), folder):
                 raise SystemExit(status)
             return folder
-        folders = chosen["runs"].split(",") if isinstance(chosen["runs"], str) else chosen["runs"]
-        runs = read_runs(path.strip() for path in folders)
+        runs = read_runs(folders)
         if chosen["ladder"]:
             places = places_of(runs, chosen["fit_up_to"])
             return write_ladder_report(folder, runs, places, baseline=arms["baseline"], project=chosen["project"])
-        return write_law_report(folder, runs, **law) if law["count"] else write_report(folder, runs, **arms)
+        return (
+            write_law_report(folder, runs, **law)
+            if law["count"]
+            else write_report(folder, runs, names=recorded_names(runs), **arms)
+        )
     except ConfigError:
         command_line.remove_if_empty(folder)
         raise

@@ -17,12 +17,17 @@ def intervals(analysis: Analysis) -> dict[tuple[str, str], Interval]:
     """Intervals of the mean differences of arms, over seeds and documents drawn from many, that hold all at once.
 
     Each document counts with its part of the loss, so that their mean is the difference itself. A comparison is left
-    out if its runs did not keep the same documents, if seeds diverged, or if there is one document.
+    out if its runs did not keep the same documents, if seeds diverged, or if there is one document; also, with a
+    warning, if what a run kept is damaged.
     """
     runs, found = {arm.name: arm.runs for arm in analysis.arms}, dict[tuple[str, str], Interval]()
     for compared in analysis.comparisons:
         pair = compared.arm, compared.against
-        parts = [_parts(runs[arm][seed], analysis.metric) for arm in pair for seed in compared.differences]
+        try:
+            parts = [_parts(runs[arm][seed], analysis.metric) for arm in pair for seed in compared.differences]
+        except ConfigError as error:
+            analysis.warnings += [p.message for p in error.problems if p.message not in analysis.warnings]
+            continue
         known = [each for each in parts if each is not None]
         if not parts or compared.diverged or len(known) < len(parts) or len({len(each) for each in known}) > 1:
             continue
@@ -50,5 +55,7 @@ def _parts(run: Run, metric: str) -> NDArray[np.float64] | None:
             parts.append(np.array(source["nats"], dtype=np.float64) / over / len(kept["sources"]))
         each = np.concatenate(parts)
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ConfigError([Problem("runs", f"{file} is damaged ({error!r}): delete it")]) from error
+        raise ConfigError(
+            [Problem("runs", f"{file} is damaged ({error!r}): there is no interval over text")]
+        ) from error
     return each * len(each)

@@ -1,5 +1,6 @@
 """The way of a grid of runs: check and plan all → match → tune → run → report."""
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,10 @@ from thunderhead.core.components import build
 from thunderhead.core.config import Config, ConfigError, Problem, read_mapping
 from thunderhead.lab import match as matching
 from thunderhead.lab import tune as tuning
-from thunderhead.lab.arms import is_in
+from thunderhead.lab.arms import NO_DIFFERENCE, is_in
 from thunderhead.lab.jobs import Job, Plan, PlanRun, arm_key, make_job, name_of, without_seed
 from thunderhead.lab.match import Matching
-from thunderhead.lab.runs import Match, read_metrics
+from thunderhead.lab.runs import LOOKS, SPEED, TUNING, Match, read_metrics
 from thunderhead.lab.sweep import SINGLE_RUN, Sweep
 from thunderhead.lab.tune import Bracket
 from thunderhead.terminal import quantity, say
@@ -71,6 +72,8 @@ def run_grid(
         for arm in arms:
             size = sweep.plan(arm.members[0].config).size
             more = f" and up to {max_seeds - len(arm.members)} more seeds" if max_seeds is not None else ""
+            if bracket.multipliers:
+                more += f" and {math.prod(map(len, bracket.multipliers.values()))} trials to tune it"
             say(f"{arm.name}: {len(arm.members)} run(s){more}, {size}")
         return 0
     sweep.begin()
@@ -124,6 +127,9 @@ def sweep_options(candidates: Sequence[Candidate]) -> tuple[Any, Any]:
         raise ConfigError([Problem("resume", message)])
     match, bracket = options
     varied = candidates[0].choices
+    message = "changes no loss, so that its values are no arms to compare: leave it out, or start a run for each"
+    if problems := [Problem(path, message) for path in varied if path != "seed" and is_in(path, NO_DIFFERENCE)]:
+        raise ConfigError(problems)
     solved = {path: own for own in match.solves for path in varied if is_in(path, [own])}
     problems = [Problem(path, f"match={match.by} solves for {own}: leave one out") for path, own in solved.items()]
     tried = [path for path in bracket.multipliers if path in varied]
@@ -213,7 +219,7 @@ def _match(arms: Sequence[Arm], reference: Arm, match: Matching, sweep: Sweep) -
 def _measured_speed(arm: Arm, config: Config, sweep: Sweep) -> float:
     """Train a few steps, once in the life of a sweep; an arm's members have one speed."""
     short = matching.measuring_run({**config, "seed": 1}, config["budget"]["steps"])
-    job = make_job(arm.varied, short, sweep.folder, "speed")
+    job = make_job(arm.varied, short, sweep.folder, SPEED)
     if job.folder not in sweep.outcomes:
         sweep.run([job], "Measuring speed")
     outcome = sweep.outcomes[job.folder]
@@ -238,7 +244,7 @@ def _tune(arms: Sequence[Arm], bracket: Bracket, sweep: Sweep) -> int:
         except ValueError as error:
             raise ConfigError([Problem("tune", f"{error} (in {arm.name})")]) from error
         values = [arm.varied | {path: f"{value:.3g}" for path, value in trial.value.items()} for trial in trials]
-        jobs = [make_job(v, trial.config, sweep.folder, "tuning") for v, trial in zip(values, trials, strict=True)]
+        jobs = [make_job(v, trial.config, sweep.folder, TUNING) for v, trial in zip(values, trials, strict=True)]
         tried.append((arm, trials, jobs))
     say(f"Tuning on seed {seed}; compared are seeds {', '.join(map(str, sorted(compared)))}")
     sweep.run([job for _, _, jobs in tried for job in jobs], "Tuning")
@@ -287,6 +293,8 @@ def _jobs(arms: Sequence[Arm], sweep: Sweep) -> list[Job]:
             job = make_job(member.choices, config, sweep.folder)
             jobs.append(job)
             sweep.names[job.folder] = arm.name
+            if sweep.looks:
+                record.write_json(job.folder / LOOKS, {"looks": sweep.looks})
             if arm.matched is not None and not (job.folder / "match.json").is_file():
                 record.write_json(job.folder / "match.json", arm.matched._asdict())
     return jobs

@@ -10,17 +10,19 @@ from typing import Any
 from thunderhead.core.config import ConfigError, read_mapping
 from thunderhead.lab.arms import is_code
 from thunderhead.lab.jobs import Job, key, state
+from thunderhead.lab.runs import LOOKS, looks_of
 from thunderhead.training import record
 
 PACKAGES = ("torch", "lightning")
 
 
-def take_over(jobs: Iterable[Job], place: Path) -> int:
+def take_over(jobs: Iterable[Job], place: Path, looks: Sequence[int] = ()) -> int:
     """Copy the records of jobs that have not begun from finished runs below `place`; returns of how many.
 
     A run is the same if its key is, which holds its whole configuration, and if it was made by the same commit, without
     changes of the code then or now, and the same torch and lightning. reused.json says where it was; checkpoints stay
-    there.
+    there. What was matched in a job stays with it; a run that had been looked at before keeps that in mind, beside the
+    `looks` of this sweep.
     """
     new = {key(job.config): job for job in jobs if state(job.folder) == "new"}
     here = _made_by(record.surroundings())
@@ -34,6 +36,11 @@ def take_over(jobs: Iterable[Job], place: Path) -> int:
         shutil.rmtree(half, ignore_errors=True)  # what a kill has left
         shutil.copytree(folder, half, ignore=shutil.ignore_patterns("checkpoints", ".*", "job"))
         record.write_json(half / "reused.json", {"from": str(folder.absolute())})
+        (half / "match.json").unlink(missing_ok=True)
+        if (matched := job.folder / "match.json").is_file():
+            shutil.copy(matched, half / "match.json")
+        if before := looks_of(folder):
+            record.write_json(half / LOOKS, {"looks": sorted({*before, *looks})})
         shutil.rmtree(job.folder, ignore_errors=True)  # of a start that came to nothing: it is "new"
         os.replace(half, job.folder)
         del new[match[1]]  # type: ignore[index]

@@ -21,6 +21,10 @@ from thunderhead.training import record
 
 Array = NDArray[np.float64]
 COUNTERS = ("step", "tokens", "flops", "tokens_per_second")
+BESIDE = TUNING, SPEED = "tuning", "speed"
+"""Folders of a sweep with runs that choose values for others: they are no part of what is compared."""
+LOOKS = "looks.json"
+"""In a run's folder: numbers of seeds at which the sweeps that it is of were planned to be looked at."""
 SHOWN_ANYWAY = ("loss", "perplexity", "bits_per_byte")
 """Metrics of validation that have columns of their own wherever results are shown."""
 
@@ -171,8 +175,8 @@ def read_runs(folders: Iterable[Path | str]) -> list[Run]:
     found: dict[Path, Run] = {}
     problems = []
     for folder in map(Path, folders):
-        planned = sorted((path.parent for path in folder.rglob("plan.json")), key=_by_number)
-        records = [place for place in planned if (place / "config.yaml").is_file()]
+        places = {file.parent for name in PARTS for file in folder.rglob(name)}
+        records = sorted((place for place in places if _is_run(place, folder)), key=_by_number)
         if not records:
             message = f"{folder} holds no run (a run has config.yaml and plan.json): give logs/runs/… or a sweep"
             problems.append(Problem("runs", message))
@@ -182,6 +186,36 @@ def read_runs(folders: Iterable[Path | str]) -> list[Run]:
     return list(found.values())
 
 
+PARTS = ("config.yaml", "plan.json", "environment.json")
+"""Of the record of every run: where one is missing, it is damaged."""
+
+
+def _is_run(place: Path, above: Path) -> bool:
+    """Whether a folder below `above` holds a run's record, and it is none of those that a sweep has beside."""
+    sweep = place.parent.parent
+    is_beside = place.parent.name in BESIDE and place.parent != above != place and (sweep / "sweep.json").is_file()
+    return not is_beside and sum((place / name).is_file() for name in PARTS) > 1
+
+
+def looks_of(run: Path) -> set[int]:
+    """Numbers of seeds at which the sweeps of a run were planned to be looked at, by its own record and its sweep's."""
+    own = _looks(run / LOOKS, read_mapping(run / LOOKS, "runs")) if (run / LOOKS).is_file() else ()
+    return {*own, *planned_looks(run.resolve().parent)}
+
+
+def recorded_names(runs: Iterable[Run]) -> dict[Path, str]:
+    """What a sweep called the arms of its runs, by folder; nothing unless all are of one sweep that says so."""
+    folders = {run.folder: next((p for p in run.folder.parents if (p / "sweep.json").is_file()), None) for run in runs}
+    if len({*folders.values()}) != 1 or None in folders.values():
+        return {}
+    (sweep,) = {*folders.values()}
+    assert sweep is not None
+    jobs = read_mapping(sweep / "sweep.json", "runs").get("jobs")
+    known = jobs if isinstance(jobs, dict) else {}
+    found = {folder: known.get(str(folder.relative_to(sweep))) for folder in folders}
+    return {folder: str(job["arm"]) for folder, job in found.items() if isinstance(job, dict) and job.get("arm")}
+
+
 def planned_looks(folder: Path) -> tuple[int, ...]:
     """Numbers of seeds at which a sweep was planned to be looked at; none where it was in the end only, or is none.
 
@@ -189,7 +223,11 @@ def planned_looks(folder: Path) -> tuple[int, ...]:
     """
     if not (file := folder / "sweep.json").is_file():
         return ()
-    looks = read_mapping(file, "runs").get("looks", [])
+    return _looks(file, read_mapping(file, "runs"))
+
+
+def _looks(file: Path, content: dict[str, Any]) -> tuple[int, ...]:
+    looks = content.get("looks", [])
     if not (isinstance(looks, list) and all(type(n) is int for n in looks)):
         raise ConfigError([Problem("runs", f"{file} is damaged: looks are no numbers of seeds; copy it from a backup")])
     return tuple(looks)
@@ -208,9 +246,27 @@ def _read(folder: Path) -> Run:
             for name, numbers in needed.items()
         )
         solved = Match(*(match[name] for name in Match._fields)) if match is not None else None
+        _check_types(environment or {}, summary or {})
         return Run(folder, config, plan, environment or {}, summary, solved, read_metrics(folder))
     except (ValueError, KeyError, ConfigError) as error:
         return Run(folder, {}, {}, {}, None, None, [], broken=f"cannot be read: {error}")
+
+
+def _check_types(environment: dict[str, Any], summary: dict[str, Any]) -> None:
+    """ValueError for what is no mapping, or no text, where all that reads a record takes it for one."""
+    git = environment.get("git") or {}
+    for name, value in {"git": git, "packages": environment.get("packages", {})}.items():
+        if not isinstance(value, dict):
+            raise ValueError(f"environment.json: {name} is {value!r}, not a mapping")
+    changed = git.get("changed_files") or []
+    texts = [git.get("commit") or "", *(changed if isinstance(changed, list) else [changed])]
+    overrides = environment.get("overrides") or []
+    texts += overrides if isinstance(overrides, list) else [overrides]
+    if other := [value for value in texts if not isinstance(value, str)]:
+        raise ValueError(f"environment.json: {other[0]!r} is no text")
+    for name in ("metrics", "loss_terms", "diverged"):
+        if not isinstance(value := summary.get(name) or {}, dict):
+            raise ValueError(f"summary.json: {name} is {value!r}, not a mapping")
 
 
 def _load(file: Path, *numbers: str) -> dict[str, Any]:

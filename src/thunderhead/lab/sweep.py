@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from thunderhead import disk
-from thunderhead.command_line import shown
+from thunderhead.command_line import is_taken_from_a_record, joined, shown
 from thunderhead.core.config import ConfigError, Problem, quoted
 from thunderhead.lab.analysis import Analysis, analyse
 from thunderhead.lab.execution import Executor, Monitor, Outcome, log_file, run_jobs
@@ -85,7 +85,8 @@ class Sweep:
     def run(self, jobs: Sequence[Job], title: str, monitor: Monitor | None = None) -> None:
         """Run jobs, and note how they ended; Stopped if a signal ended them."""
         outcomes: dict[Path, Outcome] = {}
-        if self.reuse is not None and (n := take_over(jobs, self.reuse)):
+        looks = self.looks or (len({job.config["seed"] for job in jobs}),)
+        if self.reuse is not None and (n := take_over(jobs, self.reuse, looks)):
             told = f"{n} of {len(jobs)} runs were finished by earlier sweeps, with the same code, and taken from there."
             self.notes.append(told)
             say(f"{told} ({self.reuse})")
@@ -136,5 +137,6 @@ class Sweep:
         self.report(self.folder, self._runs(), **found, baseline=baseline, **self.comparisons)
         if stopped is None and not self.failures:
             return 0
-        say(f"go on with: {shown('train.py', '-m', f'resume={quoted(self.folder)}')}")
+        again = [a for a in joined(self.arguments) if not is_taken_from_a_record(a)]
+        say(f"go on with: {shown('train.py', '-m', f'resume={quoted(self.folder)}', *again)}")
         return 1 if stopped is None else 128 + getattr(stopped, "number", signal.SIGINT)

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from thunderhead import familiar
+from thunderhead import familiar, suggestions
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, first_line, quoted, show, values_of
 from thunderhead.core.model.decoder import Decoder
@@ -137,7 +137,7 @@ def with_options(arguments: Sequence[str]) -> list[str]:
     except HydraException:  # which Hydra will say
         return [*arguments]
     resumed = next((o.value() for o in typed if o.key_or_group == "resume"), None)
-    if not isinstance(place, str) or place in configuration.options("init_from") or resumed not in (None, "auto"):
+    if not isinstance(place, str) or place in suggestions.options("init_from") or resumed not in (None, "auto"):
         return [*arguments]
     folder = located(place)
     source = read_source(folder)

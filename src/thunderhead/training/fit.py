@@ -264,12 +264,20 @@ def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) ->
         "compile_seconds": log_metrics.compile_seconds,
         "checkpoint_seconds": log_metrics.checkpoint_seconds,
         "peak_memory_bytes": hardware.peak_memory(run.accelerator),
-        "cache_bytes_per_token": run.decoder_meta.cache_bytes_per_token(torch.bfloat16),
+        "cache_bytes_per_token": _cache_bytes(run),
         "validation_data": asked(data, "validation_data")(),
         "validation_text": asked(data, "validation_text")(),
         "precision": plan.precision,
         "device": hardware.device_name(run.accelerator),
     }
+
+
+def _cache_bytes(run: Run) -> float | None:
+    try:
+        return run.decoder_meta.cache_bytes_per_token(torch.bfloat16)
+    except Exception as error:  # a mixer of the user's own, whose cache cannot be asked
+        display.complain(f"no bytes of the cache: {reason(error)}")
+        return None
 
 
 def _ornaments(run: Run, plan: Plan, trainer: Trainer, model: LanguageModel, summary: dict[str, Any]) -> None:

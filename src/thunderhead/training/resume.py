@@ -191,7 +191,12 @@ def check(checkpoint: Path, run: Run, plan: Plan) -> list[str]:
         if why := _why_not(path, now):
             change = f"{show(before)} → {show(now)}"
             problems.append(Problem(path, f"changed since the checkpoint ({change}): {why}: set it back"))
-    recorded_data = recorded_config(checkpoint.parents[1])["data"]
+    before_all = recorded_config(checkpoint.parents[1])
+    was, wanted = (config["batch"].get("global_tokens") for config in (before_all, run.config))
+    if was != wanted:
+        why = "tokens are counted in steps of this size: set it back, or begin anew from an export (init_from)"
+        problems.append(Problem("batch.global_tokens", f"changed since the checkpoint ({was} → {wanted}): {why}"))
+    recorded_data = before_all["data"]
     for bound in VALIDATION:
         was, wanted = recorded_data.get(bound), run.config["data"].get(bound)
         if was != wanted:
@@ -321,7 +326,8 @@ def held(run_dir: Path) -> Iterator[None]:
     Raises ConfigError if another process trains this run.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    is_new = not any(run_dir.iterdir())  # so that all in it is this run's
+    before = {*run_dir.iterdir()}
+    is_new = not before  # so that all in it is this run's
     with shared(run_dir, at_first=fcntl.LOCK_EX):
         for left in [*(run_dir / CHECKPOINTS).glob(".*.ckpt.*"), *(run_dir / CHECKPOINTS).glob("*rollback*")]:
             left.unlink()  # of AtomicCheckpointIO, or of `roll_back`
@@ -334,6 +340,9 @@ def held(run_dir: Path) -> Iterator[None]:
             if is_new and (refused or not (run_dir / "config.yaml").exists()):
                 shutil.rmtree(run_dir, ignore_errors=True)
                 command_line.remove_if_empty(run_dir)
+            elif refused:  # Lightning has let TensorBoard begin a file before
+                for file in {*run_dir.glob("events.out.tfevents.*")} - before:
+                    file.unlink()
             raise
         finally:
             record.discard(run_dir)  # of a resume that was refused

@@ -61,6 +61,22 @@ def initialize(  # noqa: PLR0917 - of the model's own settings, in their order
             _reset(module, module_name, own, seed)
 
 
+def refuse_without_rule(model: nn.Module) -> None:
+    """Raise ValueError for the first module whose parameters `initialize` has no rule for; "meta" will do."""
+    for name, module in model.named_modules():
+        _refuse_without_rule(module, f"{name} ({type(module).__name__})")
+
+
+def _refuse_without_rule(module: nn.Module, where: str) -> None:
+    own = dict(module.named_parameters(recurse=False))
+    if (
+        own
+        and not isinstance(module, nn.Linear | nn.Embedding)
+        and not callable(getattr(module, "reset_parameters", None))
+    ):
+        raise ValueError(f"cannot initialise {where}: it has parameters ({', '.join(own)}) and no reset_parameters()")
+
+
 @torch.no_grad()
 def copy_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give a model, divided among ranks or not, weights by parameter name: whole tensors on the CPU."""
@@ -71,8 +87,7 @@ def copy_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def _reset(module: nn.Module, module_name: str, own: dict[str, nn.Parameter], seed: int) -> None:
     """Run the module's own reset_parameters on full CPU tensors and copy these in."""
     where = f"{module_name} ({type(module).__name__})"
-    if not callable(getattr(module, "reset_parameters", None)):
-        raise ValueError(f"cannot initialise {where}: it has parameters ({', '.join(own)}) and no reset_parameters()")
+    _refuse_without_rule(module, where)
     # It acts on a twin, as the parameters themselves may be parts of sharded ones, which others hold on to.
     twin: Any = object.__new__(type(module))
     fresh = {name: nn.Parameter(torch.full(parameter.shape, math.nan)) for name, parameter in own.items()}

@@ -6,17 +6,36 @@ from functools import partial
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 
 from thunderhead import disk
+from thunderhead.core.config import first_line
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.module import LanguageModel
 from thunderhead.core.run import Run
+from thunderhead.terminal import complain
 from thunderhead.training import about, record
 from thunderhead.training.loggers import draw_schedule, finish, forget_from, log_figure
 from thunderhead.training.plan import Plan
 from thunderhead.training.resume import set_aside
+
+OWN = {
+    *("step", "tokens", "flops", "lr", "tokens_per_second", "mfu", "grad_norm", "grad_scale", "skipped_steps"),
+    *("train/loss", "val/loss", "val/perplexity"),
+}
+"""Columns that nobody else writes."""
+
+
+def _finalize(finalize: Callable[[str], None], status: str) -> None:
+    """What a logger does at the end costs no results; of what the disk refuses others tell."""
+    try:
+        finalize(status)
+    except Exception as error:
+        if disk.problem(error) is not None:
+            raise
+        complain(f"a logger did not end as it should: {first_line(error)}")
 
 
 class LogMetrics(Callback):
@@ -52,6 +71,8 @@ class LogMetrics(Callback):
             vars(logger).pop("log_metrics", None)  # of before a rollback
             self._sinks.append((logger, logger.log_metrics))
             logger.log_metrics = partial(self._receive, logger.log_metrics)  # type: ignore[method-assign]
+            vars(logger).pop("finalize", None)
+            logger.finalize = partial(_finalize, logger.finalize)  # type: ignore[method-assign]
         self._checkpoint_io: Any = None
         self._saved_before = 0.0  # seconds of writing checkpoints in processes before this one
         self._since: float | None = None  # what the clock said when it was started
@@ -78,6 +99,8 @@ class LogMetrics(Callback):
 
     def _receive(self, log: Callable[..., None], metrics: Mapping[str, Any], step: int | None = None) -> None:
         """What others log: numbers join the open row, a table or an image of W&B's goes on to it."""
+        if taken := [name for name in metrics if name in OWN or name.removeprefix("train/") in self.last_terms]:
+            raise MisconfigurationException(f"{taken[0]} is a column of the run's own: log it under another name")
         pictures = {name: value for name, value in metrics.items() if not hasattr(value, "__float__")}
         self._join({name: value for name, value in metrics.items() if name not in pictures})
         if pictures:
