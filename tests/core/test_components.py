@@ -117,7 +117,8 @@ def test_a_list_of_the_wrong_length_is_refused() -> None:
 
 def test_missing_and_supplied_keys() -> None:
     problems = components.check({"part": {"_target_": f"{HERE}.Part", "d_model": 3}})
-    assert Problem("part.d_model", "is worked out by Thunderhead and cannot be set") in problems
+    told = "is worked out by Thunderhead and cannot be set"
+    assert [p.path for p in problems if p.message.startswith(told)] == ["part.d_model"]
     assert Problem("part.width", "is required: part.width=…") in problems
     assert len(problems) == 2
 
@@ -266,3 +267,14 @@ def test_an_attention_from_outside_by_yaml_alone(
 def test_what_is_resolved_is_not_resolved_again(text: str) -> None:
     node = {"_target_": "builtins.dict", "text": text, "more": [{"text": text}]}
     assert components.build(node) == {"text": text, "more": [{"text": text}]}
+
+
+def test_near_targets_and_settings_that_the_code_supplies() -> None:
+    problem = only(components.check({"optimizer": {"_target_": "torch.optim.SGDD"}}))
+    assert "did you mean torch.optim.SGD?" in problem.message
+    problem = only(components.check({"scheduler": {"_target_": f"{HERE}.own_schedule", "total": 3}}))
+    assert "a setting of your own needs a default" in problem.message
+
+
+def own_schedule(step: int, total: int) -> float:
+    return step / total

@@ -13,7 +13,8 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from small_models import batches, fit, language_model
-from thunderhead.core.module import LanguageModel
+from thunderhead.core import config
+from thunderhead.core.module import LanguageModel, build_decoder, build_optimizer
 
 # These runs validate nothing.
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
@@ -221,3 +222,22 @@ def test_the_validation_loss_does_not_depend_on_the_micro_batch() -> None:
         found.append(published["val/loss"].item())
     # matrix products of other shapes may round otherwise in the last bit of float32
     assert found == pytest.approx([found[0]] * 3, rel=2e-8)
+
+
+def forgetful(decoder: torch.nn.Module) -> list[dict[str, Any]]:
+    """Parameter groups that lack one."""
+    return [{"params": list(decoder.parameters())[:-1]}]
+
+
+def test_a_parameter_in_no_group_is_refused() -> None:
+    resolved = config.plain(config.compose(tiny_model()))
+    resolved["parameter_groups"] = {"_target_": f"{__name__}.forgetful"}
+    decoder = build_decoder(resolved, 61, 0)
+    with pytest.raises(ValueError, match=r"parameter_groups: final_norm\.weight would never be trained"):
+        build_optimizer(resolved, decoder)
+    decoder.final_norm.weight.requires_grad_(False)
+    assert build_optimizer(resolved, decoder)
+
+
+def tiny_model() -> list[str]:
+    return ["model.n_layers=1", "model.d_model=32", "model.n_heads=4", "model.context_length=16"]

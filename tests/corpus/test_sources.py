@@ -351,9 +351,11 @@ def test_other_encodings_on_request(tmp_path: Path, encoding: str) -> None:
     assert joined(LocalText(path=str(tmp_path), encoding=encoding)) == text
 
 
-@pytest.mark.parametrize(("encoding", "nearest"), [("utf8x", "utf8"), ("latin-l", "latin-1"), ("base64", "")])
+@pytest.mark.parametrize(
+    ("encoding", "nearest"), [("utf8x", "utf8"), ("latin-l", "latin-1"), ("base64", "utf-8"), ("rot13", "utf-8")]
+)
 def test_an_encoding_that_is_none(encoding: str, nearest: str) -> None:
-    with pytest.raises(ValueError, match=f"encoding={encoding} is not known: .*{nearest}"):
+    with pytest.raises(ValueError, match=f"encoding={encoding} is no encoding of text; .*{nearest}"):
         LocalText(path="x", encoding=encoding)
 
 

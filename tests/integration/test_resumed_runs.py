@@ -309,6 +309,7 @@ REFUSED = {
     "parameter_groups.decay_embeddings=false": r"parameter_groups\.decay_embeddings: changed .*\(true → false\)",
     "optimizer._target_=torch.optim.Adam": r"optimizer\._target_: changed since the checkpoint",
     "optimizer.amsgrad=true": r"optimizer\.amsgrad: changed since the checkpoint",
+    "batch.global_tokens=512": r"batch\.global_tokens: changed since the checkpoint \(256 → 512\)",
     "budget.steps=5": r"budget: .* 5 steps, and the checkpoint has made 6",
 }
 
@@ -340,6 +341,16 @@ def test_a_refused_resume_leaves_the_run_as_it_was(run: Callable[..., Path], sha
     assert rows_of(folder) == whole
     left = {f"checkpoints/abandoned/{name}.ckpt" for name in ("step-8", "last")}  # of the branch before
     assert {name for name in contents(folder) if name not in before} == {"summary.json", *left}
+
+
+def test_a_refused_resume_leaves_no_file_of_tensorboard(run: Callable[..., Path]) -> None:
+    """Which Lightning lets it begin before the checkpoint is looked at."""
+    folder = run(*SETTINGS, "logger=default")
+    (folder / "summary.json").unlink()
+    before = contents(folder)
+    with pytest.raises(config.ConfigError, match=r"data\.shuffle_window"):
+        go_on(str(folder / "checkpoints" / "step-6.ckpt"), "data.shuffle_window=7")
+    assert contents(folder) == before
 
 
 def settings_of(checkpoint: Path) -> tuple[list[dict[str, Any]], list[float]]:

@@ -109,3 +109,16 @@ def test_a_subclass_of_prepared_shards_is_one(shards: Manifest) -> None:
         batches.append(next(iter(data.train_dataloader())))
     assert torch.equal(batches[1][0], batches[0][0].flip(0))
     assert torch.equal(batches[1][1], batches[0][1])
+
+
+class Unvalidated(lightning.LightningDataModule):
+    """Says its vocabulary, and has nothing to validate on."""
+
+    vocab_size = 7
+
+
+def test_data_without_validation_are_refused_before_the_run() -> None:
+    resolved = config.plain(config.compose([]))
+    resolved["data"] = {"_target_": f"{__name__}.Unvalidated"}
+    with pytest.raises(config.ConfigError, match=r"data: Unvalidated has no val_dataloader"):
+        build_data(resolved, context_length=T, sequences_per_step=SEQUENCES)

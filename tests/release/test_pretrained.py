@@ -317,3 +317,11 @@ def test_on_the_command_line(folder: Path, text_corpus: Path, tmp_path: Path) ->
     assert f"init_from: the Llama in {folder} is model.d_model=32" in printed
     assert "model.n_layers 3 is not what init_from has: leave it out, or give model.n_layers=2" in printed
     assert "Traceback" not in printed
+
+
+def test_options_of_ones_own_are_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "init_from").mkdir()
+    (tmp_path / "init_from" / "zeros.yaml").write_text("# Zeros.\n_target_: mine.Zeros\n")
+    arguments = [f"--config-dir={tmp_path}", "init_from=zeros"]
+    monkeypatch.setattr("sys.argv", ["train.py", *arguments])
+    assert with_options(arguments) == arguments

@@ -3,9 +3,13 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 
+from thunderhead.core.model.decoder import Decoder
 from thunderhead.options import precision
 from thunderhead.training.record import read_rows, read_summary
 
@@ -98,3 +102,51 @@ def test_what_is_known_before_the_first_step_joins_its_row(run: Callable[..., Pa
     assert [row["step"] for row in read_rows(folder / "metrics.csv")[1]] == ["1", "2"]
     assert numbers(folder, "lr-AdamW/matrices") == pytest.approx({1: numbers(folder, "lr")[1]})
     assert list(numbers(folder, "val/loss")) == [2]
+
+
+class Taker(Callback):
+    """Logs under a name of the run's own."""
+
+    def __init__(self, *, name: str):
+        self.name = name
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        pl_module.log(self.name, 7.0)
+
+
+@pytest.mark.parametrize("name", ["train/loss", "tokens", "lr"])
+def test_nobody_else_writes_the_columns_of_the_run(
+    name: str, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("trainer.log_every_n_steps=1", f"+callbacks.taker={{_target_: {__name__}.Taker, name: {name}}}")
+    assert ended.value.code == 1
+    assert f"{name} is a column of the run's own" in capsys.readouterr().err
+
+
+class Unfinished(CSVLogger):
+    """Fails at the end of a run, as one whose server has gone may."""
+
+    def finalize(self, status: str) -> None:
+        raise RuntimeError("the server has gone")
+
+
+def test_a_logger_that_fails_at_the_end_costs_no_result(
+    run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run(f"+logger.mine={{_target_: {__name__}.Unfinished}}")
+    assert read_summary(folder) is not None
+    assert "the server has gone" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_asked_costs_no_result(
+    run: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> float:
+        raise RuntimeError("sparse layout")
+
+    monkeypatch.setattr(Decoder, "cache_bytes_per_token", fails)
+    summary = read_summary(run())
+    assert summary is not None
+    assert summary["cache_bytes_per_token"] is None
+    assert "sparse layout" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def _check_arguments(path: str, target: Callable[..., Any], arguments: Config, s
         if key in supplied:
             message = "is worked out by Thunderhead and cannot be set"
             if not target.__module__.startswith("thunderhead."):
-                message = "has no default and stands before the *, so that the code is to supply it: give it one"
+                message += "; a setting of your own needs a default, or a place behind the * of the signature"
             yield Problem(inside + key, message)
         elif key not in settable and not takes_any:
             yield Problem(inside + key, unknown(key, list(settable), owner=getattr(target, "__name__", str(target))))

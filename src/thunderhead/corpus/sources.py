@@ -48,7 +48,15 @@ _RECORDS: dict[str, Any] = {
 }
 _OF_MANY = (*_RECORDS.keys() - {".html", ".htm"}, *ARCHIVES)  # files that hold many documents
 _ON_ERROR = {"fail": "strict", "skip": "surrogateescape", "replace": "replace"}
-_ENCODINGS = sorted({name.replace("_", "-") for name in (*aliases, *aliases.values())})
+
+
+def _is_of_text(encoding: str) -> bool:
+    try:
+        return bool(codecs.lookup(encoding)._is_text_encoding)
+    except LookupError:
+        return False
+
+
 INSIDE = "in an archive, and not one of suffixes"
 _FEW_FILES = 40  # by which 5 % are two
 _SHOWN = 5  # of the files that something is wrong with
@@ -168,12 +176,9 @@ class LocalText(FilesSource):
     stays whole, but for fewer than 40 files of plain text, of which validation would get none."""
 
     def __post_init__(self) -> None:
-        try:
-            known = codecs.lookup(self.encoding)._is_text_encoding
-        except LookupError:
-            known = False
-        if not known:
-            near = difflib.get_close_matches(self.encoding.lower().replace("_", "-"), _ENCODINGS, n=1)
+        if not _is_of_text(self.encoding):
+            known = {name.replace("_", "-") for name in {*aliases, *aliases.values()} if _is_of_text(name)}
+            near = difflib.get_close_matches(self.encoding.lower().replace("_", "-"), sorted(known), n=1)
             other = f"did you mean {near[0]}?" if near else "there are utf-8, utf-16, latin-1 …"
             raise ValueError(f"encoding={self.encoding} is no encoding of text; {other}")
         self.suffixes = tuple(kind_of(f"x.{suffix.lstrip('.')}")[1] if suffix else "" for suffix in self.suffixes)

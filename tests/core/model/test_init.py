@@ -193,3 +193,17 @@ def test_a_sharded_parameter_gets_its_slice_of_the_same_tensor(build: Callable[.
             assert torch.equal(parameter.to_local(), expected[1]), name
     finally:
         torch.distributed.destroy_process_group()
+
+
+class Bare(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+def test_what_has_no_rule_is_told_before_weights_are_there() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), Bare())
+    with pytest.raises(ValueError, match=r"cannot initialise 2 \(Bare\): it has parameters \(scale\)"):
+        init.refuse_without_rule(model)
+    init.refuse_without_rule(model[:2])
