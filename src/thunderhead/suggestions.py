@@ -142,6 +142,9 @@ def composition_problems(error: Exception, config_name: str) -> list[Problem]:
         return [*missing, *_unknown_keys(config_name, {path for path, _ in missing})]
     if isinstance(error, OverrideParseException) and (unread := _unread(error.override)):
         return [unread]
+    if other := re.search(r"In '(\S+)/(\S+)': Could not override '(\S+)'\. No match in the defaults", str(error)):
+        group, option, chosen = other.groups()
+        return [Problem(group, f"{option} is for train.py: it chooses {chosen}, which is no choice of this program")]
     lines = str(error).partition("Config search path")[0].strip().splitlines()
     message = "\n    ".join(line for line in lines if line.strip())
     if isinstance(error.__cause__, OmegaConfBaseException) and str(error.__cause__) not in message:

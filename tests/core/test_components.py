@@ -4,6 +4,7 @@ import functools
 import inspect
 import subprocess
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -278,3 +279,19 @@ def test_near_targets_and_settings_that_the_code_supplies() -> None:
 
 def own_schedule(step: int, total: int) -> float:
     return step / total
+
+
+class Colour(Enum):
+    RED = 1
+
+
+def has_no_form_in_yaml(*, path: Path = Path(), colour: Colour = Colour.RED) -> None:
+    """Annotated with what YAML has no form of."""
+
+
+def test_what_yaml_cannot_write_is_told() -> None:
+    problems = components.check({"x": {"_target_": f"{HERE}.has_no_form_in_yaml", "path": "/tmp", "colour": "RED"}})
+    assert [("a Path, which YAML" in p.message, "a Colour, which YAML" in p.message) for p in problems] == [
+        (True, False),
+        (False, True),
+    ]

@@ -116,10 +116,13 @@ def test_several_sources_are_prepared_side_by_side(corpus: Path, tmp_path: Path)
 def test_too_little_text_to_split_says_what_to_change(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("only one document")
     source = LocalText(path=str(tmp_path / "a.txt"))
-    with pytest.raises(ValueError, match=r"data\.sources\.a: .*validation split: raise data\.validation_fraction") as e:
+    with pytest.raises(
+        ValueError,
+        match=r"data\.sources\.a: .*validation split: set data\.validation=tail, .*raise data\.validation_fraction",
+    ) as e:
         prepare({"a": source}, ByteTokenizer(), shards_dir=tmp_path / "shards", validation_fraction=0.01)
     assert "data.sources.a.max_document_bytes (now 16384)" in str(e.value)
-    with pytest.raises(ValueError, match=r"training split: lower data\.validation_fraction"):
+    with pytest.raises(ValueError, match=r"training split: .*lower data\.validation_fraction"):
         prepare({"a": source}, ByteTokenizer(), shards_dir=tmp_path / "shards", validation_fraction=0.99999)
     (tmp_path / "a.txt").write_text("\ufeff")
     with pytest.raises(ValueError, match="there is no text in it"):

@@ -367,3 +367,17 @@ def test_the_code_supplies_nothing() -> None:
 def test_several_zstd_frames_are_read_to_the_end(tmp_path: Path) -> None:
     (tmp_path / "a.txt.zst").write_bytes(zstd(b"one\n") + zstd(b"two\n"))
     assert joined(LocalText(path=str(tmp_path))) == "one\ntwo\n"
+
+
+def test_a_name_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "schön.txt").write_text("text")
+    assert joined(LocalText(path=str(tmp_path))) == "text"
+    Path(os.fsdecode(bytes(tmp_path) + b"/x\xff.txt")).write_text("text")
+    with pytest.raises(ValueError, match=r"the name of the file .*udcff.* is not UTF-8: rename it"):
+        joined(LocalText(path=str(tmp_path)))
+
+
+def test_a_pattern_is_answered_with_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"patterns are not taken: give the folder, and suffixes=\[\.txt\]"):
+        joined(LocalText(path=f"{tmp_path}/*.txt"))

@@ -6,9 +6,11 @@ default that stand before `*` are supplied by the code (`d_model`, an optimizer'
 
 import contextlib
 import difflib
+import enum
 import functools
 import inspect
 import logging
+import os
 import re
 import sys
 import types
@@ -125,6 +127,8 @@ def _check_value(where: str, value: Any, hint: Any) -> Iterator[Problem]:
 
 def _named(hint: Any) -> str:
     """A type that only a component is of, in words."""
+    if inspect.isclass(hint) and issubclass(hint, enum.Enum | os.PathLike):
+        return f"a {hint.__name__}, which YAML cannot write: let the signature take text (str, or Literal)"
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     names = [each.__name__ if inspect.isclass(each) else str(each) for each in typing.get_args(hint) or (hint,)]
     shown = " or ".join(name for name in names if name != "NoneType") if is_union or inspect.isclass(hint) else hint

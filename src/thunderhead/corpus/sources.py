@@ -205,6 +205,8 @@ class LocalText(FilesSource):
 
         files = []
         for name, file in walk(path, passed=passed) if path.is_dir() else [(path.name, path)]:
+            if not name.isascii() and name.encode("utf-8", "replace") != name.encode("utf-8", "surrogateescape"):
+                raise ValueError(f"the name of the file {name!r} is not UTF-8: rename it")
             packed, suffix = kind_of(name)
             if path.is_dir() and suffix not in self.suffixes:
                 passed(name, "not one of suffixes")
