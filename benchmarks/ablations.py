@@ -9,8 +9,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from thunderhead.lab.analysis import Analysis, analyse
-from thunderhead.lab.runs import read_runs
+from thunderhead.lab.analysis import Analysis, Metric, analyse
+from thunderhead.lab.runs import read_runs, recorded_names
 from thunderhead.lab.statistics import signed
 
 RESULTS = Path(__file__).parent / "results" / "ablations"
@@ -18,10 +18,9 @@ RESULTS = Path(__file__).parent / "results" / "ablations"
 
 def analysed(folder: Path) -> Analysis:
     """What the report of a sweep says, from its runs and the names that it gave its arms."""
-    jobs = json.loads((folder / "sweep.json").read_text())["jobs"]
-    compared = {path: job["arm"] for path, job in jobs.items() if job["state"] == "finished"}
-    names = {folder / path: arm for path, arm in compared.items()}
-    return analyse(read_runs(list(map(str, names))), names=names)
+    runs = read_runs(folder / job for job in json.loads((folder / "sweep.json").read_text())["jobs"])  # in its order
+    metric: Metric = "loss_averaged" if "averaging" in folder.parent.name else "auto"
+    return analyse(runs, names=recorded_names(runs), metric=metric)
 
 
 def table(analysis: Analysis) -> list[str]:
