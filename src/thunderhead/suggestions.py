@@ -184,10 +184,10 @@ def _unknown_keys(config_name: str, refused: Collection[str] = ()) -> list[Probl
         composed = OmegaConf.to_container(_composed(chosen, config_name, with_hydra=True), resolve=False)
     except Exception:  # the groups themselves do not compose: Hydra's message is the best there is
         return []
-    known, problems = paths(composed) | groups, []
+    known, problems = paths(composed) | {group for group in groups if "/" not in group}, []
     for override in parsed:
         key = override.key_or_group
-        if override.is_add() or override.is_force_add() or key in known or key.split(".")[0] in refused:
+        if override.is_add() or override.is_force_add() or key in known | groups or key.split(".")[0] in refused:
             continue
         if said := _meant(key, str(override.input_line).partition("=")[2], known, config_name):
             problems.append(Problem(key, f"is unknown; {said}"))
@@ -199,14 +199,25 @@ def _unknown_keys(config_name: str, refused: Collection[str] = ()) -> list[Probl
             message = f"stands in no file of conf/, but its _target_ takes it: +{override.input_line}"
             problems.append(Problem(key, message))
             continue
-        above, siblings = key, list[str]()
-        while above and not siblings:
-            above = above.rpartition(".")[0]
-            siblings = [k for k in known if k.rpartition(".")[0] == above and not k.endswith("._target_")]
-        near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5)
-        near = near or difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
-        problems.append(Problem(key, unknown(key, near or siblings)))
+        problems.append(Problem(key, _nearest(key, known)))
     return problems
+
+
+def _nearest(key: str, known: Collection[str]) -> str:
+    """That a key is unknown, with the nearest beside it, else of its name elsewhere, else with all beside it."""
+    above, siblings = key, list[str]()
+    while above and not siblings:
+        above = above.rpartition(".")[0]
+        siblings = [k for k in known if k.rpartition(".")[0] == above and not k.endswith("._target_")]
+    inside = f"{above}." if above else ""
+    names, rest = [k.removeprefix(inside) for k in siblings], key.removeprefix(inside)
+    if near := difflib.get_close_matches(rest, names, n=1, cutoff=0.5):
+        return unknown(key, [inside + near[0]])
+    last = key.rpartition(".")[2]
+    elsewhere = [k for k in sorted(known) if difflib.get_close_matches(k.rpartition(".")[2], [last], cutoff=0.75)]
+    near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6) if not above else []
+    near = near or difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.0)
+    return unknown(key, near) if near else unknown(rest, names)
 
 
 def _is_parameter(key: str, composed: Any) -> bool:
