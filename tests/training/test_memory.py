@@ -158,7 +158,9 @@ def test_the_state_of_any_optimizer_is_what_it_really_holds(node: dict[str, Any]
 
 
 def only_matrices(model: nn.Module) -> list[dict[str, Any]]:
-    return [{"params": [p for p in model.parameters() if p.ndim == 2]}]
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.ndim == 2)  # others would be refused, as never trained
+    return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
 
 def test_a_state_that_nobody_can_foresee_is_left_out() -> None:
