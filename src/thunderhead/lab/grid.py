@@ -293,7 +293,7 @@ def _jobs(arms: Sequence[Arm], sweep: Sweep) -> list[Job]:
             job = make_job(member.choices, config, sweep.folder)
             jobs.append(job)
             sweep.names[job.folder] = arm.name
-            if sweep.looks:
+            if sweep.looks and not (job.folder / LOOKS).is_file():  # there may be more, of where a run was taken from
                 record.write_json(job.folder / LOOKS, {"looks": sweep.looks})
             if arm.matched is not None and not (job.folder / "match.json").is_file():
                 record.write_json(job.folder / "match.json", arm.matched._asdict())
