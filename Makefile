@@ -26,7 +26,7 @@ train: setup  ## Prepare the embedded corpus and train the default model (a few 
 	$(BIN)/python train.py
 
 sweep: setup  ## Compare two norms over three seeds, and write a report (6 short runs, a few minutes on 2 CPU cores)
-	$(BIN)/python train.py experiment=ablation_norm
+	$(BIN)/python train.py experiment=ablation_norm hydra.launcher.n_jobs=auto
 
 ablation: sweep  ## The same, and open its report in the browser
 	$(BIN)/python -m webbrowser "file://$$(ls -td $(CURDIR)/logs/sweeps/ablation_norm/*/ | head -1)report.html"
