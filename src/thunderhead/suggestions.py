@@ -221,20 +221,17 @@ def _nearest(key: str, known: Collection[str]) -> str:
 
 
 def _is_parameter(key: str, composed: Any) -> bool:
-    """Whether the class or function of the node that a key lies in has a parameter of this name."""
-    *above, last = key.split(".")
-    node = composed
-    for part in above:
-        node = node.get(part) if isinstance(node, dict) else None
-    if not (above and isinstance(node, dict) and isinstance(node.get("_target_"), str)):
-        return False
+    """Whether the class or function of the node that a key lies in takes it as a setting that has a name."""
+    from thunderhead.core import components  # and pydantic: not for --help
+
+    above, _, last = key.rpartition(".")
     try:
-        parameter = inspect.signature(pkgutil.resolve_name(node["_target_"])).parameters.get(last)
-    except (ImportError, AttributeError, ValueError, TypeError):
+        target = pkgutil.resolve_name(str(dict(components.nodes(composed))[above]["_target_"]))
+        parameter = inspect.signature(target).parameters[last]
+        is_named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        return is_named and last not in components.supplied_names(target)
+    except (ImportError, AttributeError, KeyError, ValueError, TypeError):
         return False
-    if parameter is None:
-        return False
-    return parameter.default is not parameter.empty or parameter.kind is parameter.KEYWORD_ONLY
 
 
 def _conf_dirs() -> list[Path]:

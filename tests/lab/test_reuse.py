@@ -88,7 +88,7 @@ def test_what_was_matched_stays_and_looks_are_kept_in_mind(tmp_path: Path, here:
     (run,) = read_runs([new.folder])
     assert run.match is not None
     assert (run.match.by, run.match.target) == ("time", 9)
-    assert looks_of(new.folder) == {2, 3, 4}
+    assert looks_of([new.folder]) == {2, 3, 4}
     shutil.rmtree(new.folder)
     assert take_over([new], tmp_path / "first") == 1
     assert not (new.folder / "match.json").exists()  # that of the earlier sweep says nothing here

@@ -209,9 +209,9 @@ def test_records_of_wrong_types_are_told(file: str, changed: dict[str, object], 
 
 def test_looks_are_those_of_the_run_and_of_its_sweep(tmp_path: Path) -> None:
     write_json(write_run(tmp_path / "sweep" / "1") / "looks.json", {"looks": [2, 3]})
-    assert looks_of(tmp_path / "sweep" / "1") == {2, 3}
+    assert looks_of([tmp_path / "sweep" / "1"]) == {2, 3}
     write_json(tmp_path / "sweep" / "sweep.json", {"looks": [3, 4]})
-    assert looks_of(tmp_path / "sweep" / "1") == {2, 3, 4}
+    assert looks_of([tmp_path / "sweep" / "1"]) == {2, 3, 4}
 
 
 def test_a_sweep_names_its_arms(tmp_path: Path) -> None:

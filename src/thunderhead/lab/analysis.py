@@ -139,7 +139,7 @@ def analyse(
 
     pairs = _pairs([arm.name for arm in compared], reference.name if reference else None, baseline is not None)
     losses = {arm.name: dict(zip(arm.runs, arm.values(chosen), strict=True)) for arm in compared}
-    looks = sorted({n for run in runs for n in looks_of(run.folder)})
+    looks = sorted(looks_of(run.folder for run in runs))
     try:
         comparisons = statistics.compare(losses, pairs, smallest_effect, diverged, looks)
     except ValueError as error:

@@ -39,7 +39,7 @@ def take_over(jobs: Iterable[Job], place: Path, looks: Sequence[int] = ()) -> in
         (half / "match.json").unlink(missing_ok=True)
         if (matched := job.folder / "match.json").is_file():
             shutil.copy(matched, half / "match.json")
-        if before := looks_of(folder):
+        if before := looks_of([folder]):
             record.write_json(half / LOOKS, {"looks": sorted({*before, *looks})})
         shutil.rmtree(job.folder, ignore_errors=True)  # of a start that came to nothing: it is "new"
         os.replace(half, job.folder)

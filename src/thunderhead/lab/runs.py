@@ -7,6 +7,7 @@ loggers and callbacks: what is not there was not measured.
 
 import csv
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,8 +24,8 @@ Array = NDArray[np.float64]
 COUNTERS = ("step", "tokens", "flops", "tokens_per_second")
 BESIDE = TUNING, SPEED = "tuning", "speed"
 """Folders of a sweep with runs that choose values for others: they are no part of what is compared."""
-LOOKS = "looks.json"
-"""In a run's folder: numbers of seeds at which the sweeps that it is of were planned to be looked at."""
+SWEEP, LOOKS = "sweep.json", "looks.json"
+"""A sweep's record; and in a run's folder, numbers of seeds at which its sweeps were planned to be looked at."""
 SHOWN_ANYWAY = ("loss", "perplexity", "bits_per_byte")
 """Metrics of validation that have columns of their own wherever results are shown."""
 
@@ -175,8 +176,8 @@ def read_runs(folders: Iterable[Path | str]) -> list[Run]:
     found: dict[Path, Run] = {}
     problems = []
     for folder in map(Path, folders):
-        places = {file.parent for name in PARTS for file in folder.rglob(name)}
-        records = sorted((place for place in places if _is_run(place, folder)), key=_by_number)
+        places = {Path(place) for place, _, files in os.walk(folder) if len({*PARTS} & {*files}) > 1}
+        records = sorted((place for place in places if not _is_beside(place, folder)), key=_by_number)
         if not records:
             message = f"{folder} holds no run (a run has config.yaml and plan.json): give logs/runs/… or a sweep"
             problems.append(Problem("runs", message))
@@ -190,27 +191,27 @@ PARTS = ("config.yaml", "plan.json", "environment.json")
 """Of the record of every run: where one is missing, it is damaged."""
 
 
-def _is_run(place: Path, above: Path) -> bool:
-    """Whether a folder below `above` holds a run's record, and it is none of those that a sweep has beside."""
-    sweep = place.parent.parent
-    is_beside = place.parent.name in BESIDE and place.parent != above != place and (sweep / "sweep.json").is_file()
-    return not is_beside and sum((place / name).is_file() for name in PARTS) > 1
+def _is_beside(run: Path, above: Path) -> bool:
+    """Whether a run below `above` is one of those that a sweep has beside what it compares."""
+    sweep = run.parent.parent
+    return run.parent.name in BESIDE and run.parent != above != run and (sweep / SWEEP).is_file()
 
 
-def looks_of(run: Path) -> set[int]:
-    """Numbers of seeds at which the sweeps of a run were planned to be looked at, by its own record and its sweep's."""
-    own = _looks(run / LOOKS, read_mapping(run / LOOKS, "runs")) if (run / LOOKS).is_file() else ()
-    return {*own, *planned_looks(run.resolve().parent)}
+def looks_of(runs: Iterable[Path]) -> set[int]:
+    """Numbers of seeds at which sweeps of these runs were planned to be looked at, by records of both."""
+    folders = [run.resolve() for run in runs]
+    files = {*(run / LOOKS for run in folders), *(run.parent / SWEEP for run in folders)}
+    return {n for file in files for n in _looks(file)}
 
 
 def recorded_names(runs: Iterable[Run]) -> dict[Path, str]:
     """What a sweep called the arms of its runs, by folder; nothing unless all are of one sweep that says so."""
-    folders = {run.folder: next((p for p in run.folder.parents if (p / "sweep.json").is_file()), None) for run in runs}
+    folders = {run.folder: next((p for p in run.folder.parents if (p / SWEEP).is_file()), None) for run in runs}
     if len({*folders.values()}) != 1 or None in folders.values():
         return {}
     (sweep,) = {*folders.values()}
     assert sweep is not None
-    jobs = read_mapping(sweep / "sweep.json", "runs").get("jobs")
+    jobs = read_mapping(sweep / SWEEP, "runs").get("jobs")
     known = jobs if isinstance(jobs, dict) else {}
     found = {folder: known.get(str(folder.relative_to(sweep))) for folder in folders}
     return {folder: str(job["arm"]) for folder, job in found.items() if isinstance(job, dict) and job.get("arm")}
@@ -221,13 +222,13 @@ def planned_looks(folder: Path) -> tuple[int, ...]:
 
     ConfigError if its record is damaged: without them, intervals would be too narrow.
     """
-    if not (file := folder / "sweep.json").is_file():
+    return _looks(folder / SWEEP)
+
+
+def _looks(file: Path) -> tuple[int, ...]:
+    if not file.is_file():
         return ()
-    return _looks(file, read_mapping(file, "runs"))
-
-
-def _looks(file: Path, content: dict[str, Any]) -> tuple[int, ...]:
-    looks = content.get("looks", [])
+    looks = read_mapping(file, "runs").get("looks", [])
     if not (isinstance(looks, list) and all(type(n) is int for n in looks)):
         raise ConfigError([Problem("runs", f"{file} is damaged: looks are no numbers of seeds; copy it from a backup")])
     return tuple(looks)

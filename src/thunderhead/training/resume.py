@@ -40,7 +40,13 @@ MOST_ROLLBACKS = 10
 SWITCHABLE = ("strategy", "compile", "activation_checkpointing")
 """Groups that say how a run is computed and not what: a resumed run may choose others."""
 
-VALIDATION = ("max_validation_bytes", "max_validation_tokens")
+OTHER_TEXT = "the losses before and after would be of different text"
+KEPT = {
+    ("batch", "global_tokens"): "tokens are counted in steps of this size",
+    ("data", "max_validation_bytes"): OTHER_TEXT,
+    ("data", "max_validation_tokens"): OTHER_TEXT,
+}
+"""Settings outside of the model that a resumed run keeps, by group and name, and why."""
 SHARDS_DEPEND_ON = ("data.sources", "data.path", "data.validation", "data.validation_fraction", "tokenizer", "curation")
 
 
@@ -192,17 +198,13 @@ def check(checkpoint: Path, run: Run, plan: Plan) -> list[str]:
             change = f"{show(before)} → {show(now)}"
             problems.append(Problem(path, f"changed since the checkpoint ({change}): {why}: set it back"))
     before_all = recorded_config(checkpoint.parents[1])
-    was, wanted = (config["batch"].get("global_tokens") for config in (before_all, run.config))
-    if was != wanted:
-        why = "tokens are counted in steps of this size: set it back, or begin anew from an export (init_from)"
-        problems.append(Problem("batch.global_tokens", f"changed since the checkpoint ({was} → {wanted}): {why}"))
-    recorded_data = before_all["data"]
-    for bound in VALIDATION:
-        was, wanted = recorded_data.get(bound), run.config["data"].get(bound)
+    for (group, setting), reason in KEPT.items():
+        was, wanted = before_all[group].get(setting), run.config[group].get(setting)
         if was != wanted:
-            why = "the losses before and after would be of different text"
             change = f"{show(was)} → {show(wanted)}"
-            problems.append(Problem(f"data.{bound}", f"changed since the checkpoint ({change}): {why}: set it back"))
+            problems.append(
+                Problem(f"{group}.{setting}", f"changed since the checkpoint ({change}): {reason}: set it back")
+            )
     finished = record.read_summary(checkpoint.parents[1])
     if finished is not None and finished["steps"] >= plan.steps and content["global_step"] >= plan.steps:
         message = f"the run has made all its {finished['steps']:,} steps: raise the budget, as budget.steps=…"

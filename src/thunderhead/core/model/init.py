@@ -43,6 +43,7 @@ def initialize(  # noqa: PLR0917 - of the model's own settings, in their order
 
     Raises ValueError, naming the module, if a module has parameters and neither rule reaches all of them.
     """
+    refuse_without_rule(model)
     for module_name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if not own:
@@ -64,17 +65,11 @@ def initialize(  # noqa: PLR0917 - of the model's own settings, in their order
 def refuse_without_rule(model: nn.Module) -> None:
     """Raise ValueError for the first module whose parameters `initialize` has no rule for; "meta" will do."""
     for name, module in model.named_modules():
-        _refuse_without_rule(module, f"{name} ({type(module).__name__})")
-
-
-def _refuse_without_rule(module: nn.Module, where: str) -> None:
-    own = dict(module.named_parameters(recurse=False))
-    if (
-        own
-        and not isinstance(module, nn.Linear | nn.Embedding)
-        and not callable(getattr(module, "reset_parameters", None))
-    ):
-        raise ValueError(f"cannot initialise {where}: it has parameters ({', '.join(own)}) and no reset_parameters()")
+        own = [own for own, _ in module.named_parameters(recurse=False)]
+        has_rule = isinstance(module, nn.Linear | nn.Embedding) or callable(getattr(module, "reset_parameters", None))
+        if own and not has_rule:
+            what = f"{name} ({type(module).__name__}): it has parameters ({', '.join(own)})"
+            raise ValueError(f"cannot initialise {what} and no reset_parameters()")
 
 
 @torch.no_grad()
@@ -87,7 +82,6 @@ def copy_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def _reset(module: nn.Module, module_name: str, own: dict[str, nn.Parameter], seed: int) -> None:
     """Run the module's own reset_parameters on full CPU tensors and copy these in."""
     where = f"{module_name} ({type(module).__name__})"
-    _refuse_without_rule(module, where)
     # It acts on a twin, as the parameters themselves may be parts of sharded ones, which others hold on to.
     twin: Any = object.__new__(type(module))
     fresh = {name: nn.Parameter(torch.full(parameter.shape, math.nan)) for name, parameter in own.items()}
