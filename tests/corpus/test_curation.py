@@ -142,8 +142,8 @@ def test_options_compose_and_take_filters_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("+curation.filters.mine=3", "^curation.filters.mine: is no filter: its _target_ must be"),
-        ("+curation.filters.mine={_target_: builtins.dict}", "^curation.filters.mine: is no filter"),
+        ("+curation.filters.mine=3", "^curation.filters.mine: int is no Filter: its _target_ must give"),
+        ("+curation.filters.mine={_target_: builtins.dict}", "^curation.filters.mine: dict is no Filter"),
         (
             "+curation.filters.mine={_target_: thunderhead.corpus.curation.Length, min_bytes: 9, max_bytes: 1}",
             "^curation.filters.mine.max_bytes=1 is less than min_bytes=9",

@@ -4,8 +4,10 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 import programs
 from thunderhead.core import config
@@ -13,7 +15,7 @@ from thunderhead.core.choices import defaults
 from thunderhead.core.config import ConfigError
 from thunderhead.corpus.command import prepare_corpus
 from thunderhead.training.run import OPTIONAL, find_problems
-from tiny import tiny, train_here
+from tiny import tiny, train_composed, train_here
 
 REPOSITORY = config.CONF_DIR.parent
 
@@ -138,7 +140,7 @@ NESTED = {
     f"+data.sources.two={NO_TEXT}": "data.sources.two: include_code and include_topics are both false",
     "data.sources.text.suffixes=5": "data.sources.text.suffixes: 5 is not accepted",
     "data.sources.text.text_field=5": "data.sources.text.text_field: 5 is not accepted",
-    "+data.sources.three=5": "data.sources.three: is no source: its _target_ must be a",
+    "+data.sources.three=5": "data.sources.three: int is no Source: its _target_ must give a",
     "+data.sources.four={_target_: torch.optim.AdamW}": "data.sources.four.params: is required",
     "curation.filters.length.max_bytes=5": "curation.filters.length.max_bytes=5 is less than min_bytes=100",
     "+curation.filters.mine={_target_: torch.nn.Linear}": "curation.filters.mine.in_features: is required",
@@ -325,3 +327,43 @@ def test_the_program_refuses(
 def test_steps_between_log_rows_are_counted_from_one(every: int, refused: Callable[..., str]) -> None:
     message = refused(f"trainer.log_every_n_steps={every}")
     assert f"trainer.log_every_n_steps: {every} is not accepted: should be greater than 0" in message
+
+
+def anything(*args: Any, lr: float = 0.1, **kwargs: Any) -> object:
+    """What no group can do with."""
+    return object()
+
+
+OF_OTHER_KINDS = [
+    "attention",
+    "activation",
+    "norm",
+    "block",
+    "position",
+    "dropout",
+    "loss",
+    "activation_checkpointing",
+    "optimizer",
+    "parametrization",
+    "scheduler",
+    "precision",
+    "compile",
+    "batch",
+    "budget",
+    "validation",
+    "strategy",
+    "plan",
+    "data",
+    "tokenizer",
+    "trainer",
+]
+
+
+@pytest.mark.parametrize("group", OF_OTHER_KINDS)
+def test_components_of_another_kind_are_refused_by_their_groups_name(
+    group: str, text_corpus: Path, shards_dir: Path, tmp_path: Path
+) -> None:
+    resolved = config.plain(config.compose(tiny(text_corpus, shards_dir)))
+    target = {"_target_": f"{__name__}.anything"} | ({"lr": 0.1} if group == "optimizer" else {})
+    with pytest.raises(ConfigError, match=f"^{group}: "):
+        train_composed(OmegaConf.create({**resolved, group: target}), tmp_path / "run")

@@ -208,6 +208,36 @@ def build(node: Config, **supplied: Any) -> Any:
     return factory(node)(**supplied)
 
 
+def of_kind(made: Any, kind: Any) -> Any:
+    """What a target gave, if it is of a kind, where that is a class. Raises ValueError otherwise."""
+    if inspect.isclass(kind) and not isinstance(made, kind):
+        raise ValueError(wrong_kind(made, kind))
+    return made
+
+
+def wrong_kind(made: Any, kind: type) -> str:
+    """Say that what a target gives is not of a kind."""
+    what = made.__name__ if inspect.isclass(made) else type(made).__name__
+    return f"{what} is no {kind.__name__}: its _target_ must give a {kind.__module__}.{kind.__name__}"
+
+
+def having(made: Any, *names: str) -> Any:
+    """What a target gave, if it has all of the names. Raises ValueError otherwise."""
+    if missing := [name for name in names if not hasattr(made, name)]:
+        raise ValueError(f"{type(made).__name__} has no {missing[0]}, which a run asks of what this _target_ gives")
+    return made
+
+
+def results(target: Callable[..., Any]) -> dict[str, Any]:
+    """Of which class is what a target's factories give, as its signature says."""
+    found = {}
+    for name, hint in annotations(target).items():
+        if typing.get_origin(hint) is Callable:
+            given = typing.get_args(hint)[1]
+            found[name] = object if given is Any else typing.get_origin(given) or given
+    return found
+
+
 def placed(path: str, message: str) -> str:
     """Complete a message about what lies at a config path: `max_bytes=5 is …` names a setting of it, others do not.
 

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Self
 
 import torch
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
-from thunderhead.core.components import at, build, factory
+from thunderhead.core.components import at, build, factory, having, of_kind, results
 from thunderhead.core.config import Config, first_line
 from thunderhead.core.environment import texts
 from thunderhead.core.metrics import Mean, names_of
@@ -56,10 +56,13 @@ def decoder_factory(config: Config) -> Callable[[int, int | None], Decoder]:
     """Of the groups `model`, COMPONENTS and `parametrization`; see `ModelSpec`."""
 
     def assembled(config: Config) -> Callable[[int, int | None], Decoder]:
-        made = partial(factory(config["model"]), **{name: at(name)(factory(config[name], name)) for name in COMPONENTS})
+        target = factory(config["model"])
+        kinds = results(target.func)
+        parts = {name: at(name)(_checked(factory(config[name], name), kinds.get(name))) for name in COMPONENTS}
+        made = partial(target, **parts)
         return lambda vocab_size, eos_id: made(tokenizer_vocab_size=vocab_size, eos_id=eos_id)
 
-    parametrization, make = build(config["parametrization"]), assembled(config)
+    parametrization, make = _parametrization(config), assembled(config)
     base_config = parametrization.base({name: config[name] for name in ("model", *COMPONENTS)})
     if base_config is None:
         return make
@@ -80,16 +83,31 @@ def decoder_factory(config: Config) -> Callable[[int, int | None], Decoder]:
     return scaled
 
 
+def _checked(make: Callable[..., Any], kind: Any) -> Callable[..., Any]:
+    """A factory, with its signature, of what must be of a kind."""
+
+    @wraps(make)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        return of_kind(make(*args, **kwargs), kind)
+
+    return made
+
+
+def _parametrization(config: Config) -> Any:
+    with at("parametrization"):
+        return having(build(config["parametrization"]), "base", "scale", "scale_learning_rates")
+
+
 def optimizer_factory(config: Config) -> Callable[[Decoder], Optimizer]:
     """Of the groups `parameter_groups`, `optimizer` and `parametrization`; see `ModelSpec`."""
     make_groups, make = factory(config["parameter_groups"]), factory(config["optimizer"])
-    parametrization = build(config["parametrization"])
+    parametrization = _parametrization(config)
 
     def optimizer(decoder: Decoder) -> Optimizer:
         groups = make_groups(decoder)
         with at("optimizer"):  # torch's and others' own words do not say where
             try:
-                made: Optimizer = make(groups)
+                made: Optimizer = of_kind(make(groups), Optimizer)
             except RuntimeError as error:  # torch's word on settings that exclude each other
                 raise ValueError(first_line(error)) from error
         stepped = {id(parameter) for group in made.param_groups for parameter in group["params"]}

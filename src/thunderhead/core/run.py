@@ -17,16 +17,40 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torchmetrics import Metric
 
-from thunderhead.core.components import annotations, at, build, call, factory, placed, setting, takes
+from thunderhead.core.components import (
+    annotations,
+    at,
+    build,
+    call,
+    factory,
+    having,
+    of_kind,
+    placed,
+    setting,
+    takes,
+    wrong_kind,
+)
 from thunderhead.core.config import Config, ConfigError, Problem, first_line, show
 from thunderhead.core.data.datamodule import asked
 from thunderhead.core.metrics import as_metric, refuse_unknown, try_out
 from thunderhead.core.model import init
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import ModelSpec
+from thunderhead.core.tokenizer import Tokenizer
 
 REFUSALS = (MisconfigurationException, ModuleNotFoundError)
 """What components of other packages say no with, beside ValueError."""
+ASKED = {
+    "strategy": ("name", "strategy", "data_parallel_size", "tensor_parallel_size", "gathers"),
+    "precision": ("resolve", "of_kind"),
+    "compile": ("resolve", "of_scope"),
+    "batch": ("global_tokens", "accumulation", "micro_batch"),
+    "budget": ("total_tokens",),
+    "validation": ("steps",),
+    "init_from": ("weights",),
+    "plan": ("memory_gib", "tokens_per_day", "remarks"),
+}
+"""What a run asks of the options of groups whose classes are not core's."""
 Result = typing.TypeVar("Result")
 
 
@@ -121,7 +145,7 @@ def build_run(config: Config, folder: Path, **machine: Any) -> Run:
 
     `machine` gives accelerator, is_here, n_processes and world_size. Raises ConfigError, which names all refusals.
     """
-    problems, built = Problems(), dict[str, Any](machine)
+    problems, built = Problems(), dict[str, Any](machine, init_from=None)
     make: dict[str, Callable[[], Any]] = {
         name: partial(build, config[name]) for name in ("precision", "compile", "batch", "budget", "validation", "plan")
     }
@@ -131,12 +155,13 @@ def build_run(config: Config, folder: Path, **machine: Any) -> Run:
     make["metrics"] = lambda: build_metrics(config.get("metrics", {}))
     make["callbacks"] = lambda: build_all(config["callbacks"], "callbacks", Callback)
     make["loggers"] = lambda: build_all(config["logger"], "logger", Logger, save_dir=str(folder))
-    make["init_from"] = lambda: build(config["init_from"]) if config.get("init_from") is not None else None
+    if config.get("init_from") is not None:
+        make["init_from"] = partial(build, config["init_from"])
     make["data"] = lambda: build_data(config, **_sizes(config, built["batch"]))
     for name, each in make.items():
         if name != "data" or "batch" in built:
             with problems.collect(name):
-                built[name] = each()
+                built[name] = having(each(), *ASKED.get(name, ()))
     problems.refuse()
     scalars = {"name": config["name"], "seed": config["seed"], "is_dry": config["dry_run"]}
     return Run(config=config, folder=folder, hardware_plan=built.pop("plan"), **scalars, **built)
@@ -155,12 +180,9 @@ def build_all(nodes: Config, path: str, kind: type[Result], **supplied: Any) -> 
         target = hydra.utils.get_object(node["_target_"]) if is_node else None
         is_wrong = inspect.isclass(target) and not issubclass(target, kind)  # and so is not even called
         with problems.collect(where), at(where):
-            made = call(factory(node), **supplied) if is_node and not is_wrong else node
-            if isinstance(made, kind):
-                built[name] = made
-            else:
-                wanted = f"{kind.__module__}.{kind.__name__}"
-                problems.note(Problem(where, f"is no {kind.__name__.lower()}: its _target_ must be a {wanted}"))
+            if is_wrong:
+                raise ValueError(wrong_kind(target, kind))
+            built[name] = of_kind(call(factory(node), **supplied) if is_node else node, kind)
     problems.refuse()
     return built
 
@@ -175,7 +197,7 @@ def build_data(config: Config, *, micro_batch_size: int = 1, **sizes: int) -> Li
     with problems.collect("curation"):
         filters = build_all(config["curation"].get("filters", {}), "curation.filters", kinds.get("filters", object))
     with problems.collect("tokenizer"):
-        tokenizer = build(config["tokenizer"]) if config.get("tokenizer") is not None else None
+        tokenizer = of_kind(build(config["tokenizer"]), Tokenizer) if config.get("tokenizer") is not None else None
     for name, kind in kinds.items():  # tried by themselves first, so that all that is wrong with them is told
         if isinstance(parts := config["data"].get(name), dict):
             with problems.collect("data"):

@@ -241,13 +241,22 @@ def warmup_steps(schedule: Callable[[int, int], float], total_steps: int) -> int
     """Steps until a schedule is first at its peak, that one included; 0 if it begins there.
 
     Found by asking the schedule some thousand times, ever closer: exact for one that rises once and then does not rise
-    again.
+    again. Raises ValueError if one of the factors asked for is no number from 0, or all are 0.
     """
+
+    def factor(step: int) -> float:
+        value = schedule(step, total_steps)
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"scheduler: {value} is the factor of step {step}: must be a number, 0 or more")
+        return value
+
     low, high, stride, peak = 0, total_steps, 0, 0
     while stride != 1:
         stride = max(1, (high - low) // 4096)
-        peak = max(range(low, high, stride), key=lambda step: schedule(step, total_steps))  # the first of equals
+        peak = max(range(low, high, stride), key=factor)  # the first of equals
         low, high = max(0, peak - stride), min(total_steps, peak + stride + 1)
+    if factor(peak) == 0:
+        raise ValueError("scheduler: the factor of every step is 0, so that nothing would be learned")
     return peak + 1 if peak else 0
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from thunderhead import disk
+from thunderhead.core.components import of_kind
 from thunderhead.core.config import Problem, first_line
 from thunderhead.core.run import Run
 from thunderhead.processes import is_rank
@@ -110,7 +111,7 @@ def make_trainer(run: Run, plan: Plan, callbacks: list[Callback]) -> Trainer:
     if given.get("devices") in hardware.ALL:
         given["devices"] = run.n_processes
     with quiet_lightning():
-        return run.trainer.func(  # type: ignore[attr-defined,no-any-return]
+        made = run.trainer.func(  # type: ignore[attr-defined]
             **given,
             **precision,
             plugins=plugins,
@@ -130,6 +131,8 @@ def make_trainer(run: Run, plan: Plan, callbacks: list[Callback]) -> Trainer:
                 isinstance(callback, lightning_callbacks.ModelCheckpoint) for callback in callbacks
             ),
         )
+    checked: Trainer = of_kind(made, Trainer)
+    return checked
 
 
 def reason(error: BaseException) -> str:

@@ -5,6 +5,7 @@ Shape letters: B sequences, T tokens a sequence, D model dimensions.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +23,14 @@ class ResidualDropout:
     attention_output: Probability = 0.0
     feedforward_output: Probability = 0.0
     embedding: Probability = 0.0
+
+
+@runtime_checkable
+class Checkpointing(Protocol):
+    """What makes a block, of that layer, compute in its backward pass what it did not keep."""
+
+    def apply(self, index: int, block: nn.Module) -> None:
+        """Change the block of a layer, counted from 0."""
 
 
 class Block(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thunderhead.core.model import init
-from thunderhead.core.model.block import Block, ResidualDropout
+from thunderhead.core.model.block import Block, Checkpointing, ResidualDropout
 from thunderhead.core.model.context import Cache, SequenceContext, document_layout
 from thunderhead.core.model.loss import Auxiliary, LossTerms, summed, with_terms
 from thunderhead.core.model.mixer import SequenceMixer, flops_per_token
@@ -57,7 +57,7 @@ class Decoder(nn.Module):
         dropout: Callable[[], ResidualDropout],
         block: Callable[..., Block],
         loss: Callable[[], Callable[[Tensor, Tensor, Tensor, int], LossTerms]],
-        activation_checkpointing: Callable[[], Any],
+        activation_checkpointing: Callable[[], Checkpointing],
         *,
         n_layers: Annotated[int, Gt(0), Le(4096)],
         d_model: PositiveInt,
