@@ -3,7 +3,7 @@
 import json
 import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from thunderhead.core import config
 from thunderhead.core.config import CONF_DIR
 from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.run import build_all
-from thunderhead.corpus.curation import CharacterRatios, Filter, Language, Length
+from thunderhead.core.tokenizer import Tokens
+from thunderhead.corpus.batch_processing import Encode
+from thunderhead.corpus.curation import CharacterRatios, Filter, Inspect, Language, Length, Rules
 from thunderhead.corpus.datatrove_filters import DatatroveFilters
 from thunderhead.corpus.deduplication import ExactDuplicates
 from thunderhead.corpus.prepare import prepare
@@ -256,3 +258,23 @@ def test_filters_that_leave_nothing_are_named(corpus: Path, tmp_path: Path) -> N
             validation_fraction=0.2,
             filters={"length": Length(min_bytes=1_000_000)},
         )
+
+
+class FailsAtC(Rules):
+    def judge(self, text: str) -> str | None:
+        return str(int(text)) if text.startswith("c") else None
+
+
+def test_a_bug_of_ones_own_filter_is_no_refused_setting() -> None:
+    with pytest.raises(RuntimeError, match=r"curation\.filters\.mine fails at the text 'cde'"):
+        Inspect({"mine": FailsAtC()})(["ab", "cde"])
+
+
+class WithoutC(ByteTokenizer):
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        raise ValueError(f"no id of {texts[0]!r}")
+
+
+def test_nor_is_one_of_ones_own_tokenizer() -> None:
+    with pytest.raises(RuntimeError, match="tokenizer: encode_batch fails at the 2 texts from 'ab'"):
+        Encode(WithoutC())(["ab", "cde"])

@@ -81,7 +81,12 @@ class Encode:
 
     def __call__(self, texts: list[str]) -> Encoded:
         eos = np.array([self._tokenizer.eos_id], dtype=self._tokenizer.dtype)
-        documents = self._tokenizer.encode_batch(texts)
+        try:
+            documents = self._tokenizer.encode_batch(texts)
+        except ValueError as error:  # a bug, and no refusal of a setting
+            raise RuntimeError(
+                f"tokenizer: encode_batch fails at the {len(texts)} texts from {texts[0][:60]!r} …"
+            ) from error
         return Encoded(
             tokens=np.concatenate([part for tokens in documents for part in (tokens, eos)]),
             lengths=np.array([len(tokens) + 1 for tokens in documents]),

@@ -170,7 +170,10 @@ class Inspect:
     def _look(self, text: str) -> dict[str, Any]:
         evidence: dict[str, Any] = {}
         for name, rule in self._filters.items():
-            evidence[name] = rule.inspect(text)
+            try:
+                evidence[name] = rule.inspect(text)
+            except ValueError as error:  # a bug, and no refusal of a setting
+                raise RuntimeError(f"curation.filters.{name} fails at the text {text[:60]!r} …") from error
             if isinstance(rule, Rules) and evidence[name] is not None:
                 break  # it goes, whatever others find
         return evidence
