@@ -15,8 +15,8 @@ from thunderhead.core import config
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import build_decoder
 from thunderhead.parallel.strategies import fsdp
-from thunderhead.training import fit as fit_module
-from thunderhead.training.fit import decode_tokens_per_second
+from thunderhead.training import decoding_speed
+from thunderhead.training.decoding_speed import decode_tokens_per_second
 
 CPU = torch.device("cpu")
 TINY = ("model.n_layers=2", "model.d_model=32", "model.n_heads=4", "model.context_length=16")
@@ -37,14 +37,14 @@ def test_it_is_measured_where_the_model_trained(capsys: pytest.CaptureFixture[st
     """Lightning moves whole models to the host when it is done: they go back, and what is spread over ranks stays."""
     model, run = torch.nn.Linear(2, 2), SimpleNamespace(data=None)  # nothing to sample with: it says so and goes on
     for strategy, device in ((fsdp(1).strategy(), "cpu"), (SingleDeviceStrategy(torch.device("meta")), "meta")):
-        fit_module._ornaments(run, None, SimpleNamespace(strategy=strategy), model, {})  # type: ignore[arg-type]
+        decoding_speed._ornaments(run, None, SimpleNamespace(strategy=strategy), model, {})  # type: ignore[arg-type]
         assert model.weight.device.type == device
         assert "no sample of text" in "".join(capsys.readouterr())
 
 
 def test_the_median_of_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10**6))
-    monkeypatch.setattr(fit_module, "_now", lambda device: (n := next(clock)) // 2 + (n % 2) * 0.25)
+    monkeypatch.setattr(decoding_speed, "_now", lambda device: (n := next(clock)) // 2 + (n % 2) * 0.25)
     decoder = decoder_of("compile=none").train()
     assert decode_tokens_per_second(decoder, CPU) == 4.0
     assert decoder.training
@@ -62,7 +62,7 @@ def test_a_slow_model_takes_no_longer_than_it_must(monkeypatch: pytest.MonkeyPat
     speed = decode_tokens_per_second(decoder, CPU, max_seconds=0.05)
     assert speed is not None
     assert speed < 50
-    assert len(calls) <= 1 + fit_module.WARM_UP + 2
+    assert len(calls) <= 1 + decoding_speed.WARM_UP + 2
 
 
 def test_where_it_would_not_be_the_models(monkeypatch: pytest.MonkeyPatch) -> None:

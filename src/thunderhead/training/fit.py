@@ -3,8 +3,6 @@
 import math
 import os
 import re
-import statistics
-import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ import torch
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch.distributed.tensor import DTensor
 
 from thunderhead import command_line, disk
 from thunderhead.core.components import placed
@@ -21,7 +18,6 @@ from thunderhead.core.config import ConfigError, Problem, quoted
 from thunderhead.core.data.datamodule import RunData, asked
 from thunderhead.core.data.manifest import ShardError
 from thunderhead.core.environment import hidden
-from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import LanguageModel
 from thunderhead.core.run import REFUSALS, Run, validation_metrics
 from thunderhead.parallel.launch import is_launched
@@ -34,12 +30,11 @@ from thunderhead.training.callbacks.metrics import LogMetrics
 from thunderhead.training.callbacks.profile import ProfileSteps
 from thunderhead.training.callbacks.state import CheckpointError, ExactResume
 from thunderhead.training.callbacks.stop import FAILED, StopOnSignal, StoppedError
+from thunderhead.training.decoding_speed import decode_tokens_per_second
 from thunderhead.training.loggers import finish, log_text
 from thunderhead.training.plan import Plan
 from thunderhead.training.trainer import CheckBatches, make_trainer, quiet_lightning, reason
 
-WARM_UP = 3  # tokens of the measured decoding that do not count
-ENOUGH = 256  # tokens
 LOST = "another process of this run has ended"
 
 
@@ -306,44 +301,6 @@ def _ornaments(run: Run, plan: Plan, trainer: Trainer, model: LanguageModel, sum
         disk.write_text(run.folder / "sample.txt", text)
         log_text(trainer.loggers, "sample", text, trainer.global_step)
         display.show_sample(text)
-
-
-@torch.inference_mode()
-def decode_tokens_per_second(decoder: Decoder, device: torch.device, max_seconds: float = 0.5) -> float | None:
-    """Tokens a second of one sequence, each from those before it by a key/value cache.
-
-    From a prompt of half the context to its end, and again, until `max_seconds` or ENOUGH tokens: one over the median
-    time of a token. None where it would not be that of the model: its parameters are spread over devices, a layer has
-    no cache, or there is no room for a second token.
-    """
-    context = decoder.context_length
-    if context == 1 or any(isinstance(parameter, DTensor) for parameter in decoder.parameters()):
-        return None
-    tokens_1T = torch.randint(decoder.vocab_size, (1, context), generator=torch.Generator().manual_seed(0)).to(device)
-    was_training, seconds, begin = decoder.training, list[float](), time.perf_counter()
-    decoder.eval()
-    try:
-        while len(seconds) < ENOUGH and (time.perf_counter() - begin < max_seconds or len(seconds) <= WARM_UP):
-            cache = decoder.new_cache(device=device)
-            if cache is None:
-                return None
-            decoder.logits(tokens_1T[:, : context // 2], cache)
-            for place in range(context // 2, context):
-                start = _now(device)
-                decoder.logits(tokens_1T[:, place : place + 1], cache).argmax(dim=-1)
-                seconds.append(_now(device) - start)
-                if len(seconds) > WARM_UP and seconds[-1] + time.perf_counter() - begin > max_seconds:
-                    break
-    finally:
-        decoder.train(was_training)
-    return 1 / statistics.median(seconds[WARM_UP:])
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, after all that the device was told to do."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
 
 
 def _attention_kernel(run: Run, plan: Plan) -> str:
