@@ -65,7 +65,7 @@ def sequential(losses: Losses, generator: np.random.Generator) -> tuple[float, f
         for n in LOOKS:
             have = {arm: dict(enumerate(drawn[int(arm), : seeds[arm]])) for arm in names}
             found = compare(have, pairs, looks=LOOKS)
-            unclear = {name for c in found if c.is_unclear for name in (c.arm, c.against)}
+            unclear = {name for c in found if c.is_unclear and not c.is_given_up for name in (c.arm, c.against)}
             if not unclear or n == LOOKS[-1]:
                 break
             seeds |= dict.fromkeys(unclear, n + 1)

@@ -14,6 +14,9 @@ from thunderhead.lab.statistics import ALPHA, compare, crossed_interval, sentenc
 SPREAD = 0.01  # of the paired differences, in nats
 
 
+LOOKS = range(3, 9)
+
+
 def by_seed(values: object) -> dict[int, float]:
     return {seed: float(value) for seed, value in enumerate(np.asarray(values), 1)}
 
@@ -111,6 +114,24 @@ def test_seeds_may_be_added_until_resolved_if_that_was_planned() -> None:
         compare(seen[-1], pairs, looks=range(3, 6))
     with pytest.raises(ValueError, match="2 seeds at least"):
         compare(seen[-1], pairs, looks=range(1, 7))
+
+
+def test_what_is_given_up_would_hardly_have_been_resolved() -> None:
+    """Two arms a random distance apart, with 4 seeds of 8 that were planned."""
+    draw, resolved = np.random.default_rng(5), {True: list[bool](), False: list[bool]()}
+    for _ in range(1500):
+        losses = draw.normal(0, 3) * np.array([[0], [1]]) + draw.standard_normal((2, 8)) / math.sqrt(2)
+        now, last = (
+            compare(dict(zip("ab", map(by_seed, losses[:, :n]), strict=True)), [("b", "a")], 0.3, looks=LOOKS)
+            for n in (4, 8)
+        )
+        if now[0].is_unclear:
+            resolved[now[0].is_given_up].append(last[0].verdict != "open")
+    assert min(map(len, resolved.values())) > 200
+    assert np.mean(resolved[True]) < 0.05
+    assert np.mean(resolved[False]) > 0.5
+    assert last[0].chance is None
+    assert not last[0].is_given_up
 
 
 @pytest.mark.parametrize(("noisy", "at_least"), [(1.0, 0.6), (3.0, 0.4)])

@@ -219,12 +219,13 @@ def test_seeds_are_added_where_it_is_open_and_as_planned(
     said = capsys.readouterr().out
     folders = {lr: (tmp_path / "sweep").glob(f"lr_{lr}-*") for lr in arms["optimizer.lr"]}
     seeds = {lr: {folder.name.split("seed_")[1][0] for folder in found} for lr, found in folders.items()}
-    assert seeds == {"1e-3": set("12345"), "1.01e-3": set("12345"), "3e-3": set("123")}
+    assert seeds == {"1e-3": set("1234"), "1.01e-3": set("1234"), "3e-3": set("123")}  # the fifth would hardly help
     assert "Not resolved: lr=1.01e-3, lr=1e-3; seed 4 is added, 4 of 5 at most" in said
+    assert "Not resolved, and hardly to be by 5 seeds: lr=1.01e-3 − lr=1e-3" in said
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["looks"] == [3, 4, 5]
     page = (tmp_path / "sweep" / "report.html").read_text()
     assert "looks at 3, 4, 5 seeds were planned" in page
-    assert "not resolved at 5 seeds" in page
+    assert "not resolved at 4 seeds, and hardly to be by the last look" in page
 
     assert grid(max_seeds=5, **arms, seed=["1", "2", "3"]) == 0  # goes the same way, and trains nothing again
     assert set(starts(tmp_path / "sweep").values()) == {"new"}

@@ -15,7 +15,7 @@ from thunderhead.core import config
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.module import build_decoder
 from thunderhead.parallel.strategies import fsdp
-from thunderhead.training import decoding_speed
+from thunderhead.training import decoding_speed, fit
 from thunderhead.training.decoding_speed import decode_tokens_per_second
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def test_it_is_measured_where_the_model_trained(capsys: pytest.CaptureFixture[st
     """Lightning moves whole models to the host when it is done: they go back, and what is spread over ranks stays."""
     model, run = torch.nn.Linear(2, 2), SimpleNamespace(data=None)  # nothing to sample with: it says so and goes on
     for strategy, device in ((fsdp(1).strategy(), "cpu"), (SingleDeviceStrategy(torch.device("meta")), "meta")):
-        decoding_speed._ornaments(run, None, SimpleNamespace(strategy=strategy), model, {})  # type: ignore[arg-type]
+        fit._ornaments(run, None, SimpleNamespace(strategy=strategy), model, {})  # type: ignore[arg-type]
         assert model.weight.device.type == device
         assert "no sample of text" in "".join(capsys.readouterr())
 

@@ -87,8 +87,11 @@ def run_grid(
         sweep.run_all()
         for n in sweep.looks[1:]:
             found = sweep.analyse(baseline).comparisons
-            unclear = {name for c in found if c.is_unclear for name in (c.arm, c.against)}
+            given_up = [f"{c.arm} − {c.against}" for c in found if c.is_given_up]
+            unclear = {name for c in found if c.is_unclear and not c.is_given_up for name in (c.arm, c.against)}
             if not unclear:
+                if given_up:
+                    say(f"Not resolved, and hardly to be by {max_seeds} seeds: {', '.join(given_up)}")
                 break
             seeds.add(seed := max(seeds) + 1)
             say(f"Not resolved: {', '.join(sorted(unclear))}; seed {seed} is added, {n} of {max_seeds} at most")

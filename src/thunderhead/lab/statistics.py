@@ -20,6 +20,8 @@ from thunderhead.lab.multiplicity import ALPHA
 
 SMALLEST_EFFECT = 0.005
 """Nats (or bits per byte, where they are compared) below which a difference does not matter."""
+LEAST_CHANCE = 0.2
+"""Of a verdict by the last look; no more seeds for what has less."""
 Verdict = Literal["better", "worse", "equal", "open"]
 """Of the first arm; `equal`: practically; `open`: not resolved."""
 
@@ -42,6 +44,7 @@ class Comparison:
       interval does not contain 0.
     - smallest_effect: differences below it do not matter.
     - diverged: of seeds that diverged, in words: those that did not say nothing for an arm.
+    - chance: of a verdict at the last look that was planned, as far as these differences tell; None if that is this.
     """
 
     arm: str
@@ -51,6 +54,7 @@ class Comparison:
     p: float | None
     smallest_effect: float = SMALLEST_EFFECT
     diverged: str = ""
+    chance: float | None = None
 
     @property
     def n(self) -> int:
@@ -64,6 +68,11 @@ class Comparison:
     def is_unclear(self) -> bool:
         """Whether more seeds could tell more."""
         return self.verdict == "open" and self.interval is not None and not self.diverged
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether it is unclear, and likely to stay so."""
+        return self.is_unclear and self.chance is not None and self.chance < LEAST_CHANCE
 
     @property
     def verdict(self) -> Verdict:
@@ -104,7 +113,7 @@ def compare(
     found = []
     for pair, differences in paired.items():
         told = " and ".join(diverged[arm] for arm in pair if arm in diverged) if diverged else ""
-        interval = p = None
+        interval = p = chance = None
         if pair in tested:
             n, mean = len(differences), float(np.mean(list(differences.values())))
             own = np.var([list(differences.values())], axis=1, ddof=1)
@@ -112,8 +121,23 @@ def compare(
             width = error * float(special.stdtrit(n - 1, 1 - level / 2))
             interval = Interval(mean - width, mean + width)
             p = adjust(float(2 * special.stdtr(n - 1, -abs(mean) / error)))
-        found.append(Comparison(*pair, differences, interval, p, smallest_effect, told))
+            if n < (last := max(looks, default=n)):
+                deviation = error * math.sqrt(n)
+                width = deviation / math.sqrt(last) * float(special.stdtrit(last - 1, 1 - level / 2))
+                spread = deviation * math.sqrt(1 / n - 1 / last)
+                chance = _chance(abs(mean), spread, n - 1, width, smallest_effect)
+        found.append(Comparison(*pair, differences, interval, p, smallest_effect, told, chance))
     return found
+
+
+def _chance(mean: float, spread: float, freedom: int, width: float, smallest_effect: float) -> float:
+    """Of a verdict by an interval of that half width, around a mean that is yet to move, as Student's t by `spread`."""
+
+    def below(edge: float) -> float:
+        return float(special.stdtr(freedom, (edge - mean) / spread))
+
+    room = max(0.0, smallest_effect - width)  # for a mean of arms that are practically equal
+    return 1 - below(max(width, room)) + below(-max(width, room)) + below(room) - below(-room)
 
 
 def _paired(losses: Mapping[str, Mapping[int, float]], arm: str, against: str) -> dict[int, float]:
@@ -187,7 +211,7 @@ def sentence(found: Comparison, unit: str, conditions: str) -> str:
     what = f"{name} = {mean} {unit} (95 % CI {low} … {high}, {found.n} seeds, {conditions})"
     said = {
         "equal": f"practically equal, less than {found.smallest_effect:g} {unit} apart",
-        "open": f"not resolved at {found.n} seeds",
+        "open": f"not resolved at {found.n} seeds" + ", and hardly to be by the last look" * found.is_given_up,
     }
     return f"{what}: {said.get(found.verdict, found.verdict)}."
 
