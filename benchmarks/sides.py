@@ -19,9 +19,9 @@ import torch
 
 LAYERS, WIDTH, HEADS, KV_HEADS, D_FF, VOCAB = 6, 384, 6, 2, 1024, 50_304
 T, BATCH = 256, 8
-SMOKE = bool(os.environ.get("SIDES_SMOKE"))  # to see that everything runs
-if SMOKE:
-    LAYERS, WIDTH, D_FF, VOCAB, T = 1, 48, 64, 8192, 32
+if sizes := os.environ.get("SIDES_SIZES"):  # others: of growth.py, or tiny ones to see that everything runs
+    LAYERS, WIDTH, HEADS, KV_HEADS, D_FF, VOCAB, T, BATCH = json.loads(sizes)
+EAGER = os.environ.get("TORCH_COMPILE_DISABLE") == "1"
 LEARNING_RATE, BETAS, WEIGHT_DECAY, CLIP, NORM_EPS = 1e-3, (0.9, 0.99), 0.1, 1.0, 1e-5
 
 TRAIN_PY = [
@@ -140,7 +140,7 @@ def bare(batches: torch.Tensor, compile_: str = "model", keep_freed_memory: bool
     from thunderhead.core.module import build_decoder, build_optimizer
     from thunderhead.training import hardware
 
-    config = configuration.plain(configuration.compose([*TRAIN_PY, f"compile={'none' if SMOKE else compile_}"]))
+    config = configuration.plain(configuration.compose([*TRAIN_PY, f"compile={'none' if EAGER else compile_}"]))
     if keep_freed_memory:
         hardware.keep_freed_memory()
     decoder = build_decoder(config, VOCAB, None)
@@ -187,7 +187,7 @@ def litgpt(batches: torch.Tensor, best: bool) -> None:
         model = GPT(config)
         model.apply(model._init_weights)
 
-        @torch.compile(fullgraph=not SMOKE, dynamic=False)
+        @torch.compile(fullgraph=not EAGER, dynamic=False)
         def loss_of(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
@@ -285,7 +285,7 @@ def huggingface(batches: torch.Tensor, best: bool) -> None:
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,
-        torch_compile=best,
+        torch_compile=best and not EAGER,
     )
     model = (LossOnly if best else LlamaForCausalLM)(config)
     Trainer(model=model, args=arguments, train_dataset=Samples(), callbacks=[TakeTurns()]).train()

@@ -32,7 +32,7 @@ from types import SimpleNamespace
 from typing import Any
 
 if "--smoke" in sys.argv:  # before sides sets the sizes, and before torch asks
-    os.environ |= {"SIDES_SMOKE": "1", "TORCH_COMPILE_DISABLE": "1"}
+    os.environ |= {"SIDES_SIZES": "[1, 48, 6, 2, 64, 8192, 32, 8]", "TORCH_COMPILE_DISABLE": "1"}
 
 import sides
 import torch
@@ -74,7 +74,7 @@ class Side:
         environment |= {"TURNS_FOLDER": str(own), "PYTHONPATH": str(ROOT / "benchmarks")}
         command = [str(ROOT / "benchmarks" / "sides.py"), name, str(folder / "batches.pt")]
         if name == "train.py":
-            scope = "compile=none" if sides.SMOKE else "compile=model"
+            scope = "compile=none" if sides.EAGER else "compile=model"
             turns = "+callbacks.turns._target_=sides.lightning_turns"
             command = [str(ROOT / "train.py"), *sides.TRAIN_PY, scope, turns, f"hydra.run.dir={own}"]
         with self.log.open("w") as log:
@@ -139,11 +139,12 @@ def matmul_flops(clock: Callable[[], float]) -> float:
     return flops / seconds
 
 
-def model_flops_per_token() -> int:
-    """Forward and backward, without recomputation (PaLM's convention)."""
+def model_sizes() -> tuple[int, int]:
+    """FLOPs a token, forward and backward, without recomputation (PaLM's convention), and parameters."""
     config = configuration.plain(configuration.compose(sides.TRAIN_PY))
     with torch.device("meta"):
-        return 3 * build_decoder(config, sides.VOCAB, None).forward_flops_per_token()
+        decoder = build_decoder(config, sides.VOCAB, None)
+    return 3 * decoder.forward_flops_per_token(), decoder.parameter_counts()["total"]
 
 
 def measure(names: list[str], args: argparse.Namespace) -> list[dict[str, dict[str, float]]]:
@@ -178,7 +179,7 @@ def summarise(names: list[str], args: argparse.Namespace, rounds: list[dict[str,
     """Medians, per side."""
     cores = args.threads if args.clock == "wall" else 1
     reference = "train.py" if "train.py" in names else names[-1]
-    flops, table = model_flops_per_token(), {}
+    (flops, parameters), table = model_sizes(), {}
     matmul = matmul_flops(time.perf_counter if args.clock == "wall" else time.process_time)
     for name in names:
         seconds = [r[name][args.clock] for r in rounds]
@@ -210,6 +211,7 @@ def summarise(names: list[str], args: argparse.Namespace, rounds: list[dict[str,
         "reference": reference,
         "matmul_flops": matmul,
         "flops_per_token": flops,
+        "parameters": parameters,
         "sides": table,
     }
 
@@ -294,10 +296,14 @@ def main() -> None:
     parser.add_argument("--ladder", action="store_true")
     parser.add_argument("--smoke", action="store_true", help="tiny and uncompiled, to see that it runs; print only")
     parser.add_argument("--dry", action="store_true", help="print only")
+    parser.add_argument("--json", type=Path, help="write the figures here, and nothing else")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     names = LADDER if args.ladder else args.sides
     found = summarise(names, args, rounds := measure(names, args))
+    if args.json:
+        args.json.write_text(json.dumps(found))
+        return
     text = ladder_markdown(found) if args.ladder else markdown(found)
     print(f"\n{text}")
     if args.dry or args.smoke:
