@@ -5,7 +5,7 @@
 The baseline follows E + k / C^γ (or another form), from 2e10 FLOPs on, each size with 6 times the compute of the one
 before; the arm reaches at C what the baseline reaches at multiplier(C) · C. A seed adds the same to both arms (0.01
 nats), and each run something of its own (0.005; `falling` noise: twice that at the smallest size, down to a half at the
-largest). The projection is to 10 times the largest compute.
+largest). Projection and predicted loss are of 10 times the largest compute.
 """
 
 import argparse
@@ -62,6 +62,7 @@ def simulate(
     asked["trend"] = (found.trend, float(np.exp(slope)))
     asked["largest, fitted"] = (found.effects[-1].fitted, float(np.exp(intercept + slope * np.log10(flops[-1]))))
     asked["projection"] = (found.project(far), true(far))
+    asked["loss"] = (found.predict_loss(far), loss(true(far) * far))
     return found, asked
 
 
@@ -84,15 +85,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ladders", type=int, default=500)
     n = parser.parse_args().ladders
-    print("| law | multiplier | sizes × seeds | at the sizes | trend | largest, fitted | projection | verdicts |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| law | multiplier | sizes × seeds | at the sizes | trend | largest, fitted | projection | loss | verdicts |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     kinds = [(law, 4, 3, False) for law in LAWS]
     kinds += [("two powers", 3, 3, False), ("two powers", 3, 2, False), ("two powers", 4, 3, True)]
     for law, sizes, seeds, falling in kinds:
         for multiplier in multipliers(1.0):
             held, widths, verdicts = coverage(law, multiplier, n, sizes=sizes, seeds=seeds, falling=falling)
             of_sizes = [held[name] for name in held if name.startswith("size")]
-            shown = [f"{held[name]:.0%} ({widths[name]:.2f})" for name in ("trend", "largest, fitted", "projection")]
+            shown = [
+                f"{held[name]:.0%} ({widths[name]:.2f})" for name in ("trend", "largest, fitted", "projection", "loss")
+            ]
             told = ", ".join(f"{verdict} {count / n:.0%}" for verdict, count in verdicts.most_common())
             cells = [law, multiplier, f"{sizes} × {seeds}" + ", falling noise" * falling]
             cells += [f"{min(of_sizes):.0%} … {max(of_sizes):.0%}", *shown, told]

@@ -115,11 +115,14 @@ class Persistence:
         return _of_forms([np.exp(form) for form in forms])
 
     def predict_loss(self, flops: float, *, of_baseline: bool = False) -> Estimate:
-        """The loss at another compute, by E + k / C^γ and by k / C^γ; the interval is of both's draws."""
+        """The loss at another compute, by E + k / C^γ; the interval is of the draws of three forms together.
+
+        By that, by k / C^γ, and by k / C^γ through the two largest sizes: losses of short runs fall ever faster.
+        """
         at, losses = (self._baseline_flops, self.baseline_losses) if of_baseline else (self._flops, self.losses)
         E, k, gamma = _laws(at, losses)
-        forms = [E + k * flops**-gamma, np.exp(_line(at, np.log(losses), np.ones_like(at), flops))]
-        return _of_forms(forms)
+        powers = [np.exp(_line(at[-n:], np.log(losses[:, -n:]), np.ones(n), flops)) for n in (len(at), 2)]
+        return _of_forms([E + k * flops**-gamma, *powers])
 
     @property
     def _flops(self) -> Array:
