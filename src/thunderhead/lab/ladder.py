@@ -121,8 +121,10 @@ class Persistence:
         """
         at, losses = (self._baseline_flops, self.baseline_losses) if of_baseline else (self._flops, self.losses)
         E, k, gamma = _laws(at, losses)
-        powers = [np.exp(_line(at[-n:], np.log(losses[:, -n:]), np.ones(n), flops)) for n in (len(at), 2)]
-        return _of_forms([E + k * flops**-gamma, *powers])
+        logs = np.log(np.maximum(losses, 1e-9))  # Student's t of two seeds knows no bound
+        power, local = (np.exp(_line(at[-n:], logs[:, -n:], np.ones(n), flops)) for n in (len(at), 2))
+        law = E + k * flops**-gamma
+        return _of_forms([np.where(np.isnan(law), power, law), power, local])  # a draw whose losses rise has no law
 
     @property
     def _flops(self) -> Array:
