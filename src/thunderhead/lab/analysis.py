@@ -147,7 +147,7 @@ def analyse(
     if looks:
         at = ", ".join(map(str, looks))
         warnings.append(
-            f"Seeds were added until it was resolved; looks at {at} seeds were planned, and all hold at once."
+            f"Seeds were added while they could resolve it; looks at {at} seeds were planned, and all hold at once."
         )
     by_name = {arm.name: arm for arm in compared}
     return Analysis(
