@@ -166,6 +166,9 @@ def test_the_picture_holds_whole_intervals() -> None:
     low, high = axes.get_ylim()
     assert low < projection.interval.low < projection.interval.high < high
     assert axes.get_legend() is None  # it stands below
+    endless = Estimate(1.2, Interval(0.9, 1000.0))
+    axes = draw(Ladder("base", [found], {}, 1e9, {found.arm: (far, endless)})).axes[0]
+    assert axes.get_ylim()[1] < 10  # the rest can still be seen
 
 
 def test_what_fails_is_listed_and_no_more_is_said_than_is_known(
