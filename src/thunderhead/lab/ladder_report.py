@@ -192,7 +192,8 @@ def _rung(place: Place, runs: Sequence[Run]) -> Rung:
 
 
 def _told(estimate: Estimate, digits: int = 2) -> str:
-    return f"{estimate.value:.{digits}f} (90 % CI {interval(estimate.interval, f'.{digits}f')})"
+    value, low, high = (f"{x:.{digits}f}" if x < 100 else "over 100" for x in (estimate.value, *estimate.interval))
+    return f"{value} (90 % CI {low} … {high})"
 
 
 def _answers(found: Ladder, arm: Persistence) -> list[tuple[str, str, str]]:
