@@ -80,7 +80,8 @@ docs: setup  ## Renew docs/options.md from conf/
 	$(BIN)/python -m thunderhead.docs
 
 # Pages, and the files that they link.
-PAGES = '*.md' docs LICENSE CITATION.cff tests/outside 'tests/*.py' 'benchmarks/*.py' 'benchmarks/*.png' src/thunderhead/env_file.py
+PAGES = '*.md' docs LICENSE CITATION.cff tests/outside 'tests/*.py' 'benchmarks/*.py' 'benchmarks/*.png' 'benchmarks/*.csv' examples \
+	src/thunderhead/env_file.py
 RINGS = core options parallel training corpus lab release
 docs-site: setup  ## Build the docs as a site in site/html, with search; a dead link fails (installs mkdocs-material)
 	rm -rf site && mkdir -p site/pages
@@ -91,5 +92,5 @@ docs-site: setup  ## Build the docs as a site in site/html, with search; a dead 
 		printf '# %s\n\n::: thunderhead.%s\n' "$$ring" "$$ring" > site/pages/docs/api/$$ring.md; \
 	done
 	NO_MKDOCS_2_WARNING=1 $(BIN)/uv tool run --from mkdocs==1.6.1 --with mkdocs-material==9.8.2 \
-		--with 'mkdocstrings[python]==1.0.8' mkdocs build --strict --quiet
+		--with 'mkdocstrings[python]==1.0.8' mkdocs build --strict
 	@echo "site/html/index.html"

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,13 @@ def test_it_is_well_formed_and_right(project: Path) -> None:
     assert done.returncode == 0, done.stdout
     done = inside(project, "pytest", "-q", "-p", "no:cacheprovider", "tests/test_xielu.py")
     assert done.returncode == 0, done.stdout
+
+
+def test_its_wheel_has_its_options(project: Path) -> None:
+    done = inside(project, "hatchling", "build", "--target", "wheel")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = project.glob("dist/*.whl")
+    assert "gated_lab/conf/activation/xielu.yaml" in zipfile.ZipFile(wheel).namelist()
 
 
 def test_it_plans_with_its_own_option(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ Exit status: 0 done, 2 refused (one clear message, no traceback, nothing begun),
 
 import contextlib
 import importlib
+import logging
 import os
 import pkgutil
 import re
@@ -185,7 +186,9 @@ def _run(main: Callable[[], Any], config_name: str, expand: Mapping[str, str]) -
         main()
     except Stopped as stopped:
         if global_rank() == 0:
-            print(f"stopped by {signal.Signals(stopped.number).name}", file=sys.stderr)
+            name = signal.Signals(stopped.number).name
+            print(f"stopped by {name}; the same command starts it again", file=sys.stderr)
+        logging.disable(logging.INFO)  # of what torch says at its end where it could not be set up
         sys.exit(128 + stopped.number)
     except Exception as error:
         if with_frames:

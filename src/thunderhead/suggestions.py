@@ -82,7 +82,9 @@ def _groups_with(option: str) -> list[str]:
 def _meant(key: str, value: str, known: Collection[str], config_name: str) -> str:
     """What stands for another project's setting, told as the end of a sentence; nothing where we do not know."""
     if config_name != "train":
-        return ""
+        here = familiar.ours(key) or ""
+        here = "run" if here == "resume" else here
+        return f"here it is {_typed(here, value)}" if here in known else ""
     if remark := familiar.ours(key, familiar.REMARKS):
         return remark
     above, _, last = key.lower().rpartition(".")

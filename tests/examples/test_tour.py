@@ -22,7 +22,7 @@ def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback" not in printed
     assert "error:" not in printed
     assert (tmp_path / "sweep" / "report.html").is_file()
-    assert (tmp_path / "sweep" / "figures" / "losses.png").is_file()
+    assert (tmp_path / "sweep" / "figures" / "results.png").is_file()
     assert "LlamaForCausalLM" in printed
 
 

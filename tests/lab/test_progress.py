@@ -77,6 +77,40 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, clock: Clock) ->
     ]
 
 
+def test_a_pipe_is_told_of_running_jobs_every_half_minute(tmp_path: Path, clock: Clock) -> None:
+    job = a_job(tmp_path, "mha")
+    board, out = a_board([job], terminal=False)
+    with board:
+        board.started(job, resumed=False)
+        write(job, 10)
+        clock.now += 20
+        board.refresh([job])
+        clock.now += 10
+        write(job, 20)
+        board.refresh([job])
+        board.refresh([job])
+    assert out.getvalue().splitlines() == ["mha: begins", "mha: step 20/100  loss 4.800  2 min left"]
+
+
+def test_a_job_that_was_stopped_says_nothing_of_others(tmp_path: Path, clock: Clock) -> None:
+    jobs = [a_job(tmp_path, name) for name in ("mha", "gqa")]
+    board, out = a_board(jobs, terminal=False)
+    board.started(jobs[0], resumed=False)
+    clock.now += 1
+    board.ended(jobs[0], "stopped")
+    assert out.getvalue().splitlines()[-1] == "mha: stopped; 1 of 2"
+
+
+def test_a_search_counts_all_of_its_trials(tmp_path: Path, clock: Clock) -> None:
+    """The third of four: two ended before, and one comes after it."""
+    job, out = a_job(tmp_path, "trial=3"), io.StringIO()
+    board = Board([job], "Search", Console(file=out, width=200), before=2, total=4)
+    board.started(job, resumed=False)
+    clock.now += 60
+    board.ended(job, "finished")
+    assert out.getvalue().splitlines()[-1] == "trial=3: finished; 3 of 4, about 60 s left"
+
+
 def test_the_table_tells_each_job_from_its_record(tmp_path: Path, clock: Clock) -> None:
     done, running, failed, waiting = (a_job(tmp_path, name) for name in ("mha", "gqa", "mla", "mqa"))
     board, _ = a_board([done, running, failed, waiting], terminal=True)

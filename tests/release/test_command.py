@@ -146,7 +146,7 @@ def test_ctrl_c_ends_it(run: Callable[..., Path]) -> None:
     assert lines[0] == "prompt> def f("
     assert lines[1].startswith("def f(")
     assert lines[-2].startswith("prompt> ")
-    assert lines[-1] == "stopped by SIGINT"
+    assert lines[-1] == "stopped by SIGINT; the same command starts it again"
 
 
 def test_the_end_of_the_context_and_the_speed_are_told(

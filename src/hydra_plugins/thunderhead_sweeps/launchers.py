@@ -12,6 +12,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from thunderhead import extras
 from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.types import PositiveInt
 
@@ -61,8 +62,10 @@ class SlurmLauncher(ThunderheadLauncher):
         self.n_jobs, self.parameters = n_jobs, containers(parameters)
 
     def executor(self) -> "Executor":
-        from thunderhead.lab.slurm import SlurmJobs
-
+        try:
+            from thunderhead.lab.slurm import SlurmJobs
+        except ImportError as error:
+            raise ConfigError([Problem("hydra/launcher=slurm", f"needs: {extras.install('slurm')}")]) from error
         folder = Path(str(self.config.hydra.sweep.dir)).resolve() / "slurm"
         return SlurmJobs(folder, n_jobs=self.n_jobs, name=str(self.config.name), **self.parameters)
 

@@ -16,7 +16,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from thunderhead import disk
+from thunderhead import disk, extras
 from thunderhead.core.components import check
 from thunderhead.core.config import Config, ConfigError, Problem, plain
 from thunderhead.core.types import NonNegativeFloat, PathText, PositiveInt
@@ -250,7 +250,7 @@ class OptunaSweeper(ThunderheadSweeper):
         try:
             from thunderhead.lab.search import run_search, space_of
         except ImportError as error:
-            raise ConfigError([Problem("hydra/sweeper=optuna", "needs: uv pip install -e '.[optuna]'")]) from error
+            raise ConfigError([Problem("hydra/sweeper=optuna", f"needs: {extras.install('optuna')}")]) from error
         if problems := check({"hydra.sweeper": {"_target_": "thunderhead.lab.search.settings", **self.settings}}):
             raise ConfigError(problems)
         space, fixed = space_of(self.overrides(arguments))

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import Progress
 
-from thunderhead import disk
+from thunderhead import disk, extras
 from thunderhead.core.config import first_line
 from thunderhead.core.types import PositiveInt
 from thunderhead.corpus.batch_processing import UselessError
@@ -98,7 +98,7 @@ class Datatrove:
     def __post_init__(self) -> None:
         if missing := [name for name in _NEEDS[self.executor] if importlib.util.find_spec(name) is None]:
             more = " ray" if "ray" in missing else ""
-            raise ValueError(f"needs {' and '.join(missing)}: uv pip install -e '.[datatrove]'{more}")
+            raise ValueError(f"needs {' and '.join(missing)}: {extras.install('datatrove')}{more}")
         known = inspect.signature(self._class).parameters.keys() - _OURS
         arguments, faults = self.arguments or {}, []
         for name in sorted(arguments.keys() - known):

@@ -13,6 +13,7 @@ from functools import cached_property
 from inspect import Parameter, signature
 from typing import Any
 
+from thunderhead import extras
 from thunderhead.corpus.curation import Rules
 
 _PACKAGES = ("datatrove", "spacy", "regex")  # spacy cuts a text into words and sentences, for datatrove
@@ -38,7 +39,7 @@ class DatatroveFilters(Rules):
     def __post_init__(self) -> None:
         if any(importlib.util.find_spec(package) is None for package in _PACKAGES):
             needed = f"{', '.join(_PACKAGES[:-1])} and {_PACKAGES[-1]}"
-            raise ValueError(f"needs the packages {needed}: uv pip install -e '.[datatrove]'")
+            raise ValueError(f"needs the packages {needed}: {extras.install('datatrove')}")
         if not self.steps:
             raise ValueError("steps: names no filter")
         for name, arguments in self.steps.items():

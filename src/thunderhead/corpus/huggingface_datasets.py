@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
+from thunderhead import extras
 from thunderhead.core.config import first_line
 from thunderhead.core.types import PathText, PositiveInt
 from thunderhead.corpus.content import listing
@@ -81,7 +82,7 @@ class HuggingFaceDataset(Source):
         if self._folder is not None:
             self._files(self._folder)
         if importlib.util.find_spec("datasets") is None:
-            raise ValueError("needs the package datasets: uv pip install -e '.[huggingface]'")
+            raise ValueError(f"needs the package datasets: {extras.install('huggingface')}")
 
     def connect(self) -> None:
         if self._folder is None:

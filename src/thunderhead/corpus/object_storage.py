@@ -27,6 +27,7 @@ from botocore.exceptions import ParamValidationError
 from litdata.streaming.downloader import GCPDownloader, S3Downloader
 from litdata.utilities.hf_fs import parse_hf_url
 
+from thunderhead import extras
 from thunderhead.core.data.manifest import REMEDY, Manifest, MissingFileError, ShardError
 from thunderhead.corpus.shard_files import verify_index
 
@@ -106,7 +107,7 @@ class Remote:
             names = CREDENTIALS[self.scheme]
             return StorageError(f"{url} may not be read ({said}): look at the credentials ({names})"), True
         if isinstance(error, ImportError):
-            return StorageError(f"{url} cannot be read: {said}; needs: uv pip install -e '.[{self.scheme}]'"), True
+            return StorageError(f"{url} cannot be read: {said}; needs: {extras.install(self.scheme)}"), True
         tried = f" after {attempt} attempts" if attempt > 1 else ""
         failure = StorageError(f"{url} could not be read{tried}: {said}")
         if status is not None:

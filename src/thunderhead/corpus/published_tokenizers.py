@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 from annotated_types import Ge, Lt
 
-from thunderhead import word_patterns
+from thunderhead import extras, word_patterns
 from thunderhead.core.config import first_line
 from thunderhead.core.tokenizer import EOS, MAX_VOCAB_SIZE, Tokenizer, Tokens
 from thunderhead.core.types import PathText
@@ -176,7 +176,7 @@ class TiktokenTokenizer(PublishedTokenizer):
         try:
             import tiktoken
         except ImportError:
-            raise ValueError("tokenizer=tiktoken needs tiktoken: uv pip install -e '.[tiktoken]'") from None
+            raise ValueError(f"tokenizer=tiktoken needs tiktoken: {extras.install('tiktoken')}") from None
         self._pattern, self.eos_id = pattern, eos_id
         self._ranks = {base64.b64decode(token): rank for token, rank in ranks.items()}
         self._by_id = {rank: token for token, rank in self._ranks.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from thunderhead import extras
 from thunderhead.corpus.text_files import MAX_RECORD_BYTES, is_readable, lines, named_errors, refuse_long
 
 Record = tuple[str, str | None]
@@ -108,7 +109,7 @@ def html(texts: Iterable[str], field: str, where: str, fault: Fault) -> Iterator
     try:
         import trafilatura
     except ImportError:
-        raise ValueError(f"{where}: .html needs the package trafilatura: uv pip install -e '.[html]'") from None
+        raise ValueError(f"{where}: .html needs the package trafilatura: {extras.install('html')}") from None
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it tells of each page that has no text
     page = "".join(texts)
     yield "", trafilatura.extract(page) or trafilatura.html2txt(page)

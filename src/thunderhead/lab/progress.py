@@ -13,7 +13,7 @@ from rich.table import Table
 
 from thunderhead.lab.jobs import Job, steps
 from thunderhead.lab.runs import last_metrics
-from thunderhead.terminal import duration
+from thunderhead.terminal import TELL_SECONDS, duration
 from thunderhead.training.record import read_summary
 
 REFRESH_SECONDS = 2.0
@@ -50,13 +50,19 @@ class _Row:
 
 
 class Board:
-    """Progress across jobs, a row each, read from their records; `console` None = standard output."""
+    """Progress across jobs, a row each, read from their records; `console` None = standard output.
 
-    def __init__(self, jobs: Sequence[Job], title: str, console: Console | None = None):
+    `before` jobs of a larger `total` have ended when these begin, as those of a search.
+    """
+
+    def __init__(
+        self, jobs: Sequence[Job], title: str, console: Console | None = None, before: int = 0, total: int | None = None
+    ):
+        self._before, self._total = before, len(jobs) if total is None else total
         self._console, self._title = console or Console(highlight=False), title
         self._rows = {job.folder: _Row(job.name) for job in jobs}
         self._live: Live | None = None
-        self._refreshed = 0.0
+        self._refreshed = time.monotonic() if not self._console.is_terminal else 0.0
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -90,27 +96,34 @@ class Board:
         if self._live is None:
             loss = row.shown("val/loss")
             result = f", validation loss {loss}" if state == "finished" and loss else ""
-            n_ended = sum(row.state not in ("waiting", "running") for row in self._rows.values())
+            n_ended = self._before + sum(row.state not in ("waiting", "running") for row in self._rows.values())
             told = f"{job.name}: {state}{result}" + (f" ({note})" if note else "")
-            self.say(f"{told}; {n_ended} of {len(self._rows)}{self._left()}")
+            self.say(f"{told}; {n_ended} of {self._total}{self._left() if state != 'stopped' else ''}")
 
     def _left(self) -> str:
         """How long the other jobs will take, if they take as long as those that have ended."""
         begun = [row.since for row in self._rows.values() if row.since is not None]
         n_open = sum(row.state in ("waiting", "running") for row in self._rows.values())
+        n_open += self._total - self._before - len(self._rows)
         n_done = len(begun) - sum(row.state == "running" for row in self._rows.values())
         if not (n_open and n_done):
             return ""
         return f", about {duration((time.monotonic() - min(begun)) / n_done * n_open)} left"
 
     def refresh(self, running: Sequence[Job]) -> None:
-        """Read the records of the running jobs and draw the table anew, every other second."""
-        if self._live is None or time.monotonic() - self._refreshed < REFRESH_SECONDS:
+        """Read the records of the running jobs, and show them: the table anew, or now and then a line for each."""
+        if time.monotonic() - self._refreshed < (TELL_SECONDS if self._live is None else REFRESH_SECONDS):
             return
         self._refreshed = time.monotonic()
         for job in running:
-            self._read(job.folder, self._rows[job.folder])
-        self._live.update(self.table(), refresh=True)
+            row = self._rows[job.folder]
+            self._read(job.folder, row)
+            if self._live is None and row.at:
+                loss = f"  loss {row.shown('train/loss')}" if "train/loss" in row.measured else ""
+                left = f"  {row.time_left} left" if row.time_left else ""
+                self.say(f"{job.name}: step {row.at[0]:,}/{row.at[1]:,}{loss}{left}")
+        if self._live is not None:
+            self._live.update(self.table(), refresh=True)
 
     def _read(self, folder: Path, row: _Row) -> None:
         row.at = steps(folder) or row.at

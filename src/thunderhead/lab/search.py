@@ -185,7 +185,7 @@ def run_search(
             study.sampler = sampler(position)
             group += search.ask(study)
         try:
-            search.run(study, group, f"Search, {n} of {n_trials} trials")
+            search.run(study, group, n, n_trials)
         except KeyboardInterrupt as signal:
             stopped = signal
             break
@@ -245,8 +245,8 @@ class _Search:
             return []
         return [(trial, job)]
 
-    def run(self, study: optuna.Study, group: Sequence[tuple[optuna.Trial, Job]], title: str) -> None:
-        """Run trials and tell what became of them; Stopped if a signal ended them."""
+    def run(self, study: optuna.Study, group: Sequence[tuple[optuna.Trial, Job]], n_before: int, n_trials: int) -> None:
+        """Run trials, after others, and tell what became of them; Stopped if a signal ended them."""
         reported: set[tuple[int, int]] = set()
 
         def is_hopeless(job: Job) -> bool:
@@ -259,7 +259,7 @@ class _Search:
 
         jobs = [job for _, job in group]
         self._add(jobs)
-        self.sweep.run(jobs, title, is_hopeless)
+        self.sweep.run(jobs, "Search", is_hopeless, n_before, n_trials)
         for trial, job in group:
             is_hopeless(job)  # tells what was logged since, or by an earlier start
             outcome = self.sweep.outcomes[job.folder]

@@ -82,8 +82,10 @@ class Sweep:
         """What the runs that have ended so far say."""
         return analyse(self._runs(), baseline=baseline, names=self.names, **self.comparisons)
 
-    def run(self, jobs: Sequence[Job], title: str, monitor: Monitor | None = None) -> None:
-        """Run jobs, and note how they ended; Stopped if a signal ended them."""
+    def run(
+        self, jobs: Sequence[Job], title: str, monitor: Monitor | None = None, before: int = 0, total: int | None = None
+    ) -> None:
+        """Run jobs, and note how they ended; Stopped if a signal ended them. `before` and `total`: see `Board`."""
         outcomes: dict[Path, Outcome] = {}
         looks = self.looks or (len({job.config["seed"] for job in jobs}),)
         if self.reuse is not None and (n := take_over(jobs, self.reuse, looks)):
@@ -92,7 +94,7 @@ class Sweep:
             say(f"{told} ({self.reuse})")
         executor = self._executor_for(jobs)
         try:
-            with Board(jobs, title) as board:
+            with Board(jobs, title, before=before, total=total) as board:
                 run_jobs(jobs, executor, board, outcomes, monitor)
         finally:
             self.note(jobs, outcomes)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
+from thunderhead import extras
 from thunderhead.core.config import Problem
 from thunderhead.core.model.decoder import Decoder
 
@@ -123,7 +124,7 @@ def _check_fp8(accelerator: str, is_here: bool) -> None:
         needed = f"a GPU with float8 tensor cores (sm89 or newer), and this run is on {device}"
         raise ValueError(f"precision=fp8 needs {needed}: use precision=bf16-mixed")
     if is_here and importlib.util.find_spec("torchao") is None:
-        raise ValueError("precision=fp8 needs torchao: uv pip install -e '.[fp8]', or use precision=bf16-mixed")
+        raise ValueError(f"precision=fp8 needs torchao: {extras.install('fp8')}, or use precision=bf16-mixed")
 
 
 def fast_bfloat16(accelerator: str) -> tuple[bool, str]:

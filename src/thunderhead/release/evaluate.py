@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from thunderhead import command_line
+from thunderhead import command_line, extras
 from thunderhead.core import components
 from thunderhead.core import config as configuration
 from thunderhead.core.components import build
@@ -119,7 +119,7 @@ def _harness(resolved: Config) -> Callable[[Loaded], tuple[dict[str, dict[str, f
     try:
         from thunderhead.release import harness
     except ImportError as error:
-        message = "are those of lm-evaluation-harness: uv pip install -e '.[eval]'"
+        message = f"are those of lm-evaluation-harness: {extras.install('eval')}"
         raise ConfigError([Problem("tasks", message)]) from error
     tasks, place = resolved["tasks"], resolved["tasks_path"]
     if place is not None and not Path(place).is_dir():

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from omegaconf import DictConfig
 
-from thunderhead import disk
+from thunderhead import disk, extras
 from thunderhead.core import components
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, first_line
@@ -81,7 +81,7 @@ def export(config: DictConfig) -> Path:
         raise ConfigError([Problem("run", f"{library} has no class for this model: {error}")]) from error
     except ImportError as error:
         package = {"huggingface": "transformers", "gguf": "gguf"}[kind]
-        message = f"format={kind} needs {package}: uv pip install -e '.[{kind}]'"
+        message = f"format={kind} needs {package}: {extras.install(kind)}"
         raise ConfigError([Problem("", message)]) from error
     card = model_card(run_dir, recorded, name, exported)
     with disk.naming(out):

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from thunderhead import extras
 from thunderhead.core.config import ConfigError, Problem, first_line
 from thunderhead.core.tokenizer import Tokenizer, load_tokenizer
 from thunderhead.release.huggingface import quiet_transformers
@@ -87,7 +88,7 @@ def load_exported(folder: Path) -> tuple[ExportedModel, Tokenizer]:
         content = {"type": "huggingface", "eos": files[0]["eos_token"], "tokenizer": files[1]}
         return loaded, load_tokenizer("huggingface", json.dumps(content))
     except ImportError as error:
-        message = f"{folder} is an exported model, which needs transformers: uv pip install -e '.[huggingface]'"
+        message = f"{folder} is an exported model, which needs transformers: {extras.install('huggingface')}"
         raise ConfigError([Problem("run", message)]) from error
     except Exception as error:  # transformers, safetensors and tokenizers have errors of their own
         message = f"{folder} is damaged, or no exported model ({first_line(error)}): export it again"

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from thunderhead import extras
 from thunderhead.core.config import ConfigError, Problem, first_line
 from thunderhead.terminal import say, size
 
@@ -13,7 +14,7 @@ def problems(repository: str) -> list[Problem]:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError:
-        return [Problem("push", "needs huggingface_hub: uv pip install -e '.[huggingface]'")]
+        return [Problem("push", f"needs huggingface_hub: {extras.install('huggingface')}")]
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository, re.ASCII):
         return [Problem("push", f"{repository!r} is no repository of the hub: write user/name")]
     if not huggingface_hub.get_token():

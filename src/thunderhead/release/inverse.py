@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from thunderhead import extras
 from thunderhead.core import choices
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem, first_line, set_value, show, values_of
@@ -50,7 +51,7 @@ def read_source(folder: Path) -> Source:
         with quiet_transformers() as transformers:
             config = transformers.AutoConfig.from_pretrained(folder, **SAFE)
     except ImportError as error:
-        raise refused("needs transformers: uv pip install -e '.[huggingface]'") from error
+        raise refused(f"needs transformers: {extras.install('huggingface')}") from error
     except Exception as error:  # transformers has many names for what is wrong with it
         raise refused(f"{folder / 'config.json'} cannot be read: {first_line(error)}") from error
     name = type(config).__name__.removesuffix("Config")

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from thunderhead import familiar, suggestions
+from thunderhead import extras, familiar, suggestions
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, first_line, quoted, show, values_of
 from thunderhead.core.model.decoder import Decoder
@@ -200,7 +200,7 @@ def located(place: str) -> Path:
             say(f"init_from: {place} is no folder here: {to}")
         return Path(snapshot_download(place, allow_patterns=["*.json", "*.safetensors"]))
     except ImportError as error:
-        raise refused("needs transformers: uv pip install -e '.[huggingface]'") from error
+        raise refused(f"needs transformers: {extras.install('huggingface')}") from error
     except Exception as error:  # the hub's, of the network, of the id
         message = f"{place} is no folder here, and could not be fetched from the hub: {first_line(error)}"
         raise refused(message) from error

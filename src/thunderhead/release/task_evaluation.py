@@ -7,6 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from thunderhead import extras
 from thunderhead.core.config import ConfigError
 from thunderhead.core.module import LanguageModel
 from thunderhead.core.types import NonNegativeInt, PathText, PositiveInt, Problem
@@ -51,7 +52,7 @@ class EvaluateTasks(Callback):
 
             self._manager = manager_of(self.tasks, self.folder)
         except ImportError:
-            message = "needs lm-evaluation-harness: uv pip install -e '.[eval]'"
+            message = f"needs lm-evaluation-harness: {extras.install('eval')}"
             found.append(Problem("callbacks", message))
         except ConfigError as error:
             found += [Problem("callbacks.tasks.tasks", problem.message) for problem in error.problems]

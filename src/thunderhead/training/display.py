@@ -111,5 +111,5 @@ def show_where(run_dir: Path, commands: Mapping[str, str]) -> None:
     """Where to look next, and what to do with the model."""
     _console.print()
     _console.print(f"[cyan]run folder  [/] {escape(str(run_dir))}", soft_wrap=True)
-    for what, command in {"watch": "tensorboard --logdir logs", **commands}.items():
+    for what, command in commands.items():
         _console.print(f"[cyan]{what:12}[/] {escape(command)}", soft_wrap=True)

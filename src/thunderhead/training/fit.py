@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shlex
 import traceback
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from thunderhead import command_line, disk
@@ -98,7 +100,7 @@ def _fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
         _ornaments(run, plan, trainer, model, summary)
     if trainer.is_global_zero:
         finish(trainer.loggers, "success")
-        display.show_where(run.folder, _next_commands(run))
+        display.show_where(run.folder, _watch(run) | _next_commands(run))
     return summary
 
 
@@ -211,6 +213,15 @@ def go_on(run_dir: Path, *changes: str) -> str:
     return f"go on with: {command_line.shown('train.py', f'resume={quoted(run_dir)}', *changes)}"
 
 
+def _watch(run: Run) -> dict[str, str]:
+    """How to look at the run's charts, beside its neighbours'."""
+    if not any(isinstance(logger, TensorBoardLogger) for logger in run.loggers.values()):
+        return {}
+    logs = next((folder for folder in run.folder.parents if folder.name == "logs"), run.folder.parent)
+    shown = Path("logs") if logs == Path.cwd() / "logs" else logs
+    return {"watch": f"tensorboard --logdir {shlex.quote(str(shown))}"}
+
+
 def _next_commands(run: Run) -> dict[str, str]:
     """What to do with a finished run, as commands; nothing without a checkpoint."""
     if not any((run.folder / resuming.CHECKPOINTS).glob("*.ckpt")):
@@ -219,7 +230,6 @@ def _next_commands(run: Run) -> dict[str, str]:
     is_text = getattr(run.data, "tokenizer", None) and getattr(type(run.data), "sample", None) is RunData.sample
     if is_text:
         found["write text"] = command_line.shown("generate.py", f"run={place}")
-        found["evaluate"] = command_line.shown("evaluate.py", f"run={place}", "data=text", "data.path=text.txt")
         found["export"] = command_line.shown("export.py", f"run={place}")
     elif "shards_key" not in run.config["data"]:
         found["evaluate"] = command_line.shown("evaluate.py", f"run={place}")

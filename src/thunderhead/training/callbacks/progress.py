@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from thunderhead.terminal import TELL_SECONDS, duration
+from thunderhead.training import hardware
 from thunderhead.training.callbacks.metrics import LogMetrics
 
 
@@ -84,4 +85,6 @@ class StepProgress(Callback):
             parts.append(f"val {trainer.callback_metrics['val/loss'].item():.3f}")
         if measured.throughput is not None:
             parts.append(f"{measured.throughput:,.0f} tokens/s")
+        if at is None:
+            parts.append(f"{hardware.peak_memory(measured.run.accelerator) / 2**30:.1f} GiB")
         return "  ".join(parts)
