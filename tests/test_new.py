@@ -64,7 +64,6 @@ def test_it_plans_with_its_own_option(project: Path, monkeypatch: pytest.MonkeyP
     assert plan_of(config.plain(composed)).parameters["feedforward"] % 2 == 0  # two numbers in each layer
 
 
-@pytest.mark.slow
 def test_its_own_tests_pass(project: Path) -> None:
     done = inside(project, "pytest", "-q", "-p", "no:cacheprovider")
     assert done.returncode == 0, done.stdout

@@ -11,7 +11,6 @@ from thunderhead.training.record import REPOSITORY
 TOUR = REPOSITORY / "examples" / "tour.ipynb"
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*TCP without encryption:RuntimeWarning")
 def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the repository, but for where its runs go."""
