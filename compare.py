@@ -1,6 +1,10 @@
 """A report from finished runs: python compare.py runs=logs/sweeps/…,logs/runs/… baseline=mha (see --help)."""
 
+import signal
 import sys
+
+if __name__ == "__main__":  # Ctrl-C while the rest is imported: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import hydra
 from omegaconf import DictConfig

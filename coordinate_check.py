@@ -1,6 +1,10 @@
 """Does a parametrization keep its promise at every width: python coordinate_check.py attention=gqa (see --help)."""
 
+import signal
 from functools import partial
+
+if __name__ == "__main__":  # Ctrl-C while the rest is imported: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import hydra
 from omegaconf import DictConfig

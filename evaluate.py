@@ -1,5 +1,10 @@
 """Loss and bits per byte on any text: python evaluate.py run=logs/runs/… data=text data.path=… (see --help)."""
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while the rest is imported: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import hydra
 from omegaconf import DictConfig
 

@@ -1,5 +1,10 @@
 """The model of a run for Hugging Face's transformers: python export.py run=logs/runs/… (see --help)."""
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while the rest is imported: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import hydra
 from omegaconf import DictConfig
 

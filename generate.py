@@ -1,5 +1,10 @@
 """Text from a trained model: python generate.py run=logs/runs/… 'generation.prompt="def main"' (see --help)."""
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while the rest is imported: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import hydra
 from omegaconf import DictConfig
 

@@ -1,5 +1,10 @@
 """What a step was trained on: python inspect_batch.py run=logs/runs/… step=120 (see --help)."""
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while the rest is imported: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import hydra
 from omegaconf import DictConfig
 

@@ -1,5 +1,10 @@
 """Prepare a corpus for training: python prepare.py data=text data.path=my_folder tokenizer=byte (see --help)."""
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while the rest is imported: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import hydra
 from omegaconf import DictConfig
 

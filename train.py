@@ -1,5 +1,10 @@
 """Pretrain a decoder-only language model: python train.py attention=gqa optimizer=lion (see --help)."""
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while the rest is imported: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import hydra
 from omegaconf import DictConfig
 

@@ -67,7 +67,11 @@ def test_a_shown_command_is_accepted(page: str, command: str, monkeypatch: pytes
     for overrides in combinations(arguments):
         composed = config.plain(config.compose(overrides, program.removesuffix(".py")))
         assert components.check(composed, run.settings if is_run else None) == []
-        if is_run and filled_in == command and not any(a.startswith(("data.path=", "resume=", "budget=epochs")) for a in arguments):
+        if (
+            is_run
+            and filled_in == command
+            and not any(a.startswith(("data.path=", "resume=", "budget=epochs")) for a in arguments)
+        ):
             for acts_on_arms in ("match", "tune"):
                 composed.pop(acts_on_arms)
             assert plan_of(composed).steps

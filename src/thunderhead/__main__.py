@@ -2,10 +2,9 @@
 
 import difflib
 import runpy
+import signal
 import sys
 
-from thunderhead import command_line
-from thunderhead.core.config import CONF_DIR, ConfigError
 from thunderhead.terminal import complain
 
 PROGRAMS = {
@@ -26,6 +25,7 @@ def main(spelled: str = "thunderhead") -> None:
 
     `spelled` is what the command is called, where another package has one of its own.
     """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported: no traceback
     name, rest = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if name in ("--help", "-h"):
         shown, usage = {**PROGRAMS, "new": "a project of your own: <folder> name=<package>"}, _USAGE
@@ -44,6 +44,9 @@ def main(spelled: str = "thunderhead") -> None:
         near = ["train"] if "=" in name else difflib.get_close_matches(name, [*PROGRAMS, "new"], n=1)
         complain(f"there is no command {name}" + (f": did you mean {near[0]}?" if near else f": {', '.join(PROGRAMS)}"))
         sys.exit(2)
+    from thunderhead import command_line
+    from thunderhead.core.config import CONF_DIR
+
     program = CONF_DIR.parent / f"{name}.py"
     sys.argv = [str(program), *rest]
     command_line.spelled = spelled
@@ -52,6 +55,7 @@ def main(spelled: str = "thunderhead") -> None:
 
 def _new(arguments: list[str]) -> None:
     from thunderhead import new
+    from thunderhead.core.config import ConfigError
 
     try:
         folder = new.new(arguments)
