@@ -146,6 +146,22 @@ def test_a_ladder_is_run_and_its_held_out_size_predicted(
     assert [row["held_out"] for row in again] == [row["held_out"] for row in rows]
 
 
+class BestElsewhere(Better):
+    """The best learning rate is another at each size."""
+
+    def loss(self, job: Job, n: float, tokens: float) -> float:
+        return super().loss(job, n, tokens) + 0.1 * np.log2(job.config["optimizer"]["lr"] * n / 40) ** 2
+
+
+def test_a_tuned_ladder_is_read_again_with_its_arms(lines: list[str], tmp_path: Path) -> None:
+    """Their rates differ from size to size, and are no arms."""
+    tuned = [*lines, "tune=lr", "tune.multipliers={optimizer.lr:[0.25,1,4,16]}"]
+    assert run(tuned, tmp_path, BestElsewhere(), "gqa", "mha") == 0
+    runs = read_runs([tmp_path])
+    assert len({run.config["optimizer"]["lr"] for run in runs}) > 1
+    assert {place.arm for place in places_of(runs).values()} == {"gqa", "mha"}
+
+
 def test_a_phone_shows_all_of_it(lines: list[str], tmp_path: Path, page: Page) -> None:
     run(lines, tmp_path, Better(), "gqa", "mha")
     page.open((tmp_path / "report.html").as_uri(), 390, 800)

@@ -12,7 +12,7 @@ from typing import Any
 
 from thunderhead.core.choices import nearest
 from thunderhead.core.config import Config, ConfigError, Problem, leaves, show
-from thunderhead.lab.runs import Run
+from thunderhead.lab.runs import Run, tuned_settings
 
 # Settings that change where a run lies, what it shows or how it loads, and never a loss.
 NO_DIFFERENCE = (
@@ -118,12 +118,13 @@ def differences(configs: Iterable[Config]) -> dict[str, list[Any]]:
 def arm_names(runs: Sequence[Run]) -> list[str]:
     """A short name for each: the options that tell them apart (`gqa`, `gqa lion`), else the values (`lr=0.001`).
 
-    What a sweep solved for to match the arms is left out, unless nothing else tells them apart.
+    What a sweep solved for to match the arms, or tuned, is left out, unless nothing else tells them apart.
     """
     configs = [run.config for run in runs]
     if len(configs) == 1:
         return [str(configs[0].get("name", "run"))]
     solved = {path for run in runs if run.match for path in run.match.set}
+    solved |= {path for run in runs for path in tuned_settings(run.folder)}
     different = differences(configs)
     names = _names(configs, {path: values for path, values in different.items() if path not in solved})
     if len(set(names)) < len(names):

@@ -15,7 +15,7 @@ from thunderhead.lab import tune as tuning
 from thunderhead.lab.arms import NO_DIFFERENCE, is_in
 from thunderhead.lab.jobs import Job, Plan, PlanRun, arm_key, make_job, name_of, without_seed
 from thunderhead.lab.match import Matching
-from thunderhead.lab.runs import LOOKS, SPEED, TUNING, Match, read_metrics
+from thunderhead.lab.runs import LOOKS, SPEED, TUNED, TUNING, Match, read_metrics
 from thunderhead.lab.sweep import SINGLE_RUN, Sweep
 from thunderhead.lab.tune import Bracket
 from thunderhead.terminal import quantity, say
@@ -252,7 +252,7 @@ def _tune(arms: Sequence[Arm], bracket: Bracket, sweep: Sweep) -> int:
     say(f"Tuning on seed {seed}; compared are seeds {', '.join(map(str, sorted(compared)))}")
     sweep.run([job for _, _, jobs in tried for job in jobs], "Tuning")
     tables = {arm.name: _take_best(arm, trials, jobs, sweep) for arm, trials, jobs in tried}
-    record.write_json(sweep.folder / "tuning.json", tables)
+    record.write_json(sweep.folder / TUNED, tables)
     for note in sweep.notes:
         say(note)
     return int(seed)

@@ -16,7 +16,7 @@ from thunderhead.lab.jobs import Plan
 from thunderhead.lab.ladder import Estimate, Ladder, Persistence, Rung, Verdict, climb
 from thunderhead.lab.ladder_figures import FIGURES
 from thunderhead.lab.page import Rows, interval
-from thunderhead.lab.runs import Failure, Run
+from thunderhead.lab.runs import Failure, Run, tuned_settings
 from thunderhead.lab.scaling_report import SCALED
 from thunderhead.lab.statistics import signed
 from thunderhead.terminal import quantity, say
@@ -57,6 +57,8 @@ def places_of(runs: Sequence[Run], fit_up_to: float | None = None) -> dict[Path,
 
 def _settings(run: Run, *, of_size: bool) -> str:
     kept = {p: v for p, v in grouping.settings(run.config).items() if grouping.is_in(p, SCALED) == of_size}
+    if not of_size:  # an arm is one, whatever was best for it at each size
+        kept = {p: v for p, v in kept.items() if p not in tuned_settings(run.folder)}
     return json.dumps({p: v for p, v in kept.items() if not of_size or grouping.is_in(p, ["model"])}, sort_keys=True)
 
 

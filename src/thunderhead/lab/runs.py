@@ -23,6 +23,7 @@ from thunderhead.training import record
 Array = NDArray[np.float64]
 COUNTERS = ("step", "tokens", "flops", "tokens_per_second")
 BESIDE = TUNING, SPEED = "tuning", "speed"
+TUNED = "tuning.json"
 """Folders of a sweep with runs that choose values for others: they are no part of what is compared."""
 SWEEP, LOOKS = "sweep.json", "looks.json"
 """A sweep's record; and in a run's folder, numbers of seeds at which its sweeps were planned to be looked at."""
@@ -215,6 +216,15 @@ def recorded_names(runs: Iterable[Run]) -> dict[Path, str]:
     known = jobs if isinstance(jobs, dict) else {}
     found = {folder: known.get(str(folder.relative_to(sweep))) for folder in folders}
     return {folder: str(job["arm"]) for folder, job in found.items() if isinstance(job, dict) and job.get("arm")}
+
+
+def tuned_settings(folder: Path) -> set[str]:
+    """Config paths that the sweep of a run has tuned for each arm by itself."""
+    sweep = next((place for place in folder.parents if (place / SWEEP).is_file()), None)
+    if sweep is None or not (sweep / TUNED).is_file():
+        return set()
+    tables = read_mapping(sweep / TUNED, "runs").values()
+    return {path for table in tables if isinstance(table, dict) for path in table.get("best") or ()}
 
 
 def planned_looks(folder: Path) -> tuple[int, ...]:
