@@ -1,7 +1,6 @@
 """Does a parametrization keep its promise at every width: python coordinate_check.py attention=gqa (see --help)."""
 
 import signal
-from functools import partial
 
 if __name__ == "__main__":  # Ctrl-C while the rest is imported: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -10,14 +9,12 @@ import hydra
 from omegaconf import DictConfig
 
 from thunderhead import command_line
-from thunderhead.lab.coordinate_check import check_coordinates
-from thunderhead.options.mup import at_width
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="coordinate_check")
 def main(cfg: DictConfig) -> None:
     """Measure, print and draw."""
-    command_line.job(partial(check_coordinates, resize=at_width), cfg)
+    command_line.job("thunderhead.lab.coordinate_check.check_coordinates", cfg, "thunderhead.options.mup.at_width")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Exit status: 0 done, 2 refused (one clear message, no traceback, nothing begun),
 """
 
 import contextlib
-import importlib
 import logging
 import os
 import pkgutil
@@ -109,20 +108,20 @@ OmegaConf.register_new_resolver("program", lambda name: shown(f"{name}.py"), rep
 OmegaConf.register_new_resolver("label", choices.label, replace=True)  # of a run's folder
 
 
-def job(function: str, config: DictConfig) -> Any:
+def job(function: str, config: DictConfig, *arguments: str) -> Any:
     """Call the function of a single run; a refusal ends the program here, before Hydra reports it as a failure.
 
-    By its dotted name: what it imports takes seconds, and --help, tab completion and unknown options need none of it.
+    It and its further arguments come by their dotted names: what they import takes seconds, and --help, tab completion
+    and unknown options need none of it.
     """
-    module, _, name = function.rpartition(".")
     try:
-        imported = importlib.import_module(module)
+        call, *more = map(pkgutil.resolve_name, (function, *arguments))
     except BaseException:  # Ctrl-C
         remove_if_empty(output_dir())
         raise
     try:
         with disk.told():
-            return getattr(imported, name)(config)
+            return call(config, *more)
     except ConfigError as error:
         if is_multirun():
             raise
@@ -229,6 +228,8 @@ def repeated_sweep(arguments: list[str]) -> list[str]:
     resumed = next((a for a in arguments if a.startswith("resume=")), "")
     if not resumed:
         return arguments
+    if resumed == "resume=":
+        _refuse([Problem("resume", "is empty: give the folder of a run or of a sweep")])
     try:
         folder = Path(str(OverridesParser.create().parse_override(resumed).value())).absolute()
     except HydraException:  # which Hydra will say

@@ -62,3 +62,11 @@ def test_nothing_is_imported_to_find_out(tmp_path: Any, monkeypatch: pytest.Monk
     (tmp_path / "payload.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert not trust.is_trusted("payload.anything")
+
+
+def test_modules_of_ones_own_are_named_for_hints() -> None:
+    own = [{"_target_": "mine.optimizers.SignSGD"}, {"_target_": "alone"}, {"_target_": "mine.optimizers.Other"}]
+    assert trust.foreign({"optimizer": own[0], "callbacks": own[1:], "model": {"_target_": "torch.nn.GELU"}}) == [
+        "alone",
+        "mine.optimizers",
+    ]

@@ -15,6 +15,9 @@ from ranks import Case, train_in_processes
 from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import read_mapping
+from thunderhead.lab.analysis import analyse
+from thunderhead.lab.runs import read_runs
+from thunderhead.training import record
 from thunderhead.training import resume as resuming
 from thunderhead.training.record import read_rows, write_rows
 from thunderhead.training.run import train
@@ -504,3 +507,15 @@ def test_shards_suffice_to_go_on(
     assert {folder.name for folder in shards_dir.iterdir()} == made
     with pytest.raises(config.ConfigError, match=r"data\.sources" if became == "is gone" else "training data"):
         go_on(str(folder), "budget.steps=9", "data.validation_fraction=0.3")  # asks for other shards
+
+
+def test_what_a_run_went_on_with_is_kept_and_told(run: Callable[..., Path]) -> None:
+    """A prolonged run saw another schedule than the arm's others; it belongs to the arm, and the report says so."""
+    folders = [run("callbacks=default", f"seed={seed}", f"budget.steps={steps}") for seed, steps in ((1, 4), (2, 2))]
+    go_on(str(folders[1]), "budget.steps=4")
+    assert [record.changes(folder) for folder in folders] == [[], ["steps=4 (was 2)"]]
+    found = analyse(read_runs(folders))
+    assert [sorted(arm.runs) for arm in found.arms] == [[1, 2]]
+    (told,) = [warning for warning in found.warnings if "went on with other settings" in warning]
+    assert "seed 2" in told
+    assert read_mapping(folders[1] / "config.yaml")["data"]["shards_key"] is None

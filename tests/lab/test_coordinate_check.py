@@ -5,6 +5,7 @@ from unittest.mock import patch
 
 import pytest
 
+import programs
 from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
@@ -90,3 +91,9 @@ def test_bad_input_is_refused(overrides: tuple[str, ...], message: str, tmp_path
     with pytest.raises(ConfigError, match=message):
         check(tmp_path / "refused", *overrides)
     assert not (tmp_path / "refused").exists()
+
+
+def test_the_program_starts(tmp_path: Path) -> None:
+    settings = ("attention=mha", "widths=[32,64]", "steps=1", "sequences=2", f"hydra.run.dir={tmp_path / 'check'}")
+    done = programs.run("coordinate_check.py", *settings)
+    assert done.returncode == 0, done.stdout + done.stderr

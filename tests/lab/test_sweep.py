@@ -177,6 +177,13 @@ def test_arms_are_told_apart_by_their_configurations(grid: Callable[..., int], t
     assert len((tmp_path / "sweep" / "results.csv").read_text().splitlines()) == 2
 
 
+def test_combinations_that_are_the_same_run_are_told(
+    grid: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert grid("dry_run=true", **{"optimizer.lr": ["1e-3", "0.001", "2e-3"]}, seed=["1"]) == 0
+    assert "lr=1e-3: the same configuration as lr=0.001, and trained once" in capsys.readouterr().out
+
+
 def test_an_unknown_baseline(grid: Callable[..., int]) -> None:
     with pytest.raises(ConfigError, match="no arm is called gpa: mha, gqa"):
         grid(attention=["mha", "gqa"], baseline="gpa")

@@ -55,9 +55,12 @@ def test_as_many_loaders_as_names(trained: Callable[..., Path]) -> None:
         trained(n_val=3, names=["a", "b"])
 
 
+@pytest.mark.filterwarnings("ignore:Total length of:UserWarning")  # Lightning's, of no batches
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"n_val": 0}, "^data: val_dataloader gives no batch"),
+        ({"sequences": 0}, "^data: train_dataloader gives no batch"),
         ({"size": 4}, r"^data: a batch has the shape \(4, 33\), and should have \(2, 33\)"),
         ({"sequences": 7}, r"^data: 7 training sequences are no multiple of a batch of 2"),
         ({"sequences": 6}, r"^data: an epoch has 3 batches and a step 2, .*: give a multiple of 2"),

@@ -17,7 +17,7 @@ import pytest
 from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
-from thunderhead.release.command import generate_text
+from thunderhead.release.command import generate_text, load_tokenizer, read_record
 from thunderhead.training.record import REPOSITORY
 
 
@@ -181,3 +181,18 @@ def test_other_ways_to_sample(run: Callable[..., Path], capsys: pytest.CaptureFi
     composed.report = True
     with pytest.raises(ConfigError, match="report: measures generation=default only"):
         generate_text(composed)
+
+
+def test_what_is_no_checkpoint_or_another_is_refused(run: Callable[..., Path]) -> None:
+    folder = run("callbacks=default")
+    with pytest.raises(ConfigError, match=r"^run: .*config\.yaml is no checkpoint"):
+        read_record(folder / "config.yaml", "last")
+    with pytest.raises(ConfigError, match=r"^checkpoint: 'best' is not last\.ckpt, which run= names"):
+        read_record(folder / "checkpoints" / "last.ckpt", "best")
+    assert read_record(folder / "checkpoints" / "last.ckpt", "last")[0] == folder
+
+
+def test_a_run_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"^run: .* has no tokenizer: its data are not of text"):
+        load_tokenizer(tmp_path)

@@ -44,9 +44,21 @@ def is_trusted(target: Any) -> bool:
     """Whether a target may be called: this installation says so, or the user (see `trust`)."""
     if not isinstance(target, str):
         return False
-    if target in _shipped()[0] or any(target == name or target.startswith(f"{name}.") for name in _trusted):
+    if any(target == name or target.startswith(f"{name}.") for name in _trusted):
         return True
-    if target.split(".")[0] not in ("thunderhead", "torch", "lightning"):
+    return _is_known(target)
+
+
+def foreign(config: Config) -> list[str]:
+    """Modules whose components a configuration names, and which a record of it may call only if somebody says so."""
+    targets = [str(node["_target_"]) for _, node in nodes(config)]
+    return sorted({target.rpartition(".")[0] or target for target in targets if not _is_known(target)})
+
+
+def _is_known(target: str) -> bool:
+    if target in _shipped()[0]:
+        return True
+    if target.split(".", maxsplit=1)[0] not in ("thunderhead", "torch", "lightning"):
         return False  # and is not even imported, which would run it
     try:
         found = hydra.utils.get_object(target)

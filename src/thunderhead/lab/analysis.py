@@ -12,6 +12,7 @@ from thunderhead.lab import statistics
 from thunderhead.lab.arms import Arm
 from thunderhead.lab.runs import Curve, Failure, Run, looks_of
 from thunderhead.lab.statistics import Comparison, Interval
+from thunderhead.training import record
 
 Metric = Literal["auto", "val_loss", "bits_per_byte", "loss_averaged"]
 UNITS = {"val_loss": "nats", "bits_per_byte": "bits a byte", "loss_averaged": "nats of averaged weights"}
@@ -128,6 +129,12 @@ def analyse(
             left_out += [_left_out(arm, run, reason) for run in arm.runs.values()]
         elif arm.runs:
             compared.append(arm)
+        for seed, run in arm.runs.items():
+            if told := record.changes(run.folder):
+                warnings.append(
+                    f"{arm.name}: seed {seed} went on with other settings than it began with ({', '.join(told)}), so it"
+                    " did not train as the others."
+                )
         spikes = [step for run in arm.runs.values() for step in run.result("loss_spikes") or ()]
         if spikes:
             warnings.append(f"{arm.name}: the training loss jumped in {len(spikes)} logged step(s): {spikes[:8]}.")

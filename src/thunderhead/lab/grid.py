@@ -166,13 +166,18 @@ def make_arms(candidates: Sequence[Candidate], plan: PlanRun) -> list[Arm]:
     Values may follow from the seed (optimizer.lr=${…}): candidates that share a name are several arms then, and the
     seeds are added to it.
     """
-    arms: dict[str, Arm] = {}
+    arms, same = dict[str, Arm](), dict[str, list[str]]()
     plans = plan_all([(" ".join(candidate.choices.values()), candidate.config) for candidate in candidates], plan)
     for candidate, planned in zip(candidates, plans, strict=True):
         name = name_of(without_seed(candidate.choices))
         arm = arms.setdefault(arm_key(candidate.config), Arm(name, [], planned))
+        if name != arm.name and name not in same.setdefault(arm.name, []):
+            same[arm.name].append(name)
         if candidate.config["seed"] not in [member.config["seed"] for member in arm.members]:
             arm.members.append(candidate)
+    for name, others in same.items():
+        if others:
+            say(f"{name}: the same configuration as {', '.join(others)}, and trained once")
     uses = Counter(arm.name for arm in arms.values())
     for arm in arms.values():
         if uses[arm.name] > 1:

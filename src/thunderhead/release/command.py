@@ -110,6 +110,8 @@ def generate_text(config: DictConfig) -> str:
     if resolved["prompts"] is not None:
         prompts, where = read_prompts(Path(resolved["prompts"])), "prompts"
     given = {"generation.prompt", "prompts", "json"} & command_line.chosen(command_line.invocation_overrides())
+    if given >= {"generation.prompt", "prompts"}:
+        raise ConfigError([Problem("generation.prompt", "changes nothing beside prompts: put it into that file")])
     loaded = load(resolved)
     with loaded.autocast():
         if given or not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -192,6 +194,10 @@ def read_record(place: Path, checkpoint: str) -> tuple[Path, Config, Path]:
 
     Raises ConfigError if one is missing or damaged.
     """
+    if place.is_file() and place.suffix != ".ckpt":
+        raise ConfigError([Problem("run", f"{place} is no checkpoint: give the run's folder, or a .ckpt file of it")])
+    if place.is_file() and checkpoint not in ("last", place.stem):
+        raise ConfigError([Problem("checkpoint", f"{checkpoint!r} is not {place.name}, which run= names")])
     folder = place.parent.parent if place.is_file() else place
     recorded, weights = recorded_config(folder, "run"), folder / "checkpoints" / f"{checkpoint}.ckpt"
     weights = place if place.is_file() else weights
@@ -208,8 +214,10 @@ def read_record(place: Path, checkpoint: str) -> tuple[Path, Config, Path]:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a run, of the kind that data.json names; raises ConfigError if it cannot be read."""
-    file = folder / "tokenizer.json"
+    file, data = folder / "tokenizer.json", read_mapping(folder / "data.json", "run")
+    if "tokenizer" not in data:
+        raise ConfigError([Problem("run", f"{folder} has no tokenizer: its data are not of text")])
     try:
-        return load_kind(read_mapping(folder / "data.json")["tokenizer"]["name"], file.read_text(encoding="utf-8"))
+        return load_kind(data["tokenizer"]["name"], file.read_text(encoding="utf-8"))
     except Exception as error:  # missing, damaged (each library has its own error), or of another kind
         raise ConfigError([Problem("run", f"{file} cannot be read: {first_line(error)}")]) from error

@@ -18,6 +18,7 @@ from thunderhead.core import components
 from thunderhead.core import config as configuration
 from thunderhead.core.components import build
 from thunderhead.core.config import Config, ConfigError, Problem, first_line
+from thunderhead.core.trust import trust_typed
 from thunderhead.core.types import NonNegativeInt, PathText, PositiveInt
 from thunderhead.release.command import Loaded, load
 from thunderhead.release.scoring import Score, score
@@ -51,6 +52,7 @@ def evaluate(config: DictConfig) -> dict[str, dict[str, float]]:
     no text, or a task cannot be done.
     """
     resolved = configuration.plain(config)
+    trust_typed(resolved)
     problems = components.check(resolved, settings)
     sources, tasks = resolved.get("data", {}).get("sources") or {}, resolved["tasks"]
     of_the_run = not sources and not tasks and not resolved.get("data") and not problems and can_be_repeated(resolved)
@@ -60,6 +62,10 @@ def evaluate(config: DictConfig) -> dict[str, dict[str, float]]:
     for key in sorted(command_line.chosen(command_line.invocation_overrides())):
         if key.startswith("data.") and not key.startswith(("data.sources", "data.path")):
             problems.append(Problem(key, "changes nothing here: all text of data.sources is scored"))
+        elif key.startswith("data.sources.") and key.endswith((".weight", ".max_epochs")):
+            problems.append(Problem(key, "is of training, and changes nothing here: all text is scored once"))
+        elif key.partition(".")[0] in ("tokenizer", "curation"):
+            problems.append(Problem(key, "changes nothing here: text is scored as it is, by the model's own tokenizer"))
     if of_the_run and resolved["stride"] is not None:
         problems.append(Problem("stride", "is of text, and changes nothing without: data=text data.path=…"))
     problems += [

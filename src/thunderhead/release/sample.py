@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
 import torch
-from annotated_types import Gt, Le
+from annotated_types import Gt, Le, MinLen
 from torch import Tensor
 
 from thunderhead.core.tokenizer import Tokenizer
@@ -69,7 +69,7 @@ def sample_text(
     top_p: Share | None = None,
     min_p: Share | None = None,
     repetition_penalty: PositiveFloat = 1.0,
-    stop: Sequence[str] = (),
+    stop: Sequence[Annotated[str, MinLen(1)]] = (),
     beyond_context: BeyondContext = "slide",
     seed: NonNegativeInt = 0,
 ) -> str:

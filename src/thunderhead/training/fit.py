@@ -16,12 +16,13 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from thunderhead import command_line, disk
 from thunderhead.core.components import placed
-from thunderhead.core.config import ConfigError, Problem, quoted
+from thunderhead.core.config import ConfigError, Problem, quoted, read_mapping
 from thunderhead.core.data.datamodule import RunData, asked
 from thunderhead.core.data.manifest import ShardError
 from thunderhead.core.environment import hidden
 from thunderhead.core.module import LanguageModel
 from thunderhead.core.run import REFUSALS, Run, validation_metrics
+from thunderhead.core.trust import foreign
 from thunderhead.parallel.launch import is_launched
 from thunderhead.processes import WHEN_KILLED
 from thunderhead.training import display, hardware, record
@@ -146,6 +147,8 @@ def _fit_or_stop(
     try:
         try:
             trainer.fit(model, datamodule=run.data, ckpt_path=start)
+            if trainer.num_training_batches == 0:
+                raise ConfigError([Problem("data", "train_dataloader gives no batch: there is nothing to train on")])
             has_ended = trainer.global_step >= steps or (trainer.should_stop and stop.received is None)
             if has_ended and log_metrics.validated_at != trainer.global_step:
                 trainer.validate(model, datamodule=run.data, verbose=False)
@@ -210,7 +213,14 @@ def go_on(run_dir: Path, *changes: str) -> str:
     """Say how to go on with a run that has ended before its time."""
     if not any((run_dir / resuming.CHECKPOINTS).glob("*.ckpt")):
         return "no checkpoint was kept"
-    return f"go on with: {command_line.shown('train.py', f'resume={quoted(run_dir)}', *changes)}"
+    return f"go on with: {command_line.shown('train.py', f'resume={quoted(run_dir)}', *changes, *_trusting(run_dir))}"
+
+
+def _trusting(run_dir: Path) -> list[str]:
+    """What lets a program call the components of one's own that a run's record names."""
+    file = run_dir / "config.yaml"
+    modules = foreign(read_mapping(file)) if file.is_file() else []
+    return [f"trust=[{','.join(modules)}]"] if modules else []
 
 
 def _watch(run: Run) -> dict[str, str]:
@@ -226,17 +236,18 @@ def _next_commands(run: Run) -> dict[str, str]:
     """What to do with a finished run, as commands; nothing without a checkpoint."""
     if not any((run.folder / resuming.CHECKPOINTS).glob("*.ckpt")):
         return {}
-    place, found = quoted(run.folder), {}
+    place, found, trusting = quoted(run.folder), {}, _trusting(run.folder)
     is_text = getattr(run.data, "tokenizer", None) and getattr(type(run.data), "sample", None) is RunData.sample
     if is_text:
-        found["write text"] = command_line.shown("generate.py", f"run={place}")
-        found["export"] = command_line.shown("export.py", f"run={place}")
+        found["write text"] = command_line.shown("generate.py", f"run={place}", *trusting)
+        found["export"] = command_line.shown("export.py", f"run={place}", *trusting)
     elif "shards_key" not in run.config["data"]:
-        found["evaluate"] = command_line.shown("evaluate.py", f"run={place}")
+        found["evaluate"] = command_line.shown("evaluate.py", f"run={place}", *trusting)
     amounts = {name: value for name, value in run.config["budget"].items() if isinstance(value, int | float)}
     if len(amounts) == 1:
         ((name, value),) = amounts.items()
-        found["train longer"] = command_line.shown("train.py", f"resume={place}", f"budget.{name}={2 * value}")
+        longer = f"budget.{name}={2 * value}"
+        found["train longer"] = command_line.shown("train.py", f"resume={place}", longer, *trusting)
     return found | {"compare": command_line.shown("compare.py", f"runs={quoted(run.folder.parent)}")}
 
 

@@ -247,7 +247,7 @@ def warmup_steps(schedule: Callable[[int, int], float], total_steps: int) -> int
     def factor(step: int) -> float:
         value = schedule(step, total_steps)
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ValueError(f"scheduler: {value} is the factor of step {step}: must be a number, 0 or more")
+            raise ValueError(f"scheduler: {value!r} is the factor of step {step}: must be a number, 0 or more")
         return value
 
     low, high, stride, peak = 0, total_steps, 0, 0

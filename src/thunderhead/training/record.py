@@ -106,6 +106,15 @@ def with_its_shards(config: Config, run_dir: Path, where: str = "resume") -> Con
     return set_value(config, "data.shards_key", read_mapping(run_dir / "data.json", where).get("key"))
 
 
+CHANGES = "changes.json"
+
+
+def changes(run_dir: Path) -> list[str]:
+    """What a run was resumed with that it had not begun with, in words."""
+    file = run_dir / CHANGES
+    return [str(change) for change in read_mapping(file, "runs").get("changes", [])] if file.is_file() else []
+
+
 def surroundings() -> dict[str, Any]:
     """Command line, machine, package versions and git state of this process."""
     return {

@@ -92,7 +92,7 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
         if is_first:
             if changes:
                 display.say(f"Changed since the checkpoint: {', '.join(changes)}")
-            record.stage(folder, _record_of(run, plan))
+            record.stage(folder, _record_of(run, plan) | _changes_of(folder, plan, changes))
             if checkpoint is None:  # what a run was resumed with is recorded once it is accepted, by LogMetrics
                 record.take_over(folder)
         if run.n_processes > 1 and not is_rank():
@@ -213,11 +213,30 @@ def _record_of(run: Run, plan: Plan) -> dict[str, str]:
     return {
         **({"tokenizer.json": to_json()} if to_json is not None else {}),
         "data.json": record.to_json(asked(run.data, "summary")()),
-        "config.yaml": configuration.to_yaml(recorded(run.config)),
+        "config.yaml": configuration.to_yaml(recorded(_as_typed(run.config, run.folder))),
         "plan.json": record.to_json(plan.to_dict()),
         "environment.json": record.to_json(record.surroundings() | {"overrides": overrides}),
         **own_sources(run.config),
     }
+
+
+def _as_typed(config: Config, folder: Path) -> Config:
+    """Without the key of its shards, which a resumed run was given: it began with the same."""
+    is_typed = "data.shards_key" in command_line.chosen(command_line.invocation_overrides())
+    if config["resume"] is None or is_typed or "shards_key" not in config["data"]:
+        return config
+    before = read_mapping(folder / "config.yaml")["data"].get("shards_key")
+    return configuration.set_value(config, "data.shards_key", before)
+
+
+def _changes_of(folder: Path, plan: Plan, changes: Sequence[str]) -> dict[str, str]:
+    """The file of the record that says what a run was resumed with, if that is not what it began with."""
+    if not (folder / "plan.json").is_file():
+        return {}
+    before = read_mapping(folder / "plan.json")["steps"]
+    longer = [f"steps={plan.steps} (was {before})"] if before != plan.steps else []
+    told = [*record.changes(folder), *changes, *longer]
+    return {record.CHANGES: record.to_json({"changes": told})} if told else {}
 
 
 def _refuse_to_overwrite(run_dir: Path) -> None:

@@ -70,7 +70,9 @@ class CheckBatches(Callback):
         self.plan = plan
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse epochs that end within a step."""
+        """Refuse epochs that end within a step, and a validation of nothing."""
+        if not any(trainer.num_val_batches):
+            raise ValueError("data: val_dataloader gives no batch, and its loss is the result of a run")
         n_batches, accumulated = trainer.num_training_batches, self.plan.accumulation
         if n_batches > self.plan.steps * accumulated:  # the run ends before
             return
