@@ -41,8 +41,8 @@ TRAIN_PY = [
     "precision=bf16-mixed",
     "trainer=cpu",
     "budget=steps",
-    "budget.steps=20000",
-    "validation.every=20000",
+    "budget.steps=2000",
+    "validation.every=2000",
     "scheduler=constant",
     "name=train_step",
 ]

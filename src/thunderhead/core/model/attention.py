@@ -135,15 +135,19 @@ class Attention(SequenceMixer):
         if self.logit_softcap is not None:
             return kernels.softcapped(q_BHTE, k_BGTE, v_BGTV, mask, self.logit_softcap, scale)
         is_causal = mask is None and q_BHTE.shape[2] == k_BGTE.shape[2]  # one token after others sees all
-        grouped = q_BHTE.shape[1] != k_BGTE.shape[1]
+        shared_by = q_BHTE.shape[1] // k_BGTE.shape[1]
+        if shared_by > 1 and _is_16_bit_on_cpu(q_BHTE) and context.cache is None:
+            # there torch's kernel takes up to a fifth longer where it is left to share keys (docs/performance.md)
+            k_BGTE, v_BGTV = (x.repeat_interleave(shared_by, dim=1) for x in (k_BGTE, v_BGTV))
+            shared_by = 1
         return F.scaled_dot_product_attention(
-            q_BHTE, k_BGTE, v_BGTV, mask, dropout, is_causal, scale=scale, enable_gqa=grouped
+            q_BHTE, k_BGTE, v_BGTV, mask, dropout, is_causal, scale=scale, enable_gqa=shared_by > 1
         )
 
     def _in_blocks(self, q_BHTE: Tensor, dropout: float) -> bool:
         """Whether `causal_in_blocks` is for plain causal attention of these queries."""
-        is_slow = q_BHTE.device.type == "cpu" and q_BHTE.dtype in (torch.bfloat16, torch.float16)
-        return self.backend == "auto" and is_slow and q_BHTE.shape[2] <= kernels.BLOCKWISE_TOKENS and not dropout
+        is_short = q_BHTE.shape[2] <= kernels.BLOCKWISE_TOKENS
+        return self.backend == "auto" and _is_16_bit_on_cpu(q_BHTE) and is_short and not dropout
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype, with_slopes: bool = False) -> str:
         """What computes plain training steps there: "flex", "blocks", or the kernel that sdpa dispatches to."""
@@ -158,6 +162,10 @@ class Attention(SequenceMixer):
         if is_causal and self._in_blocks(q, self.dropout):
             return "blocks"
         return kernels.fused(q, k, v, is_causal, self.dropout, self.score_scale)
+
+
+def _is_16_bit_on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16)
 
 
 class GroupedQueryAttention(Attention):
