@@ -101,7 +101,7 @@ def _fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
         _ornaments(run, plan, trainer, model, summary)
     if trainer.is_global_zero:
         finish(trainer.loggers, "success")
-        display.show_where(run.folder, _watch(run) | _next_commands(run))
+        display.show_where(_from_here(run.folder), _watch(run) | _next_commands(run))
     return summary
 
 
@@ -228,15 +228,20 @@ def _watch(run: Run) -> dict[str, str]:
     if not any(isinstance(logger, TensorBoardLogger) for logger in run.loggers.values()):
         return {}
     logs = next((folder for folder in run.folder.parents if folder.name == "logs"), run.folder.parent)
-    shown = Path("logs") if logs == Path.cwd() / "logs" else logs
-    return {"watch": f"tensorboard --logdir {shlex.quote(str(shown))}"}
+    return {"watch": f"tensorboard --logdir {shlex.quote(str(_from_here(logs)))}"}
+
+
+def _from_here(folder: Path) -> Path:
+    """What is typed for a folder where we are."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _next_commands(run: Run) -> dict[str, str]:
     """What to do with a finished run, as commands; nothing without a checkpoint."""
     if not any((run.folder / resuming.CHECKPOINTS).glob("*.ckpt")):
         return {}
-    place, found, trusting = quoted(run.folder), {}, _trusting(run.folder)
+    folder, found, trusting = _from_here(run.folder), {}, _trusting(run.folder)
+    place = quoted(folder)
     is_text = getattr(run.data, "tokenizer", None) and getattr(type(run.data), "sample", None) is RunData.sample
     if is_text:
         found["write text"] = command_line.shown("generate.py", f"run={place}", *trusting)
@@ -248,7 +253,7 @@ def _next_commands(run: Run) -> dict[str, str]:
         ((name, value),) = amounts.items()
         longer = f"budget.{name}={2 * value}"
         found["train longer"] = command_line.shown("train.py", f"resume={place}", longer, *trusting)
-    return found | {"compare": command_line.shown("compare.py", f"runs={quoted(run.folder.parent)}")}
+    return found | {"compare": command_line.shown("compare.py", f"runs={quoted(folder.parent)}")}
 
 
 def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) -> dict[str, Any]:
