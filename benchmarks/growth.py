@@ -20,6 +20,7 @@ from typing import Any
 
 import train_step
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from results_folder import RESULTS
 
 SIDES = ("train.py", "litgpt_best", "huggingface_best")
@@ -78,11 +79,15 @@ def table(points: list[dict[str, Any]], first: str) -> list[str]:
     return [*lines, ""]
 
 
+def _short(n: float) -> str:
+    return f"{n / 1e6:.0f} M"
+
+
 def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Tokens/s and memory against context and size."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     panels = figure.subplots(2, 2)
-    labels = ("context (tokens), 14 M parameters", "parameters beside embedding and head, context 256")
+    labels = ("context (tokens)", "parameters without embedding and head")
     for column, points, label in zip(panels.T, found.values(), labels, strict=True):
         for side in SIDES:
             rows, x = [each["sides"][side] for each in points], [each["x"] for each in points]
@@ -92,7 +97,15 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
             column[1].loglog(x, [row["peak_bytes"] / 2**30 for row in rows], **look)
         column[0].set(ylabel="tokens/s", xlabel=label)
         column[1].set(ylabel="peak memory, GiB", xlabel=label)
-    for axes in panels.flat:
+    for axes, (axis, points) in zip(panels.flat, 2 * list(found.items()), strict=True):
+        axes.xaxis.set_major_locator(FixedLocator([each["x"] for each in points]))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda x, _, axis=axis: _short(x) if axis == "size" else f"{x:,.0f}")
+        )
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].legend(frameon=False)
