@@ -239,7 +239,7 @@ def test_the_hub_is_asked_for_a_data_set(shards: Manifest, tmp_path: Path, monke
 
 def test_a_missing_client_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("litdata.streaming.downloader._GOOGLE_STORAGE_AVAILABLE", False)
-    with pytest.raises(StorageError, match=r"install -e '\.\[gs\]'"):
+    with pytest.raises(StorageError, match=r"pip install 'google-cloud-storage>=\S+'"):
         fetch_record(Remote("gs://bucket/shards", attempts=3, timeout=1), tmp_path)
 
 

@@ -122,7 +122,7 @@ def test_a_signal_before_the_first_step_is_told_in_one_line(
     tell(seconds=time.monotonic() - begin)
     assert process.returncode == 128 + number, output
     assert "Traceback" not in output
-    assert output.splitlines()[-1] == f"stopped by {number.name}"
+    assert output.splitlines()[-1] == f"stopped by {number.name}; the same command starts it again"
     assert not run_dir.exists()
 
 

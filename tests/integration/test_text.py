@@ -61,7 +61,7 @@ def test_the_hint_goes_on_in_a_folder_of_any_name(
     tell(saw=f"… go on with: {go_on}")
     (run_dir,) = (here / "logs" / "runs" / name).iterdir()
     assert read_summary(run_dir).keys() >= {"diverged"}  # type: ignore[union-attr]
-    done = shell(f"{go_on} '++callbacks.poison.steps=[]' 'trust=[poison]'", here)
+    done = shell(f"{go_on} '++callbacks.poison.steps=[]'", here)  # it says trust=[poison] itself
     assert done.returncode == 0, done.stdout + done.stderr
     assert (read_summary(run_dir) or {})["steps"] == 5
     recorded = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
@@ -69,12 +69,10 @@ def test_the_hint_goes_on_in_a_folder_of_any_name(
     assert recorded["name"] == name
     assert (run_dir / "sample.txt").read_text(encoding="utf-8").startswith(PROMPT)
     next_commands = dict(re.findall(r"^([a-z ]+?) +(python \S+ .*)$", done.stdout, flags=re.MULTILINE))
-    assert list(next_commands) == ["write text", "evaluate", "export", "train longer", "compare"]
-    (here / "text.txt").write_text("Some text.\n" * 20)
+    assert list(next_commands) == ["write text", "export", "train longer", "compare"]
     for what, command in [*next_commands.items()][:tried]:
         more = "'++callbacks.poison.steps=[]' " if what == "train longer" else ""
-        trust = "" if what == "compare" else " 'trust=[poison]'"
-        after = shell(f"{command} {more}{trust}", here)
+        after = shell(f"{command} {more}", here)
         assert after.returncode == 0, command + after.stdout + after.stderr
     assert (read_summary(run_dir) or {})["steps"] == (10 if "train longer" in [*next_commands][:tried] else 5)
 

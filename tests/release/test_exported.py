@@ -107,7 +107,7 @@ def test_there_is_one_checkpoint(folder: Path) -> None:
 
 def test_without_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ConfigError, match=r"run: .* needs transformers: uv pip install"):
+    with pytest.raises(ConfigError, match=r"run: .* needs transformers: pip install"):
         text_from(folder)
 
 

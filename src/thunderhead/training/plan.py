@@ -255,7 +255,7 @@ def warmup_steps(schedule: Callable[[int, int], float], total_steps: int) -> int
         stride = max(1, (high - low) // 4096)
         peak = max(range(low, high, stride), key=factor)  # the first of equals
         low, high = max(0, peak - stride), min(total_steps, peak + stride + 1)
-    if factor(peak) == 0:
+    if total_steps > 1 and factor(peak) == 0:
         raise ValueError("scheduler: the factor of every step is 0, so that nothing would be learned")
     return peak + 1 if peak else 0
 
