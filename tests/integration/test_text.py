@@ -68,7 +68,9 @@ def test_the_hint_goes_on_in_a_folder_of_any_name(
     assert recorded["generation"]["prompt"] == PROMPT
     assert recorded["name"] == name
     assert (run_dir / "sample.txt").read_text(encoding="utf-8").startswith(PROMPT)
-    next_commands = dict(re.findall(r"^([a-z ]+?) +(python \S+ .*)$", done.stdout, flags=re.MULTILINE))
+    next_commands = dict(
+        re.findall(r"^([a-z ]+?) +(python .*?)(?=\n[a-z ]+? +python |\s*\Z)", done.stdout, re.M | re.S)
+    )
     assert list(next_commands) == ["write text", "export", "train longer", "compare"]
     for what, command in [*next_commands.items()][:tried]:
         more = "'++callbacks.poison.steps=[]' " if what == "train longer" else ""
