@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from thunderhead.lab.multiplicity import ALPHA
-from thunderhead.lab.statistics import SMALLEST_EFFECT, compare
+from thunderhead.lab.statistics import SMALLEST_EFFECT, compare, unresolved
 
 RESULTS = Path(__file__).parent / "results" / "ablations"
 LOOKS = tuple(range(3, 9))
@@ -65,7 +65,7 @@ def sequential(losses: Losses, generator: np.random.Generator) -> tuple[float, f
         for n in LOOKS:
             have = {arm: dict(enumerate(drawn[int(arm), : seeds[arm]])) for arm in names}
             found = compare(have, pairs, looks=LOOKS)
-            unclear = {name for c in found if c.is_unclear and not c.is_given_up for name in (c.arm, c.against)}
+            unclear = unresolved(found)
             if not unclear or n == LOOKS[-1]:
                 break
             seeds |= dict.fromkeys(unclear, n + 1)

@@ -1,13 +1,14 @@
 """Packages that are needed for some options only: the extras of pyproject.toml."""
 
 import shlex
-from importlib import metadata
 
 CHECKOUT = "uv pip install -e '.[{}]'"
 
 
 def install(extra: str) -> str:
     """The command that installs an extra's packages, from whatever folder it is typed in."""
+    from importlib import metadata  # Hydra imports who asks at every start
+
     try:
         requirements = metadata.requires("thunderhead") or []
     except metadata.PackageNotFoundError:  # on the path only

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from thunderhead.lab.arms import NO_DIFFERENCE, is_in
 from thunderhead.lab.jobs import Job, Plan, PlanRun, arm_key, make_job, name_of, without_seed
 from thunderhead.lab.match import Matching
 from thunderhead.lab.runs import LOOKS, SPEED, TUNED, TUNING, Match, read_metrics
+from thunderhead.lab.statistics import unresolved
 from thunderhead.lab.sweep import SINGLE_RUN, Sweep
 from thunderhead.lab.tune import Bracket
 from thunderhead.terminal import quantity, say
@@ -88,7 +89,7 @@ def run_grid(
         for n in sweep.looks[1:]:
             found = sweep.analyse(baseline).comparisons
             given_up = [f"{c.arm} − {c.against}" for c in found if c.is_given_up]
-            unclear = {name for c in found if c.is_unclear and not c.is_given_up for name in (c.arm, c.against)}
+            unclear = unresolved(found)
             if not unclear:
                 if given_up:
                     say(f"Not resolved, and hardly to be by {max_seeds} seeds: {', '.join(given_up)}")
@@ -166,16 +167,16 @@ def make_arms(candidates: Sequence[Candidate], plan: PlanRun) -> list[Arm]:
     Values may follow from the seed (optimizer.lr=${…}): candidates that share a name are several arms then, and the
     seeds are added to it.
     """
-    arms, same = dict[str, Arm](), dict[str, list[str]]()
+    arms, called = dict[str, Arm](), defaultdict[str, list[str]](list)
     plans = plan_all([(" ".join(candidate.choices.values()), candidate.config) for candidate in candidates], plan)
     for candidate, planned in zip(candidates, plans, strict=True):
         name = name_of(without_seed(candidate.choices))
-        arm = arms.setdefault(arm_key(candidate.config), Arm(name, [], planned))
-        if name != arm.name and name not in same.setdefault(arm.name, []):
-            same[arm.name].append(name)
+        key = arm_key(candidate.config)
+        arm = arms.setdefault(key, Arm(name, [], planned))
+        called[key].append(name)
         if candidate.config["seed"] not in [member.config["seed"] for member in arm.members]:
             arm.members.append(candidate)
-    for name, others in same.items():
+    for name, *others in map(dict.fromkeys, called.values()):
         if others:
             say(f"{name}: the same configuration as {', '.join(others)}, and trained once")
     uses = Counter(arm.name for arm in arms.values())

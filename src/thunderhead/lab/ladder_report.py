@@ -57,9 +57,9 @@ def places_of(runs: Sequence[Run], fit_up_to: float | None = None) -> dict[Path,
 
 def _settings(run: Run, *, of_size: bool) -> str:
     kept = {p: v for p, v in grouping.settings(run.config).items() if grouping.is_in(p, SCALED) == of_size}
-    if not of_size:  # an arm is one, whatever was best for it at each size
-        kept = {p: v for p, v in kept.items() if p not in tuned_settings(run.folder)}
-    return json.dumps({p: v for p, v in kept.items() if not of_size or grouping.is_in(p, ["model"])}, sort_keys=True)
+    tuned = set() if of_size else tuned_settings(run.folder)  # an arm is one, whatever was best for it at each size
+    kept = {p: v for p, v in kept.items() if (grouping.is_in(p, ["model"]) if of_size else p not in tuned)}
+    return json.dumps(kept, sort_keys=True)
 
 
 def rate_rule(configs: Sequence[Config]) -> str:

@@ -23,10 +23,9 @@ from thunderhead.training import record
 Array = NDArray[np.float64]
 COUNTERS = ("step", "tokens", "flops", "tokens_per_second")
 BESIDE = TUNING, SPEED = "tuning", "speed"
-TUNED = "tuning.json"
 """Folders of a sweep with runs that choose values for others: they are no part of what is compared."""
-SWEEP, LOOKS = "sweep.json", "looks.json"
-"""A sweep's record; and in a run's folder, numbers of seeds at which its sweeps were planned to be looked at."""
+SWEEP, TUNED, LOOKS = "sweep.json", "tuning.json", "looks.json"
+"""A sweep's record, what it has tuned; and in a run's folder, at how many seeds looks at its sweeps were planned."""
 SHOWN_ANYWAY = ("loss", "perplexity", "bits_per_byte")
 """Metrics of validation that have columns of their own wherever results are shown."""
 
@@ -205,9 +204,14 @@ def looks_of(runs: Iterable[Path]) -> set[int]:
     return {n for file in files for n in _looks(file)}
 
 
+def _sweep_of(run: Path) -> Path | None:
+    """The folder of the sweep that a run lies in."""
+    return next((folder for folder in run.parents if (folder / SWEEP).is_file()), None)
+
+
 def recorded_names(runs: Iterable[Run]) -> dict[Path, str]:
     """What a sweep called the arms of its runs, by folder; nothing unless all are of one sweep that says so."""
-    folders = {run.folder: next((p for p in run.folder.parents if (p / SWEEP).is_file()), None) for run in runs}
+    folders = {run.folder: _sweep_of(run.folder) for run in runs}
     if len({*folders.values()}) != 1 or None in folders.values():
         return {}
     (sweep,) = {*folders.values()}
@@ -218,10 +222,9 @@ def recorded_names(runs: Iterable[Run]) -> dict[Path, str]:
     return {folder: str(job["arm"]) for folder, job in found.items() if isinstance(job, dict) and job.get("arm")}
 
 
-def tuned_settings(folder: Path) -> set[str]:
+def tuned_settings(run: Path) -> set[str]:
     """Config paths that the sweep of a run has tuned for each arm by itself."""
-    sweep = next((place for place in folder.parents if (place / SWEEP).is_file()), None)
-    if sweep is None or not (sweep / TUNED).is_file():
+    if (sweep := _sweep_of(run)) is None or not (sweep / TUNED).is_file():
         return set()
     tables = read_mapping(sweep / TUNED, "runs").values()
     return {path for table in tables if isinstance(table, dict) for path in table.get("best") or ()}

@@ -130,6 +130,11 @@ def compare(
     return found
 
 
+def unresolved(found: Sequence[Comparison]) -> set[str]:
+    """Arms of which more seeds could tell more, and likely would."""
+    return {name for c in found if c.is_unclear and not c.is_given_up for name in (c.arm, c.against)}
+
+
 def _chance(mean: float, spread: float, freedom: int, width: float, smallest_effect: float) -> float:
     """Of a verdict by an interval of that half width, around a mean that is yet to move, as Student's t by `spread`."""
 
