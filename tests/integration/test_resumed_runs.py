@@ -518,4 +518,6 @@ def test_what_a_run_went_on_with_is_kept_and_told(run: Callable[..., Path]) -> N
     assert [sorted(arm.runs) for arm in found.arms] == [[1, 2]]
     (told,) = [warning for warning in found.warnings if "went on with other settings" in warning]
     assert "seed 2" in told
+    go_on(str(folders[1]), "budget.steps=6", "activation_checkpointing=block")  # the latter changes no loss
+    assert record.changes(folders[1]) == ["steps=4 (was 2)", "steps=6 (was 4)"]
     assert read_mapping(folders[1] / "config.yaml")["data"]["shards_key"] is None

@@ -65,6 +65,7 @@ def test_the_plan_says_what_validation_costs(run: Callable[..., Path]) -> None:
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["validation_every"] == 14  # 3 × 1.25 ≤ 0.1 × 40 < 4 × 1.25
     assert plan["validation_share"] == pytest.approx(3 * 480 / (3 * 40 * 128))
+    assert "TaskData takes no tokenizer: tokenizer= changes nothing" in plan["notes"]
 
 
 # --- the plan of a run

@@ -67,9 +67,6 @@ class TaskData(TokenDataModule):
     def draw(self, steps: int) -> Draw:
         return Draw(steps, epochs={})
 
-    def notes(self) -> list[str]:
-        return ["tokens are the task's own symbols, the tokenizer is not used"]
-
     def summary(self) -> dict[str, Any]:
         return self.task.summary()
 

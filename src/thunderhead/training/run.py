@@ -230,12 +230,12 @@ def _as_typed(config: Config, folder: Path) -> Config:
 
 
 def _changes_of(folder: Path, plan: Plan, changes: Sequence[str]) -> dict[str, str]:
-    """The file of the record that says what a run was resumed with, if that is not what it began with."""
+    """The file of the record that says what a run was resumed with, if that changes what it learns."""
     if not (folder / "plan.json").is_file():
         return {}
     before = read_mapping(folder / "plan.json")["steps"]
     longer = [f"steps={plan.steps} (was {before})"] if before != plan.steps else []
-    told = [*record.changes(folder), *changes, *longer]
+    told = [*record.changes(folder), *(line for line in changes if not line.startswith(resuming.SWITCHABLE)), *longer]
     return {record.CHANGES: record.to_json({"changes": told})} if told else {}
 
 
