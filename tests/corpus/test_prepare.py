@@ -19,6 +19,7 @@ from thunderhead.core.tokenizer import Tokens
 from thunderhead.corpus import batches, passes
 from thunderhead.corpus.batch_processing import UselessError
 from thunderhead.corpus.batches import Batches
+from thunderhead.corpus.curation import Length
 from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.sources import Document, LocalText, check_sources
@@ -492,8 +493,12 @@ def test_progress_is_told_in_a_pipe(
     for number in range(100, 110):
         (corpus / f"{number}.txt").write_text(f"line {number}\n" * 20_000)
     source = {"text": LocalText(path=str(corpus))}
-    prepare(source, BpeTokenizer(vocab_size=300), shards_dir=tmp_path, validation_fraction=0.2, processes=1)
+    looking = {"filters": {"length": Length(min_bytes=1)}, "near_duplicates_together": True}
+    settings = {"shards_dir": tmp_path, "validation_fraction": 0.2, "processes": 1}
+    prepare(source, BpeTokenizer(vocab_size=300), **settings, **looking)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0].strip() for line in lines if "100 %" in line or "99 %" in line][-1] == "Tokenizing"
-    assert {line.split(":")[0].strip() for line in lines} == {"Checking", "Training the tokenizer", "Tokenizing"}
+    looks = ["Curating", "Deciding", "Comparing", "Joining near duplicates"]
+    told = [line.split(":")[0].strip() for line in lines]
+    assert list(dict.fromkeys(told)) == ["Checking", *looks, "Training the tokenizer", "Tokenizing"]
     assert "M tokens" in lines[-1]

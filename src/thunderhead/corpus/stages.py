@@ -106,12 +106,13 @@ class Stages:
         """How many documents the tasks before this one have looked at."""
         return sum(int(self._count(what, before).read_text()) for before in range(rank))
 
-    def _decide(self, *_: object) -> None:
+    def _decide(self, _rank: int, passes: Passes, _: int) -> None:
         report = self.work / "curation.json"
         if report.exists():
             return
         filters, sources = self.preparation.filters, self.preparation.sources
-        inspected = partial(recorded, self._files("inspected"))
+        passes.begin("Deciding")  # each filter reads anew
+        inspected = partial(self._again, "inspected", passes)
         record = curate(filters, sources, inspected, self.work / "kept", self.work)
         write_text(report, json.dumps(record, indent=1) + "\n")
         shutil.rmtree(self.work / "inspected")
@@ -134,13 +135,14 @@ class Stages:
         batches = self._batches(rank, split=self.preparation.split)
         self._look("related", Relate(), batches, rank=rank, passes=passes, processes=processes)
 
-    def _settle(self, *_: object) -> None:
+    def _settle(self, _rank: int, passes: Passes, _: int) -> None:
         if (self.work / "sides").exists():
             return
         from thunderhead.corpus.sides import settle
 
         whole = {name: source.keeps_whole for name, source in self.preparation.sources.items()}
-        settle(partial(recorded, self._files("related")), whole, self.work / "sides", self.work)
+        passes.begin("Joining near duplicates")
+        settle(partial(self._again, "related", passes), whole, self.work / "sides", self.work)
         shutil.rmtree(self.work / "related")
 
     def _train(self, _rank: int, passes: Passes, _: int) -> None:
@@ -184,7 +186,9 @@ class Stages:
         shards = self.work / "shards"
         shutil.rmtree(shards, ignore_errors=True)  # half-written; made again from what is remembered
         shards.mkdir()
-        encoded = self._all_encoded(passes) if self.tasks > 1 else self._encoded(0, passes, processes)
+        if self.tasks > 1:
+            passes.begin("Writing shards")
+        encoded = self._again("encoded", passes) if self.tasks > 1 else self._encoded(0, passes, processes)
         content = self._shards(shards, encoded)
         if self.preparation.fingerprints() != self.fingerprints:
             raise UselessError(CHANGED)
@@ -193,14 +197,14 @@ class Stages:
         os.rename(shards, Path(self.preparation.shards_dir, self.key))
         shutil.rmtree(self.work, ignore_errors=True)
 
-    def _all_encoded(self, passes: Passes) -> Iterator[Record]:
-        """What all tasks have encoded."""
-        passes.begin("Writing shards")
+    def _again(self, what: str, passes: Passes) -> Iterator[Record]:
+        """What a look has found in all tasks, or what they have encoded."""
         before, read = 0, 0  # bytes of tasks before, and of this one
-        for file in self._files("encoded"):
+        for file in self._files(what):
             for record in recorded([file]):
                 yield record
-                passes.reach(before + (read := record.read), n_tokens=len(record.result.tokens))
+                n_tokens = len(record.result.tokens) if what == "encoded" else 0
+                passes.reach(before + (read := record.read), n_tokens)
             before, read = before + read, 0
 
     def _shards(self, folder: Path, encoded: Iterator[Record]) -> dict[str, Any]:
