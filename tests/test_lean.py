@@ -1,4 +1,4 @@
-"""What importing Lightning imports."""
+"""What importing Lightning imports, and what a program leaves to its end."""
 
 import subprocess
 import sys
@@ -63,3 +63,27 @@ def test_a_dry_run_imports_what_plans_and_nothing_that_prepares_or_logs() -> Non
     assert {"torch", "lightning"} <= packages
     assert packages.isdisjoint({"litdata", "boto3", "tensorboard", "datasketch", "scipy", "transformers"})
     assert number < 3800  # 3,227, most of them torch and lightning
+
+
+ENDING = """
+import atexit, gc, sys
+atexit.register(lambda: print("frozen", gc.get_freeze_count() > 0))  # before Thunderhead's, and so after it
+from thunderhead import command_line, lean
+with lean.importing():
+    import lightning.pytorch
+print(gc.isenabled(), gc.get_freeze_count() > 100_000)
+class Own:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        print("closed")
+Own()
+if "nanobind" in sys.argv:  # Triton's takes what is not collected for leaks, and complains
+    sys.modules["triton"] = sys
+"""
+
+
+@pytest.mark.parametrize("more", [[], ["nanobind"]])
+def test_what_was_imported_is_not_collected_and_what_is_garbage_is(more: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING, *more], capture_output=True, text=True, check=False)
+    assert sorted(done.stdout.splitlines()) == ["True True", "closed", f"frozen {not more}"], done.stderr

@@ -3,6 +3,7 @@
 Exit status: 0 done, 2 refused (one clear message, no traceback, nothing begun), 1 failed.
 """
 
+import atexit
 import contextlib
 import logging
 import os
@@ -26,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from thunderhead import disk, env_file, suggestions
+from thunderhead import disk, env_file, lean, suggestions
 from thunderhead.composing import groups_composed_once
 from thunderhead.core import choices, resolvers
 from thunderhead.core import config as configuration
@@ -94,6 +95,8 @@ def from_job(folder: Path, run_dir: Path) -> list[str]:
     return [*place, "hydra.output_subdir=null", "hydra/job_logging=stdout"]
 
 
+atexit.register(lean.end)  # before what others register, so that it comes after that
+
 spelled = "python"
 """How this program was started: python train.py, or thunderhead train."""
 
@@ -115,7 +118,8 @@ def job(function: str, config: DictConfig, *arguments: str) -> Any:
     and unknown options need none of it.
     """
     try:
-        call, *more = map(pkgutil.resolve_name, (function, *arguments))
+        with lean.importing():
+            call, *more = map(pkgutil.resolve_name, (function, *arguments))
     except BaseException:  # Ctrl-C
         remove_if_empty(output_dir())
         raise

@@ -1,10 +1,13 @@
-"""Half the time to start: torchmetrics, which Lightning imports, is imported without SciPy and Transformers.
+"""A third of the time to start and to end (docs/performance.md).
 
-Where they are installed it imports both, for metrics of audio and of generated text, and has no switch for it: that
-takes longer than all else of `import lightning` (docs/performance.md). A program that needs those metrics imports
+Torchmetrics, which Lightning imports, is imported without SciPy and Transformers: where they are installed it imports
+both, for metrics of audio and of generated text, and has no switch for it. A program that needs those metrics imports
 torchmetrics before thunderhead.
+
+Python's garbage collector leaves alone what modules consist of, half a million objects that stay to the end.
 """
 
+import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,3 +62,29 @@ def _left_out() -> Iterator[None]:
     finally:
         for name in absent:
             del sys.modules[name]
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import within it without garbage collection, which would look at all modules again with every few of them.
+
+    What is there by then is left out of later collections, too.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def end() -> None:
+    """Close what nobody holds any more, and leave the rest to the end of the process: saves its last second.
+
+    Not with Triton, whose nanobind takes that for leaks, and complains.
+    """
+    if "triton" in sys.modules:
+        gc.unfreeze()
+    else:
+        gc.collect()
+        gc.freeze()

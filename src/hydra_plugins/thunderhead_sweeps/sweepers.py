@@ -16,7 +16,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from thunderhead import disk, extras
+from thunderhead import disk, extras, lean
 from thunderhead.core.components import check
 from thunderhead.core.config import Config, ConfigError, Problem, plain
 from thunderhead.core.types import NonNegativeFloat, PathText, PositiveInt
@@ -145,13 +145,13 @@ class GridSweeper(ThunderheadSweeper):
         self.settings: dict[str, Any] = {**self.comparisons, "until": until, "max_seeds": max_seeds, "reuse": reuse}
 
     def run(self, arguments: list[str]) -> int:
-        from thunderhead.lab.grid import Candidate, run_grid
-
         own = {"_target_": f"{__name__}.GridSweeper", **self.settings}
         if problems := check({"hydra.sweeper": own}):
             raise ConfigError(problems)
-        combinations = self.combinations(arguments)
-        candidates = [Candidate(choices, self.compose(lines)) for choices, lines in combinations]
+        composed = [(choices, self.compose(lines)) for choices, lines in self.combinations(arguments)]
+        with lean.importing():
+            from thunderhead.lab.grid import Candidate, run_grid
+        candidates = [Candidate(*each) for each in composed]
         sweep = self.begin(self.settings["reuse"])
         sweep.comparisons = self.comparisons
         max_seeds = self.settings["max_seeds"] if self.settings["until"] == "resolved" else None
@@ -181,7 +181,8 @@ class IsoFlopSweeper(ThunderheadSweeper):
         self.of_comparisons = {"baseline": baseline, **comparisons}
 
     def run(self, arguments: list[str]) -> int:
-        from thunderhead.lab.isoflop import read_settings, run_isoflop
+        with lean.importing():
+            from thunderhead.lab.isoflop import read_settings, run_isoflop
 
         settings = read_settings(self.settings)
         problems, seeds, fixed = [], [], []
@@ -225,7 +226,8 @@ class LadderSweeper(ThunderheadSweeper):
         self.of_comparisons = comparisons
 
     def run(self, arguments: list[str]) -> int:
-        from thunderhead.lab.ladder_sweep import read_settings, run_ladder
+        with lean.importing():
+            from thunderhead.lab.ladder_sweep import read_settings, run_ladder
 
         combinations = self.combinations(arguments)
         settings = read_settings(self.settings, [line for _, lines in combinations for line in lines])
@@ -248,7 +250,8 @@ class OptunaSweeper(ThunderheadSweeper):
 
     def run(self, arguments: list[str]) -> int:
         try:
-            from thunderhead.lab.search import run_search, space_of
+            with lean.importing():
+                from thunderhead.lab.search import run_search, space_of
         except ImportError as error:
             raise ConfigError([Problem("hydra/sweeper=optuna", f"needs: {extras.install('optuna')}")]) from error
         if problems := check({"hydra.sweeper": {"_target_": "thunderhead.lab.search.settings", **self.settings}}):

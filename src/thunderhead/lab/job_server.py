@@ -7,7 +7,6 @@ The server ends with its sweep, in whatever way that ends.
 """
 
 import contextlib
-import gc
 import importlib
 import json
 import os
@@ -23,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from thunderhead import lean
 from thunderhead.processes import PARENT
 
 IMPORTS = ("thunderhead.training.run",)
@@ -122,9 +122,9 @@ class ServedJob:
 
 def main() -> None:
     """Serve; `_serve` returns in the process of a job, which becomes the program that it was asked for."""
-    for name in sys.argv[1:]:
-        importlib.import_module(name)
-    gc.freeze()  # what was imported stays in pages that all share
+    with lean.importing():  # its pages stay as they are, too, for all jobs to share
+        for name in sys.argv[1:]:
+            importlib.import_module(name)
     if (job := _serve(socket.socket(fileno=os.dup(0)))) is not None:
         os.environ.update(job["environment"])
         program = job["command"][0]
