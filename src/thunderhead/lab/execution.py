@@ -194,8 +194,7 @@ def run_jobs(
             watch.collect()
             watch.prune(monitor)
             board.refresh([job for job, _ in watch.running.values()])
-            if watch.running:
-                time.sleep(POLL_SECONDS)
+            watch.wait()
     except Stopped:
         watch.stop()
         raise  # and go on to pass over signals: the report has yet to be written
@@ -248,17 +247,23 @@ class _Watch:
         for _, process in self.running.values():
             process.stop()
         try:
-            self._wait()
+            self._collect_all()
         except Stopped:
             self.killed = True
             for _, process in self.running.values():
                 process.kill()
-            self._wait()
+            self._collect_all()
 
-    def _wait(self) -> None:
+    def _collect_all(self) -> None:
         while self.running:
             self.collect()
-            time.sleep(POLL_SECONDS)
+            self.wait()
+
+    def wait(self) -> None:
+        """POLL_SECONDS, or until one of those that run has ended, so that the next begins at once."""
+        end = time.monotonic() + POLL_SECONDS
+        while self.running and time.monotonic() < end and all(p.poll() is None for _, p in self.running.values()):
+            time.sleep(POLL_SECONDS / 20)
 
 
 def _outcome(job: Job, status: int, *, pruned: bool, killed: bool) -> Outcome:
