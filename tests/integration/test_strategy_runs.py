@@ -50,6 +50,7 @@ RICH = (
     *("batch.global_tokens=256", "budget.steps=4", "trainer.gradient_clip_val=0.5"),
     *("activation_checkpointing=block", "compile=block", "attention.n_kv_heads=2", "attention.qk_norm=true"),
     *("model.tie_embeddings=true", "optimizer=lion", "position=learned", "activation=gelu", "norm=layernorm"),
+    "norm._target_=buffered.BufferedNorm",
 )
 
 

@@ -220,13 +220,13 @@ class LanguageModel(LightningModule):
             return
         strategy: Any = self._trainer.strategy if self._trainer is not None else None
         divide = getattr(strategy, "parallelize", None)  # of strategies that divide the model among devices
-        with torch.device("meta") if divide is not None else contextlib.nullcontext():
+        with init.without_parameters() if divide is not None else contextlib.nullcontext():
             decoder = self.spec.decoder(self.hparams["vocab_size"], self.hparams["eos_id"])
         if self.precision is not None:
             self.precision.before_sharding(decoder)
         if divide is not None:
             divide(decoder, self.precision.gathered_dtype if self.precision is not None else None, self.compile_decoder)
-            decoder.to_empty(device=strategy.storage_device)
+            init.give_storage(decoder, strategy.storage_device)
         else:
             self.compile_decoder(decoder)
         if self.initial_weights is None:

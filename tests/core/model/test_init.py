@@ -9,7 +9,7 @@ from torch import nn
 
 from thunderhead.core.model import init
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.model.init import ResidualProjection, initialize
+from thunderhead.core.model.init import ResidualProjection, give_storage, initialize, without_parameters
 
 # A normal distribution cut at ±3 standard deviations has 0.9866 of its standard deviation.
 CUT = 0.98658
@@ -123,6 +123,25 @@ def test_the_same_after_meta(build: Callable[..., Decoder]) -> None:
     decoder = build("attention=mla", "position=learned", "norm=layernorm", device="meta").to_empty(device="cpu")
     decoder.initialize(seed=1)
     assert all(torch.equal(tensor, direct[name]) for name, tensor in decoder.state_dict().items())
+
+
+def test_what_is_built_without_parameters_has_its_other_tensors() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.again = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.again.weight = self.linear.weight
+            self.register_buffer("decay", torch.arange(3.0), persistent=False)
+            self.plain = torch.ones(2)
+
+    with without_parameters():
+        module = Own()
+    assert {p.device.type for p in module.parameters()} == {"meta"}
+    assert module.again.weight is module.linear.weight
+    give_storage(module, torch.device("cpu"))
+    assert {p.device.type for p in module.parameters()} == {"cpu"}
+    assert (module.decay.tolist(), module.plain.tolist()) == ([0, 1, 2], [1, 1])
+    assert nn.Linear(2, 2).weight.device.type == "cpu"  # outside of it all is as ever
 
 
 def test_the_random_state_is_left_alone(build: Callable[..., Decoder]) -> None:

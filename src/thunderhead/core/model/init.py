@@ -1,14 +1,16 @@
 """Initial weights: which distribution, and how they come out the same on any device, sharding and model around them."""
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 BLOCK = 1 << 20
 """Numbers that are drawn at once."""
@@ -29,7 +31,7 @@ def initialize(  # noqa: PLR0917 - of the model's own settings, in their order
     scale_residual: bool,
     std_factors: Mapping[str, float] | None = None,
 ) -> None:
-    """Draw all parameters of `model` anew. Right after building, or after building on "meta" and `to_empty`.
+    """Draw all parameters of `model` anew. Right after building, or after `without_parameters` and `give_storage`.
 
     - nn.Linear, nn.Embedding: normal(0, std) cut at ±3 std (GPT-2's std is 0.02; the cut as in torchtitan); biases 0.
     - ResidualProjection: std / sqrt(2 · n_layers) if `scale_residual`, so that the variance of the residual stream does
@@ -70,6 +72,37 @@ def refuse_without_rule(model: nn.Module) -> None:
         if own and not has_rule:
             what = f"{name} ({type(module).__name__}): it has parameters ({', '.join(own)})"
             raise ValueError(f"cannot initialise {what} and no reset_parameters()")
+
+
+@contextlib.contextmanager
+def without_parameters() -> Iterator[None]:
+    """Build modules within it with parameters on "meta", which take no memory, and with all other tensors as they are.
+
+    Those are buffers, whose values nobody else knows.
+    """
+    register, on_meta = nn.Module.register_parameter, WeakIdKeyDictionary()  # shared ones stay shared
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            if parameter not in on_meta:
+                on_meta[parameter] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+            parameter = on_meta[parameter]
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def give_storage(model: nn.Module, device: torch.device) -> None:
+    """Give what is on "meta" storage on a device, its values as yet unknown."""
+
+    def given(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
+
+    model._apply(given)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
