@@ -141,7 +141,9 @@ def remove_if_empty(folder: Path) -> None:
                 place.rmdir()
 
 
-BARE_FLAGS = ("-m", "--multirun", "-h", "--help", "-r", "--run", "--resolve")
+_BARE_FLAGS = ("-m", "--multirun", "-h", "--help", "-r", "--run", "--resolve")
+_FLAG_WITH_VALUE = re.compile(r"(--config-(dir|path|name)|-c|--cfg|--package|-p)(=|$)")
+_LONG = {"d": "dir", "p": "path", "n": "name"}
 
 
 def run(main: Callable[[], Any], config_name: str = "train", expand: Mapping[str, str] | None = None) -> None:
@@ -169,8 +171,7 @@ def _run(main: Callable[[], Any], config_name: str, expand: Mapping[str, str]) -
         env_file.load()
     except ConfigError as error:
         _refuse(error.problems)
-    # argparse takes overrides on one side of a flag only: attention=gqa -m seed=1,2 would be refused
-    sys.argv[1:] = repeated_sweep(sorted(sys.argv[1:], key=lambda argument: argument not in BARE_FLAGS))
+    sys.argv[1:] = flags_first(repeated_sweep(sys.argv[1:]))
     if problems := suggestions.not_settings(sys.argv[1:], config_name):
         _refuse(problems)
     if not {"-h", "--help"}.isdisjoint(sys.argv):
@@ -260,11 +261,17 @@ def commas_to_list(arguments: list[str]) -> list[str]:
     return [re.sub(r"^runs=(?!\[)(.*)", r"runs=[\1]", argument, flags=re.DOTALL) for argument in arguments]
 
 
+def flags_first(arguments: Iterable[str]) -> list[str]:
+    """Hydra's flags, then the overrides, which argparse takes on one side of a flag only: seed=1,2 -m attention=gqa."""
+    return sorted(joined(arguments), key=lambda a: not (a in _BARE_FLAGS or _FLAG_WITH_VALUE.match(a)))
+
+
 def joined(arguments: Iterable[str]) -> list[str]:
-    """`--config-dir x` as one argument, `--config-dir=x`."""
+    """`--config-dir x`, and `-cd x`, as one argument, `--config-dir=x`."""
     joined: list[str] = []
-    for argument in arguments:
-        if joined and re.fullmatch(r"--config-(dir|path|name)|-c[dpn]", joined[-1]):
+    for typed in arguments:
+        argument = re.sub(r"^-c([dpn])(?==|$)", lambda short: f"--config-{_LONG[short[1]]}", typed)
+        if joined and (flag := _FLAG_WITH_VALUE.fullmatch(joined[-1])) and flag[3] == "":
             joined[-1] += f"={argument}"
         else:
             joined.append(argument)

@@ -4,8 +4,9 @@ import copy
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
 
-from thunderhead.command_line import repeated_sweep
+from thunderhead.command_line import flags_first, repeated_sweep
 from thunderhead.core import config
 from thunderhead.lab.jobs import arm_key, key, make_job, name_of, prepare_start, state, without_seed
 from thunderhead.training.record import write_json
@@ -65,3 +66,18 @@ def test_resume_repeats_a_sweeps_arguments(tmp_path: Path, monkeypatch: pytest.M
     assert repeated_sweep(["-m", "resume=sweep"]) == ["-m", "attention=mha,mqa", "seed=1,2", place]
     assert repeated_sweep(["resume=sweep", "seed=1,2,3"]) == ["-m", "attention=mha,mqa", "seed=1,2,3", place]
     assert repeated_sweep(["resume=a_run", "x=1"]) == ["resume=a_run", "x=1"]
+
+
+@pytest.mark.parametrize("typed", [["--config-dir", "b"], ["--config-dir=b"], ["-cd", "b", "seed=1,2"], []])
+def test_a_sweep_of_own_options_is_repeated_in_any_order(typed: list[str], tmp_path: Path) -> None:
+    """Hydra's own parser takes it: overrides on both sides of a flag are refused by it."""
+    for recorded in (["-m", "x=1,2", "--config-dir=a"], ["x=1,2", "--config-dir", "a", "y=3", "-m"]):
+        write_json(tmp_path / "sweep.json", {"arguments": recorded})
+        both = [f"resume={tmp_path}", *typed], [*typed, "-m", f"resume={tmp_path}"]
+        for arguments in both if typed else [[*each, "--config-dir", "b"] for each in both]:
+            read = get_args_parser().parse_args(flags_first(repeated_sweep(arguments)))
+            assert (read.multirun, read.config_dir) == (True, "b")
+            assert "x=1,2" in read.overrides
+            assert f"hydra.sweep.dir={tmp_path}" in read.overrides
+    read = get_args_parser().parse_args(flags_first(["a=1", "--cfg", "job", "b=2", "-m", "--package", "p", "c=3"]))
+    assert (read.cfg, read.package, read.overrides) == ("job", "p", ["a=1", "b=2", "c=3"])
