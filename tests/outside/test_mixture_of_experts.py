@@ -1,7 +1,13 @@
 """A mixture of experts from outside: its numbers, its loss, the FLOPs of what is active."""
 
+from pathlib import Path
+
 import torch
 from mixture_of_experts import MixtureOfExperts
+
+from thunderhead.core import config
+from thunderhead.lab.coordinate_check import changes
+from thunderhead.options.mup import at_width
 
 TOKENS = torch.randint(61, (2, 17), generator=torch.Generator().manual_seed(0))
 
@@ -41,3 +47,13 @@ def test_flops_are_those_of_what_is_active(outside) -> None:
     assert eight.forward_flops_per_token() == four.forward_flops_per_token() + 2 * 4 * 4 * router
     parameters = [decoder.parameter_counts()["feedforward"] for decoder in (four, eight)]
     assert parameters == [4 * (n * expert + n * router) for n in (4, 8)]
+
+
+def test_its_activations_are_checked_at_several_widths() -> None:
+    search = f"hydra.searchpath=[file://{Path(__file__).parent / 'conf'}]"
+    composed = config.plain(
+        config.compose([search, "activation=mixture_of_experts", "attention=mha"], "coordinate_check")
+    )
+    settings = {"steps": 1, "sequences": 2, "vocab_size": 61, "seeds": [1]}
+    found = changes(composed, at_width, [32, 64], {}, **settings)
+    assert set(found["block 0 feed-forward"]) == {32, 64}

@@ -29,6 +29,7 @@ from thunderhead.core import components
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, first_line
 from thunderhead.core.model.decoder import Decoder
+from thunderhead.core.model.loss import with_terms
 from thunderhead.core.module import COMPONENTS, build_decoder, build_optimizer
 from thunderhead.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from thunderhead.lab.arms import option_of
@@ -145,8 +146,8 @@ def _activations(decoder: Decoder, inputs_BT: Tensor, targets_BT: Tensor) -> dic
     """What the layers put out: embedding, branches and sum of each block, logits of the targets."""
     found: dict[str, Tensor] = {}
 
-    def keep(name: str, module: Any, inputs: Any, output: Tensor) -> None:
-        found[name] = output
+    def keep(name: str, module: Any, inputs: Any, output: Any) -> None:
+        found[name], _ = with_terms(output)
 
     modules: dict[str, torch.nn.Module] = {"embedding": decoder.embedding}
     for index, block in enumerate(decoder.blocks):

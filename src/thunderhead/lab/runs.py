@@ -91,7 +91,7 @@ class Run:
 
     @cached_property
     def unfinished(self) -> str | None:
-        """Why this run cannot be compared; None if it came to the end of its schedule, with a loss below its start."""
+        """Why this run cannot be compared; None if it came to the end of its schedule, and its loss fell."""
         if self.broken:
             return self.broken
         if self.summary is not None and not math.isfinite(self.summary["val_loss"]):
@@ -104,8 +104,9 @@ class Run:
             return f"{why}: step {step:,} of {self.plan['steps']:,}"
         losses = self.curve("train/loss").loss
         if self.rows and self.rows[0]["step"] <= 1 and losses.size > 1 and losses[0] < losses[-1]:
-            start, end = float(losses[0]), self.summary["val_loss"]
-            if end > start:
+            # one batch may be easier than the text that is validated on, but worse than chance is no text's fault
+            start, end, chance = float(losses[0]), self.summary["val_loss"], math.log(self.plan["vocab_size"])
+            if end > max(start, chance):
                 return f"diverged: it ends at a validation loss of {end:.4g}, and began at {start:.4g}"
         return None
 
