@@ -40,7 +40,23 @@ def invocation_overrides() -> list[str]:
     """The overrides of this run, as typed (`attention=gqa`); empty outside of Hydra."""
     if not HydraConfig.initialized():
         return []
-    return typing.cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
+    lines = typing.cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
+    return [_as_typed.get(line, line) for line in lines]
+
+
+_as_typed: dict[str, str] = {}  # of what `for_the_record` has changed
+
+
+def for_the_record(arguments: list[str]) -> list[str]:
+    """With `resume=<run>` let Hydra compose values of settings that only the options of the record have.
+
+    `with_overrides` then says whether they have them.
+    """
+    if not any(a.startswith("resume=") for a in arguments):
+        return arguments
+    values = [a for a in arguments if re.match(r"(?!hydra\b)[\w/]+\.[\w.-]+=", a)]
+    _as_typed.update({f"++{value}": value for value in values})
+    return [f"++{a}" if a in values else a for a in arguments]
 
 
 def is_multirun() -> bool:
@@ -171,7 +187,7 @@ def _run(main: Callable[[], Any], config_name: str, expand: Mapping[str, str]) -
         env_file.load()
     except ConfigError as error:
         _refuse(error.problems)
-    sys.argv[1:] = flags_first(repeated_sweep(sys.argv[1:]))
+    sys.argv[1:] = for_the_record(flags_first(repeated_sweep(sys.argv[1:])))
     if problems := suggestions.not_settings(sys.argv[1:], config_name):
         _refuse(problems)
     if not {"-h", "--help"}.isdisjoint(sys.argv):

@@ -197,9 +197,12 @@ def _prepare(run: Run, plan: Plan) -> Plan:
         return plan
     try:
         run.data.prepare_data()
-        plan = plan_run(run, plan.micro_batch_size if run.batch.micro_size == AUTO else None)
+        before, plan = plan, plan_run(run, plan.micro_batch_size if run.batch.micro_size == AUTO else None)
     except (ValueError, ConnectionError, *REFUSALS) as error:
         raise ConfigError([Problem("", reason(error))]) from error
+    if global_rank() == 0 and (plan.steps, plan.vocab_size) != (before.steps, before.vocab_size):
+        size = f"{plan.vocab_size:,} tokens of vocabulary, {plan.parameters['total']:,} parameters"
+        display.say(f"  as prepared, it has {size}, and the run {plan.steps:,} steps (planned: {before.steps:,})")
     if global_rank() == 0 and plan.epochs:
         epochs = (f"{epochs:.2f} epochs of {source}" for source, epochs in plan.epochs.items())
         display.say(f"  this run sees {', '.join(epochs)}")
