@@ -192,7 +192,34 @@ def test_what_a_class_takes_and_its_file_does_not_have_is_added() -> None:
 
 
 def test_a_planned_or_refused_sweep_leaves_no_folder(tmp_path: Path) -> None:
-    for line, status in ((("dry_run=true",), 0), (("model.n_heads=7",), 2), (("hydra/launcher=basic",), 2)):
+    refused = (("model.n_heads=7",), ("hydra/launcher=basic",), ("optimizer.lr=-1,1",), ("attention=glob(zz*)",))
+    for line, status in ((("dry_run=true",), 0), *((line, 2) for line in refused)):
         done = programs.run("train.py", "-m", "seed=1,2", *line, cwd=tmp_path)
         assert done.returncode == status, done.stderr
         assert not [*tmp_path.rglob("20*")]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file")  # read-only folders do not stop root
+    done = programs.run("train.py", "dry_run=true", cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert done.stderr.splitlines()[1].startswith(f"  {tmp_path}/logs")
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_programs_are_called_as_they_were_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the environment, which ranks and the jobs of a sweep have, too."""
+    monkeypatch.delenv(command_line.SPELLED, raising=False)
+    assert command_line.shown("train.py", "seed=1") == "python train.py seed=1"
+    monkeypatch.setenv(command_line.SPELLED, "my_lab")
+    assert command_line.shown("train.py", "seed=1") == "my_lab train seed=1"
+
+
+def test_values_beside_resume_are_composed_whatever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the record's options are not known yet; groups, Hydra's settings and plain names are."""
+    typed = ["resume=x", "budget.tokens=1", "+callbacks.a.b=2", "seed=3", "strategy=fsdp", "hydra.run.dir=y", "a.b.c=d"]
+    monkeypatch.setattr(command_line, "_as_typed", {})
+    composed = command_line.for_the_record(typed)
+    assert composed == [f"++{a}" if a in ("budget.tokens=1", "a.b.c=d") else a for a in typed]
+    assert [command_line._as_typed.get(a, a) for a in composed] == typed
+    assert command_line.for_the_record(typed[1:]) == typed[1:]

@@ -1,6 +1,7 @@
 """`thunderhead train attention=gqa`: the programs of the repository, in any folder."""
 
 import difflib
+import os
 import runpy
 import signal
 import sys
@@ -49,7 +50,7 @@ def main(spelled: str = "thunderhead") -> None:
 
     program = CONF_DIR.parent / f"{name}.py"
     sys.argv = [str(program), *rest]
-    command_line.spelled = spelled
+    os.environ[command_line.SPELLED] = spelled
     runpy.run_path(str(program), run_name="__main__")
 
 

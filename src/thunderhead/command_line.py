@@ -113,14 +113,15 @@ def from_job(folder: Path, run_dir: Path) -> list[str]:
 
 atexit.register(lean.end)  # before what others register, so that it comes after that
 
-spelled = "python"
-"""How this program was started: python train.py, or thunderhead train."""
+SPELLED = "THUNDERHEAD_SPELLED"
+"""In the environment, for the processes of a run or sweep, too: what starts the programs, if not python (train.py)."""
 
 
 def shown(program: str, *overrides: str) -> str:
     """A command as a shell takes it, for hints: `python train.py …`; quote texts for Hydra first (`quoted`)."""
-    started = program if spelled == "python" else program.removesuffix(".py")
-    return " ".join([spelled, started, *map(suggestions.for_shell, overrides)])
+    spelled = os.environ.get(SPELLED)
+    started = ["python", program] if spelled is None else [spelled, program.removesuffix(".py")]
+    return " ".join([*started, *map(suggestions.for_shell, overrides)])
 
 
 OmegaConf.register_new_resolver("program", lambda name: shown(f"{name}.py"), replace=True)  # of --help
@@ -226,6 +227,8 @@ def _tell(error: Exception, config_name: str) -> None:
     if isinstance(error, ConfigError):
         _refuse(error.problems)
     if isinstance(error, HydraException | OmegaConfBaseException):
+        if (why := disk.problem(error)) is not None:  # of `new_folder`
+            _refuse([Problem("", why)])
         _refuse(suggestions.composition_problems(error, config_name))
     modules = (str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__))
     roots = (module.partition(".")[0] for module in modules)

@@ -91,7 +91,11 @@ class ThunderheadSweeper(Sweeper):
 
     def combinations(self, arguments: Sequence[str]) -> list[tuple[dict[str, str], list[str]]]:
         """Of each combination of swept values, those that vary, and all of its overrides."""
-        combinations = BasicSweeper.split_arguments(self.overrides(arguments), None)[0]
+        overrides = self.overrides(arguments)
+        empty = [o.key_or_group for o in overrides if o.is_sweep_override() and not any(o.sweep_string_iterator())]
+        if empty:
+            raise ConfigError([Problem(path, "is swept over nothing: its glob(…) matches no option") for path in empty])
+        combinations = BasicSweeper.split_arguments(overrides, None)[0]
         values: dict[str, set[str]] = {}
         for line in (line for combination in combinations for line in combination):
             key, _, value = line.partition("=")

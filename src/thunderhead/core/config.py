@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+import traceback
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -167,5 +168,6 @@ def unknown(key: str, known: Sequence[str], owner: str = "") -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error's message, or what a bare `assert` asks for, or the error's kind."""
+    asked = traceback.extract_tb(error.__traceback__)[-1:] if isinstance(error, AssertionError) else []
+    return (str(error).strip().splitlines() or [f"refused by `{at.line}`" for at in asked] or [type(error).__name__])[0]

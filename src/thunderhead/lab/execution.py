@@ -277,13 +277,18 @@ def _outcome(job: Job, status: int, *, pruned: bool, killed: bool) -> Outcome:
         return Outcome("stopped", "killed" if status < 0 else "stopped and saved")
     if status == -signal.SIGKILL:
         return Outcome("failed", f"killed from outside; {WHEN_KILLED}")
+    if status == 0:
+        return Outcome("failed", "ended before its last step, without an error")
     return Outcome("failed", f"exit status {status}: {last_words(log_file(job.folder))}")
 
 
 def last_words(log: Path) -> str:
-    """The last line of a log that says something: of a refusal the first problem."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    refusals = [index for index, line in enumerate(lines) if line.startswith("error:")]
-    if refusals and refusals[-1] + 1 < len(lines):
-        return lines[refusals[-1] + 1]
-    return lines[-1] if lines else "nothing was printed"
+    """What a log says in the end: of a refusal the first problem, of a traceback its error, else the last line."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    begins = [n for n, line in enumerate(lines) if line.startswith(("error:", "Traceback (most recent call last)"))]
+    if not begins:
+        return lines[-1].strip() if lines else "nothing was printed"
+    said = lines[begins[-1] + 1 :]
+    if lines[begins[-1]].startswith("Traceback"):  # then its frames, which are indented
+        said = [line for line in said if not line.startswith(" ")]
+    return (said or lines[-1:])[0].strip()
