@@ -47,6 +47,14 @@ def invocation_overrides() -> list[str]:
 _as_typed: dict[str, str] = {}  # of what `for_the_record` has changed
 
 
+_repeated = False
+
+
+def is_repeated() -> bool:
+    """Whether this is a sweep that goes on by `resume=<its folder>`."""
+    return _repeated
+
+
 def for_the_record(arguments: list[str]) -> list[str]:
     """With `resume=<run>` let Hydra compose values of settings that only the options of the record have.
 
@@ -272,6 +280,8 @@ def repeated_sweep(arguments: list[str]) -> list[str]:
     if doubtful := [a for a in kept if not is_taken_from_a_record(a)]:
         message = "could run code of whoever wrote it; if you know it, type it again beside resume=…"
         _refuse([Problem("resume", f"{folder / 'sweep.json'}: {a} {message}") for a in doubtful])
+    global _repeated  # noqa: PLW0603 - this process is one command
+    _repeated = True
     return [*kept, *given, f"hydra.sweep.dir={quoted(folder)}"]
 
 

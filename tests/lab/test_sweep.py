@@ -13,8 +13,9 @@ import pytest
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
 from hydra_plugins.thunderhead_sweeps.sweepers import GridSweeper, planner
+from thunderhead import command_line
 from thunderhead.core import config
-from thunderhead.core.config import ConfigError
+from thunderhead.core.config import ConfigError, read_mapping
 from thunderhead.lab.analysis import analyse
 from thunderhead.lab.execution import LocalExecutor, _outcome, share
 from thunderhead.lab.grid import Candidate, run_grid
@@ -304,3 +305,35 @@ def test_a_sweep_trains_what_earlier_ones_did_not(
     assert "4 of 6 runs were finished by earlier sweeps" in (second.folder / "report.html").read_text()
     reused = {file.parent.name.split("-")[0] for file in second.folder.glob("*/reused.json")}
     assert reused == {"attention_mha", "attention_mqa"}
+
+
+def test_a_folder_has_one_sweep_and_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the one that ends last writes its report over the other's."""
+
+    def sweep(*arguments: str) -> Sweep:
+        executor = LocalExecutor(1, FAKE, imports=())
+        return Sweep(tmp_path / "sweep", executor, ["-m", "hydra.sweep.dir=sweep", *arguments], planner())
+
+    first = sweep("seed=1,2")
+    first.begin()
+    with pytest.raises(ConfigError, match=r"^hydra\.sweep\.dir: .*sweep is still being run"):
+        sweep("seed=1,2").begin()
+    assert first.end(stopped=None) == 0
+    with pytest.raises(ConfigError, match=r"^hydra\.sweep\.dir: .*holds another sweep .*resume="):
+        sweep("optimizer.lr=1,2").begin()
+    sweep("seed=1,2").begin()  # as after a kill: the same command again
+    monkeypatch.setattr(command_line, "_repeated", True)  # resume=…, which knows what the sweep is
+    sweep("seed=1,2,3").begin()
+
+
+def test_arms_are_matched_by_the_vocabulary_that_preparing_finds(grid: Callable[..., int], tmp_path: Path) -> None:
+    """A small corpus fills no vocabulary of 5,000: what is not there costs nothing."""
+    own = ("tokenizer=bpe", "tokenizer.vocab_size=5000", f"data.shards_dir={tmp_path / 'shards'}", "budget.steps=40")
+    assert grid("match=flops", *own, **{"model.d_ff": ["16", "256"]}) == 0
+    plan = planner()
+    for folder in (tmp_path / "sweep").glob("d_ff_*"):
+        planned = plan(read_mapping(folder / "job" / "job.yaml"))
+        assert planned.vocab_size < 5000
+        match = read_mapping(folder / "match.json")
+        assert match["reached"] == pytest.approx(planned.flops)
+        assert match["reached"] == pytest.approx(match["target"], rel=0.05)

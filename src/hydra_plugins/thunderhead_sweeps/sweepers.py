@@ -31,15 +31,16 @@ if TYPE_CHECKING:
 def planner() -> "PlanRun":
     """What plans runs for a sweep, and refuses them; those that differ in nothing but the seed have one plan."""
     from thunderhead.lab.jobs import Plan, arm_key
-    from thunderhead.training.run import check_config, plan_config
+    from thunderhead.training.run import check_config, plan_config, prepare
 
     plans: dict[str, Plan] = {}
 
-    def plan(config: Config) -> Plan:
+    def plan(config: Config, *, prepared: bool = False) -> Plan:
         check_config(config)
-        key = arm_key(config)
+        key = f"{prepared}{arm_key(config)}"
         if key not in plans:
-            _, planned = plan_config(config, Path(), count_memory=False)  # each job counts its own
+            run, planned = plan_config(config, Path(), count_memory=False)  # each job counts its own
+            planned = prepare(run, planned) if prepared else planned
             plans[key] = Plan(*(getattr(planned, name) for name in Plan._fields))
         return plans[key]
 

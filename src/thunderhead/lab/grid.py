@@ -81,6 +81,9 @@ def run_grid(
     stopped = None
     seeds = {member.config["seed"] for arm in arms for member in arm.members}
     try:
+        if match.solves:  # by numbers that follow from the vocabulary, and from how much text there is
+            for arm in arms:
+                arm.plan = sweep.plan(arm.members[0].config, prepared=True)
         _match(arms, reference, match, sweep)
         if bracket.multipliers:
             seeds.add(_tune(arms, bracket, sweep))

@@ -8,9 +8,9 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from thunderhead import disk
 from thunderhead.command_line import from_job
@@ -43,8 +43,10 @@ class Plan(NamedTuple):
         return f"{parameters}, {self.steps:,} steps, {self.tokens:,} tokens, {self.flops:.3g} FLOPs"
 
 
-PlanRun = Callable[[Config], Plan]
-"""Plans a run, or raises ConfigError with all that is wrong with its configuration."""
+class PlanRun(Protocol):
+    """Plans a run, of data as they are now or, `prepared`, as they will be; ConfigError with all that is wrong."""
+
+    def __call__(self, config: Config, *, prepared: bool = False) -> Plan: ...
 
 
 class Job(NamedTuple):

@@ -1,14 +1,18 @@
 """What all sweeps share: a folder, jobs that run and how they ended, and the report of them."""
 
+import contextlib
+import fcntl
+import os
 import signal
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from thunderhead import disk
+from thunderhead import command_line, disk
 from thunderhead.command_line import is_taken_from_a_record, joined, shown
-from thunderhead.core.config import ConfigError, Problem, quoted
+from thunderhead.core.config import ConfigError, Problem, quoted, read_mapping
 from thunderhead.lab.analysis import Analysis, analyse
 from thunderhead.lab.execution import Executor, Monitor, Outcome, log_file, run_jobs
 from thunderhead.lab.jobs import Job, PlanRun, state, steps
@@ -56,18 +60,38 @@ class Sweep:
     reuse: Path | None = None
     is_last: Callable[[Job], bool] = lambda job: False
     announce: Callable[[Sequence[Run], Sequence[Job]], None] = lambda runs, jobs: None
+    release: Callable[[], object] = lambda: None
 
     def begin(self) -> None:
-        """Write sweep.json, by which `resume=<folder>` knows the sweep.
+        """Hold the folder until this process ends, and write sweep.json, by which `resume=<folder>` knows the sweep.
 
-        ConfigError if the disk does not take it, or runs have ended that were planned to be looked at otherwise.
+        ConfigError if another process holds it, it has another sweep, the disk does not take it, or runs have ended
+        that were planned to be looked at otherwise.
         """
+        self._hold()
         if any(self.folder.glob("*/summary.json")) and (planned := planned_looks(self.folder)) != self.looks:
             told = f"looks at {', '.join(map(str, planned))} seeds were" if planned else "no looks before the end were"
             message = f"{told} planned when this sweep began, and what it found is known by now: start a new one"
             raise ConfigError([Problem("hydra.sweeper", message)])
         with disk.refusing():
             self._write()
+
+    def _hold(self) -> None:
+        with disk.refusing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder / ".sweep.lock", os.O_WRONLY | os.O_CREAT)
+        self.release = weakref.finalize(self, os.close, lock)
+        with contextlib.suppress(OSError):  # a file system without locks: then nobody can be asked
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = f"{self.folder} is still being run by another process"
+                raise ConfigError([Problem("hydra.sweep.dir", message)]) from None
+        file = self.folder / "sweep.json"
+        before = read_mapping(file, "resume").get("arguments", []) if file.is_file() else self.arguments
+        if not command_line.is_repeated() and _what(before) != _what(self.arguments):
+            message = f"{self.folder} holds another sweep already: give another folder, or go on with it by resume=…"
+            raise ConfigError([Problem("hydra.sweep.dir", message)])
 
     def _write(self, **more: object) -> None:
         record.write_json(self.folder / "sweep.json", {"arguments": self.arguments, "looks": self.looks, **more})
@@ -137,8 +161,14 @@ class Sweep:
         self._write(jobs=told)
         found = {"failures": [*self.failures, *self.pruned], "notes": self.notes, "names": self.names}
         self.report(self.folder, self._runs(), **found, baseline=baseline, **self.comparisons)
+        self.release()
         if stopped is None and not self.failures:
             return 0
         again = [a for a in joined(self.arguments) if not is_taken_from_a_record(a)]
         say(f"go on with: {shown('train.py', '-m', f'resume={quoted(self.folder)}', *again)}")
         return 1 if stopped is None else 128 + getattr(stopped, "number", signal.SIGINT)
+
+
+def _what(arguments: Sequence[str]) -> set[str]:
+    """A sweep's arguments, but for where it lies."""
+    return {a for a in joined(arguments) if not a.startswith(("hydra.sweep.dir=", "-m", "--multirun"))}

@@ -87,7 +87,7 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
     if checkpoint is None and is_first:
         _refuse_to_overwrite(folder)
     with disk.refusing(), resuming.held(folder) if is_first else contextlib.nullcontext():
-        plan = _prepare(run, plan)
+        plan = prepare(run, plan)
         changes = [] if checkpoint is None else resuming.check(checkpoint, run, plan)
         if is_first:
             if changes:
@@ -191,7 +191,7 @@ def _resolve(config: DictConfig, run_dir: Path) -> tuple[Config, Path | None]:
     return resuming.resumed_config(checkpoint, config) | {"resume": str(checkpoint)}, checkpoint
 
 
-def _prepare(run: Run, plan: Plan) -> Plan:
+def prepare(run: Run, plan: Plan) -> Plan:
     """Prepare the data if need be, and plan with what it really holds."""
     if asked(run.data, "is_prepared"):
         return plan
