@@ -223,3 +223,10 @@ def test_values_beside_resume_are_composed_whatever_they_are(monkeypatch: pytest
     assert composed == [f"++{a}" if a in ("budget.tokens=1", "a.b.c=d") else a for a in typed]
     assert [command_line._as_typed.get(a, a) for a in composed] == typed
     assert command_line.for_the_record(typed[1:]) == typed[1:]
+
+
+@pytest.mark.parametrize("override", ["~optimizer.foreach,optimizer.fused", "(x)=1", " optimizer.lr=1e-3"])
+def test_what_is_no_override_is_told_what_one_is(override: str) -> None:
+    refused = programs.run("train.py", override)
+    assert refused.returncode == 2
+    assert f"{override!r} cannot be read: an override is key=value" in refused.stderr

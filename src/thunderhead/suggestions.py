@@ -142,8 +142,8 @@ def composition_problems(error: Exception, config_name: str) -> list[Problem]:
     """Hydra stops at the first override that it cannot apply; look at the others too, and suggest."""
     if isinstance(error, MissingConfigException) and (missing := unknown_options()):
         return [*missing, *_unknown_keys(config_name, {path for path, _ in missing})]
-    if isinstance(error, OverrideParseException) and (unread := _unread(error.override)):
-        return [unread]
+    if isinstance(error, OverrideParseException):
+        return [_unread(error.override)]
     if other := re.search(r"In '(\S+)/(\S+)': Could not override '(\S+)'\. No match in the defaults", str(error)):
         group, option, chosen = other.groups()
         return [Problem(group, f"{option} is for train.py: it chooses {chosen}, which is no choice of this program")]
@@ -162,8 +162,8 @@ def for_shell(argument: str) -> str:
     return f'"{argument}"' if "'" in argument and not re.search(r'["$`\\!]', argument) else shlex.quote(argument)
 
 
-def _unread(override: str) -> Problem | None:
-    """An override that Hydra's grammar does not take, where quotes or a value mend it."""
+def _unread(override: str) -> Problem:
+    """An override that Hydra's grammar does not take, and what mends it: quotes, or a value."""
     key, is_setting, value = override.partition("=")
     if is_setting and "…" in value:
         return Problem(key, f"needs a value in place of …: {override}")
@@ -171,8 +171,11 @@ def _unread(override: str) -> Problem | None:
     try:
         OverridesParser.create().parse_override(mended)
     except HydraException:
-        return None
-    return Problem(key, f"{value} cannot be read without quotes: {for_shell(mended)}") if is_setting else None
+        mended = ""
+    if is_setting and mended:
+        return Problem(key, f"{value} cannot be read without quotes: {for_shell(mended)}")
+    form = "key=value, +key=value or ~key, its key of letters, digits, _ and dots, without spaces"
+    return Problem("", f"{override!r} cannot be read: an override is {form}")
 
 
 def _unknown_keys(config_name: str, refused: Collection[str] = ()) -> list[Problem]:

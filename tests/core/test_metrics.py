@@ -1,6 +1,7 @@
 """Sums of metrics against formulas; what is not finite stays so."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
 from thunderhead.core.metrics import BitsPerByte, Mean, MeanOf, as_metric, names_of, refuse_unknown, try_out
+from thunderhead.core.model.loss import with_terms
 
 
 def test_bits_per_byte_is_the_formula() -> None:
@@ -128,3 +130,15 @@ def test_metrics_that_fit_are_accepted_and_forget_the_trial() -> None:
     fits.update(torch.eye(10)[:4], torch.arange(4))
     assert fits.compute().item() == 1
     refuse_unknown("a", as_metric(lambda targets, k=3, **others: targets))
+
+
+def test_a_function_gives_one_number_or_one_a_target() -> None:
+    metric = MeanOf(lambda targets: torch.zeros(7))
+    with pytest.raises(ValueError, match=r"^metrics: .* gives \[7\]: .*one a target \[2, 3\]"):
+        metric.update(targets=torch.zeros(2, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("term", [0.5, torch.zeros(3)])
+def test_a_term_of_a_branch_is_a_scalar(term: Any) -> None:
+    with pytest.raises(ValueError, match=r"^loss: the term balance of a branch is .*without dimensions"):
+        with_terms((torch.zeros(2), {"balance": term}))

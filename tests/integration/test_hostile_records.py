@@ -224,7 +224,7 @@ def test_a_recorded_sweep_runs_nothing(argument: str, tmp_path: Path, capsys: py
     with pytest.raises(SystemExit) as ended:
         command_line.repeated_sweep(["-m", f"resume={tmp_path}"])
     assert ended.value.code == 2
-    assert argument in "".join(capsys.readouterr().err.split("\n"))
+    assert {"-cd": "--config-dir"}.get(argument, argument) in "".join(capsys.readouterr().err.split("\n"))
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{}", '{"arguments": [5]}', '{"arguments"', "\u0000"])

@@ -1,6 +1,7 @@
 """The plan of a run, against arithmetic written another way."""
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,13 @@ def test_the_plan_says_what_validation_costs(run: Callable[..., Path]) -> None:
     assert plan["validation_every"] == 14  # 3 × 1.25 ≤ 0.1 × 40 < 4 × 1.25
     assert plan["validation_share"] == pytest.approx(3 * 480 / (3 * 40 * 128))
     assert "TaskData takes no tokenizer: tokenizer= changes nothing" in plan["notes"]
+
+
+def test_a_budget_of_ones_own_gives_a_number() -> None:
+    assert whole_steps(1e3, 100) == 10
+    for wrong in ("1000", math.nan, None):
+        with pytest.raises(ValueError, match=r"^budget: .*total_tokens"):
+            whole_steps(wrong, 100)  # type: ignore[arg-type]
 
 
 # --- the plan of a run

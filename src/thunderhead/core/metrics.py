@@ -68,6 +68,9 @@ class MeanOf(Mean):
         if not counts.any():
             return
         value = torch.as_tensor(self.function(**{name: given[name] for name in self.names if name in given})).double()
+        if value.shape != targets.shape and value.numel() != 1:
+            name, wanted = getattr(self.function, "__name__", "a function"), f"one a target {list(targets.shape)}"
+            raise ValueError(f"metrics: {name} gives {list(value.shape)}: must be one number, or {wanted}")
         super().update(value[counts].mean() if value.shape == targets.shape else value.mean(), counts.sum())
 
 

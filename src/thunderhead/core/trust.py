@@ -8,6 +8,7 @@ by how they are spelled: `torch.nn.modules.module.torch.load` lies in torch.nn, 
 import functools
 import inspect
 import shlex
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,14 @@ def refuse_untrusted(config: Config, code: Path | None = None) -> None:
     message = "is not called, as a record names it, and this installation does not; if you know it: trust=[{}]"
     if code is not None and code.is_dir():
         message += f"; its source is in {code}: read it, and have it found by PYTHONPATH={shlex.quote(str(code))}"
-    problems = [
-        Problem(f"{path}._target_", f"{target} {message.format(str(target).rpartition('.')[0] or target)}")
-        for path, node in nodes(config)
-        if not is_trusted(target := node["_target_"])
-    ]
+    found = defaultdict[str, list[tuple[str, str]]](list)  # by module: told once
+    for path, node in nodes(config):
+        if not is_trusted(target := node["_target_"]):
+            found[str(target).rpartition(".")[0] or str(target)].append((f"{path}._target_", str(target)))
+    problems = []
+    for module, ((path, target), *others) in found.items():
+        also = f" (as {', '.join(path for path, _ in others)})" if others else ""
+        problems.append(Problem(path, f"{target}{also} {message.format(module)}"))
     if problems:
         raise ConfigError(problems)
 

@@ -91,7 +91,7 @@ def told_overlap(folder: Path) -> str | None:
     if found["near_duplicates"] == 0:
         return None
     what = f"{found['near_duplicates']:,} of {found['documents']:,} validation documents are near duplicates"
-    remedy = "data.near_duplicates=together keeps such on one side, curation=deduplication removes them"
+    remedy = "data.near_duplicates=together keeps such on one side, curation=deduplication removes most of them"
     return f"{what} of training documents (half of their text or more): {remedy}"
 
 

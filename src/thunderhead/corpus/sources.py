@@ -326,6 +326,8 @@ def check_sources(sources: Mapping[str, Source], path: str | None = None) -> Non
     for name, source in sources.items():
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
             problems.append(f"data.sources.{name}: use letters, digits, '_', '-' and '.' in names of sources")
+        if name.endswith((".json", ".lock")):  # of files that lie beside the folders of sources
+            problems.append(f"data.sources.{name}: no folder of shards may be called like a file: rename it")
         problems += refusal(name, source.check)
     if problems:
         raise ValueError("; ".join(problems))

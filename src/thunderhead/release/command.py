@@ -175,9 +175,16 @@ def _continued(loaded: Loaded, resolved: Config, prompts: Sequence[str], where: 
 
 
 def read_prompts(file: Path) -> list[str]:
-    """Those of a file: a line each, or of .jsonl the `prompt` of each line. ConfigError if there are none."""
+    """Those of a file: a line each, or of .jsonl the `prompt` of each line. ConfigError if there are none.
+
+    Lines that are empty are left out, and told.
+    """
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        all_lines = file.read_text(encoding="utf-8").splitlines()
+        lines = [line for line in all_lines if line.strip()]
+        if lines and len(lines) < len(all_lines):
+            empty = [str(number) for number, line in enumerate(all_lines, start=1) if not line.strip()]
+            print(f"left out, as there is nothing to go on from: line {', '.join(empty)} of {file}", file=sys.stderr)
         prompts = [json.loads(line)["prompt"] for line in lines] if file.suffix == ".jsonl" else lines
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError("it holds no prompts: write one a line")

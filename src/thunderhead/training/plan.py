@@ -263,8 +263,11 @@ def warmup_steps(schedule: Callable[[int, int], float], total_steps: int) -> int
     return peak + 1 if peak else 0
 
 
-def whole_steps(tokens: int, tokens_per_step: int) -> int:
+def whole_steps(tokens: float, tokens_per_step: int) -> int:
     """Optimizer steps that fit into a token budget; raises ValueError if not even one does."""
+    if not isinstance(tokens, int | float) or not math.isfinite(tokens):
+        raise ValueError(f"budget: {tokens!r} is what its total_tokens gives: must be a number of tokens")
+    tokens = int(tokens)
     if tokens < tokens_per_step:
         raise ValueError(
             f"budget: {tokens} tokens are less than one step of batch.global_tokens={tokens_per_step}: "

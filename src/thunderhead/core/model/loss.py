@@ -43,8 +43,13 @@ class LossTerms(NamedTuple):
 
 
 def with_terms(output: Tensor | tuple[Tensor, Auxiliary]) -> tuple[Tensor, Auxiliary]:
-    """What a branch or a block returned, y or (y, terms), as the latter."""
-    return output if isinstance(output, tuple) else (output, {})
+    """What a branch or a block returned, y or (y, terms), as the latter; ValueError for a term that is no scalar."""
+    y, terms = output if isinstance(output, tuple) else (output, {})
+    for name, term in terms.items():
+        if not isinstance(term, Tensor) or term.ndim != 0:
+            what = f"a tensor {list(term.shape)}" if isinstance(term, Tensor) else repr(term)
+            raise ValueError(f"loss: the term {name} of a branch is {what}: must be a tensor without dimensions")
+    return y, terms
 
 
 def summed(terms: Auxiliary, more: Auxiliary) -> Auxiliary:
