@@ -314,6 +314,7 @@ def test_a_folder_has_one_sweep_and_one_process_at_a_time(tmp_path: Path, monkey
         executor = LocalExecutor(1, FAKE, imports=())
         return Sweep(tmp_path / "sweep", executor, ["-m", "hydra.sweep.dir=sweep", *arguments], planner())
 
+    monkeypatch.setattr(command_line, "_repeated", False)
     first = sweep("seed=1,2")
     first.begin()
     with pytest.raises(ConfigError, match=r"^hydra\.sweep\.dir: .*sweep is still being run"):
