@@ -169,5 +169,7 @@ def unknown(key: str, known: Sequence[str], owner: str = "") -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or what a bare `assert` asks for, or the error's kind."""
+    if message := str(error).strip():
+        return message.splitlines()[0]
     asked = traceback.extract_tb(error.__traceback__)[-1:] if isinstance(error, AssertionError) else []
-    return (str(error).strip().splitlines() or [f"refused by `{at.line}`" for at in asked] or [type(error).__name__])[0]
+    return next((f"refused by `{at.line}`" for at in asked if at.line), type(error).__name__)

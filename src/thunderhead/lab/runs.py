@@ -105,7 +105,7 @@ class Run:
         losses = self.curve("train/loss").loss
         if self.rows and self.rows[0]["step"] <= 1 and losses.size > 1 and losses[0] < losses[-1]:
             # one batch may be easier than the text that is validated on, but worse than chance is no text's fault
-            start, end, chance = float(losses[0]), self.summary["val_loss"], math.log(self.plan["vocab_size"])
+            start, end, chance = float(losses[0]), self.summary["val_loss"], math.log(max(self.plan["vocab_size"], 1))
             if end > max(start, chance):
                 return f"diverged: it ends at a validation loss of {end:.4g}, and began at {start:.4g}"
         return None
@@ -255,7 +255,7 @@ def _by_number(path: Path) -> list[tuple[bool, int, str]]:
 def _read(folder: Path) -> Run:
     needed = {"environment": (), "match": ("target", "reached"), "summary": ("steps", "val_loss")}
     try:
-        config, plan = _load(folder / "config.yaml", "seed"), _load(folder / "plan.json", "steps")
+        config, plan = _load(folder / "config.yaml", "seed"), _load(folder / "plan.json", "steps", "vocab_size")
         environment, match, summary = (
             _load(folder / f"{name}.json", *numbers) if (folder / f"{name}.json").exists() else None
             for name, numbers in needed.items()

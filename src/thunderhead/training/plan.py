@@ -1,6 +1,7 @@
 """Plan before you build: what a run will do, worked out once from its components, and refused if it cannot be."""
 
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
@@ -265,7 +266,7 @@ def warmup_steps(schedule: Callable[[int, int], float], total_steps: int) -> int
 
 def whole_steps(tokens: float, tokens_per_step: int) -> int:
     """Optimizer steps that fit into a token budget; raises ValueError if not even one does."""
-    if not isinstance(tokens, int | float) or not math.isfinite(tokens):
+    if not isinstance(tokens, numbers.Real) or not math.isfinite(tokens):
         raise ValueError(f"budget: {tokens!r} is what its total_tokens gives: must be a number of tokens")
     tokens = int(tokens)
     if tokens < tokens_per_step:
