@@ -30,19 +30,20 @@ if TYPE_CHECKING:
 
 def planner() -> "PlanRun":
     """What plans runs for a sweep, and refuses them; those that differ in nothing but the seed have one plan."""
+    from thunderhead.core.data.datamodule import asked
     from thunderhead.lab.jobs import Plan, arm_key
     from thunderhead.training.run import check_config, plan_config, prepare
 
-    plans: dict[str, Plan] = {}
+    plans: dict[str, tuple[Plan, bool]] = {}  # and whether it is one of data that is prepared
 
     def plan(config: Config, *, prepared: bool = False) -> Plan:
         check_config(config)
-        key = f"{prepared}{arm_key(config)}"
-        if key not in plans:
+        key = arm_key(config)
+        if key not in plans or (prepared and not plans[key][1]):
             run, planned = plan_config(config, Path(), count_memory=False)  # each job counts its own
             planned = prepare(run, planned) if prepared else planned
-            plans[key] = Plan(*(getattr(planned, name) for name in Plan._fields))
-        return plans[key]
+            plans[key] = Plan(*(getattr(planned, name) for name in Plan._fields)), asked(run.data, "is_prepared")
+        return plans[key][0]
 
     return plan
 

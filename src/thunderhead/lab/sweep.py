@@ -1,14 +1,13 @@
 """What all sweeps share: a folder, jobs that run and how they ended, and the report of them."""
 
-import contextlib
-import fcntl
-import os
 import signal
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from thunderhead import command_line, disk
 from thunderhead.command_line import is_taken_from_a_record, joined, shown
@@ -60,7 +59,11 @@ class Sweep:
     reuse: Path | None = None
     is_last: Callable[[Job], bool] = lambda job: False
     announce: Callable[[Sequence[Run], Sequence[Job]], None] = lambda runs, jobs: None
-    release: Callable[[], object] = lambda: None
+
+    @cached_property
+    def lock(self) -> FileLock:
+        """Keeps others from the folder; it ends with this process, however that ends."""
+        return FileLock(self.folder / ".sweep.lock")
 
     def begin(self) -> None:
         """Hold the folder until this process ends, and write sweep.json, by which `resume=<folder>` knows the sweep.
@@ -79,14 +82,13 @@ class Sweep:
     def _hold(self) -> None:
         with disk.refusing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / ".sweep.lock", os.O_WRONLY | os.O_CREAT)
-        self.release = weakref.finalize(self, os.close, lock)
-        with contextlib.suppress(OSError):  # a file system without locks: then nobody can be asked
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                message = f"{self.folder} is still being run by another process"
-                raise ConfigError([Problem("hydra.sweep.dir", message)]) from None
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            message = f"{self.folder} is still being run by another process"
+            raise ConfigError([Problem("hydra.sweep.dir", message)]) from None
+        except (OSError, NotImplementedError):  # a file system without locks: then nobody can be asked
+            pass
         file = self.folder / "sweep.json"
         before = read_mapping(file, "resume").get("arguments", []) if file.is_file() else self.arguments
         if not command_line.is_repeated() and _what(before) != _what(self.arguments):
@@ -161,7 +163,7 @@ class Sweep:
         self._write(jobs=told)
         found = {"failures": [*self.failures, *self.pruned], "notes": self.notes, "names": self.names}
         self.report(self.folder, self._runs(), **found, baseline=baseline, **self.comparisons)
-        self.release()
+        self.lock.release()
         if stopped is None and not self.failures:
             return 0
         again = [a for a in joined(self.arguments) if not is_taken_from_a_record(a)]

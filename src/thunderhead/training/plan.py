@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Lt
+from hydra.utils import get_object
 
-from thunderhead.core.components import factory, takes
+from thunderhead.core.components import takes
 from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.data.datamodule import Draw, asked
 from thunderhead.core.model.decoder import Decoder
@@ -236,7 +237,7 @@ def _notes(run: Run, decoder: Decoder, plan: Plan) -> Iterator[str]:
         yield from run.hardware_plan.remarks(plan.memory, plan.micro_batch_size)
     if plan.memory:
         yield from memory.remarks(plan.memory, run.strategy)
-    if run.config.get("tokenizer") is not None and not takes(factory(run.config["data"]), "tokenizer"):
+    if run.config.get("tokenizer") is not None and not takes(get_object(run.config["data"]["_target_"]), "tokenizer"):
         yield f"{type(run.data).__name__} takes no tokenizer: tokenizer= changes nothing"
     yield from asked(run.data, "notes")()
 
