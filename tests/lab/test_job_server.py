@@ -14,7 +14,7 @@ import pytest
 from thunderhead.lab.job_server import JobServer, ServedJob
 
 PROGRAM = """
-import os, subprocess, sys, time
+import atexit, os, subprocess, sys, threading, time
 import counted
 print(sys.argv[1:], os.getcwd(), os.environ["OF_THE_JOB"], os.environ["OF_ALL"], __name__, flush=True)
 if sys.argv[1] == "wait":
@@ -25,6 +25,11 @@ if sys.argv[1] == "orphan":
     while os.getppid() == int(os.environ["THUNDERHEAD_PARENT"]):
         time.sleep(0.01)
     print("the server is gone", flush=True)
+if sys.argv[1] == "end":
+    atexit.register(print, "at the end")
+    threading.Thread(target=lambda: (time.sleep(0.5), print("from a thread"))).start()
+    print("and by then printed", end="")
+    sys.exit("as it had to be")
 if sys.argv[1] == "raise":
     raise RuntimeError("a wire broke")
 sys.exit(int(sys.argv[1]) if sys.argv[1].isdigit() else 0)
@@ -77,6 +82,13 @@ def test_a_job_is_the_program_it_asked_for_and_imports_are_made_once(start: Star
     assert f"['3'] {Path.cwd()} 2 1 __main__" in log
     assert "RuntimeError: a wire broke" in log
     assert (tmp_path / "read").read_text(encoding="utf-8") == "read\n"
+
+
+def test_a_job_has_the_end_of_any_program(start: Start, tmp_path: Path) -> None:
+    assert status(start("end")) == 1
+    log = (tmp_path / "log").read_text(encoding="utf-8")
+    for words in ("and by then printed", "from a thread", "at the end", "as it had to be"):
+        assert words in log
 
 
 def test_a_job_is_ended_with_what_it_started_and_its_files_are_free(start: Start, tmp_path: Path) -> None:

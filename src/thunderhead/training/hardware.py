@@ -128,7 +128,7 @@ def peak_flops(accelerator: str, dtype: torch.dtype) -> float | None:
     return measured_matmul_flops(dtype) if accelerator == "cpu" else None
 
 
-def measured_matmul_flops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
+def measured_matmul_flops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.1) -> float:
     """FLOP/s of the best of several square matmuls on the CPU."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     best, end = math.inf, time.perf_counter() + seconds

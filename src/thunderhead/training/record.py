@@ -128,7 +128,8 @@ def surroundings() -> dict[str, Any]:
 
 @functools.cache  # reading hundreds of files takes a moment
 def _packages() -> list[tuple[str, str]]:
-    return sorted((d.metadata["Name"], d.version) for d in distributions())
+    files = (distribution.metadata for distribution in distributions())  # each read anew whenever it is asked for
+    return sorted((metadata["Name"], metadata["Version"]) for metadata in files)
 
 
 def git_state() -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ from thunderhead.training.callbacks import divergence
 from thunderhead.training.fit import fit, go_on
 from thunderhead.training.own_code import own_sources
 from thunderhead.training.plan import Plan, plan_run
-from thunderhead.training.trainer import DERIVED, decided_elsewhere, reason
+from thunderhead.training.trainer import DERIVED, decided_elsewhere, reason, try_settings
 
 NOT_AGREED = (
     "auto cannot be agreed on by processes that torchrun or SLURM started: write the number that one process finds, or"
@@ -121,6 +121,8 @@ def plan_config(
     with found.collect():
         run = build_run(config, folder, **machine)
         found.note(*decided_elsewhere(run), *divergence.problems(run))
+        with found.collect("trainer"):
+            try_settings(run)
         plan = plan_run(run, micro_batch_size, count_memory=count_memory)
     if found:
         raise ConfigError(found)

@@ -102,6 +102,23 @@ class CheckBatches(Callback):
             )
 
 
+def try_settings(run: Run) -> None:
+    """Make a Trainer of the settings of its group, on a CPU and of nothing else, for Lightning to refuse them."""
+    elsewhere = {"accelerator", "devices", "num_nodes", "deterministic", "benchmark"}  # or they act on the process
+    given = {name: value for name, value in run.trainer.keywords.items() if name not in elsewhere}  # type: ignore[attr-defined]
+    without = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)
+    with quiet_lightning():
+        made = run.trainer.func(  # type: ignore[attr-defined]
+            **(without | given),
+            accelerator="cpu",
+            devices=1,
+            max_steps=1,
+            plugins=[LightningEnvironment()],
+            default_root_dir=str(run.folder),
+        )
+    of_kind(made, Trainer)
+
+
 def make_trainer(run: Run, plan: Plan, callbacks: list[Callback]) -> Trainer:
     """Lightning's Trainer with everything that follows from the plan."""
     precision = run.precision.of_kind(plan.precision).lightning_arguments(run.accelerator)
