@@ -200,7 +200,10 @@ def two(train: Train, one: dict[str, Ran], tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def four(train: Train, two: Runs, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("stopped")
-    runs: dict[str, Iterable[str]] = {f"base {name}": (*options, *BASE) for name, options in FOUR.items()}
+    kinds = {"base": BASE, "rich": RICH}
+    runs: dict[str, Iterable[str]] = {
+        f"{kind} {name}": (*options, *kinds[kind]) for kind, (name, options) in product(kinds, FOUR.items())
+    }
     runs |= {f"base {name}": (*TWO[name], *BASE) for name in ("ddp", "fsdp", "zero2")}
     runs["base zero1"] = (*ZERO1, *BASE)
     runs["fsdp → fsdp_tp"] = (cut(two["base fsdp"], folder / "fsdp"), *FOUR["fsdp_tp"])
@@ -233,10 +236,14 @@ def test_initial_weights_are_the_same_bit_for_bit(name: str, one: dict[str, Ran]
     assert one["base"].said["initial_weights"] != one["rich"].said["initial_weights"]
 
 
-@pytest.mark.parametrize("name", cases(4, beside(["base"], ("ddp", "zero1", "fsdp", "zero2", "fsdp_tp", "hsdp"))))
+OF_FOUR = [*beside(["base"], ("ddp", "zero1", "fsdp", "zero2", "fsdp_tp", "hsdp")), *beside(["rich"], FOUR)]
+
+
+@pytest.mark.parametrize("name", cases(4, OF_FOUR))
 def test_four_processes_train_as_one(name: str, one: dict[str, Ran], four: Runs) -> None:
-    assert_same(four[name], one["base"])
-    assert four[name].said["initial_weights"] == one["base"].said["initial_weights"]
+    reference = one[name.partition(" ")[0]]
+    assert_same(four[name], reference)
+    assert four[name].said["initial_weights"] == reference.said["initial_weights"]
 
 
 STORED = {  # parts of one process' bytes of parameters, gradients and optimizer state: what is divided, among whom
