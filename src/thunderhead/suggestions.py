@@ -18,11 +18,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from thunderhead import familiar
 from thunderhead.core import config as configuration
-from thunderhead.core.config import Problem, quoted, unknown
+from thunderhead.core.config import ConfigError, Problem, quoted, unknown
 
 
 def _check_text(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
@@ -147,6 +147,14 @@ def composition_problems(error: Exception, config_name: str) -> list[Problem]:
     if other := re.search(r"In '(\S+)/(\S+)': Could not override '(\S+)'\. No match in the defaults", str(error)):
         group, option, chosen = other.groups()
         return [Problem(group, f"{option} is for train.py: it chooses {chosen}, which is no choice of this program")]
+    if isinstance(error, InterpolationResolutionError):  # of a name in its folder, which is resolved first
+        try:
+            configuration.plain(_composed([a for a in _parsed(sys.argv[1:])[0].overrides if a[0] != "-"], config_name))
+        except ConfigError as found:
+            return found.problems
+        except (HydraException, OmegaConfBaseException):
+            pass
+        return [Problem(str(error.full_key or ""), configuration.first_line(error))]
     lines = str(error).partition("Config search path")[0].strip().splitlines()
     message = "\n    ".join(line for line in lines if line.strip())
     if isinstance(error.__cause__, OmegaConfBaseException) and str(error.__cause__) not in message:

@@ -294,6 +294,10 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
             ("optimizer=adamx", "optimizer.beta=1", "lr=1"),
             ("optimizer has no option adamx; did you mean adamw?", "lr is unknown; here it is optimizer.lr=1"),
         ),
+        (
+            ("generation.prompt=cost ${price}", "seed=${nose:1}"),
+            ("generation.prompt cost ${price} cannot be resolved", "${ as text is \\${", "seed ${nose:1} cannot be"),
+        ),
     ],
     ids=[
         "values",
@@ -308,6 +312,7 @@ def program(text_corpus: Path, shards_dir: Path, tmp_path: Path) -> Callable[...
         "no option",
         "resume",
         "options and settings",
+        "references to nothing",
     ],
 )
 def test_the_program_refuses(

@@ -58,7 +58,20 @@ def plain(config: DictConfig) -> Config:
     try:
         return typing.cast(Config, resolved(config))
     except OmegaConfBaseException as error:
-        raise ConfigError([Problem(str(error.full_key or ""), str(error).splitlines()[0])]) from error
+        problems = list(_unresolved(config, unresolved))
+        raise ConfigError(problems or [Problem(str(error.full_key or ""), first_line(error))]) from error
+
+
+def _unresolved(config: DictConfig, unresolved: Any) -> Iterator[Problem]:
+    """Each value that refers to what is not there."""
+    for path, value in leaves(unresolved):
+        if "${" in str(value):
+            try:
+                found = OmegaConf.select(config, path)
+                if OmegaConf.is_config(found):
+                    OmegaConf.to_container(found, resolve=True)
+            except OmegaConfBaseException as error:
+                yield Problem(path, f"{show(value)} cannot be resolved ({first_line(error)}); ${{ as text is \\${{")
 
 
 _NO_TEXT = {"true", "false", "null", "nan", "inf"}  # in Hydra's override language
