@@ -327,7 +327,8 @@ def _refuse(problems: Sequence[Problem]) -> typing.NoReturn:
     console.print(f"[bold red]error:[/] {count}")
     for path, message in problems:
         where = f"[bold]{escape(path)}[/] " if path else ""
+        said = re.sub(r"\bpython (\w+\.py)\b", lambda hint: shown(hint[1]), message)
         # soft_wrap keeps one problem on one line when the output is read by a program
-        console.print(f"  {where}{escape(message)}", soft_wrap=True)
+        console.print(f"  {where}{escape(said)}", soft_wrap=True)
     console.file.flush()
     sys.exit(2)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
 """They end a run after the step under way, with a checkpoint of it, and its process with 128 + their number."""
 if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
     SIGNALS.append(signal.SIGHUP)

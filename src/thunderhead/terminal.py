@@ -1,7 +1,19 @@
 """Lines and numbers as a person reads them on the terminal."""
 
-from rich.console import Console
+import os
+import sys
+
+from rich.console import Console as RichConsole
 from rich.markup import escape
+
+
+class Console(RichConsole):
+    """Rich's, which would end the program with its reader (`| head`): work goes on without one."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
 
 _console = Console(highlight=False)
 TELL_SECONDS = 30.0

@@ -20,6 +20,7 @@ from typing import Any
 
 import hydra
 import pydantic
+from torch.optim.lr_scheduler import LRScheduler
 
 from thunderhead.core.config import CONF_DIR, Config, ConfigError, Problem, below, first_line, show, unknown
 
@@ -49,6 +50,12 @@ def check(config: Config, settings: Callable[..., Any] | None = None) -> list[Pr
             continue
         if not callable(target):
             problems.append(Problem(f"{path}._target_", f"{node['_target_']!r} is no class or function"))
+            continue
+        if path == "scheduler" and inspect.isclass(target) and issubclass(target, LRScheduler):
+            message = "is a scheduler of torch's, which acts on an optimizer: name a function (step, total_steps, …) to"
+            problems.append(
+                Problem(f"{path}._target_", f"{message} the factor of the peak learning rate, as scheduler=wsd does")
+            )
             continue
         arguments = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
         problems += _check_arguments(path, target, arguments, _supplied_to(path, target))

@@ -70,8 +70,12 @@ class MeanOf(Mean):
         value = torch.as_tensor(self.function(**{name: given[name] for name in self.names if name in given})).double()
         if value.shape != targets.shape and value.numel() != 1:
             name, wanted = getattr(self.function, "__name__", "a function"), f"one a target {list(targets.shape)}"
-            raise ValueError(f"metrics: {name} gives {list(value.shape)}: must be one number, or {wanted}")
+            raise WrongShapeError(f"{name} gives {list(value.shape)}: must be one number, or {wanted}")
         super().update(value[counts].mean() if value.shape == targets.shape else value.mean(), counts.sum())
+
+
+class WrongShapeError(ValueError):
+    """A metric gives neither one number nor one for each target."""
 
 
 def as_metric(metric: Metric | Callable[..., Tensor]) -> Metric:
@@ -81,7 +85,7 @@ def as_metric(metric: Metric | Callable[..., Tensor]) -> Metric:
 
 KNOWN = ("inputs", "targets", "logits", "losses", "preds", "target", "nats")
 """What a metric may ask for; see `LanguageModel.validation_step`."""
-TAKEN = ("loss", "perplexity")
+TAKEN = ("loss", "val_loss", "perplexity")
 """Names of what is always measured."""
 
 
@@ -97,18 +101,32 @@ def refuse_unknown(name: str, metric: Metric) -> None:
 
 
 def try_out(metric: Metric, vocab_size: int) -> None:
-    """Let a metric of torchmetrics' names measure two tokens, rather than fail at the first validation.
+    """Let a metric measure two tokens, rather than fail at the first validation.
 
-    Raises ValueError if it does not go together with the vocabulary, wants other shapes, or gives no scalar.
+    Raises ValueError if one of torchmetrics' names does not go together with the vocabulary or wants other shapes, and
+    if any gives no scalar. What a function raises of invented values says nothing.
     """
-    if not {"preds", "target"}.issuperset(names_of(metric)):
+    target, logits = torch.tensor([0, vocab_size - 1]), torch.zeros(2, vocab_size)
+    given = {"preds": logits, "target": target, "inputs": target[None], "targets": target[None]}
+    given |= {"logits": logits[None], "losses": torch.ones(1, 2), "nats": torch.tensor(2.0, dtype=torch.float64)}
+    try:
+        metric.update(**{name: given[name] for name in names_of(metric) if name in given})
+        result = metric.compute()
+    except WrongShapeError:
+        raise
+    except Exception:
+        if {"preds", "target"}.issuperset(names_of(metric)):
+            raise
         return
-    given = {"preds": torch.zeros(2, vocab_size), "target": torch.tensor([0, vocab_size - 1])}
-    metric.update(**{name: given[name] for name in names_of(metric)})
-    result = metric.compute()
-    metric.reset()
-    if not isinstance(result, Tensor) or result.numel() != 1:
-        raise ValueError(f"{type(metric).__name__} gives no single number")
+    finally:
+        metric.reset()
+    refuse_several(type(metric).__name__, result)
+
+
+def refuse_several(name: str, result: object) -> None:
+    """Raise WrongShapeError for what is not one number."""
+    if torch.as_tensor(result).numel() != 1:
+        raise WrongShapeError(f"{name} gives no single number")
 
 
 def names_of(metric: Metric) -> list[str]:

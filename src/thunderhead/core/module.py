@@ -20,9 +20,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from thunderhead.core.components import at, build, factory, having, of_kind, results
-from thunderhead.core.config import Config, first_line
+from thunderhead.core.config import Config, ConfigError, Problem, first_line
 from thunderhead.core.environment import texts
-from thunderhead.core.metrics import Mean, names_of
+from thunderhead.core.metrics import Mean, names_of, refuse_several
 from thunderhead.core.model import init
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.loss import IGNORED_TARGET
@@ -211,7 +211,10 @@ class LanguageModel(LightningModule):
         if averaged and not content.get("averaged"):
             raise NoAverageError(f"averaged=true: {path} holds no averaged weights, which callbacks=ema or lawa keep")
         weights = content["state_dict"] | (content["averaged"] if averaged else {})
-        model.load_state_dict(weights, strict=False)  # validation's own metrics are not part of it
+        wrong = model.load_state_dict(weights, strict=False)  # validation's own metrics are not part of it
+        for names, what in ((wrong.missing_keys, "lacks"), (wrong.unexpected_keys, "has, and its model has not,")):
+            if of_decoder := [name for name in names if name.startswith("decoder.")]:
+                raise ConfigError([Problem("", f"{path} is of another model: it {what} {of_decoder[0]}")])
         return model
 
     def configure_model(self) -> None:
@@ -330,6 +333,8 @@ class LanguageModel(LightningModule):
         values: dict[str, Tensor] = {}
         for name, by_source in by_name.items():
             found = [torch.as_tensor(metric.compute()) for metric in by_source]
+            for value in found:
+                refuse_several(name, value)
             values[name] = torch.stack(found).mean()
             if len(found) > 1:
                 values |= {f"{name}/{source}": v for source, v in zip(self.hparams["sources"], found, strict=True)}

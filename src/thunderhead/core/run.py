@@ -217,6 +217,9 @@ def build_data(config: Config, *, micro_batch_size: int = 1, **sizes: int) -> Li
     if not hasattr(data, "vocab_size"):
         message = f"{type(data).__name__} does not say its vocab_size, which the model is built from"
         raise ConfigError([Problem("data", message)])
+    if not isinstance(data.vocab_size, int) or data.vocab_size < 1:
+        message = f"vocab_size is {data.vocab_size!r}: must be a whole number from 1"
+        raise ConfigError([Problem("data", message)])
     return data
 
 
@@ -250,7 +253,10 @@ def validation_metrics(data: Any, further: Callable[[], Mapping[str, Metric]]) -
 
     def made(source: str) -> dict[str, Metric]:
         own = {name: as_metric(metric) for name, metric in asked(data, "validation_metrics")(source).items()}
-        return {**own, **further()}
+        others = further()
+        if both := own.keys() & others.keys():
+            raise ConfigError([Problem(f"metrics.{name}", "the data measures it: rename it") for name in both])
+        return {**own, **others}
 
     return made
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,7 +20,7 @@ from thunderhead.corpus.merge import merge
 from thunderhead.corpus.prepare import told_overlap
 from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.text_data import TextData
-from thunderhead.terminal import say
+from thunderhead.terminal import Console, say
 
 _SHOWN = 10  # kinds of files that were passed over, files of which something was skipped
 

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -34,7 +33,7 @@ from thunderhead.core.module import COMPONENTS, build_decoder, build_optimizer
 from thunderhead.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from thunderhead.lab.arms import option_of
 from thunderhead.lab.looks import STYLE, look, panels
-from thunderhead.terminal import say
+from thunderhead.terminal import Console, say
 
 Changes = dict[str, dict[int, float]]
 """Mean absolute change, by layer and width."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
 
 from thunderhead.core.config import Config
 from thunderhead.lab import arms as grouping
@@ -19,7 +18,7 @@ from thunderhead.lab.page import Rows, interval
 from thunderhead.lab.runs import Failure, Run, tuned_settings
 from thunderhead.lab.scaling_report import SCALED
 from thunderhead.lab.statistics import signed
-from thunderhead.terminal import quantity, say
+from thunderhead.terminal import Console, quantity, say
 from thunderhead.training import record
 
 FURTHER = 10.0

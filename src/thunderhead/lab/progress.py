@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
 from thunderhead.lab.jobs import Job, steps
 from thunderhead.lab.runs import last_metrics
-from thunderhead.terminal import TELL_SECONDS, duration
+from thunderhead.terminal import TELL_SECONDS, Console, duration
 from thunderhead.training.record import read_summary
 
 REFRESH_SECONDS = 2.0

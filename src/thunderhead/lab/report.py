@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
@@ -18,7 +17,7 @@ from thunderhead.lab.arms import Arm, percent
 from thunderhead.lab.page import NONE, Rows, interval, number
 from thunderhead.lab.runs import Failure, Run
 from thunderhead.lab.statistics import Comparison, signed
-from thunderhead.terminal import quantity, size
+from thunderhead.terminal import Console, quantity, size
 from thunderhead.training import record
 
 CACHE = "cache_bytes_per_token"

@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from thunderhead.core.types import Count, counted
 from thunderhead.lab import arms as grouping
 from thunderhead.lab import page
@@ -19,7 +17,7 @@ from thunderhead.lab.runs import Failure, Run
 from thunderhead.lab.scaling import Fit, fit
 from thunderhead.lab.scaling_figures import FIGURES
 from thunderhead.lab.statistics import Interval
-from thunderhead.terminal import quantity, say
+from thunderhead.terminal import Console, quantity, say
 from thunderhead.training import record
 
 SCALED = ("model", "budget", "optimizer.lr", "batch", "scheduler", "validation", "trainer", "data.path")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -23,6 +22,7 @@ from thunderhead.core.types import NonNegativeInt, PathText, PositiveInt
 from thunderhead.release.command import Loaded, load
 from thunderhead.release.scoring import Score, score
 from thunderhead.release.validation import can_be_repeated, validate
+from thunderhead.terminal import Console
 from thunderhead.training import loggers, record
 
 

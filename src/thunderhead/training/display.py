@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from thunderhead.terminal import complain, quantity, say, size
+from thunderhead.terminal import Console, complain, quantity, say, size
 from thunderhead.training.plan import Plan
 
 __all__ = ["complain", "say"]

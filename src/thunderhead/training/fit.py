@@ -38,6 +38,11 @@ from thunderhead.training.loggers import finish, log_text
 from thunderhead.training.plan import Plan
 from thunderhead.training.trainer import CheckBatches, make_trainer, quiet_lightning, reason
 
+ADDED = (
+    *("attention_kernel", "loss_spikes", "rollbacks", "skipped_steps", "skipped", "stopped_early", "diverged"),
+    "decode_tokens_per_second",
+)
+"""What stands in some summaries only, or is added later; metrics of these names stand below `metrics` alone."""
 LOST = "another process of this run has ended"
 
 
@@ -164,7 +169,7 @@ def _fit_or_stop(
             trainer.strategy.checkpoint_io.teardown()  # waits for those in the background
         finally:
             trainer.strategy.barrier()  # a rank that ended before would have launchers end the one that writes
-    except (ValueError, RuntimeError, OSError, EOFError, *REFUSALS) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, EOFError, *REFUSALS) as error:
         if isinstance(error, (ValueError, *REFUSALS)) and not log_metrics.started:
             # damaged shards, a refused combination: found before the first step
             raise ConfigError([Problem("", reason(error))]) from error
@@ -201,6 +206,8 @@ def _from_outside(error: Exception) -> str | None:
         return line
     if isinstance(error, torch.distributed.DistError) or re.search("/gloo/|Gloo|monitoredBarrier", line):
         return LOST
+    if isinstance(error, RuntimeError) and "conditioned on metric" in line:  # EarlyStopping
+        return line
     return disk.problem(error) if isinstance(error, OSError) else None
 
 
@@ -266,10 +273,9 @@ def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) ->
         source: {**share._asdict(), "val_loss": results.get(f"loss/{source}", results.get("loss", math.nan))}
         for source, share in log_metrics.ledger(steps * plan.sequences_per_step).items()
     }
-    return {
+    summary = {
         "val_loss": results.get("loss", math.nan),
         "perplexity": results.get("perplexity", math.nan),
-        **metrics,
         "metrics": metrics,
         "loss_terms": log_metrics.last_terms,
         "unigram_entropy": asked(data, "unigram_entropy"),
@@ -291,6 +297,7 @@ def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) ->
         "precision": plan.precision,
         "device": hardware.device_name(run.accelerator),
     }
+    return {name: value for name, value in metrics.items() if name not in ADDED} | summary
 
 
 def _cache_bytes(run: Run) -> float | None:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from thunderhead.core.model.decoder import Decoder
+from thunderhead.core.model.loss import LossTermError
 from thunderhead.options.precision import Precision
 from thunderhead.parallel.strategies import Parallelism
 from thunderhead.parallel.tensor_parallel import share_of_parameters
@@ -135,6 +136,8 @@ def _activations_at_peak(decoder: Decoder, micro_batch_size: int, precision: Pre
             with precision.autocast("cpu"):
                 loss = decoder(tokens_BT, tokens_BT).loss
             loss.backward()
+    except LossTermError:
+        raise
     except Exception as error:  # a user's module may look at values; the plan then goes without this figure
         _log.debug("activations cannot be counted: %s", error)
         return None

@@ -61,7 +61,10 @@ def take_over(run_dir: Path) -> None:
 
 def discard(run_dir: Path) -> None:
     """Forget staged files."""
-    shutil.rmtree(run_dir / STAGED, ignore_errors=True)
+    staged = run_dir / STAGED
+    if staged.is_symlink():  # somebody else's: what it leads to stays
+        staged.unlink()
+    shutil.rmtree(staged, ignore_errors=True)
 
 
 def keep_examples(run_dir: Path, checkpoint: str, found: Mapping[str, Any], steps: int) -> None:

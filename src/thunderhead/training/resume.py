@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from omegaconf import DictConfig
 
 from thunderhead import command_line, disk
@@ -47,6 +48,8 @@ KEPT = {
     ("data", "max_validation_tokens"): OTHER_TEXT,
 }
 """Settings outside of the model that a resumed run keeps, by group and name, and why."""
+LEARNED = ("precision.", "trainer.gradient_clip_", "trainer.deterministic", "callbacks.")
+"""Where settings outside of the model may change what is learned: told if they change."""
 SHARDS_DEPEND_ON = ("data.sources", "data.path", "data.validation", "data.validation_fraction", "tokenizer", "curation")
 
 
@@ -198,6 +201,11 @@ def check(checkpoint: Path, run: Run, plan: Plan) -> list[str]:
             change = f"{show(before)} → {show(now)}"
             problems.append(Problem(path, f"changed since the checkpoint ({change}): {why}: set it back"))
     before_all = recorded_config(checkpoint.parents[1])
+    for path, before, now in differences(before_all, recorded(run.config)):
+        if path.startswith(LEARNED) and not isinstance(
+            run.callbacks.get(path.split(".")[1]), ModelCheckpoint | ProgressBar
+        ):
+            told.setdefault(path, f"{path}={show(now)} (was {show(before)})")
     for (group, setting), reason in KEPT.items():
         was, wanted = before_all[group].get(setting), run.config[group].get(setting)
         if was != wanted:

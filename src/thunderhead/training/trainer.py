@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as lightning_callbacks
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -60,7 +62,7 @@ def decided_elsewhere(run: Run) -> list[Problem]:
 
 
 class CheckBatches(Callback):
-    """Check the training batches of any LightningDataModule; raises ValueError.
+    """Check the batches of any LightningDataModule; raises ValueError, and MisconfigurationException in validation.
 
     At the end of an epoch Lightning takes a step with the micro-batches that are left, each still weighted as one of
     a whole step, and a DataLoader gives the sequences that are left.
@@ -90,7 +92,7 @@ class CheckBatches(Callback):
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Compare a batch with the plan."""
+        """Compare a batch with the plan, and the first one with the vocabulary."""
         expected = (self.plan.micro_batch_size, self.plan.context_length + 1)
         if not isinstance(batch, Tensor) or batch.shape != expected:
             found = (
@@ -100,6 +102,39 @@ class CheckBatches(Callback):
                 f"data: a batch has {found}, and should have {expected}, token ids (B, T+1): make its loader with"
                 " self.micro_batch_size, which the plan sets, and model.context_length + 1 tokens"
             )
+        if batch_idx == 0 and (wrong := self._wrong_ids(batch)):
+            raise ValueError(f"data: a batch has {wrong}")
+
+    def _wrong_ids(self, batch: Tensor) -> str:
+        """What is wrong with token ids; ~id, negative, is one that is not predicted."""
+        if batch.dtype != torch.int64:
+            return f"{batch.dtype} in it: must be token ids of torch.int64"
+        ids = torch.where(batch < 0, ~batch, batch)
+        if ids.numel() and int(ids.max()) >= self.plan.vocab_size:
+            return (
+                f"the token id {int(ids.max())}: the data says vocab_size={self.plan.vocab_size}, and ids are below it"
+            )
+        return ""
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Sequences of validation may be shorter."""
+        most, wrong = self.plan.context_length + 1, ""
+        if not isinstance(batch, Tensor) or batch.ndim != 2 or not 2 <= batch.shape[1] <= most:
+            what = (
+                f"the shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else f"the type {type(batch).__name__}"
+            )
+            wrong = f"{what}: must be token ids (B, T+1), at most {most} of model.context_length + 1"
+        elif batch_idx == 0:
+            wrong = self._wrong_ids(batch)
+        if wrong:
+            raise MisconfigurationException(f"data: a batch of validation has {wrong}")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A loss of nothing is no number."""
+        if trainer.world_size == 1 and any(not mean.weight for mean in getattr(pl_module, "val_loss", ())):
+            raise MisconfigurationException("data: a source of validation has no target, and so no loss")
 
 
 def try_settings(run: Run) -> None:

@@ -22,7 +22,7 @@ from thunderhead.core.types import NonNegativeInt
 
 # Lightning needs a length: without one it skips a batch when it resumes. The trainer's max_steps ends training.
 ENDLESS = 2**40
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 """To whom trains: it saves first, and then ends its loaders' workers."""
 
 

@@ -27,6 +27,10 @@ Auxiliary = dict[str, Tensor]
 """Terms of the loss by name, scalars. A branch of a block may return (y_BTD, terms) in place of y_BTD."""
 
 
+class LossTermError(ValueError):
+    """A term that a branch or a loss gives cannot be added, or not be told from another."""
+
+
 class LossTerms(NamedTuple):
     """Scalars in float32 (float64 of a float64 model): loss = cross_entropy + sum of auxiliary, to differentiate."""
 
@@ -36,19 +40,19 @@ class LossTerms(NamedTuple):
     each: Tensor | None = None  # (B, T), cross-entropy of each target, 0 of those that do not count; None in training
 
     def plus(self, more: Auxiliary) -> "LossTerms":
-        """With further terms in the loss; ValueError for one that is called as the cross-entropy is in the logs."""
+        """With further terms in the loss; LossTermError for one that is called as the cross-entropy is in the logs."""
         if "loss" in more:
-            raise ValueError("loss: a term of it is called `loss`, as the cross-entropy is in the logs: rename it")
+            raise LossTermError("loss: a term of it is called `loss`, as the cross-entropy is in the logs: rename it")
         return self._replace(loss=sum(more.values(), self.loss), auxiliary=summed(self.auxiliary, more))
 
 
 def with_terms(output: Tensor | tuple[Tensor, Auxiliary]) -> tuple[Tensor, Auxiliary]:
-    """What a branch or a block returned, y or (y, terms), as the latter; ValueError for a term that is no scalar."""
+    """What a branch or a block returned, y or (y, terms), as the latter; LossTermError for a term that is no scalar."""
     y, terms = output if isinstance(output, tuple) else (output, {})
     for name, term in terms.items():
         if not isinstance(term, Tensor) or term.ndim != 0:
             what = f"a tensor {list(term.shape)}" if isinstance(term, Tensor) else repr(term)
-            raise ValueError(f"loss: the term {name} of a branch is {what}: must be a tensor without dimensions")
+            raise LossTermError(f"loss: the term {name} of a branch is {what}: must be a tensor without dimensions")
     return y, terms
 
 

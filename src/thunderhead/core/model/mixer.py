@@ -63,7 +63,12 @@ class SequenceMixer(nn.Module):
 
 
 def matrix_flops(module: nn.Module) -> int:
-    """2 FLOPs for each weight of a matrix (two or more dimensions), but what modules below say of themselves."""
+    """2 FLOPs for each weight of a matrix (two or more dimensions), but what modules below say of themselves.
+
+    Embeddings are looked up, which costs none.
+    """
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return 0
     own = sum(p.numel() for p in module.parameters(recurse=False) if p.ndim >= 2)
     return 2 * own + sum(flops_per_token(child) for child in module.children())
 

@@ -26,16 +26,30 @@ OWN = {
     *("train/loss", "val/loss", "val/perplexity"),
 }
 """Columns that nobody else writes."""
+FORGIVEN = ("log_metrics", "log_hyperparams", "log_text", "log_figure", "log_image", "save", "finalize", "close")
+"""Methods of loggers that may fail."""
 
 
-def _finalize(finalize: Callable[[str], None], status: str) -> None:
-    """What a logger does at the end costs no results; of what the disk refuses others tell."""
+def _is_number(value: Any) -> bool:
     try:
-        finalize(status)
+        float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return not isinstance(value, str)
+
+
+def _forgiving(method: Callable[..., Any], *given: Any, **named: Any) -> None:
+    """What a logger fails at costs no results, and is told once; of what the disk refuses others tell."""
+    owner: Any = getattr(method, "__self__", method)
+    try:
+        method(*given, **named)
     except Exception as error:
         if disk.problem(error) is not None:
             raise
-        complain(f"a logger did not end as it should: {first_line(error)}")
+        what = f"{type(owner).__name__} failed at {method.__name__}: {type(error).__name__}: {first_line(error)}"
+        if vars(owner).get("_told") != what:
+            vars(owner)["_told"] = what
+            complain(what)
 
 
 class LogMetrics(Callback):
@@ -53,6 +67,8 @@ class LogMetrics(Callback):
     def __init__(self, run: Run, plan: Plan, peak_flops: float | None):
         self.run, self.plan, self.peak_flops = run, plan, peak_flops
         self.ledger = asked(run.data, "ledger")(plan.steps)  # what each source gave to the first n sequences
+        shares = self.ledger(plan.sequences_per_step).items()
+        self._own = OWN | {f"{column}/{source}" for source, share in shares for column in share._asdict()}
         self.throughput: float | None = None  # tokens/s between the last two log points
         self.validated_at: int | None = None  # the step of the last validation
         self.training_seconds = 0.0  # without validation, writing checkpoints and compiling
@@ -68,11 +84,12 @@ class LogMetrics(Callback):
         # It stands between Lightning and the loggers: what others log comes here, and whole rows go there.
         self._sinks: list[tuple[Logger, Callable[..., None]]] = []
         for logger in run.loggers.values():
-            vars(logger).pop("log_metrics", None)  # of before a rollback
+            for name in FORGIVEN:
+                vars(logger).pop(name, None)  # of before a rollback
+                if (method := getattr(logger, name, None)) is not None:
+                    setattr(logger, name, partial(_forgiving, method))
             self._sinks.append((logger, logger.log_metrics))
             logger.log_metrics = partial(self._receive, logger.log_metrics)  # type: ignore[method-assign]
-            vars(logger).pop("finalize", None)
-            logger.finalize = partial(_finalize, logger.finalize)  # type: ignore[method-assign]
         self._checkpoint_io: Any = None
         self._saved_before = 0.0  # seconds of writing checkpoints in processes before this one
         self._since: float | None = None  # what the clock said when it was started
@@ -99,9 +116,9 @@ class LogMetrics(Callback):
 
     def _receive(self, log: Callable[..., None], metrics: Mapping[str, Any], step: int | None = None) -> None:
         """What others log: numbers join the open row, a table or an image of W&B's goes on to it."""
-        if taken := [name for name in metrics if name in OWN or name.removeprefix("train/") in self.last_terms]:
+        if taken := [name for name in metrics if name in self._own or name.removeprefix("train/") in self.last_terms]:
             raise MisconfigurationException(f"{taken[0]} is a column of the run's own: log it under another name")
-        pictures = {name: value for name, value in metrics.items() if not hasattr(value, "__float__")}
+        pictures = {name: value for name, value in metrics.items() if not _is_number(value)}
         self._join({name: value for name, value in metrics.items() if name not in pictures})
         if pictures:
             log(pictures, step=step)
@@ -139,6 +156,8 @@ class LogMetrics(Callback):
         if self._begun:
             return
         self._begun, self._step = True, trainer.global_step
+        measured = getattr(trainer.lightning_module, "val_metrics", [{}])[0]
+        self._own = self._own | {f"val/{name}" for name in measured}
         if not trainer.is_global_zero:
             return
         record.take_over(self.run.folder)
