@@ -106,7 +106,7 @@ class PreparedShards(ShardData):
 
     def notes(self) -> list[str]:
         if self._remote is None:
-            return super().notes()
+            return [*super().notes(), *self._lost()]
         bound = f"at most {self.cache_bytes / 1e9:,.3g} GB, then the longest unused goes"
         return [f"data is fetched from {self.path} into {self.cache_dir}: {bound}", *super().notes()]
 

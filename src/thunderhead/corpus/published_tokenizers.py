@@ -1,6 +1,7 @@
 """Tokenizers that somebody else trained, read from files: tokenizer.json of Hugging Face, and tiktoken's encodings."""
 
 import base64
+import functools
 import itertools
 import json
 import re
@@ -45,6 +46,13 @@ class LibraryTokenizer(Tokenizer):
         self._tokenizer, self._encoder, self._eos = tokenizer, _for_text(tokenizer), eos
         for each in (self._tokenizer, self._encoder):
             each.encode_special_tokens = True  # the spelling of EOS in a text is text (files do not keep this)
+
+    @functools.cached_property
+    def unknown_id(self) -> int | None:
+        """The id of all text that the vocabulary does not hold, if there is such a token."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        found: int | None = self._vocabulary.get(model.get("unk_token"), model.get("unk_id"))
+        return found
 
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         # np.array refuses an id that the type cannot hold, where astype would wrap around.

@@ -4,11 +4,13 @@ import bisect
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from thunderhead.core.config import Problem
 from thunderhead.core.data.datamodule import Draw, Entry
@@ -187,6 +189,16 @@ class ShardData(ShardDataModule):
         if self.is_prepared:
             check_blocks(self.manifest, self.context_length)
             self.trained_blocks()
+
+    def _lost(self) -> Iterator[str]:
+        """What of the text is an unknown token, in some blocks of each source."""
+        unknown = getattr(self.tokenizer, "unknown_id", None)
+        for source in self.manifest.sources if self.is_prepared and unknown is not None else ():
+            reader = self._reader("train", source)
+            some = range(0, len(reader), max(1, len(reader) // 64))
+            if share := float(np.mean([np.mean(reader.view(block) == unknown) for block in some])):
+                what = f"about {share:.2%} of the tokens of {source} are unknown to the tokenizer"
+                yield f"{what}: text is lost, and bits per byte, which are of all text, are too low"
 
     def notes(self) -> list[str]:
         if (limit := self.max_training_tokens) is None:

@@ -49,7 +49,7 @@ class TextData(ShardData):
         return missing + list(dict.fromkeys(found))
 
     def notes(self) -> list[str]:
-        return [*super().notes(), *(note for source in self.sources.values() for note in source.notes())]
+        return [*super().notes(), *self._lost(), *(note for source in self.sources.values() for note in source.notes())]
 
     def find(self) -> Manifest | None:
         if self.tokenizer is None or not self.sources:  # `problems` tells

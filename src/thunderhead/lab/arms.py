@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,9 +66,15 @@ def make_arms(runs: Sequence[Run], names: Mapping[Path, str] | None = None) -> l
     Of several equal runs the one that finished last counts. `names` has an arm's name by the folders of its runs, where
     somebody knows better than the configurations tell.
     """
+    chosen: dict[Any, list[Run]] = {}  # by what was chosen beside the seed, as far as that is known
+    for run in runs:
+        typed = tuple(o for o in run.environment.get("overrides") or () if not o.startswith(("seed=", "name=")))
+        chosen.setdefault((names or {}).get(run.folder) or typed, []).append(run)
+    follow = {each.folder: of_seed([run.config for run in alike]) for alike in chosen.values() for each in alike}
     grouped: dict[str, list[Run]] = {}
     for run in runs:
-        grouped.setdefault(json.dumps(settings(run.config), sort_keys=True), []).append(run)
+        own = {path: value for path, value in settings(run.config).items() if path not in follow[run.folder]}
+        grouped.setdefault(json.dumps(own, sort_keys=True), []).append(run)
     firsts = [members[0] for members in grouped.values()]
     given = [(names or {}).get(run.folder, "") for run in firsts]
     if "" in given or len(set(given)) < len(given):
@@ -106,6 +113,21 @@ def is_in(path: str, nodes: Iterable[str]) -> bool:
 def settings(config: Config) -> dict[str, Any]:
     """Every setting that may change a loss, by config path."""
     return {path: value for path, value in leaves(config) if not is_in(path, NO_DIFFERENCE)}
+
+
+def of_seed(configs: Sequence[Config]) -> set[str]:
+    """Config paths that hold the seed, by `${seed}`, in configurations that were chosen alike beside it."""
+
+    def neutral(config: Config, value: Any) -> str:
+        return re.sub(rf"(?<!\d){config.get('seed')}(?!\d)", "${seed}", show(value))
+
+    flat = [settings(config) for config in configs]
+    values = {path: [each.get(path, ABSENT) for each in flat] for path in flat[0]}
+    return {
+        path
+        for path, found in values.items()
+        if len({*map(show, found)}) > 1 and len({*map(neutral, configs, found)}) == 1
+    }
 
 
 def differences(configs: Iterable[Config]) -> dict[str, list[Any]]:

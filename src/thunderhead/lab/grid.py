@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from thunderhead.core import components
 from thunderhead.core.components import build
-from thunderhead.core.config import Config, ConfigError, Problem, read_mapping
+from thunderhead.core.config import Config, ConfigError, Problem, leaves, read_mapping
 from thunderhead.lab import match as matching
 from thunderhead.lab import tune as tuning
-from thunderhead.lab.arms import NO_DIFFERENCE, is_in
+from thunderhead.lab.arms import NO_DIFFERENCE, is_in, of_seed
 from thunderhead.lab.jobs import Job, Plan, PlanRun, arm_key, make_job, name_of, without_seed
 from thunderhead.lab.match import Matching
 from thunderhead.lab.runs import LOOKS, SPEED, TUNED, TUNING, Match, read_metrics
@@ -168,13 +168,17 @@ def make_arms(candidates: Sequence[Candidate], plan: PlanRun) -> list[Arm]:
     """Check and plan every candidate, and group them by their configurations; ConfigError with all their problems.
 
     Values may follow from the seed (optimizer.lr=${…}): candidates that share a name are several arms then, and the
-    seeds are added to it.
+    seeds are added to it; but where a value holds the seed itself (`${seed}`), it tells no arm from another.
     """
     arms, called = dict[str, Arm](), defaultdict[str, list[str]](list)
     plans = plan_all([(" ".join(candidate.choices.values()), candidate.config) for candidate in candidates], plan)
+    alike = defaultdict[str, list[Config]](list)
+    for candidate in candidates:
+        alike[name_of(without_seed(candidate.choices))].append(candidate.config)
+    follow = {name: of_seed(configs) for name, configs in alike.items()}
     for candidate, planned in zip(candidates, plans, strict=True):
         name = name_of(without_seed(candidate.choices))
-        key = arm_key(candidate.config)
+        key = arm_key({path: v for path, v in leaves(candidate.config) if path not in follow[name]})
         arm = arms.setdefault(key, Arm(name, [], planned))
         called[key].append(name)
         if candidate.config["seed"] not in [member.config["seed"] for member in arm.members]:
