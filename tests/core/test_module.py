@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from small_models import batches, fit, language_model
 from thunderhead.core import config
+from thunderhead.core.config import ConfigError
 from thunderhead.core.module import LanguageModel, build_decoder, build_optimizer
 
 # These runs validate nothing.
@@ -153,6 +154,20 @@ def test_a_checkpoint_loads_with_nothing_else(run: Callable[..., Path]) -> None:
     assert torch.equal(model.decoder.logits(tokens_BT), expected.decoder.logits(tokens_BT))
     assert all(name.startswith(("decoder.", "val_", "step_")) for name in saved["state_dict"])
     assert not any("_orig_mod" in name for name in saved["state_dict"])
+
+
+@pytest.mark.parametrize("change", ["lacks", "has"])
+def test_a_checkpoint_of_other_weights_is_refused(change: str, run: Callable[..., Path]) -> None:
+    checkpoint = run("callbacks=default", "callbacks.checkpoint.every_n_train_steps=2") / "checkpoints" / "last.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    weights = content["state_dict"]
+    if change == "has":
+        weights["decoder.extra"] = weights["decoder.embedding.weight"]
+    else:
+        del weights["decoder.embedding.weight"]
+    torch.save(content, checkpoint)
+    with pytest.raises(ConfigError, match=rf"is of another model: it {change}"):
+        LanguageModel.load_from_checkpoint(checkpoint)
 
 
 def test_a_checkpoint_has_the_loss_of_the_summary(run: Callable[..., Path]) -> None:

@@ -486,3 +486,12 @@ def test_an_absurd_id_is_refused_before_anything_of_its_size_is_made(tmp_path: P
     file.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
     with pytest.raises(ValueError, match=r"tokenizer\.path: its ids go up to 4,000,000,000"):
         HuggingFaceTokenizer(path=str(file), eos="</s>")
+
+
+def test_text_that_is_lost_is_told(tmp_path: Path, run: Callable[..., Path]) -> None:
+    """Every other word of the text is in the vocabulary."""
+    (tmp_path / "text.txt").write_text("w1 else " * 4000)
+    tokenizer = big_word_level(tmp_path)
+    lines = ("tokenizer=huggingface", f"tokenizer.path={tokenizer}", f"data.path={tmp_path / 'text.txt'}")
+    plan = json.loads((run(*lines, "data.validation=tail") / "plan.json").read_text())
+    assert any("about 50.0" in note and "unknown to the tokenizer" in note for note in plan["notes"])

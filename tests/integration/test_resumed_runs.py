@@ -509,6 +509,17 @@ def test_shards_suffice_to_go_on(
         go_on(str(folder), "budget.steps=9", "data.validation_fraction=0.3")  # asks for other shards
 
 
+def test_changed_settings_outside_of_the_model_are_told(run: Callable[..., Path]) -> None:
+    folder = run(*SETTINGS)
+    (folder / "summary.json").unlink()
+    changed = ("trainer.gradient_clip_val=0.25", "precision=bf16-mixed", "callbacks.checkpoint.every_n_train_steps=4")
+    go_on(str(folder / "checkpoints" / "step-6.ckpt"), *changed)
+    told = record.changes(folder)
+    assert "trainer.gradient_clip_val=0.25 (was 1.0)" in told
+    assert "precision.kind=bf16-mixed (was fp32)" in told
+    assert not any("every_n_train_steps" in change for change in told)
+
+
 def test_what_a_run_went_on_with_is_kept_and_told(run: Callable[..., Path]) -> None:
     """A prolonged run saw another schedule than the arm's others; it belongs to the arm, and the report says so."""
     folders = [run("callbacks=default", f"seed={seed}", f"budget.steps={steps}") for seed, steps in ((1, 4), (2, 2))]

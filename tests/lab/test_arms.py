@@ -60,6 +60,18 @@ def test_a_seed_or_a_logger_makes_no_arm(tmp_path: Path) -> None:
     assert list(arm.runs) == [1, 2]
 
 
+def test_what_holds_the_seed_makes_no_arm(tmp_path: Path) -> None:
+    """As `callbacks.checkpoint.filename='seed-${seed}'` has it; a value that was chosen with the seed does."""
+    for seed in (1, 2):
+        for lr in ("0.001", "0.002"):
+            lines = [f"optimizer.lr={lr}", "data.path=text-${seed}"]
+            folder = write_run(tmp_path / "refers" / f"{lr}-{seed}", [*lines, f"seed={seed}"], seed=seed)
+            assert f"text-{seed}" in (folder / "config.yaml").read_text()
+        write_run(tmp_path / "chosen" / str(seed), [f"model.n_layers={seed}"], seed=seed)
+    assert [[*arm.runs] for arm in make_arms(read_runs([tmp_path / "refers"]))] == [[1, 2], [1, 2]]
+    assert [[*arm.runs] for arm in make_arms(read_runs([tmp_path / "chosen"]))] == [[1], [2]]
+
+
 def test_of_equal_runs_the_last_counts(tmp_path: Path) -> None:
     write_run(tmp_path / "1", loss=3.0)
     write_run(tmp_path / "2", loss=3.5)

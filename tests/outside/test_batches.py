@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -19,17 +20,29 @@ class Several(ProgressionData):
     def __init__(
         self, context_length: int, micro_batch_size: int,
         *, n_val: int = 1, names: tuple[str, ...] = (), size: int | None = None, sequences: int = 200,
+        dtype: str = "int64", vocabulary: float | None = None, validation: str = "",
     ) -> None:  # fmt: skip
         super().__init__(context_length, micro_batch_size, sequences=sequences)
-        self.n_val, self.size = n_val, size
+        self.n_val, self.size, self.dtype, self.validation = n_val, size, dtype, validation
+        if vocabulary is not None:
+            self.vocab_size: Any = vocabulary
         if names:
             self.validation_sources = lambda: list(names)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         self.micro_batch_size = self.size or self.micro_batch_size
-        return super().train_dataloader()
+        loader = super().train_dataloader()
+        dtype = getattr(torch, self.dtype)
+        loader.collate_fn = lambda rows: torch.stack(rows).to(dtype)
+        return loader
 
     def val_dataloader(self) -> Any:
+        if self.validation == "none":
+            return None
+        if self.validation == "long":
+            return DataLoader(torch.ones(4, self.context_length + 2, dtype=torch.int64))
+        if self.validation == "no targets":
+            return DataLoader(torch.full((4, self.context_length + 1), -2))
         return [self._loader(8 * n, 8) for n in range(self.n_val)]
 
 
@@ -64,6 +77,10 @@ def test_as_many_loaders_as_names(trained: Callable[..., Path]) -> None:
         ({"size": 4}, r"^data: a batch has the shape \(4, 33\), and should have \(2, 33\)"),
         ({"sequences": 7}, r"^data: 7 training sequences are no multiple of a batch of 2"),
         ({"sequences": 6}, r"^data: an epoch has 3 batches and a step 2, .*: give a multiple of 2"),
+        ({"dtype": "int32"}, r"^data: a batch has torch\.int32"),
+        ({"vocabulary": 9}, r"^data: a batch has the token id 1\d"),
+        ({"vocabulary": 0}, r"^data: vocab_size is 0"),
+        ({"vocabulary": 17.0}, r"^data: vocab_size is 17\.0"),
     ],
 )
 def test_steps_that_would_be_smaller_are_refused(
@@ -71,6 +88,19 @@ def test_steps_that_would_be_smaller_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         trained(**settings)
+
+
+@pytest.mark.parametrize(
+    ("validation", "words"),
+    [("none", "invalid dataloader"), ("long", "validation has the shape (1, 34)"), ("no targets", "has no target")],
+)
+def test_a_validation_that_gives_no_loss_is_refused(
+    validation: str, words: str, trained: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        trained(validation=validation)
+    assert ended.value.code == 1
+    assert words in capsys.readouterr().err
 
 
 def test_epochs_of_whole_steps_are_not(trained: Callable[..., Path]) -> None:

@@ -113,3 +113,17 @@ def test_spikes_of_the_loss_are_found(tmp_path: Path) -> None:
             expected.append(10 * (i + 1))
     assert record.loss_spikes(tmp_path) == expected == [12_010, 17_010]
     assert record.loss_spikes(tmp_path / "nowhere") == []
+
+
+def test_a_link_in_the_place_of_staged_files_leads_nowhere(tmp_path: Path) -> None:
+    """As a run's folder of somebody else may hold it."""
+    run, others = tmp_path / "run", tmp_path / "others"
+    others.mkdir()
+    (others / "letter.txt").write_text("dear")
+    run.mkdir()
+    (run / record.STAGED).symlink_to(others)
+    record.discard(run)
+    record.stage(run, {"plan.json": "{}"})
+    record.take_over(run)
+    assert (others / "letter.txt").read_text() == "dear"
+    assert sorted(file.name for file in run.iterdir()) == ["plan.json"]

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
 
+from thunderhead.core.config import ConfigError
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.options import precision
 from thunderhead.training.record import read_rows, read_summary
@@ -114,7 +117,7 @@ class Taker(Callback):
         pl_module.log(self.name, 7.0)
 
 
-@pytest.mark.parametrize("name", ["train/loss", "tokens", "lr"])
+@pytest.mark.parametrize("name", ["train/loss", "tokens", "lr", "val/bits_per_byte", "tokens/text"])
 def test_nobody_else_writes_the_columns_of_the_run(
     name: str, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,19 +127,52 @@ def test_nobody_else_writes_the_columns_of_the_run(
     assert f"{name} is a column of the run's own" in capsys.readouterr().err
 
 
-class Unfinished(CSVLogger):
-    """Fails at the end of a run, as one whose server has gone may."""
+@pytest.mark.parametrize("name", ["val_loss", "diverged", "loss_spikes"])
+def test_values_of_others_do_not_take_the_place_of_results(name: str, run: Callable[..., Path]) -> None:
+    folder = run(f"+callbacks.taker={{_target_: {__name__}.Taker, name: val/{name}}}")
+    summary = read_summary(folder)
+    assert summary is not None
+    assert summary["metrics"][name] == 7.0
+    assert summary.get(name) == (numbers(folder, "val/loss")[2] if name == "val_loss" else None)
 
-    def finalize(self, status: str) -> None:
-        raise RuntimeError("the server has gone")
+
+def test_a_metric_of_the_datas_own_is_not_measured_twice(run: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"^metrics\.bits_per_byte: "):
+        run(f"+metrics.bits_per_byte={{_target_: {__name__}.ones}}")
 
 
-def test_a_logger_that_fails_at_the_end_costs_no_result(
+def ones(losses: Tensor) -> Tensor:
+    return torch.ones_like(losses)
+
+
+class Unreachable(CSVLogger):
+    """Fails at one of its methods, as one whose server has gone may."""
+
+    def __init__(self, save_dir: str, *, at: str):
+        super().__init__(save_dir)
+        setattr(self, at, self.fail)
+
+    def fail(self, *_: Any, **__: Any) -> None:
+        raise ConnectionError("the server has gone")
+
+
+@pytest.mark.parametrize("at", ["log_metrics", "log_hyperparams", "log_text", "save", "finalize"])
+def test_a_logger_that_fails_costs_no_result(
+    at: str, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run(f"+logger.mine={{_target_: {__name__}.Unreachable, at: {at}}}")
+    assert read_summary(folder) is not None
+    assert list(numbers(folder, "train/loss")) == [1, 2]
+    assert capsys.readouterr().err.count("the server has gone") == 1
+
+
+def test_stopping_early_by_what_is_not_measured_is_refused_in_one_line(
     run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = run(f"+logger.mine={{_target_: {__name__}.Unfinished}}")
-    assert read_summary(folder) is not None
-    assert "the server has gone" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        run("+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: valloss}")
+    assert ended.value.code == 1
+    assert "`val/loss`" in capsys.readouterr().err
 
 
 def test_a_cache_that_cannot_be_asked_costs_no_result(

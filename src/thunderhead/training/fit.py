@@ -206,8 +206,8 @@ def _from_outside(error: Exception) -> str | None:
         return line
     if isinstance(error, torch.distributed.DistError) or re.search("/gloo/|Gloo|monitoredBarrier", line):
         return LOST
-    if isinstance(error, RuntimeError) and "conditioned on metric" in line:  # EarlyStopping
-        return line
+    if isinstance(error, RuntimeError | TypeError) and re.search("conditioned on metric|invalid dataloader was", line):
+        return line  # of EarlyStopping, and of what a data module gives
     return disk.problem(error) if isinstance(error, OSError) else None
 
 

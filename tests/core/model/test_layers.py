@@ -16,7 +16,7 @@ from thunderhead.core.model.context import SequenceContext
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.feedforward import FeedForward
 from thunderhead.core.model.loss import NextTokenLoss
-from thunderhead.core.model.mixer import SequenceMixer
+from thunderhead.core.model.mixer import SequenceMixer, flops_per_token
 from thunderhead.core.model.position import NoPosition, RotaryPosition
 from thunderhead.core.types import Problem
 from thunderhead.options.activation_checkpointing import ActivationCheckpointing
@@ -179,3 +179,9 @@ def test_hybrids_rotate_where_there_are_heads() -> None:
     with pytest.raises(ValueError, match=r"heads of different sizes, \[4, 8\]: use position=none"):
         build(by_layer({}, {"head_dim": 4}))
     assert build(by_layer({}, {"head_dim": 4}), position=NoPosition).logits(TOKENS).shape == (1, 16, 61)
+
+
+def test_tables_are_looked_up_and_cost_nothing() -> None:
+    """As torch's own counter has it: an embedding is no matrix product."""
+    module = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 4, bias=False), nn.EmbeddingBag(50, 8))
+    assert flops_per_token(module) == 2 * 8 * 4

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -38,18 +38,25 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, str)
 
 
-def _forgiving(method: Callable[..., Any], *given: Any, **named: Any) -> None:
+def _forgiving(method: Callable[..., Any]) -> Callable[..., None]:
     """What a logger fails at costs no results, and is told once; of what the disk refuses others tell."""
-    owner: Any = getattr(method, "__self__", method)
-    try:
-        method(*given, **named)
-    except Exception as error:
-        if disk.problem(error) is not None:
-            raise
-        what = f"{type(owner).__name__} failed at {method.__name__}: {type(error).__name__}: {first_line(error)}"
-        if vars(owner).get("_told") != what:
-            vars(owner)["_told"] = what
-            complain(what)
+    told = set[str]()
+
+    @wraps(method)
+    def call(*given: Any, **named: Any) -> None:
+        try:
+            method(*given, **named)
+        except Exception as error:
+            if disk.problem(error) is not None:
+                raise
+            owner = type(getattr(method, "__self__", method)).__name__
+            line = f"{owner} failed at {method.__name__}: {type(error).__name__}: {first_line(error)}"
+            if line not in told:
+                complain(line)
+            told.add(line)
+
+    call.forgiven = method  # type: ignore[attr-defined]
+    return call
 
 
 class LogMetrics(Callback):
@@ -67,8 +74,7 @@ class LogMetrics(Callback):
     def __init__(self, run: Run, plan: Plan, peak_flops: float | None):
         self.run, self.plan, self.peak_flops = run, plan, peak_flops
         self.ledger = asked(run.data, "ledger")(plan.steps)  # what each source gave to the first n sequences
-        shares = self.ledger(plan.sequences_per_step).items()
-        self._own = OWN | {f"{column}/{source}" for source, share in shares for column in share._asdict()}
+        self._own = OWN  # and, from the first step on, those of sources and of validation
         self.throughput: float | None = None  # tokens/s between the last two log points
         self.validated_at: int | None = None  # the step of the last validation
         self.training_seconds = 0.0  # without validation, writing checkpoints and compiling
@@ -85,11 +91,12 @@ class LogMetrics(Callback):
         self._sinks: list[tuple[Logger, Callable[..., None]]] = []
         for logger in run.loggers.values():
             for name in FORGIVEN:
-                vars(logger).pop(name, None)  # of before a rollback
                 if (method := getattr(logger, name, None)) is not None:
-                    setattr(logger, name, partial(_forgiving, method))
+                    setattr(logger, name, _forgiving(getattr(method, "forgiven", method)))  # once, after a rollback
             self._sinks.append((logger, logger.log_metrics))
-            logger.log_metrics = partial(self._receive, logger.log_metrics)  # type: ignore[method-assign]
+            receive: Any = partial(self._receive, logger.log_metrics)
+            receive.forgiven = logger.log_metrics.forgiven  # type: ignore[attr-defined]
+            logger.log_metrics = receive  # type: ignore[method-assign]
         self._checkpoint_io: Any = None
         self._saved_before = 0.0  # seconds of writing checkpoints in processes before this one
         self._since: float | None = None  # what the clock said when it was started
@@ -157,7 +164,9 @@ class LogMetrics(Callback):
             return
         self._begun, self._step = True, trainer.global_step
         measured = getattr(trainer.lightning_module, "val_metrics", [{}])[0]
-        self._own = self._own | {f"val/{name}" for name in measured}
+        shares = self.ledger(self.plan.sequences_per_step).items()
+        self._own = OWN | {f"{column}/{source}" for source, share in shares for column in share._asdict()}
+        self._own |= {f"val/{name}" for name in measured}
         if not trainer.is_global_zero:
             return
         record.take_over(self.run.folder)
