@@ -262,6 +262,7 @@ def _read(folder: Path) -> Run:
         )
         solved = Match(*(match[name] for name in Match._fields)) if match is not None else None
         _check_types(environment or {}, summary or {})
+        record.changes(folder)  # which the report tells
         return Run(folder, config, plan, environment or {}, summary, solved, read_metrics(folder))
     except (ValueError, KeyError, ConfigError) as error:
         return Run(folder, {}, {}, {}, None, None, [], broken=f"cannot be read: {error}")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import TypedDict
 
 from thunderhead import disk
 from thunderhead.core.config import Config, read_mapping, set_value
@@ -109,10 +110,14 @@ def with_its_shards(config: Config, run_dir: Path, where: str = "resume") -> Con
 CHANGES = "changes.json"
 
 
-def changes(run_dir: Path) -> list[str]:
+class _Changes(TypedDict):
+    changes: list[str]
+
+
+def changes(run_dir: Path, where: str = "") -> list[str]:
     """What a run was resumed with that it had not begun with, in words."""
     file = run_dir / CHANGES
-    return [str(change) for change in read_mapping(file, "runs").get("changes", [])] if file.is_file() else []
+    return list(read_mapping(file, where, _Changes)["changes"]) if file.exists() else []
 
 
 def surroundings() -> dict[str, Any]:

@@ -240,7 +240,11 @@ def _changes_of(folder: Path, plan: Plan, changes: Sequence[str]) -> dict[str, s
         return {}
     before = read_mapping(folder / "plan.json")["steps"]
     longer = [f"steps={plan.steps} (was {before})"] if before != plan.steps else []
-    told = [*record.changes(folder), *(line for line in changes if not line.startswith(resuming.SWITCHABLE)), *longer]
+    told = [
+        *record.changes(folder, "resume"),
+        *(line for line in changes if not line.startswith(resuming.SWITCHABLE)),
+        *longer,
+    ]
     return {record.CHANGES: record.to_json({"changes": told})} if told else {}
 
 
