@@ -125,6 +125,12 @@ def test_what_is_not_in_a_row_was_not_measured(tmp_path: Path) -> None:
         ("metrics.csv", "", "metrics.csv: is empty"),
         ("metrics.csv", "1,2,3\n4,5,6\n", "metrics.csv: has no column `step`"),
         ("metrics.csv", "step,train/loss\n10,4.0\n20,much\n", "metrics.csv: could not convert string to float: 'much'"),
+        (
+            "metrics.csv",
+            "step,step,train/loss\n1,1,4.0\n",
+            "metrics.csv is damaged (line 1: two columns are called step)",
+        ),
+        ("metrics.csv", "step,train/loss\n1,4.0\n".encode("utf-16"), "metrics.csv is damaged (line 1: "),
         ("summary.json", '{"val_loss": 3.0, "st', "summary.json is damaged ("),
         ("summary.json", '{"steps": 100}', "summary.json: val_loss is None"),
         ("summary.json", "[" * 100_000, "summary.json is damaged ("),

@@ -145,7 +145,7 @@ def read_yaml(file: Path) -> Any:
 def damaged(file: Path, why: object, where: str = "") -> ConfigError:
     """To be raised, for the setting `where`, where a file of a record is not as it was written."""
     said = " ".join(str(why).split())[:200]
-    return ConfigError([Problem(where, f"{file} is damaged ({said}): copy it from a backup, or start a new run")])
+    return ConfigError([Problem(where, f"{file} is damaged ({said}): copy it from a backup, or begin anew")])
 
 
 def read_mapping(file: Path, where: str = "", shape: Any = None) -> Config:

@@ -5,7 +5,6 @@ A run folder holds config.yaml, plan.json, environment.json, metrics.csv and, on
 loggers and callbacks: what is not there was not measured.
 """
 
-import csv
 import math
 import os
 from collections.abc import Iterable
@@ -311,7 +310,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
             raise ValueError("has no column `step`")
         known = [name for name in columns if name in COUNTERS or name.startswith(("train/", "val/"))]
         found = [{name: float(row[name]) for name in known if row[name]} for row in rows]
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file.name}: {first_line(error)}") from error
     return [row for row in found if "step" in row]
 
@@ -320,5 +319,5 @@ def last_metrics(folder: Path) -> list[dict[str, float]]:
     """The same of a run under way, for a look at it: nothing while the file cannot be read."""
     try:
         return read_metrics(folder)
-    except ValueError:
+    except (ValueError, ConfigError):
         return []
