@@ -73,8 +73,8 @@ def naming(path: Path | str) -> Iterator[None]:
     except Exception as error:
         for cause in _causes(error):
             cause.filename = cause.filename or str(path)
-        if (cause := _refused(error)) is not None and cause is not error:  # told in a library's words
-            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        if (refused := _refused(error)) is not None and refused is not error:  # told in a library's words
+            raise OSError(refused.errno, refused.strerror, str(path)) from error
         raise
 
 
