@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import TypedDict
-
 from thunderhead import disk
-from thunderhead.core.config import ConfigError, Problem, quoted, read_mapping
+from thunderhead.core.config import ConfigError, Problem, quoted
 from thunderhead.core.data.manifest import Manifest, Shard, ShardError, SplitName
+from thunderhead.corpus.prepare import read_reading
 from thunderhead.corpus.shard_files import verify
 from thunderhead.terminal import say
 
@@ -132,20 +131,9 @@ def _manifest(parts: Sequence[Manifest], named: Named) -> Manifest:
     )
 
 
-class _Overlap(TypedDict):
-    documents: int
-    near_duplicates: int
-
-
-class _Reading(TypedDict):
-    sources: dict[str, Any]
-    validation: _Overlap
-
-
 def _reading(parts: Sequence[Manifest], named: Named) -> dict[str, Any]:
     """What became of the files, and near duplicates within the parts; ConfigError if that of a part is damaged."""
-    files = {part.key: part.folder / "reading.json" for part in parts}
-    known = {key: read_mapping(file, "merge", _Reading) for key, file in files.items() if file.exists()}
+    known = {part.key: read for part in parts if (read := read_reading(part.folder, "merge")) is not None}
     of_each = {name: known.get(part.key, {}).get("sources", {}).get(source) for name, (part, source) in named.items()}
     counted = ("documents", "near_duplicates")
     return {
