@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,12 +20,25 @@ _REMEDIES = {
     errno.EDQUOT: _FULL,
     errno.ENOTDIR: "a file is in its way: choose another place",
     errno.EEXIST: "something else is in its way: choose another place",
+    errno.EISDIR: "a folder is in the place of a file: move it away, or choose another place",
+    errno.ELOOP: "links there lead in a circle: choose another place",
     errno.EROFS: "have it mounted for writing, or write elsewhere",
     errno.EACCES: "change its owner or mode, or write elsewhere",
     errno.EPERM: "change its owner or mode, or write elsewhere",
     errno.EIO: "the disk may be failing: look at the system's log",
     errno.ESTALE: "the file server has forgotten it: mount it anew",
 }
+_IN_WORDS = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)|\d+ requested and \d+ written")
+"""Of shutil, of libraries in Rust as safetensors, and of numpy."""
+
+
+def _refused(error: BaseException) -> OSError | None:
+    """What an error says that a disk refused, if by its number or in these words."""
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        return error
+    said = None if isinstance(error, ConfigError) else _IN_WORDS.search(str(error))
+    number = int(said[1] or said[2] or errno.ENOSPC) if said else None
+    return OSError(number, os.strerror(number)) if number in _REMEDIES else None
 
 
 def _causes(error: BaseException | None) -> list[OSError]:
@@ -33,12 +47,12 @@ def _causes(error: BaseException | None) -> list[OSError]:
     while error is not None and error not in chain:  # what a thread raised again may be its own context
         chain.append(error)
         error = error.__cause__ or error.__context__
-    return [cause for cause in chain if isinstance(cause, OSError) and cause.errno in _REMEDIES]
+    return [cause for cause in map(_refused, chain) if cause is not None]
 
 
 def problem(error: BaseException | None) -> str | None:
     """Say in one line what a disk refused; None: it is none's fault."""
-    found: list[tuple[Any, Any]] = [(cause.filename, cause.errno) for cause in _causes(error)]
+    found: list[tuple[Any, Any]] = [(cause.filename2 or cause.filename, cause.errno) for cause in _causes(error)]
     if not found:
         return None
     name, number = next((place for place in found if place[0] is not None), found[0])
@@ -59,6 +73,8 @@ def naming(path: Path | str) -> Iterator[None]:
     except Exception as error:
         for cause in _causes(error):
             cause.filename = cause.filename or str(path)
+        if (refused := _refused(error)) is not None and refused is not error:  # told in a library's words
+            raise OSError(refused.errno, refused.strerror, str(path)) from error
         raise
 
 

@@ -93,3 +93,20 @@ def test_all_that_stands_in_the_way_is_told(prepare: Prepare, tmp_path: Path, mo
         merged(tmp_path / "out", one, three)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".*.merging"))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1]", "null", '{"sources": {}}', '{"validation": null, "sources": null}', "folder"]
+)
+def test_a_reading_that_is_damaged(content: str, prepare: Prepare, tmp_path: Path) -> None:
+    one, two = prepare("one"), prepare("two")
+    (file := two / "reading.json").unlink()
+    if content == "folder":
+        file.mkdir()
+    else:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=rf"^{file} is damaged \("):
+        prepare("two")  # which are prepared already
+    with pytest.raises(ConfigError, match=rf"^merge: {file} is damaged \("):
+        merged(tmp_path / "out", one, two)
+    assert not (tmp_path / "out").exists()

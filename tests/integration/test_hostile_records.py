@@ -189,6 +189,43 @@ def test_the_kind_of_a_tokenizer_runs_nothing(name: str, folder: Path) -> None:
     assert "unknown kind of tokenizer" in refused(generate, folder)
 
 
+@pytest.mark.parametrize("exported", [True, False])
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        *(("plan.json", {"steps": value}) for value in (None, "2")),
+        *(("environment.json", {"overrides": value}) for value in (None, [1], "x")),
+        ("environment.json", {"git": "x"}),
+        *(("summary.json", {"steps": value}) for value in (None, "2")),
+    ],
+)
+def test_a_record_of_another_shape_is_damaged(
+    name: str, changed: dict[str, Any], exported: bool, folder: Path, tell: Callable[..., None]
+) -> None:
+    file = folder / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    reader = export_run if exported else resume if name == "summary.json" else resume_auto
+    message = refused(reader, folder)
+    assert f"{file} is damaged ({next(iter(changed))}" in message
+    tell(saw=message)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        *(("plan.json", {name: None}) for name in ("tokens", "parameters", "flops")),
+        ("plan.json", {"parameters": {}}),
+        *(("summary.json", {"val_loss": value}) for value in (None, "low")),
+        *(("summary.json", {"ledger": value}) for value in (None, {"text": None}, {"text": {"tokens": "x"}})),
+        ("environment.json", {"git": {"commit": 5}}),
+    ],
+)
+def test_a_model_card_needs_the_shape(name: str, changed: dict[str, Any], folder: Path) -> None:
+    file = folder / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    assert f"{file} is damaged ({next(iter(changed))}" in refused(export_run, folder)
+
+
 @pytest.mark.filterwarnings("ignore:No artists with labels")  # arms that differ in `_target_` are called so
 @pytest.mark.parametrize("name", PAYLOADS)
 def test_a_comparison_runs_nothing(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,16 @@ def compare_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     return call
 
 
+def test_runs_none_of_which_can_be_read_are_refused(compare_here: Callable[..., Path], tmp_path: Path) -> None:
+    write_arms(tmp_path / "a", {"attention=mha": [3.0, 3.1]})
+    for file in (tmp_path / "a").rglob("plan.json"):
+        file.write_text("{")
+    with pytest.raises(ConfigError, match=r"plan\.json is damaged") as refused:
+        compare_here(f"runs={tmp_path / 'a'}")
+    assert len(refused.value.problems) == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_a_sweep_planned_holds_for_its_folder_ever_after(
     compare_here: Callable[..., Path], tmp_path: Path
 ) -> None:

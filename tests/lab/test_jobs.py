@@ -54,7 +54,7 @@ def test_partial_jobs_go_on(tmp_path: Path) -> None:
     (job.folder / "checkpoints" / "last.ckpt").write_text("")
     assert state(job.folder) == "partial"
     assert f"resume={job.folder}" in prepare_start(job, ("python", "train.py"))
-    write_json(job.folder / "summary.json", {})
+    write_json(job.folder / "summary.json", {"steps": 1, "val_loss": 1.0})
     assert state(job.folder) == "finished"
 
 

@@ -40,7 +40,7 @@ def write(job: Job, step: int, of: int = 100, *, finished: bool = False) -> None
     rows = [f"{i},{5 - i / 100},1234.5,{6 - i / 100 if i == 10 else ''}" for i in range(10, step + 1, 10)]
     (job.folder / "metrics.csv").write_text("\n".join(["step,train/loss,tokens_per_second,val/loss", *rows, ""]))
     if finished:
-        (job.folder / "summary.json").write_text(json.dumps({"val_loss": 3.14159}))
+        (job.folder / "summary.json").write_text(json.dumps({"steps": of, "val_loss": 3.14159}))
 
 
 def lines_of(board: Board) -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
 """Runs are read back from their records."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -124,19 +125,30 @@ def test_what_is_not_in_a_row_was_not_measured(tmp_path: Path) -> None:
         ("metrics.csv", "", "metrics.csv: is empty"),
         ("metrics.csv", "1,2,3\n4,5,6\n", "metrics.csv: has no column `step`"),
         ("metrics.csv", "step,train/loss\n10,4.0\n20,much\n", "metrics.csv: could not convert string to float: 'much'"),
+        (
+            "metrics.csv",
+            "step,step,train/loss\n1,1,4.0\n",
+            "metrics.csv is damaged (line 1: two columns are called step)",
+        ),
+        ("metrics.csv", "step,train/loss\n1,4.0\n".encode("utf-16"), "metrics.csv is damaged (line 1: "),
         ("summary.json", '{"val_loss": 3.0, "st', "summary.json is damaged ("),
         ("summary.json", '{"steps": 100}', "summary.json: val_loss is None"),
         ("summary.json", "[" * 100_000, "summary.json is damaged ("),
         ("plan.json", "[]", "plan.json is damaged (it is no mapping)"),
         ("config.yaml", "a: [", "config.yaml is damaged ("),
         ("config.yaml", "name: x", "config.yaml: seed"),
+        ("changes.json", '{"changes": null}', "changes.json is damaged (changes: "),
+        ("changes.json", '{"changes": 3}', "changes.json is damaged (changes: "),
+        ("changes.json", '{"changes": [3]}', "changes.json is damaged (changes.0: "),
+        ("changes.json", "[1]", "changes.json is damaged (it is no mapping)"),
+        ("changes.json", b"\x80", "changes.json is damaged ("),
     ],
 )
 def test_a_broken_record_is_told_and_the_others_are_compared(
-    tmp_path: Path, file: str, content: str, reason: str
+    tmp_path: Path, file: str, content: str | bytes, reason: str
 ) -> None:
     write_arms(tmp_path, {"attention=mha": [3.0, 3.1], "attention=mqa": [3.1, 3.3, 3.4]})
-    (tmp_path / "4" / file).write_text(content)
+    (tmp_path / "4" / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     runs = read_runs([tmp_path])
     assert len(runs) == 5
     found = analyse(runs, baseline="mha")
@@ -145,6 +157,16 @@ def test_a_broken_record_is_told_and_the_others_are_compared(
     (left,) = found.left_out
     assert left.run == str(tmp_path / "4")
     assert reason in left.reason
+
+
+@pytest.mark.parametrize("file", ["plan.json", "environment.json", "summary.json"])
+def test_a_named_pipe_is_not_waited_for(file: str, tmp_path: Path) -> None:
+    (place := write_run(tmp_path / "run") / file).unlink()
+    os.mkfifo(place)
+    write_run(tmp_path / "whole", seed=2)
+    broken, whole = read_runs([tmp_path])
+    assert "is damaged (it is no file)" in broken.broken
+    assert whole.unfinished is None
 
 
 # --- what training cost until it reached a loss ---------------------------------------------------------------------

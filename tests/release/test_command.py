@@ -17,7 +17,7 @@ import pytest
 from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
-from thunderhead.release.command import generate_text, load_tokenizer, read_record
+from thunderhead.release.command import generate_text, load_tokenizer, read_prompts, read_record
 from thunderhead.training.record import REPOSITORY
 
 
@@ -196,3 +196,19 @@ def test_a_run_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"^run: .* has no tokenizer: its data are not of text"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_prompts_are_cut_at_ends_of_lines_alone(ending: str, tmp_path: Path) -> None:
+    texts = ["one\u2028more", "two\x0c\x85", "three"]
+    (plain := tmp_path / "prompts.txt").write_bytes(("\ufeff" + ending.join([*texts, ""])).encode())
+    assert read_prompts(plain) == texts
+    lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
+    (listed := tmp_path / "prompts.jsonl").write_bytes(("\ufeff" + ending.join(lines)).encode())
+    assert read_prompts(listed) == texts
+
+
+def test_prompts_of_any_depth_are_refused(tmp_path: Path) -> None:
+    (file := tmp_path / "prompts.jsonl").write_text('{"prompt": ' + "[" * 100_000)
+    with pytest.raises(ConfigError, match=rf"prompts: {file} cannot be read"):
+        read_prompts(file)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import statistics
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from thunderhead import disk
+from thunderhead.core.config import ConfigError
 from thunderhead.training import record
 from thunderhead.training.record import MetricsCsv, read_rows, read_summary
 
@@ -82,8 +84,8 @@ def test_write_text_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_json_and_summary(tmp_path: Path) -> None:
     assert read_summary(tmp_path) is None
-    record.write_json(tmp_path / "summary.json", {"val_loss": 1.5})
-    assert read_summary(tmp_path) == {"val_loss": 1.5}
+    record.write_json(tmp_path / "summary.json", results := {"steps": 2, "val_loss": 1.5})
+    assert read_summary(tmp_path) == results
 
 
 def test_surroundings_can_be_written_as_json() -> None:
@@ -127,3 +129,27 @@ def test_a_link_in_the_place_of_staged_files_leads_nowhere(tmp_path: Path) -> No
     record.take_over(run)
     assert (others / "letter.txt").read_text() == "dear"
     assert sorted(file.name for file in run.iterdir()) == ["plan.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("step,train/loss\n1,2.0\n2,abc\n3,2.0\n", "line 3: 'abc' is no number"),
+        ("step,train/loss\n1,2.0\n,1.0\n", "line 3: '' is no step"),
+        ("step,train/loss\n1.5,2.0\n", "line 2: '1.5' is no step"),
+        ("step,train/loss\ninf,2.0\n", "line 2: 'inf' is no step"),
+        ("step,train/loss\n1,2.0,3.0\n", "line 2, or after it: it has more cells than there are columns"),
+        ("step,step,train/loss\n1,1,2.0\n", "line 1: two columns are called step"),
+        (f"step,train/loss\n1,{'2' * 140_000}\n", "line 2, or after it: field larger than"),
+        ("step,train/loss\n1,2.0\n".encode("utf-16"), "line 1: 'utf-8' codec can't decode"),
+        (b"step,train/loss\n" + b"1,2.0\n" * 5000 + b"\xff", "line "),
+    ],
+)
+def test_damaged_metrics_are_told_with_their_place(content: str | bytes, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=re.escape(f"{path} is damaged ({why}")):
+        MetricsCsv(str(tmp_path)).forget_from(3)
+    if "is no step" not in why:
+        with pytest.raises(ConfigError, match=re.escape(f"{path} is damaged ({why}")):
+            record.loss_spikes(tmp_path)

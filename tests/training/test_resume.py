@@ -66,7 +66,7 @@ def test_auto_looks_beside_the_new_run(tmp_path: Path) -> None:
     save(begun / "checkpoints" / "last.ckpt", 2)
     assert find("auto", tmp_path / "runs" / "03").checkpoint == begun / "checkpoints" / "last.ckpt"
     for folder in (old, begun):
-        (folder / "summary.json").write_text('{"steps": 7}')
+        (folder / "summary.json").write_text('{"steps": 7, "val_loss": 1.0}')
         (folder / "plan.json").write_text('{"steps": 7}')
     assert find("auto", tmp_path / "runs" / "03").checkpoint is None
 

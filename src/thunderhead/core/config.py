@@ -142,17 +142,40 @@ def read_yaml(file: Path) -> Any:
     return yaml.load(text, Loader=loader)
 
 
-def read_mapping(file: Path, where: str = "") -> Config:
-    """The mapping in a JSON or YAML file of a record; ConfigError, for the setting `where`, if it is damaged."""
+def damaged(file: Path, why: object, where: str = "") -> ConfigError:
+    """To be raised, for the setting `where`, where a file of a record is not as it was written."""
+    said = " ".join(str(why).split())[:200]
+    return ConfigError([Problem(where, f"{file} is damaged ({said}): copy it from a backup, or begin anew")])
+
+
+def read_mapping(file: Path, where: str = "", shape: Any = None) -> Config:
+    """The mapping in a JSON or YAML file of a record; ConfigError, for the setting `where`, if it is damaged.
+
+    `shape`, a TypedDict, says what must be there, and of which types.
+    """
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no file")  # a named pipe would be waited for
         content = read_yaml(file) if file.suffix == ".yaml" else json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("it is no mapping")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())[:200]
-        message = f"{file} is damaged ({why}): copy it from a backup, or start a new run"
-        raise ConfigError([Problem(where, message)]) from None
+        raise damaged(file, error, where) from None
+    if shape is not None and (why := misshapen(content, shape)):
+        raise damaged(file, why, where)
     return content
+
+
+def misshapen(content: Any, shape: Any) -> str | None:
+    """Say where a value is not of a type; None: it is."""
+    import pydantic  # not for --help
+
+    try:
+        pydantic.TypeAdapter(shape).validate_python(content, strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return None
 
 
 def options(group: str) -> list[str]:

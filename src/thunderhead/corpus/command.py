@@ -1,7 +1,7 @@
 """`python prepare.py`: shards of a corpus, made or found, and what is in them."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.markup import escape
@@ -17,7 +17,7 @@ from thunderhead.core.run import Problems, build_data
 from thunderhead.core.types import PathText, PositiveInt
 from thunderhead.corpus.curation_report import write_report
 from thunderhead.corpus.merge import merge
-from thunderhead.corpus.prepare import told_overlap
+from thunderhead.corpus.prepare import read_reading, told_overlap
 from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.text_data import TextData
 from thunderhead.terminal import Console, say
@@ -65,8 +65,8 @@ def prepare_corpus(config: DictConfig) -> Manifest | None:
     _show(data.manifest)
     if was_prepared and (overlap := told_overlap(data.manifest.folder)):
         say(overlap)
-    if (reading := data.manifest.folder / "reading.json").exists():
-        _show_reading(reading)
+    if (reading := read_reading(data.manifest.folder)) is not None:
+        _show_reading(reading, data.manifest.folder / "reading.json")
     curation = data.manifest.folder / "curation.json"
     if curation.exists():
         say(f"curation   {write_report(curation)}")
@@ -101,12 +101,12 @@ def _show(manifest: Manifest) -> None:
     console.print(f"[cyan]folder   [/]  {escape(str(manifest.folder))}", soft_wrap=True)
 
 
-def _show_reading(file: Path) -> None:
+def _show_reading(reading: dict[str, Any], file: Path) -> None:
     """Say which files of each source were read, and which were not, and why."""
     table = Table(box=None, pad_edge=False, header_style="cyan")
     for heading in ("source", "files", "suffix", "what became of them"):
         table.add_column(heading, justify="right" if heading == "files" else "left")
-    reading, skipped = json.loads(file.read_bytes()), []
+    skipped = []
     for source, found in reading["sources"].items():
         passed = sorted(found["passed_over"], key=lambda row: -row["files"])
         rows = [(n, suffix or "(none)", "read") for suffix, n in found["read"].items()]

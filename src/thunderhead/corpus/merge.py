@@ -12,6 +12,7 @@ from typing import Any
 from thunderhead import disk
 from thunderhead.core.config import ConfigError, Problem, quoted
 from thunderhead.core.data.manifest import Manifest, Shard, ShardError, SplitName
+from thunderhead.corpus.prepare import read_reading
 from thunderhead.corpus.shard_files import verify
 from thunderhead.terminal import say
 
@@ -39,6 +40,7 @@ def merge(folders: Sequence[str], out: Path) -> Manifest:
     if problems or (problems := list(_contradictions(parts))):
         raise ConfigError(problems)
     named = dict(_named(parts))
+    reading = _reading(parts, named)
     for part in parts:
         say(f"Comparing the checksums of {part.folder}")
         try:
@@ -53,7 +55,7 @@ def merge(folders: Sequence[str], out: Path) -> Manifest:
             for name, (part, source) in named.items():
                 shutil.copytree(part.folder / source, work / name, copy_function=_link)
             shutil.copy(parts[0].folder / "tokenizer.json", work)
-            disk.write_text(work / "reading.json", json.dumps(_reading(parts, named), indent=1) + "\n")
+            disk.write_text(work / "reading.json", json.dumps(reading, indent=1) + "\n")
             disk.write_text(work / "manifest.json", json.dumps(_manifest(parts, named).to_dict(), indent=1) + "\n")
             os.rename(work, out)
         finally:
@@ -130,9 +132,8 @@ def _manifest(parts: Sequence[Manifest], named: Named) -> Manifest:
 
 
 def _reading(parts: Sequence[Manifest], named: Named) -> dict[str, Any]:
-    """What became of the files, and near duplicates within the parts."""
-    files = {part.key: part.folder / "reading.json" for part in parts}
-    known = {key: json.loads(file.read_bytes()) for key, file in files.items() if file.is_file()}
+    """What became of the files, and near duplicates within the parts; ConfigError if that of a part is damaged."""
+    known = {part.key: read for part in parts if (read := read_reading(part.folder, "merge")) is not None}
     of_each = {name: known.get(part.key, {}).get("sources", {}).get(source) for name, (part, source) in named.items()}
     counted = ("documents", "near_duplicates")
     return {

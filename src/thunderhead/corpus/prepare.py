@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from typing_extensions import TypedDict
 
 from thunderhead import disk
+from thunderhead.core.config import read_mapping
 from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.corpus.batch_processing import UselessError
@@ -82,12 +84,45 @@ def _has_begun(work: Path) -> bool:
     )
 
 
+class _PassedOver(TypedDict):
+    files: int
+    suffix: str
+    why: str
+
+
+class _Skipped(TypedDict):
+    file: str
+    documents: int
+    why: str
+
+
+class _Files(TypedDict):
+    read: dict[str, int]
+    passed_over: list[_PassedOver]
+    skipped: list[_Skipped]
+
+
+class _Overlap(TypedDict):
+    documents: int
+    near_duplicates: int
+
+
+class _Reading(TypedDict):
+    sources: dict[str, _Files]
+    validation: _Overlap
+
+
+def read_reading(folder: Path, where: str = "") -> dict[str, Any] | None:
+    """The reading.json of shards; None if they were made by something else. ConfigError if it is damaged."""
+    file = folder / "reading.json"
+    return read_mapping(file, where, _Reading) if file.exists() else None
+
+
 def told_overlap(folder: Path) -> str | None:
     """Say how much of the validation text of some shards is in their training text, too; None: nothing of it."""
-    try:
-        found = json.loads((folder / "reading.json").read_bytes())["validation"]
-    except FileNotFoundError:  # they were made by something else
+    if (reading := read_reading(folder)) is None:
         return None
+    found = reading["validation"]
     if found["near_duplicates"] == 0:
         return None
     what = f"{found['near_duplicates']:,} of {found['documents']:,} validation documents are near duplicates"

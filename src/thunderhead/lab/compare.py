@@ -37,7 +37,7 @@ def compare_runs(config: DictConfig) -> Path:
     """Write the report of the runs in `runs` into the folder that Hydra gave this comparison, or verify one there.
 
     The program ends with status 1 if a verified run got other losses. ConfigError if the configuration is refused, a
-    folder holds no run, or no arm is called `baseline`.
+    folder holds no run, none can be read, or no arm is called `baseline`.
     """
     folder, chosen = command_line.output_dir(), configuration.plain(config)
     try:
@@ -67,6 +67,8 @@ def compare_runs(config: DictConfig) -> Path:
                 raise SystemExit(status)
             return folder
         runs = read_runs(folders)
+        if all(run.broken for run in runs):
+            raise ConfigError([Problem("runs", f"{run.folder} {run.broken}") for run in runs])
         if chosen["ladder"]:
             places = places_of(runs, chosen["fit_up_to"])
             return write_ladder_report(folder, runs, places, baseline=arms["baseline"], project=chosen["project"])

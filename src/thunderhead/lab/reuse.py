@@ -50,7 +50,10 @@ def take_over(jobs: Iterable[Job], place: Path, looks: Sequence[int] = ()) -> in
 
 def _is_same(folder: Path, here: Sequence[Any] | None) -> bool:
     try:
-        return _made_by(read_mapping(folder / "environment.json")) == here and state(folder) == "finished"
+        return (
+            _made_by(read_mapping(folder / "environment.json", shape=record.Surroundings)) == here
+            and state(folder) == "finished"
+        )
     except ConfigError:  # damaged, or none
         return False
 

@@ -5,7 +5,6 @@ A run folder holds config.yaml, plan.json, environment.json, metrics.csv and, on
 loggers and callbacks: what is not there was not measured.
 """
 
-import csv
 import math
 import os
 from collections.abc import Iterable
@@ -262,6 +261,7 @@ def _read(folder: Path) -> Run:
         )
         solved = Match(*(match[name] for name in Match._fields)) if match is not None else None
         _check_types(environment or {}, summary or {})
+        record.changes(folder)  # which the report tells
         return Run(folder, config, plan, environment or {}, summary, solved, read_metrics(folder))
     except (ValueError, KeyError, ConfigError) as error:
         return Run(folder, {}, {}, {}, None, None, [], broken=f"cannot be read: {error}")
@@ -310,7 +310,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
             raise ValueError("has no column `step`")
         known = [name for name in columns if name in COUNTERS or name.startswith(("train/", "val/"))]
         found = [{name: float(row[name]) for name in known if row[name]} for row in rows]
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file.name}: {first_line(error)}") from error
     return [row for row in found if "step" in row]
 
@@ -319,5 +319,5 @@ def last_metrics(folder: Path) -> list[dict[str, float]]:
     """The same of a run under way, for a look at it: nothing while the file cannot be read."""
     try:
         return read_metrics(folder)
-    except ValueError:
+    except (ValueError, ConfigError):
         return []

@@ -180,7 +180,8 @@ def read_prompts(file: Path) -> list[str]:
     Lines that are empty are left out, and told.
     """
     try:
-        all_lines = file.read_text(encoding="utf-8").splitlines()
+        text = file.read_bytes().decode("utf-8-sig").removesuffix("\n")
+        all_lines = [line.removesuffix("\r") for line in text.split("\n")]  # splitlines would cut at U+2028, too
         lines = [line for line in all_lines if line.strip()]
         if lines and len(lines) < len(all_lines):
             empty = [str(number) for number, line in enumerate(all_lines, start=1) if not line.strip()]
@@ -188,7 +189,7 @@ def read_prompts(file: Path) -> list[str]:
         prompts = [json.loads(line)["prompt"] for line in lines] if file.suffix == ".jsonl" else lines
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError("it holds no prompts: write one a line")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         wanted = 'a text file with a prompt a line, or .jsonl with {"prompt": "…"}'
         raise ConfigError(
             [Problem("prompts", f"{file} cannot be read ({first_line(error)}): give {wanted}")]

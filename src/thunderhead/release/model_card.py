@@ -29,13 +29,14 @@ class Exported(NamedTuple):
 def model_card(run_dir: Path, recorded: Config, name: str, exported: Exported) -> str:
     """README.md: what it is, how to load it, what it was trained on, how to make it."""
     summary = record.read_summary(run_dir) or {}
-    plan = configuration.read_mapping(run_dir / "plan.json")
-    surroundings = configuration.read_mapping(run_dir / "environment.json")
+    plan = configuration.read_mapping(run_dir / "plan.json", "run", record.Planned)
+    surroundings = configuration.read_mapping(run_dir / "environment.json", "run", record.Surroundings)
     trained, losses = summary.get("tokens", plan["tokens"]), ""
     if summary:
-        parts = [f"{summary['val_loss']:.4f} nats a token", f"perplexity {summary['perplexity']:.2f}"]
-        bits = summary.get("bits_per_byte")
-        losses = ", ".join([*parts, f"{bits:.4f} bits per byte"] if bits else parts)
+        perplexity, bits = summary.get("perplexity"), summary.get("bits_per_byte")
+        losses = f"{summary['val_loss']:.4f} nats a token"
+        losses += f", perplexity {perplexity:.2f}" if perplexity is not None else ""
+        losses += f", {bits:.4f} bits per byte" if bits else ""
     rows = {
         "parameters": f"{plan['parameters']['total']:,}",
         "context length": f"{plan['context_length']:,} tokens",
@@ -71,15 +72,14 @@ def model_card(run_dir: Path, recorded: Config, name: str, exported: Exported) -
 
 def draw_losses(run_dir: Path, file: Path) -> None:
     """Training and validation loss over the tokens, where the run kept them."""
-    rows = [*record.rows_of(run_dir / "metrics.csv")] if (run_dir / "metrics.csv").is_file() else []
+    metrics = run_dir / "metrics.csv"
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     for column, name in (("train/loss", "training"), ("val/loss", "validation")):
-        points = [(float(row["tokens"]), float(row[column])) for row in rows if row.get(column) and row.get("tokens")]
-        if points:
+        if points := [*record.points_of(metrics, "tokens", column)] if metrics.is_file() else []:
             axes.plot(*zip(*points, strict=True), label=name, marker="o" if column == "val/loss" else None)
     axes.set(xlabel="tokens", ylabel="loss, nats a token")
-    if rows:
+    if axes.lines:
         axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)

@@ -10,6 +10,7 @@ from thunderhead.core.run import build_data, build_metrics, validation_metrics
 from thunderhead.core.trust import trust_typed
 from thunderhead.release.command import accelerator_of, load_model, read_record
 from thunderhead.release.exported import is_exported
+from thunderhead.training.record import Planned
 from thunderhead.training.trainer import quiet_lightning
 
 
@@ -30,7 +31,7 @@ def validate(resolved: Config) -> dict[str, float]:
     accelerator = accelerator_of(resolved)
     trust_typed(resolved)
     folder, recorded, weights = read_record(Path(resolved["run"]), resolved["checkpoint"])
-    plan = read_mapping(folder / "plan.json", "run")
+    plan = read_mapping(folder / "plan.json", "run", Planned)
     sizes = {"context_length": plan["context_length"], "sequences_per_step": plan["sequences_per_step"]}
     data = build_data(recorded, micro_batch_size=resolved["batch_size"], **sizes)
     metrics = validation_metrics(data, build_metrics(recorded.get("metrics", {})))

@@ -13,6 +13,7 @@ from thunderhead.core.config import read_mapping, show
 from thunderhead.core.environment import hidden, recorded
 from thunderhead.core.run import Run
 from thunderhead.training.plan import Plan
+from thunderhead.training.record import Surroundings
 
 
 def parameters(run: Run, plan: Plan) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def about(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     - choices: the option of each group, with what was changed of it; tags: those that are no defaults.
     - commit, with `+` if there were uncommitted changes; command.
     """
-    environment = read_mapping(file) if (file := folder / "environment.json").is_file() else {}
+    environment = read_mapping(file, shape=Surroundings) if (file := folder / "environment.json").is_file() else {}
     sweep = next((above for above in folder.absolute().parents[:2] if (above / "sweep.json").is_file()), None)
     git, command = environment.get("git") or {}, environment.get("command") or []
     name, group = folder.absolute().name, None

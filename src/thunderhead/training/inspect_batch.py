@@ -36,7 +36,7 @@ def text_of_batch(config: DictConfig) -> str:
         raise ConfigError(problems)
     trust_typed(resolved)
     folder, step = Path(resolved["run"]), resolved["step"]
-    recorded, plan = recorded_config(folder, "run"), read_mapping(folder / "plan.json", "run")
+    recorded, plan = recorded_config(folder, "run"), read_mapping(folder / "plan.json", "run", record.Planned)
     steps, per_step = plan["steps"], plan["sequences_per_step"]
     if step > steps:
         raise ConfigError([Problem("step", f"{step} is beyond the plan of the run: it has {steps:,} steps")])

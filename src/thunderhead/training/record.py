@@ -10,22 +10,75 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import TypedDict
 
 from thunderhead import disk
-from thunderhead.core.config import Config, read_mapping, set_value
+from thunderhead.core.config import Config, damaged, read_mapping, set_value
 from thunderhead.core.environment import hidden
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STAGED = ".resuming"  # in a run's folder
 SPIKE, FEWEST = 7, 30
+
+
+class Steps(TypedDict):
+    """What is read of plan.json where the way of a run is looked at."""
+
+    steps: int
+
+
+class _Parameters(TypedDict):
+    total: int
+
+
+class Planned(Steps):
+    """What is read of plan.json where its model is."""
+
+    tokens: int
+    tokens_per_step: int
+    sequences_per_step: int
+    micro_batch_size: int
+    context_length: int
+    flops: float
+    precision: str
+    parameters: _Parameters
+
+
+class _Git(TypedDict, total=False):
+    commit: str | None
+    changed_files: list[str]
+
+
+class Surroundings(TypedDict, total=False):
+    """What is read of environment.json."""
+
+    command: list[str]
+    overrides: list[str]
+    packages: dict[str, Any]
+    git: _Git | None
+
+
+class _Share(TypedDict):
+    tokens: int
+    val_loss: float
+
+
+class _Results(TypedDict):
+    steps: int
+    val_loss: float
+    perplexity: NotRequired[float]
+    bits_per_byte: NotRequired[float | None]
+    tokens: NotRequired[int]
+    ledger: NotRequired[dict[str, _Share]]
+    diverged: NotRequired[dict[str, Any] | None]
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -112,10 +165,14 @@ def with_its_shards(config: Config, run_dir: Path, where: str = "resume") -> Con
 CHANGES = "changes.json"
 
 
-def changes(run_dir: Path) -> list[str]:
+class _Changes(TypedDict):
+    changes: list[str]
+
+
+def changes(run_dir: Path, where: str = "") -> list[str]:
     """What a run was resumed with that it had not begun with, in words."""
     file = run_dir / CHANGES
-    return [str(change) for change in read_mapping(file, "runs").get("changes", [])] if file.is_file() else []
+    return list(read_mapping(file, where, _Changes)["changes"]) if file.exists() else []
 
 
 def surroundings() -> dict[str, Any]:
@@ -182,27 +239,72 @@ class MetricsCsv(Logger):
         """Drop the rows from `step` on, which a resumed run writes again; returns what was measured in that step."""
         if not self.path.exists():
             return {}
-        measured: dict[str, float] = {}
-
-        def before(row: dict[str, str]) -> bool:
-            if int(row["step"]) == step:
-                measured.update({name: float(value) for name, value in row.items() if value and name != "step"})
-            return int(row["step"]) < step
-
-        write_rows(self.path, columns_of(self.path), (row for row in rows_of(self.path) if before(row)))
+        kept, measured = [], dict[str, float]()
+        for line, row in _rows(self.path):
+            at = _number(self.path, line, row.get("step", ""), int)
+            read = [name for name in row if row[name] and name != "step" and (at == step or name == "train/loss")]
+            numbers = {name: _number(self.path, line, row[name]) for name in read}
+            if at == step:
+                measured = numbers
+            elif at < step:
+                kept.append(row)
+        write_rows(self.path, columns_of(self.path), kept)
         return measured
 
 
 def columns_of(path: Path) -> list[str]:
-    """Columns of a metrics.csv."""
+    """Columns of a metrics.csv; ConfigError if they cannot be read, or two have one name."""
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file).fieldnames or [])
+        return _columns(path, csv.DictReader(file))
+
+
+def _columns(path: Path, reader: "csv.DictReader[str]") -> list[str]:
+    try:
+        columns = list(reader.fieldnames or [])
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise damaged(path, f"line 1: {error}") from None
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise damaged(path, f"line 1: two columns are called {twice[0]}")
+    return columns
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of a metrics.csv, each with the number of its line."""
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        _columns(path, reader)
+        try:
+            for row in reader:
+                if None in row:
+                    raise csv.Error("it has more cells than there are columns")
+                if None not in row.values():
+                    yield reader.line_num, row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise damaged(path, f"line {reader.reader.line_num}, or after it: {error}") from None
 
 
 def rows_of(path: Path) -> Iterator[dict[str, str]]:
-    """Rows of a metrics.csv, one after the other; a last one that was cut off by a crash is left out."""
-    with path.open(newline="", encoding="utf-8") as file:
-        yield from (row for row in csv.DictReader(file) if None not in row.values())
+    """Rows of a metrics.csv, one after the other; a last one that was cut off by a crash is left out.
+
+    ConfigError if the file is damaged.
+    """
+    yield from (row for _, row in _rows(path))
+
+
+def _number(path: Path, line: int, text: str, kind: Callable[[str], float] = float) -> float:
+    """A cell of metrics.csv; ConfigError if it is no number."""
+    try:
+        return kind(text)
+    except ValueError:
+        what = "number" if kind is float else "step"
+        raise damaged(path, f"line {line}: {text!r} is no {what}") from None
+
+
+def points_of(path: Path, *columns: str) -> Iterator[list[float]]:
+    """The numbers in these columns of a metrics.csv, of the rows that have all of them; ConfigError for other text."""
+    for line, row in _rows(path):
+        if all(row.get(column) for column in columns):
+            yield [_number(path, line, row[column]) for column in columns]
 
 
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -216,11 +318,10 @@ def loss_spikes(run_dir: Path) -> list[int]:
     OLMo 2 (2501.00656) scores runs so, with 7 standard deviations of the last 1,000 values.
     """
     path = run_dir / "metrics.csv"
-    rows = rows_of(path) if path.exists() else []
-    found = [(int(row["step"]), float(row["train/loss"])) for row in rows if row.get("train/loss")]
+    found = [*points_of(path, "step", "train/loss")] if path.exists() else []
     losses = np.array([loss for _, loss in found])
     before = ((step, loss, losses[max(0, i - 1000) : i]) for i, (step, loss) in enumerate(found) if i >= FEWEST)
-    return [step for step, loss, window in before if loss - window.mean() >= SPIKE * window.std() > 0]
+    return [int(step) for step, loss, window in before if loss - window.mean() >= SPIKE * window.std() > 0]
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -237,4 +338,4 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, A
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
     """The results of a finished run, or None."""
     path = run_dir / "summary.json"
-    return read_mapping(path) if path.exists() else None
+    return read_mapping(path, shape=_Results) if path.exists() else None

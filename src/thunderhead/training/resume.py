@@ -107,7 +107,7 @@ def is_finished(run_dir: Path) -> bool:
     summary, plan = record.read_summary(run_dir), run_dir / "plan.json"
     if summary is None or not plan.is_file():
         return False
-    return "stopped_early" in summary or summary["steps"] >= read_mapping(plan)["steps"]
+    return "stopped_early" in summary or summary["steps"] >= read_mapping(plan, "resume", record.Steps)["steps"]
 
 
 def _newest(run_dir: Path) -> Found:
@@ -306,7 +306,7 @@ def recorded_config(run_dir: Path, where: str = "resume") -> Config:
 def recorded_overrides(run_dir: Path) -> list[str]:
     """Overrides that a run was started and resumed with; raises ConfigError if environment.json is damaged."""
     file = run_dir / "environment.json"
-    return list(read_mapping(file, "resume").get("overrides", [])) if file.is_file() else []
+    return list(read_mapping(file, "resume", record.Surroundings).get("overrides", [])) if file.exists() else []
 
 
 @contextlib.contextmanager

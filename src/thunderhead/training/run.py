@@ -66,7 +66,7 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
         folder = run_dir if checkpoint is None or launch.is_launched() else checkpoint.parents[1]
         is_auto, before = resolved.get("batch", {}).get("micro_size") == AUTO, None
         if is_auto and checkpoint is not None:  # what it stood for before; the plan takes it if it can
-            before = int(read_mapping(folder / "plan.json")["micro_batch_size"])
+            before = int(read_mapping(folder / "plan.json", "resume", record.Planned)["micro_batch_size"])
         run, plan = plan_config(resolved, folder, before)
         if is_auto and is_rank() and plan.micro_batch_size != before:
             raise ConfigError([Problem("batch.micro_size", NOT_AGREED)])
@@ -208,6 +208,9 @@ def prepare(run: Run, plan: Plan) -> Plan:
     if global_rank() == 0 and plan.epochs:
         epochs = (f"{epochs:.2f} epochs of {source}" for source, epochs in plan.epochs.items())
         display.say(f"  this run sees {', '.join(epochs)}")
+    for note in plan.notes if global_rank() == 0 else ():
+        if note not in before.notes:  # of what was not known before
+            display.say(f"  {note}")
     return plan
 
 
@@ -236,11 +239,15 @@ def _as_typed(config: Config, folder: Path) -> Config:
 
 def _changes_of(folder: Path, plan: Plan, changes: Sequence[str]) -> dict[str, str]:
     """The file of the record that says what a run was resumed with, if that changes what it learns."""
-    if not (folder / "plan.json").is_file():
+    if not (folder / "plan.json").exists():
         return {}
-    before = read_mapping(folder / "plan.json")["steps"]
+    before = read_mapping(folder / "plan.json", "resume", record.Steps)["steps"]
     longer = [f"steps={plan.steps} (was {before})"] if before != plan.steps else []
-    told = [*record.changes(folder), *(line for line in changes if not line.startswith(resuming.SWITCHABLE)), *longer]
+    told = [
+        *record.changes(folder, "resume"),
+        *(line for line in changes if not line.startswith(resuming.SWITCHABLE)),
+        *longer,
+    ]
     return {record.CHANGES: record.to_json({"changes": told})} if told else {}
 
 

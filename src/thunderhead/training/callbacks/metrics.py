@@ -164,7 +164,7 @@ class LogMetrics(Callback):
             return
         self._begun, self._step = True, trainer.global_step
         measured = getattr(trainer.lightning_module, "val_metrics", [{}])[0]
-        shares = self.ledger(self.plan.sequences_per_step).items()
+        shares = self.ledger(self.plan.sequences_per_step).items() if trainer.num_training_batches else ()
         self._own = OWN | {f"{column}/{source}" for source, share in shares for column in share._asdict()}
         self._own |= {f"val/{name}" for name in measured}
         if not trainer.is_global_zero:
