@@ -155,6 +155,14 @@ def job(function: str, config: DictConfig, *arguments: str) -> Any:
         if is_multirun():
             raise
         _refuse(error.problems)
+    except BrokenPipeError:  # before Hydra reports it
+        _end_without_reader()
+
+
+def _end_without_reader() -> typing.NoReturn:
+    """The reader has seen enough, as in `train.py --help | head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def remove_if_empty(folder: Path) -> None:
@@ -247,9 +255,8 @@ def _tell(error: Exception, config_name: str) -> None:
         _refuse(found or [Problem("", configuration.first_line(error))])
     if isinstance(error, OSError) and (why := disk.problem(error)) is not None:
         _refuse([Problem("", why)])  # of Hydra, which makes the run's folder before we are called
-    if isinstance(error, BrokenPipeError):  # the reader has seen enough, as in `train.py --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+    if isinstance(error, BrokenPipeError):
+        _end_without_reader()
 
 
 def repeated_sweep(arguments: list[str]) -> list[str]:

@@ -23,9 +23,10 @@ made: list[Path] = []
 def new_folder(path: str) -> str:
     """`${new_folder:logs/runs/…}`: this folder, or -2, -3 …; made at once, as another start may ask, too."""
     for folder in itertools.chain([path], (f"{path}-{number}" for number in itertools.count(2))):
+        new = [place for place in (Path(folder), *Path(folder).parents) if not place.exists()]
         with contextlib.suppress(FileExistsError):
             Path(folder).mkdir(parents=True)
-            made.append(Path(folder).absolute())
+            made.extend(place.absolute() for place in new)
             break
     return folder
 
