@@ -1,5 +1,6 @@
 """Overrides of a recorded configuration, and sweeps that are repeated."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -205,6 +206,28 @@ def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path: Path) -> 
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert done.stderr.splitlines()[1].startswith(f"  {tmp_path}/logs")
     assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["{elsewhere}", "q/../../../../{elsewhere}"])
+def test_a_refused_name_leaves_no_folder(name: str, tmp_path: Path) -> None:
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    here.mkdir()
+    typed = name.format(elsewhere=elsewhere if name[0] == "{" else "elsewhere")
+    assert programs.run("train.py", f"name={typed}", cwd=here).returncode == 2
+    assert [*here.iterdir()] == []
+    assert not elsewhere.exists()
+
+
+def test_a_program_goes_on_without_its_reader(tmp_path: Path) -> None:
+    """As of `| head -1`."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, str(CONF_DIR.parent / "train.py"), "dry_run=true"]
+    environment = os.environ | programs.ENVIRONMENT
+    with os.fdopen(writes, "w") as stdout:
+        how = {"cwd": tmp_path, "stdout": stdout, "stderr": subprocess.PIPE, "env": environment}
+        done = subprocess.run(command, check=False, **how)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_programs_are_called_as_they_were_started(monkeypatch: pytest.MonkeyPatch) -> None:

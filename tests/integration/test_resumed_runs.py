@@ -512,7 +512,11 @@ def test_shards_suffice_to_go_on(
 def test_changed_settings_outside_of_the_model_are_told(run: Callable[..., Path]) -> None:
     folder = run(*SETTINGS)
     (folder / "summary.json").unlink()
-    changed = ("trainer.gradient_clip_val=0.25", "precision=bf16-mixed", "callbacks.checkpoint.every_n_train_steps=4")
+    changed = (
+        "trainer.gradient_clip_val=0.25",
+        "precision.kind=bf16-mixed",
+        "callbacks.checkpoint.every_n_train_steps=4",
+    )
     go_on(str(folder / "checkpoints" / "step-6.ckpt"), *changed)
     told = record.changes(folder)
     assert "trainer.gradient_clip_val=0.25 (was 1.0)" in told

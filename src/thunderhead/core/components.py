@@ -20,7 +20,6 @@ from typing import Any
 
 import hydra
 import pydantic
-from torch.optim.lr_scheduler import LRScheduler
 
 from thunderhead.core.config import CONF_DIR, Config, ConfigError, Problem, below, first_line, show, unknown
 
@@ -51,7 +50,9 @@ def check(config: Config, settings: Callable[..., Any] | None = None) -> list[Pr
         if not callable(target):
             problems.append(Problem(f"{path}._target_", f"{node['_target_']!r} is no class or function"))
             continue
-        if path == "scheduler" and inspect.isclass(target) and issubclass(target, LRScheduler):
+        if path == "scheduler" and "torch.optim.lr_scheduler" in [
+            base.__module__ for base in getattr(target, "__mro__", ())
+        ]:
             message = "is a scheduler of torch's, which acts on an optimizer: name a function (step, total_steps, …) to"
             problems.append(
                 Problem(f"{path}._target_", f"{message} the factor of the peak learning rate, as scheduler=wsd does")
