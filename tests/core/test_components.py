@@ -299,6 +299,6 @@ def test_what_yaml_cannot_write_is_told() -> None:
 
 def test_a_scheduler_of_torchs_is_no_schedule() -> None:
     node = {"scheduler": {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "T_max": 10}}
-    (problem,) = check(node)
+    (problem,) = components.check(node)
     assert problem.path == "scheduler._target_"
     assert "scheduler=wsd" in problem.message
