@@ -69,6 +69,13 @@ def without_a_tensor(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["model.embed_tokens.weight"]  # and the head, which is tied to it
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "SHA256SUMS").unlink()
+
+
+def flipped(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
 
 
 def cut_off(folder: Path) -> None:
@@ -83,6 +90,7 @@ def cut_off(folder: Path) -> None:
             without_a_tensor,
             r"run: .* is damaged, or no exported model \(2 of its weights are missing .* lm_head.weight",
         ),
+        (flipped, r"run: .* is damaged, .*model.safetensors is not what SHA256SUMS says"),
         (cut_off, r"run: .* is damaged, or no exported model \("),
         (lambda folder: (folder / "model.safetensors").unlink(), r"run: .* no exported model \(.*model.safetensors"),
         (lambda folder: (folder / "config.json").write_text("{"), r"run: .* no exported model \(.*config.json"),

@@ -116,7 +116,10 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def of_seed(configs: Sequence[Config]) -> set[str]:
-    """Config paths that hold the seed, by `${seed}`, in configurations that were chosen alike beside it."""
+    """Config paths of seeds and texts that hold the seed (`${seed}`), in configurations chosen alike beside it.
+
+    A learning rate that follows from the seed is another learning rate.
+    """
 
     def neutral(config: Config, value: Any) -> str:
         return re.sub(rf"(?<!\d){config.get('seed')}(?!\d)", "${seed}", show(value))
@@ -126,7 +129,9 @@ def of_seed(configs: Sequence[Config]) -> set[str]:
     return {
         path
         for path, found in values.items()
-        if len({*map(show, found)}) > 1 and len({*map(neutral, configs, found)}) == 1
+        if ("seed" in path.rpartition(".")[2] or isinstance(found[0], str))
+        and len({*map(show, found)}) > 1
+        and len({*map(neutral, configs, found)}) == 1
     }
 
 

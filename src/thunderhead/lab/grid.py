@@ -168,7 +168,7 @@ def make_arms(candidates: Sequence[Candidate], plan: PlanRun) -> list[Arm]:
     """Check and plan every candidate, and group them by their configurations; ConfigError with all their problems.
 
     Values may follow from the seed (optimizer.lr=${…}): candidates that share a name are several arms then, and the
-    seeds are added to it; but where a value holds the seed itself (`${seed}`), it tells no arm from another.
+    seeds are added to it; but a seed or a text that holds it (`${seed}`) tells no arm from another.
     """
     arms, called = dict[str, Arm](), defaultdict[str, list[str]](list)
     plans = plan_all([(" ".join(candidate.choices.values()), candidate.config) for candidate in candidates], plan)

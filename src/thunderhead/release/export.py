@@ -21,6 +21,7 @@ from thunderhead.core.trust import trust_typed
 from thunderhead.core.types import PathText
 from thunderhead.release import hub, llama_cpp
 from thunderhead.release.command import load_model, load_tokenizer, read_record
+from thunderhead.release.exported import write_sums
 from thunderhead.release.facts import Misfit
 from thunderhead.release.huggingface import converted, quiet_transformers
 from thunderhead.release.model_card import Exported, draw_losses, model_card
@@ -127,6 +128,7 @@ def as_transformers(
 
     def save(folder: Path) -> None:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
+        write_sums(folder)
         if fast is not None:
             fast.save_pretrained(folder)
             file = folder / "tokenizer_config.json"  # version 4 knows the class by this name only, 5 by both
@@ -163,6 +165,7 @@ def as_gguf(decoder: Decoder, tokenizer: Tokenizer, name: str, dtype: Any, max_s
         llama_cpp.write_gguf(
             decoder, architecture, vocabulary, folder, name=name, dtype=dtype, max_shard_size=max_shard_size
         )
+        write_sums(folder)
 
     def load(folder: Path) -> str:
         return f"llama-cli -no-cnv -m {sorted(folder.glob('model*.gguf'))[0]}"

@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from thunderhead import extras
+from thunderhead import disk, extras
 from thunderhead.core.config import ConfigError, Problem, first_line
+from thunderhead.core.data.manifest import sha256_of
 from thunderhead.core.tokenizer import Tokenizer, load_tokenizer
 from thunderhead.release.huggingface import quiet_transformers
 
@@ -59,6 +60,27 @@ def is_exported(place: Path) -> bool:
     return (place / "config.json").is_file() and not (place / "config.yaml").is_file()
 
 
+SUMS = "SHA256SUMS"
+"""The checksums of exported weights, as `sha256sum -c SHA256SUMS` reads them."""
+
+
+def write_sums(folder: Path) -> None:
+    """Note the checksums of the weights in a folder."""
+    weights = sorted(file for kind in ("safetensors", "gguf") for file in folder.glob(f"*.{kind}"))
+    disk.write_text(folder / SUMS, "".join(f"{sha256_of(file)}  {file.name}\n" for file in weights))
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Raise ValueError if weights in a folder are not those that were exported; without checksums they may be any."""
+    if not (folder / SUMS).is_file():
+        return
+    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        file = folder / Path(name).name
+        if file.is_file() and sha256_of(file) != digest:
+            raise ValueError(f"{file.name} is not what {SUMS} says; if it was changed on purpose, remove {SUMS}")
+
+
 SAFE = {"local_files_only": True, "trust_remote_code": False}
 """How transformers is asked to read a folder."""
 
@@ -68,6 +90,7 @@ def read_model(folder: Path, dtype: torch.dtype | Literal["auto"] = "auto") -> A
 
     Raises ValueError, or what transformers and safetensors raise, if the folder is damaged.
     """
+    refuse_damaged(folder)
     with quiet_transformers() as transformers:
         kind = transformers.AutoModelForCausalLM
         asked = SAFE | {"use_safetensors": True, "dtype": dtype}

@@ -16,7 +16,7 @@ from thunderhead.core.config import Config, ConfigError, Problem, first_line, qu
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.types import PathText
 from thunderhead.processes import global_rank
-from thunderhead.release.exported import is_exported, read_model
+from thunderhead.release.exported import is_exported, read_model, refuse_damaged
 from thunderhead.release.facts import facts_of
 from thunderhead.release.huggingface import configured
 from thunderhead.release.inverse import (
@@ -65,6 +65,7 @@ class Pretrained:
                     pass
             if not files:
                 raise ValueError("it has no *.safetensors")
+            refuse_damaged(self.folder)
         except Exception as error:  # safetensors' own
             found.append(Problem("init_from", f"the weights in {self.folder} cannot be read: {first_line(error)}"))
         return found
