@@ -1,5 +1,6 @@
 """The files of a run: appended, rewritten and never half there."""
 
+import csv
 import json
 import os
 import re
@@ -145,9 +146,13 @@ def test_a_link_in_the_place_of_staged_files_leads_nowhere(tmp_path: Path) -> No
         (b"step,train/loss\n" + b"1,2.0\n" * 5000 + b"\xff", "line "),
     ],
 )
-def test_damaged_metrics_are_told_with_their_place(content: str | bytes, why: str, tmp_path: Path) -> None:
+def test_damaged_metrics_are_told_with_their_place(
+    content: str | bytes, why: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     path = tmp_path / "metrics.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = csv.field_size_limit(131_072)  # Python's; libraries raise it for the whole process
+    request.addfinalizer(lambda: csv.field_size_limit(before))
     with pytest.raises(ConfigError, match=re.escape(f"{path} is damaged ({why}")):
         MetricsCsv(str(tmp_path)).forget_from(3)
     if "is no step" not in why:
