@@ -321,8 +321,10 @@ def test_learning_rates_are_drawn_only_where_nothing_else_varies(tmp_path: Path)
     assert figures.learning_rates(analyse([])) is None
     runs = learning_rate_runs(tmp_path, {("standard", 32): {0.001: 3.0}, ("standard", 64): {0.002: 2.9}})
     assert figures.learning_rates(analyse(runs)) is None
-    more = learning_rate_runs(tmp_path / "more", {("standard", 64): {0.001: 3.0, 0.002: 2.9}})
+    more = learning_rate_runs(tmp_path / "more", {("standard", 64): {0.001: 3.2, 0.002: 2.9}})
     figure = figures.learning_rates(analyse(more))
     assert figure is not None
     assert len(figure.axes) == 1
     assert next(str(line.get_label()) for line in figure.axes[0].get_lines()) == "loss: best 0.002"
+    low, high = figure.axes[0].get_ylim()
+    assert low < 2.9 < 3.2 < high  # an ordinary difference is not cut off

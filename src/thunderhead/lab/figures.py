@@ -189,8 +189,9 @@ def learning_rates(analysis: Analysis) -> Figure | None:
     legend(*axes_of)
     losses = [[loss for _, loss in points] for lines in found.values() for points in lines.values()]
     lowest, highest = min(map(min, losses)), max(map(min, losses))
-    margin = max(highest - lowest, 0.1)
-    axes_of[0].set_ylim(lowest - 0.15 * margin, min(max(map(max, losses)), highest + 2 * margin) + 0.15 * margin)
+    top = min(max(map(max, losses)), highest + max(2 * (highest - lowest), 1.0))  # rates far too high are cut off
+    margin = 0.08 * (top - lowest) or 0.1
+    axes_of[0].set_ylim(lowest - margin, top + margin)
     axes_of[0].set_ylabel(f"final loss ({analysis.unit}), mean over seeds")
     return figure
 
