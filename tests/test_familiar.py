@@ -107,7 +107,7 @@ def told(problem: Problem) -> str:
     message = re.sub(r" \(\d.*|; Options: .*| Options: .*", "", problem.message)
     if near := re.search(r"did you mean (\S+)\?", message):
         return f"{problem.path}={near[1]}"
-    return re.sub(r"^.*?(without dashes: |here it is |; type |; )(?!settings|here)", "", message)
+    return re.sub(r"^.*?(without dashes: |here it is |; (?:type|there is(?! none)) |; )(?!settings|here)", "", message)
 
 
 @pytest.mark.parametrize(("project", "typed", "here"), TABLE)

@@ -3,8 +3,8 @@
 FAMILIAR = {
     word: ours
     for ours, words in {
-        "resume": "ckpt_path checkpoint_path resume_from resume_from_checkpoint resume_from_path load_from "
-        "load load_path",
+        "resume": "ckpt ckpt_path checkpoint checkpoint_path resume_from resume_from_checkpoint resume_from_path "
+        "load_from load load_path",
         "init_from={}": "init_from model_name_or_path pretrained_model_name_or_path initial_checkpoint_dir",
         "budget.steps": "max_steps max_iters num_steps n_steps total_steps train_steps train_iters training_steps "
         "iterations",
@@ -115,6 +115,7 @@ OPTIONS = {
             "fp16-mixed": "16 fp16 float16 half 16-mixed 16-true",
             "bf16-mixed": "bf16 bfloat16",
             "fp32": "32 float32 float 32-true no",
+            "fp8": "fp8-mixed float8 transformer-engine transformer-engine-float16",
         },
         "trainer": {"gpu": "cuda cuda:0", "cpu strategy=ddp trainer.devices=2": "ddp_sim"},
         "model": {"gpt2-124m": "gpt2 gpt2-small", "gpt2-350m": "gpt2-medium", "gpt2-774m": "gpt2-large"}
@@ -130,7 +131,7 @@ OPTIONS = {
         "callbacks": {_EARLY_STOPPING: "early_stopping"},
         "init_from": {"resume=auto": "resume"},
         "debug": {"fast": "fdr default limit", "profile=true": "profiler"},
-        "logger": {"many": "many_loggers all"},
+        "logger": {"many": "many_loggers all", "csv": "none null false off no 0"},
         "hydra/launcher": {"slurm": "submitit_slurm", "processes": "submitit_local ray rq"},
     }.items()
 }

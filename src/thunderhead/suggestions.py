@@ -133,9 +133,10 @@ def _option(group: str, name: str) -> str:
     for words, usual in ((OFF[:-1], "none"), (ON, "auto")):
         if name in words and usual in known:
             return f"{group}={usual}"
-    if len(elsewhere := _groups_with(name)) == 1:
+    near = difflib.get_close_matches(name, known, n=1) or [each for each in known if each.startswith(name)][:1]
+    if not near and len(elsewhere := _groups_with(name)) == 1:
         return f"{elsewhere[0]}={name}"
-    return f"{group}={near[0]}" if (near := difflib.get_close_matches(name, known, n=1)) else ""
+    return f"{group}={near[0]}" if near else ""
 
 
 def composition_problems(error: Exception, config_name: str) -> list[Problem]:
@@ -224,7 +225,7 @@ def _nearest(key: str, known: Collection[str]) -> str:
         siblings = [k for k in known if k.rpartition(".")[0] == above and not k.endswith("._target_")]
     inside = f"{above}." if above else ""
     names, rest = [k.removeprefix(inside) for k in siblings], key.removeprefix(inside)
-    if near := difflib.get_close_matches(rest, names, n=1, cutoff=0.5):
+    if near := difflib.get_close_matches(rest, names, n=1):
         return unknown(key, [inside + near[0]])
     last = key.rpartition(".")[2]
     elsewhere = [k for k in sorted(known) if difflib.get_close_matches(k.rpartition(".")[2], [last], cutoff=0.75)]
@@ -292,7 +293,8 @@ def unknown_options() -> list[Problem]:
                 said = _option(group, str(choice))
                 near = difflib.get_close_matches(str(choice), known, n=1, cutoff=0.5)
                 is_near = said in [f"{group}={option}" for option in near]
-                hint = f"did you mean {near[0]}? " if is_near else f"type {said}; " if said else ""
+                verb = "type" if said.startswith(f"{group}=") else "there is"
+                hint = f"did you mean {near[0]}? " if is_near else f"{verb} {said}; " if said else ""
                 problems.append(
                     Problem(group, f"has no option {configuration.show(choice)}; {hint}Options: {', '.join(known)}")
                 )

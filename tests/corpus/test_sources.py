@@ -46,17 +46,30 @@ def test_a_plain_file_is_read_unchanged(tmp_path: Path, suffix: str, compression
 
 @pytest.mark.parametrize("compression", ["", ".xz"])
 def test_each_jsonl_record_is_a_document(tmp_path: Path, compression: str) -> None:
-    texts = ["one", "zwei\nZeilen", "x" * 5_000, "\ud800 half of a pair"]
+    texts = ["one", "zwei\nZeilen", "x" * 5_000]
     lines = [json.dumps({"body": text}) for text in texts] + [json.dumps({"body": None}), ""]
     file = tmp_path / f"a.jsonl{compression}"
     file.write_bytes(COMPRESS[compression]("\n".join(lines).encode()))
     source = LocalText(path=str(file), text_field="body")
     source.check()
-    assert [text for _, text in source.documents()] == [*texts[:3], "\ufffd\ufffd\ufffd half of a pair"]
+    assert [text for _, text in source.documents()] == texts
     assert all(
         len(text.encode()) <= 64
         for _, text in LocalText(path=str(file), text_field="body", max_document_bytes=64).documents()
     )
+
+
+def test_half_of_a_surrogate_pair_is_no_character(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "\\ud83d\\ude00 whole, \\ud83d half"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "\\udc00"}\n{"text": "two"}\n')
+    path = str(tmp_path)
+    with pytest.raises(ValueError, match=r"a.jsonl, record 2: not text.*b.jsonl, record 1: .*on_error=skip"):
+        LocalText(path=path).verify(lambda _: None)
+    source = LocalText(path=path, on_error="skip")
+    assert [text for _, text in source.documents()] == ["one", "two"]
+    assert [row["documents"] for row in source.reading()["skipped"]] == [1, 1]
+    replaced = LocalText(path=path, on_error="replace").documents()
+    assert [text for _, text in replaced] == ["one", "\U0001f600 whole, \ufffd half", "\ufffd", "two"]
 
 
 def test_each_parquet_row_is_a_document(tmp_path: Path) -> None:
@@ -241,12 +254,16 @@ def write_kinds(folder: Path) -> None:
     with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("in/ten.TXT", "ten")
         archive.writestr("in/picture.png", b"\x89PNG\0")
+        archive.writestr("__MACOSX/._ten.TXT", b"\0\5")
         archive.writestr("in/lines.jsonl.gz", gzip.compress(b'{"text": "eleven"}'))
     with tarfile.open(folder / "b.tar.xz", "w:xz") as archive:
         for name, content in (("twelve.txt", b"twelve"), ("inner.zip", b"PK")):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("link.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "twelve.txt"
+        archive.addfile(link)
 
 
 def test_all_kinds_of_files(tmp_path: Path) -> None:
@@ -275,6 +292,8 @@ def test_all_kinds_of_files(tmp_path: Path) -> None:
     why = "in an archive, and not one of suffixes"
     assert source.reading()["passed_over"] == [
         {"suffix": ".png", "why": why, "files": 1},
+        {"suffix": ".txt", "why": "in an archive, and a link or no regular file", "files": 1},
+        {"suffix": ".txt", "why": "in an archive, and hidden", "files": 1},
         {"suffix": ".zip", "why": why, "files": 1},
     ]
 

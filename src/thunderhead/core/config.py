@@ -196,7 +196,7 @@ def values_of(group: str, option: str) -> Config:
 
 def unknown(key: str, known: Sequence[str], owner: str = "") -> str:
     """Say that a key is unknown, with the nearest one that is known, or all."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key, known, n=1)
     of = f" to {owner}" if owner else ""
     more = ", …" * (len(known) > MOST_NAMED)
     others = f"known: {', '.join(sorted(known)[:MOST_NAMED])}{more}" if known else "it has no settings"

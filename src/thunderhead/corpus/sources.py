@@ -27,6 +27,7 @@ from thunderhead.corpus.text_files import (
     contents,
     cut,
     decoded,
+    is_encodable,
     is_readable,
     kind_of,
     named_errors,
@@ -57,7 +58,7 @@ def _is_of_text(encoding: str) -> bool:
         return False
 
 
-INSIDE = "in an archive, and not one of suffixes"
+INSIDE = "in an archive, and "  # begins why a member of one is passed over
 _FEW_FILES = 40  # by which 5 % are two
 _SHOWN = 5  # of the files that something is wrong with
 
@@ -183,7 +184,7 @@ class LocalText(FilesSource):
             raise ValueError(f"encoding={self.encoding} is no encoding of text; {other}")
         self.suffixes = tuple(kind_of(f"x.{suffix.lstrip('.')}")[1] if suffix else "" for suffix in self.suffixes)
         self._passed: Counter[tuple[str, str]] = Counter()  # suffix and reason
-        self._inside: Counter[str] = Counter()  # suffixes of what archives hold and is passed over
+        self._inside: Counter[tuple[str, str]] = Counter()  # the same of what archives hold
         self._read: Counter[str] = Counter()
         self._skipped: dict[str, list[Any]] = {}
 
@@ -261,8 +262,8 @@ class LocalText(FilesSource):
             raise ValueError("; ".join([*faults[:_SHOWN], *more]) + way)
 
     def reading(self) -> dict[str, Any]:
-        all_passed = self._passed + Counter({(suffix, INSIDE): n for suffix, n in self._inside.items()})
-        passed = [{"suffix": suffix, "why": why, "files": n} for (suffix, why), n in sorted(all_passed.items())]
+        all_passed = sorted((self._passed + self._inside).items())
+        passed = [{"suffix": suffix, "why": why, "files": n} for (suffix, why), n in all_passed]
         skipped = [{"file": name, "documents": n, "why": why} for name, (n, why) in self._skipped.items()]
         return {"read": dict(sorted(self._read.items())), "passed_over": passed, "skipped": skipped}
 
@@ -295,8 +296,8 @@ class LocalText(FilesSource):
         with opened(file, on_read) as raw:
             for inside, stream in contents(file, raw):
                 suffix = kind_of(inside or name)[1]
-                if inside and (suffix not in self.suffixes or suffix in (*ARCHIVES, ".parquet")):
-                    self._inside[suffix] += 1
+                if stream is None or (why := self._left_out(inside, suffix)):
+                    self._inside[suffix, INSIDE + ("a link or no regular file" if stream is None else why)] += 1
                     continue
                 self._read[suffix] += 1
                 where = f"{file}/{inside}" if inside else str(file)
@@ -306,8 +307,20 @@ class LocalText(FilesSource):
                     yield place, texts
                     continue
                 for record, text in records(texts, self.text_field, where, partial(self._fault, name)):
-                    if text is not None:
-                        yield f"{place}{record}", [text]
+                    if text is None:
+                        continue
+                    whole = re.sub("[\ud800-\udfff]", "\ufffd", text) if self.on_error == "replace" else text
+                    if is_encodable(whole):
+                        yield f"{place}{record}", [whole]
+                    else:
+                        self._fault(name, f"{where}, record {record[1:]}: not text (half of a surrogate pair)")
+
+    def _left_out(self, inside: str, suffix: str) -> str:
+        """Why a member of an archive is not read, as `walk` passes over files; nothing if it is."""
+        if any(part.startswith(".") and part.strip(".") for part in inside.split("/")):
+            return "hidden"
+        is_other = inside and (suffix not in self.suffixes or suffix in (*ARCHIVES, ".parquet"))
+        return "not one of suffixes" if is_other else ""
 
     def _fault(self, name: str, message: str) -> None:
         if self.on_error != "skip":

@@ -309,7 +309,7 @@ def _total_reading(readings: list[dict[str, Any]]) -> dict[str, Any]:
         read.update(reading["read"])
         for row in reading["passed_over"]:
             kind, n = (row["suffix"], row["why"]), row["files"]
-            passed[kind] = passed[kind] + n if row["why"] == INSIDE else n
+            passed[kind] = passed[kind] + n if row["why"].startswith(INSIDE) else n
     rows = [{"suffix": suffix, "why": why, "files": n} for (suffix, why), n in sorted(passed.items())]
     skipped = [row for reading in readings for row in reading["skipped"]]
     return {"read": dict(sorted(read.items())), "passed_over": rows, "skipped": skipped}

@@ -112,8 +112,11 @@ def _seems(head: bytes, encoding: str) -> str:
 
 def is_readable(text: str) -> bool:
     """Say whether a text has no bytes that could not be decoded ("surrogateescape"), and no NUL."""
-    if "\0" in text:
-        return False
+    return "\0" not in text and is_encodable(text)
+
+
+def is_encodable(text: str) -> bool:
+    """Say whether a text has only characters, and no half of a surrogate pair, which has no UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -149,10 +152,10 @@ def opened(file: Path, on_read: Callable[[int], None]) -> Iterator[IO[bytes]]:
         yield raw
 
 
-def contents(file: Path | str, raw: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
+def contents(file: Path | str, raw: IO[bytes]) -> Iterator[tuple[str, IO[bytes] | None]]:
     """Yield (name inside, "" if there is none; unpacked bytes) of a file, plain, packed, or an archive of such.
 
-    Members of archives come in their order, each to be read before the next is asked for.
+    Members of archives come in their order, each to be read before the next is asked for; links have no bytes.
     """
     packed, suffix = kind_of(str(file))
     if packed == ".xz":
@@ -164,6 +167,8 @@ def contents(file: Path | str, raw: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]
             for member in archive:
                 if member.isfile() and (stream := archive.extractfile(member)) is not None:
                     yield from _inside(member.name, stream)
+                elif not member.isdir():
+                    yield member.name, None
     elif suffix == ".zip" and not packed:
         with named_errors(file), zipfile.ZipFile(raw) as archive:
             for entry in archive.infolist():
@@ -174,7 +179,7 @@ def contents(file: Path | str, raw: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]
         yield "", raw
 
 
-def _inside(name: str, stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
+def _inside(name: str, stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes] | None]]:
     if kind_of(name)[1] in ARCHIVES:
         yield name, stream  # not looked into: nobody reads this suffix
     else:
