@@ -34,7 +34,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         command = [sys.executable, site / "bin" / "thunderhead", *arguments]
         return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False)
 
-    run.folder = here  # type: ignore[attr-defined]
+    run.folder, run.site = here, str(site)  # type: ignore[attr-defined]
     return run
 
 
@@ -82,3 +82,19 @@ def test_what_was_meant_is_said_with_options_of_ones_own_too(installed: Run, tmp
     assert "norm.epps is unknown; did you mean norm.eps?" in refused.stderr
     assert "optimizer.lrr is unknown; did you mean optimizer.lr?" in refused.stderr
     assert installed(*mine, "norm=centered", "--foo").stderr.count("\n") == 2
+
+
+def test_bash_completes_commands_and_their_settings(installed: Run) -> None:
+    script = installed("-sc", "install=bash").stdout
+    assert script.endswith("-F hydra_bash_completion thunderhead\n")
+    typed = ["thunderhead tr", "thunderhead train attention=gqa optimizer=l", "thunderhead prepare tokenizer=b"]
+    lines = [f"COMP_LINE='{line}'; COMP_WORDS=({line}); COMP_CWORD={line.count(' ')}" for line in typed]
+    asked = "\n".join(f'{line}; hydra_bash_completion; echo "${{COMPREPLY[@]}}"' for line in lines)
+    site = installed.site  # type: ignore[attr-defined]
+    environment = {**os.environ, "PYTHONPATH": site, "PATH": f"{site}/bin:{os.environ['PATH']}"}
+    command = ["bash", "-c", f"{script}\n{asked}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["train", "optimizer=lion", "tokenizer=bpe tokenizer=byte"], done.stderr
+    refused = installed("-sc", "install=tcsh")
+    assert refused.returncode == 2
+    assert "bash, zsh, fish" in refused.stderr + refused.stdout

@@ -5,6 +5,7 @@ import os
 import runpy
 import signal
 import sys
+from typing import Any
 
 from thunderhead.terminal import complain
 
@@ -41,6 +42,10 @@ def main(spelled: str = "thunderhead") -> None:
     if name == "new":
         _new(rest)
         return
+    if name in ("-sc", "--shell-completion"):
+        name, rest = _completion(spelled, rest)
+        if not name:
+            return
     if name not in PROGRAMS:
         near = ["train"] if "=" in name else difflib.get_close_matches(name, [*PROGRAMS, "new"], n=1)
         complain(f"there is no command {name}" + (f": did you mean {near[0]}?" if near else f": {', '.join(PROGRAMS)}"))
@@ -52,6 +57,31 @@ def main(spelled: str = "thunderhead") -> None:
     sys.argv = [str(program), *rest]
     os.environ[command_line.SPELLED] = spelled
     runpy.run_path(str(program), run_name="__main__")
+
+
+def _completion(spelled: str, asked: list[str]) -> tuple[str, list[str]]:
+    """Answer the shell as Hydra does for one program, or return the one that is to answer, and its arguments.
+
+    `asked` is install=bash, uninstall=zsh, query=fish …; the shell has the line that is to be completed in COMP_LINE.
+    """
+    what, _, shell = "".join(asked[:1]).partition("=")
+    _, *words = os.environ.get("COMP_LINE", "").split(" ")
+    if what == "query" and (name := next(filter(None, words[:-1]), "")) in PROGRAMS:
+        os.environ["COMP_LINE"] = " ".join([spelled, *words[words.index(name) + 1 :]])
+        return name, ["-sc", *asked]
+    if what == "query":
+        print(*sorted([*PROGRAMS, "new"]))
+        return "", []
+    from hydra._internal.core_plugins import bash_completion, fish_completion, zsh_completion
+
+    shells: dict[str, Any] = {"bash": bash_completion.BashCompletion, "zsh": zsh_completion.ZshCompletion}
+    shells |= {"fish": fish_completion.FishCompletion}
+    if what not in ("install", "uninstall") or shell not in shells:
+        complain(f"--shell-completion is install=<shell> or uninstall=<shell>, of {', '.join(shells)}")
+        sys.exit(2)
+    sys.argv[0] = spelled
+    getattr(shells[shell](None), what)()
+    return "", []
 
 
 def _new(arguments: list[str]) -> None:
