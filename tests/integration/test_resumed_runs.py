@@ -211,6 +211,8 @@ def test_no_validation_is_left_out_or_made_twice(killed: str, run: Callable[...,
     whole, validations = rows_of(folder), validations_of(folder)
     assert [step for step, _ in validations] == ["3", "6", "8"]
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    lowest = min(validations, key=lambda row: float(row[1]))
+    assert str(best["global_step"]) == lowest[0] == "8"  # the last, which comes after training
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     (folder / "summary.json").unlink()
     checkpoint = folder / "checkpoints" / ("last.ckpt" if killed == "before the summary" else "step-6.ckpt")
@@ -342,7 +344,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(run: Callable[..., Path], sha
 
     go_on(checkpoint)
     assert rows_of(folder) == whole
-    left = {f"checkpoints/abandoned/{name}.ckpt" for name in ("step-8", "last")}  # of the branch before
+    left = {f"checkpoints/abandoned/{name}.ckpt" for name in ("step-8", "last", "best")}  # of the branch before
     assert {name for name in contents(folder) if name not in before} == {"summary.json", *left}
 
 
@@ -431,13 +433,19 @@ def test_going_on_from_an_earlier_checkpoint_leaves_the_branch(run: Callable[...
     """Later checkpoints are set aside, and `resume=<run>` goes on with the new branch, not with the longer one."""
     folder = run(*SETTINGS)
     go_on(str(folder / "checkpoints" / "step-6.ckpt"), "budget.steps=7", "optimizer.lr=0.02")
-    assert {file.name for file in (folder / "checkpoints" / "abandoned").iterdir()} >= {"step-8.ckpt"}
+    aside = folder / "checkpoints" / "abandoned"
+    left = {file.name: file.read_bytes() for file in aside.iterdir()}
+    assert left.keys() >= {"step-8.ckpt", "last.ckpt"}
     newest = resuming.find(str(folder), folder).checkpoint
     assert newest is not None
     assert torch.load(newest, weights_only=True)["global_step"] == 7
     go_on(str(folder), "budget.steps=9")
     assert [int(row["step"]) for row in read_rows(folder / "metrics.csv")[1]] == [*range(1, 10)]
     assert read_mapping(folder / "summary.json")["steps"] == 9
+
+    go_on(str(folder / "checkpoints" / "step-6.ckpt"))  # a third branch: the first is still there
+    assert left.items() <= {file.name: file.read_bytes() for file in aside.iterdir()}.items()
+    assert torch.load(aside / "last-2.ckpt", weights_only=True)["global_step"] == 9
 
 
 @pytest.mark.parametrize("axis", ["tokens", "steps"])

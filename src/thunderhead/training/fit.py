@@ -13,6 +13,7 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 from thunderhead import command_line, disk
 from thunderhead.core.components import placed
@@ -157,6 +158,7 @@ def _fit_or_stop(
             has_ended = trainer.global_step >= steps or (trainer.should_stop and stop.received is None)
             if has_ended and log_metrics.validated_at != trainer.global_step:
                 trainer.validate(model, datamodule=run.data, verbose=False)
+                _keep_if_best(trainer, model)
             if has_ended and trainer.checkpoint_callbacks:
                 trainer.save_checkpoint(stop.checkpoint)
         except DivergenceError as error:
@@ -192,6 +194,14 @@ def _fit_or_stop(
     if diverged is None and trainer.global_step < steps and trainer.is_global_zero:
         display.say(f"ended early, at step {trainer.global_step:,} of {steps:,}: a callback stopped the run")
     return diverged
+
+
+def _keep_if_best(trainer: Trainer, model: LanguageModel) -> None:
+    """Have callbacks look at the last validation: outside of fit, ModelCheckpoint does not save."""
+    trainer.state.fn, before = TrainerFn.FITTING, trainer.state.fn
+    for callback in trainer.checkpoint_callbacks:
+        callback.on_validation_end(trainer, model)
+    trainer.state.fn = before
 
 
 def _from_outside(error: Exception) -> str | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import math
 import os
 import re
@@ -157,9 +158,10 @@ def set_aside(run_dir: Path, steps: int) -> None:
     for file in (run_dir / CHECKPOINTS).glob("*.ckpt"):
         with contextlib.suppress(Exception):  # a damaged one is of no branch
             if _steps(file) > steps:
-                aside = file.parent / "abandoned" / file.name
-                aside.parent.mkdir(exist_ok=True)
-                os.replace(file, aside)
+                (file.parent / "abandoned").mkdir(exist_ok=True)
+                names = itertools.chain([file.name], (f"{file.stem}-{n}.ckpt" for n in itertools.count(2)))
+                asides = (file.parent / "abandoned" / name for name in names)
+                os.replace(file, next(aside for aside in asides if not aside.exists()))
 
 
 def roll_back(
