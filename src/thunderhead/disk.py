@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from thunderhead.core.config import ConfigError, Problem
-from thunderhead.core.environment import hidden
 from thunderhead.terminal import complain
 
 _FULL = "make room there, or write elsewhere"
@@ -122,6 +121,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old one or the new one, never half of it, and no secrets."""
+    """Write a file so that a reader finds the old one or the new one, never half of it."""
     with replacing(path) as file:
-        file.write(hidden(text).encode())
+        file.write(text.encode())

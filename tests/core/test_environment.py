@@ -80,6 +80,25 @@ def test_records_hold_no_other_interpolations(text: str) -> None:
         of_record({"a": [text]})
 
 
+def test_lists_from_the_environment_are_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEVERAL", "{a: [1, 2.5, true]}")
+    found = plain(a="${oc.decode:${oc.env:SEVERAL}}")
+    assert found == recorded(found) == {"a": {"a": [1, 2.5, True]}}
+    monkeypatch.setenv("SEVERAL", f"{{a: [1, {SECRET}]}}")
+    with pytest.raises(config.ConfigError, match=r"^a: .*texts in a list.*variable for each") as refused:
+        plain(a="${oc.decode:${oc.env:SEVERAL}}")
+    assert SECRET not in str(refused.value)
+
+
+def test_any_name_of_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`env` gives names that shells do not."""
+    monkeypatch.setenv("my-token.1", SECRET)
+    written = recorded(plain(a="x ${oc.env:my-token.1}"))
+    assert written == {"a": "x ${oc.env:my-token.1}"}
+    assert variables(of_record(written)) == {"my-token.1"}
+    assert config.plain(OmegaConf.create(escaped(of_record(written)))) == {"a": f"x {SECRET}"}
+
+
 def test_which_variables_are_read() -> None:
     typed = {"a": "${oc.decode:${oc.env: B}}", "b": ["${oc.env:C,1}"], "c": r"\${oc.env:D}", "d": r"\\${oc.env:E}"}
     assert variables(typed) == {"B", "C", "E"}

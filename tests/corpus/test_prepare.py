@@ -1,3 +1,4 @@
+import itertools
 import json
 import logging
 import os
@@ -6,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import killed_preparation
 import numpy as np
@@ -24,6 +26,7 @@ from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.shard_files import verify
 from thunderhead.corpus.sources import Document, LocalText, check_sources
 from thunderhead.corpus.split import is_validation
+from thunderhead.corpus.stages import Stages
 from thunderhead.corpus.trained_tokenizers import BpeTokenizer, ByteTokenizer
 
 MakeShards = Callable[..., Manifest]
@@ -345,6 +348,43 @@ def test_ctrl_c_keeps_what_was_done(corpus: Path, tmp_path: Path, caplog: pytest
     assert f"kept in {work}: the same command goes on" in caplog.text
     prepare({"text": LocalText(path=str(corpus))}, ByteTokenizer(), **settings)
     assert not work.exists()
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "empty": lambda file: file.write_bytes(b""),
+    "cut off": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "of other content": lambda file: file.write_bytes(b"{}" + bytes(file.stat().st_size)),
+    "gone": lambda file: file.unlink(),
+}
+
+
+def test_what_a_killed_preparation_left_is_made_again_where_it_is_damaged(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(place: Path) -> Manifest:
+        return prepare(
+            {"text": LocalText(path=str(corpus))},
+            BpeTokenizer(vocab_size=300),
+            shards_dir=place,
+            validation_fraction=0.2,
+            filters={"length": Length(min_bytes=2)},
+            near_duplicates_together=True,
+            processes=1,
+        )
+
+    expected = digest_of(make(tmp_path / "undisturbed").folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stages, "_write", Mock(side_effect=OSError("killed")))
+        with pytest.raises(OSError, match="killed"):
+            make(tmp_path / "killed")
+    (work,) = (tmp_path / "killed").glob(".*.preparing")
+    left = [str(file.relative_to(work)) for file in work.rglob("*") if file.is_file()]
+    assert {"begun.json", "curation.json", "kept", "sides", "tokenizer.json"} <= {*left}
+    for name, (kind, damage) in itertools.product(left, DAMAGE.items()):
+        place = tmp_path / f"{name}, {kind}".replace("/", "-")
+        shutil.copytree(work.parent, place)
+        damage(place / work.name / name)
+        assert digest_of(make(place).folder) == expected, (name, kind)
 
 
 @pytest.mark.parametrize("on_error", ["fail", "skip"])

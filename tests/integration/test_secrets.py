@@ -60,3 +60,18 @@ def test_a_sweep_holds_no_secrets(text_corpus: Path, shards_dir: Path, tmp_path:
     told = run("compare.py", f"runs=[{sweep}]", f"hydra.run.dir={tmp_path / 'report'}", THUNDERHEAD_TOKEN=SECRET)
     assert told.returncode == 0, told.stdout + told.stderr
     assert holding(tmp_path / "report") == []
+
+
+def test_a_value_may_be_a_word_like_any_other(text_corpus: Path, tmp_path: Path) -> None:
+    """Of class paths, names in records and the vocabulary: programs read these."""
+    run_dir, words = tmp_path / "run", {"A": "thunderhead", "B": "val_loss", "C": "sentence"}
+    lines = tiny(text_corpus, tmp_path / "shards", "callbacks=default", f"hydra.run.dir={run_dir}")
+    prompt = "generation.prompt='" + " ".join(f"${{oc.env:{name}}}" for name in words) + "'"
+    trained = run("train.py", *lines, prompt, **words)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert read_mapping(run_dir / "config.yaml")["model"]["_target_"].startswith("thunderhead.")
+    assert "val_loss" in read_mapping(run_dir / "summary.json")
+    assert "${" not in (run_dir / "tokenizer.json").read_text()
+    assert (run_dir / "sample.txt").read_text().startswith(" ".join(f"${{oc.env:{name}}}" for name in words))
+    again = run("train.py", f"resume={run_dir}", "budget.steps=3", "trust=[A,B,C]", **words)
+    assert again.returncode == 0, again.stdout + again.stderr

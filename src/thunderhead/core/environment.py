@@ -16,7 +16,8 @@ from omegaconf.resolvers import oc
 SHORTEST_HIDDEN = 8
 """Characters of a value that is looked for in all that is written: shorter ones would be found where they are not."""
 _SOURCE = "${oc.env:"
-_VARIABLE = re.compile(r"\$\{oc\.env:([A-Za-z_][A-Za-z0-9_]*)\}")
+_NAME = r"([^\s\0${}:,'\"]+)"  # shells take fewer characters, other programs these
+_VARIABLE = re.compile(rf"\$\{{oc\.env:{_NAME}\}}")
 _MARK = re.compile("\0(.*?)\0")
 _marks = ContextVar("_marks", default=False)  # whether `oc.env` gives marks in place of values
 _values: dict[str, str] = {}  # what was read from the environment, and how it is written
@@ -51,7 +52,13 @@ def _env(key: str, *default: Any) -> str | None:
 
 def _decode(expr: str | None, _parent_: Any, _node_: Any) -> Any:
     value = oc.decode(expr and _MARK.sub(lambda name: os.environ[name[1]], expr), _parent_, _node_)
+    if isinstance(value, dict | list) and expr and _MARK.search(expr):
+        texts(value, _refuse)
     return expr if isinstance(value, str) else value  # numbers are no secrets
+
+
+def _refuse(text: str) -> str:
+    raise ValueError("texts in a list from the environment would stand in records: take a variable for each")
 
 
 OmegaConf.register_new_resolver("oc.env", _env, replace=True)
@@ -123,7 +130,7 @@ def variables(config: Any) -> set[str]:
     found: set[str] = set()
 
     def note(text: str) -> str:
-        found.update(re.findall(r"(?<!\\)(?:\\\\)*\$\{\s*oc\.env:\s*([A-Za-z_][A-Za-z0-9_]*)", text))
+        found.update(re.findall(rf"(?<!\\)(?:\\\\)*\$\{{\s*oc\.env:\s*{_NAME}", text))
         return text
 
     texts(config, note)
@@ -131,7 +138,12 @@ def variables(config: Any) -> set[str]:
 
 
 def hidden(text: str) -> str:
-    """A text to be written, in which no value from the environment stands."""
+    """A text for people to read, in which no value from the environment stands.
+
+    Not for what a program reads: a value may be a word like any other, `thunderhead`, which stands in class paths.
+    """
+    if isinstance(text, FromEnvironment):
+        return text.source
     for value, source in _values.items():
         if len(value) >= SHORTEST_HIDDEN:
             text = text.replace(value, source)

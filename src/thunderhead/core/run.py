@@ -280,7 +280,7 @@ def problems_of(run: Run) -> Problems:
             ask = getattr(component, "problems", None)
             if callable(ask):
                 with problems.collect():
-                    problems.note(*ask(run))
+                    problems.note(*(ask(run) or ()))  # loggers may answer any name with None
         for name, metric in run.metrics().items():
             with problems.collect(f"metrics.{name}"):
                 try_out(metric, run.decoder_meta.vocab_size)

@@ -65,13 +65,16 @@ def run(preparation: Preparation, engine: Engine | None = None) -> Manifest | No
 def _begin(work: Path, tasks: int) -> None:
     """Make the folder of the work, or go on in it."""
     file = work / "begun.json"
-    if not file.exists():
+    try:
+        begun = json.loads(file.read_bytes())["tasks"]
+    except (OSError, ValueError, LookupError, TypeError):
+        if file.exists():
+            _log.warning("%s is damaged: what was begun there is made again", file)
         shutil.rmtree(work, ignore_errors=True)  # of a call that was killed before it began
         work.mkdir()
         write_text(file, json.dumps({"tasks": tasks}))
         return
     _log.warning("Going on with %s, left by a preparation that was interrupted", work)
-    begun = json.loads(file.read_bytes())["tasks"]
     if begun != tasks:
         way = f"prepare.py and engine={'local' if begun == 1 else f'datatrove engine.tasks={begun}'}"
         raise ValueError(f"engine: {work} was begun by {begun} tasks: go on with {way}, or delete that folder")

@@ -48,7 +48,6 @@ def settle(related: Callable[[], Iterator[Record]], whole: Mapping[str, bool], s
         for later, earlier in _RULE.pairs(table):
             for one, other in zip(later.tolist(), earlier.tolist(), strict=True):
                 join(one, other)
-        with open(half := sides.with_suffix(".half"), "wb") as file:
+        with open(sides, "wb") as file:
             for number in range(len(table)):
                 file.write(bytes([held_out[root(number)]]))
-        half.rename(sides)

@@ -15,6 +15,7 @@ killed one stopped:
 
 import itertools
 import json
+import logging
 import os
 import shutil
 from collections import Counter, deque
@@ -27,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from thunderhead import disk
-from thunderhead.core.data.manifest import FORMAT, Manifest, Shard, SplitName, TokenizerRecord
+from thunderhead.core.data.manifest import FORMAT, Manifest, Shard, SplitName, TokenizerRecord, sha256_of
+from thunderhead.core.environment import hidden, texts
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.corpus.batch_processing import (
     Encode,
@@ -45,6 +47,8 @@ from thunderhead.corpus.passes import Passes
 from thunderhead.corpus.preparation import Preparation
 from thunderhead.corpus.sources import INSIDE, refusal
 from thunderhead.disk import write_text
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,22 @@ class Stages:
         with disk.naming(self.work):
             getattr(self, f"_{stage}")(rank, passes, processes)
 
+    def _is_done(self, *names: str) -> bool:
+        """Whether files that a stage ends with are there as it wrote them; damaged ones are made again."""
+        files, seal = [self.work / name for name in names], self.work / f"{names[0]}.sha256"
+        if not all(file.exists() for file in (*files, seal)):
+            return False
+        if seal.read_text(encoding="utf-8", errors="replace") == self._sums(*names):
+            return True
+        _log.warning("%s is damaged: it is made again", " or ".join(map(str, files)))
+        return False
+
+    def _done(self, *names: str) -> None:
+        write_text(self.work / f"{names[0]}.sha256", self._sums(*names))
+
+    def _sums(self, *names: str) -> str:
+        return "\n".join(sha256_of(self.work / name) for name in names)
+
     def _verify(self, rank: int, passes: Passes, _: int) -> None:
         """Read what is cheap to read, so that all that is wrong with it is said before work starts."""
         passes.begin("Checking")
@@ -83,7 +103,7 @@ class Stages:
             raise ValueError("; ".join(faults))
 
     def _inspect(self, rank: int, passes: Passes, processes: int) -> None:
-        if (self.work / "curation.json").exists():
+        if self._is_done("curation.json", "kept"):
             return
         passes.begin("Curating")
         batches = Batches(self.preparation.sources, self._parts(rank))
@@ -108,13 +128,14 @@ class Stages:
 
     def _decide(self, _rank: int, passes: Passes, _: int) -> None:
         report = self.work / "curation.json"
-        if report.exists():
+        if self._is_done("curation.json", "kept"):
             return
         filters, sources = self.preparation.filters, self.preparation.sources
         passes.begin("Deciding")  # each filter reads anew
         inspected = partial(self._again, "inspected", passes)
         record = curate(filters, sources, inspected, self.work / "kept", self.work)
         write_text(report, json.dumps(record, indent=1) + "\n")
+        self._done("curation.json", "kept")
         shutil.rmtree(self.work / "inspected")
 
     def _measure(self, rank: int, passes: Passes, _: int) -> None:
@@ -127,7 +148,7 @@ class Stages:
         write_text(self._file("measured", rank), json.dumps(totals))
 
     def _relate(self, rank: int, passes: Passes, processes: int) -> None:
-        if (self.work / "sides").exists():
+        if self._is_done("sides"):
             return
         from thunderhead.corpus.sides import Relate  # datasketch imports SciPy
 
@@ -136,18 +157,19 @@ class Stages:
         self._look("related", Relate(), batches, rank=rank, passes=passes, processes=processes)
 
     def _settle(self, _rank: int, passes: Passes, _: int) -> None:
-        if (self.work / "sides").exists():
+        if self._is_done("sides"):
             return
         from thunderhead.corpus.sides import settle
 
         whole = {name: source.keeps_whole for name, source in self.preparation.sources.items()}
         passes.begin("Joining near duplicates")
         settle(partial(self._again, "related", passes), whole, self.work / "sides", self.work)
+        self._done("sides")
         shutil.rmtree(self.work / "related")
 
     def _train(self, _rank: int, passes: Passes, _: int) -> None:
         """Train the tokenizer on the training split."""
-        if (file := self.work / "tokenizer.json").exists():
+        if self._is_done("tokenizer.json"):
             return
         passes.begin("Training the tokenizer")
 
@@ -161,7 +183,8 @@ class Stages:
                     passes.reach(before + (read := batch.read))
                 before, read = before + read, 0
 
-        write_text(file, self.preparation.tokenizer.train(texts()).to_json())
+        write_text(self.work / "tokenizer.json", self.preparation.tokenizer.train(texts()).to_json())
+        self._done("tokenizer.json")
 
     def _trained(self) -> Tokenizer:
         text = (self.work / "tokenizer.json").read_text(encoding="utf-8")
@@ -192,7 +215,7 @@ class Stages:
         content = self._shards(shards, encoded)
         if self.preparation.fingerprints() != self.fingerprints:
             raise UselessError(CHANGED)
-        manifest = Manifest(format=FORMAT, key=self.key, sources=self.fingerprints, **content)
+        manifest = Manifest(format=FORMAT, key=self.key, sources=texts(self.fingerprints, hidden), **content)
         write_text(shards / "manifest.json", json.dumps(manifest.to_dict(), indent=1) + "\n")
         os.rename(shards, Path(self.preparation.shards_dir, self.key))
         shutil.rmtree(self.work, ignore_errors=True)
@@ -237,7 +260,7 @@ class Stages:
         again = ((record.result.windows, record.held_out) for record in recorded(files))
         validation = {"documents": overlap.judged, "near_duplicates": overlap.near_duplicates(again)}
         reading = {"sources": self._reading(), "validation": validation}
-        write_text(folder / "reading.json", json.dumps(reading, indent=1) + "\n")
+        write_text(folder / "reading.json", json.dumps(texts(reading, hidden), indent=1) + "\n")
         write_text(folder / "tokenizer.json", trained.to_json())
         return {
             "eos_id": trained.eos_id,

@@ -14,7 +14,6 @@ from thunderhead import disk, extras
 from thunderhead.core import components
 from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, first_line
-from thunderhead.core.environment import hidden
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.trust import trust_typed
@@ -90,7 +89,7 @@ def export(config: DictConfig) -> Path:
         making = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         try:
             exported.save(making)
-            (making / "README.md").write_text(hidden(card), encoding="utf-8")
+            (making / "README.md").write_text(card, encoding="utf-8")
             draw_losses(run_dir, making / "loss.png")
             for path, mode in [(making, 0o755), *((file, 0o644) for file in making.iterdir())]:
                 path.chmod(mode)  # libraries' 0700 and 0600 would lock colleagues out

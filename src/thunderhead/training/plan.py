@@ -12,6 +12,7 @@ from hydra.utils import get_object
 from thunderhead.core.components import takes
 from thunderhead.core.config import ConfigError, Problem
 from thunderhead.core.data.datamodule import Draw, asked
+from thunderhead.core.environment import hidden
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.run import Run, problems_of
 from thunderhead.core.types import PositiveFloat, PositiveInt, Probability
@@ -208,7 +209,7 @@ def plan_run(run: Run, micro_batch_size: int | None = None, *, count_memory: boo
     )
     refused = [f"a run would be refused: {problem.message}" for problem in drawn.problems]
     of_budget = run.budget.notes(sizes, tokens) if hasattr(run.budget, "notes") else []
-    return replace(plan, notes=[*_notes(run, decoder, plan), *refused, *drawn.notes, *of_budget])
+    return replace(plan, notes=[*map(hidden, (*_notes(run, decoder, plan), *refused, *drawn.notes, *of_budget))])
 
 
 def _optimizer_problems(run: Run) -> Iterator[Problem]:

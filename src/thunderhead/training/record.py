@@ -22,7 +22,6 @@ from typing_extensions import TypedDict
 
 from thunderhead import disk
 from thunderhead.core.config import Config, damaged, read_mapping, set_value
-from thunderhead.core.environment import hidden
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STAGED = ".resuming"  # in a run's folder
@@ -325,13 +324,12 @@ def loss_spikes(run_dir: Path) -> list[int]:
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a CSV file atomically, without secrets; ValueError for a row with what is no column."""
+    """Write a CSV file atomically; ValueError for a row with what is no column."""
     with disk.replacing(path) as file:
         lines = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         writer = csv.DictWriter(lines, columns, lineterminator="\n")
         writer.writeheader()
-        for row in rows:
-            writer.writerow({name: hidden(cell) if isinstance(cell, str) else cell for name, cell in row.items()})
+        writer.writerows(rows)
         lines.detach()
 
 

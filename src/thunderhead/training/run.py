@@ -14,7 +14,7 @@ from thunderhead.core import config as configuration
 from thunderhead.core.components import build
 from thunderhead.core.config import Config, ConfigError, Problem, read_mapping
 from thunderhead.core.data.datamodule import asked
-from thunderhead.core.environment import recorded
+from thunderhead.core.environment import hidden, recorded, texts
 from thunderhead.core.run import REFUSALS, Problems, Run, build_run
 from thunderhead.core.trust import trust_typed
 from thunderhead.core.types import FolderName, NonNegativeInt, PathText
@@ -217,10 +217,11 @@ def prepare(run: Run, plan: Plan) -> Plan:
 def _record_of(run: Run, plan: Plan) -> dict[str, str]:
     """The files of a run's record that are known before the first step."""
     overrides = list(dict.fromkeys(resuming.recorded_overrides(run.folder) + command_line.invocation_overrides()))
-    to_json = getattr(getattr(run.data, "tokenizer", None), "to_json", None)
+    to_json, data = getattr(getattr(run.data, "tokenizer", None), "to_json", None), asked(run.data, "summary")()
+    read = ("key", "tokenizer")  # by programs; the rest is for people
     return {
         **({"tokenizer.json": to_json()} if to_json is not None else {}),
-        "data.json": record.to_json(asked(run.data, "summary")()),
+        "data.json": record.to_json(texts(data, hidden) | {name: data[name] for name in read if name in data}),
         "config.yaml": configuration.to_yaml(recorded(_as_typed(run.config, run.folder))),
         "plan.json": record.to_json(plan.to_dict()),
         "environment.json": record.to_json(record.surroundings() | {"overrides": overrides}),
