@@ -92,9 +92,9 @@ def test_a_law_is_read_back_from_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"alpha": -0.1}, r"law\.json is no fitted law: law\.alpha: Input should be greater than 0"),
-        ({"count": "all"}, r"law\.count: Input should be 'total' or 'non_embedding'"),
-        ({"beta": None}, r"law\.beta: Input should be a valid number"),
+        ({"alpha": -0.1}, r"law\.json is no fitted law: law\.alpha: input should be greater than 0"),
+        ({"count": "all"}, r"law\.count: input should be 'total' or 'non_embedding'"),
+        ({"beta": None}, r"law\.beta: input should be a valid number"),
     ],
 )
 def test_a_file_that_is_no_law_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
+from thunderhead.core.config import first_fault
 from thunderhead.core.types import Count, NonNegativeFloat, PositiveFloat
 
 Number = TypeVar("Number", float, npt.NDArray[np.float64])
@@ -98,6 +99,4 @@ def read_law(path: str | Path) -> Law:
         made = "experiment=scaling_law or compare.py scaling=total"
         raise ValueError(f"{path} cannot be read ({error.strerror}): give a law.json, which {made} makes") from error
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path} is no fitted law: {f'{where}: ' * bool(where)}{first['msg']}") from error
+        raise ValueError(f"{path} is no fitted law: {first_fault(error)}") from error

@@ -16,7 +16,7 @@ from killed_preparation import Killable, count
 from long_words import LongWords
 
 from shard_fixtures import digest_of, find_manifest
-from thunderhead.core.data.manifest import Manifest, MissingFileError
+from thunderhead.core.data.manifest import Manifest, MissingFileError, ShardError
 from thunderhead.core.tokenizer import Tokens
 from thunderhead.corpus import batches, passes
 from thunderhead.corpus.batch_processing import UselessError
@@ -385,6 +385,34 @@ def test_what_a_killed_preparation_left_is_made_again_where_it_is_damaged(
         shutil.copytree(work.parent, place)
         damage(place / work.name / name)
         assert digest_of(make(place).folder) == expected, (name, kind)
+
+
+def test_shards_lie_in_the_folder_of_their_name(make_shards: MakeShards, corpus: Path) -> None:
+    one = make_shards()
+    (corpus / "000.txt").write_text("another text")
+    other = make_shards()
+    shutil.rmtree(other.folder)
+    one.folder.rename(other.folder)  # as if it were shards of the other corpus
+    with pytest.raises(ShardError, match=f"{other.key} holds {one.key}"):
+        make_shards()
+    shutil.rmtree(other.folder)
+    other.folder.write_text("in the way")
+    with pytest.raises(ShardError, match=f"{other.key} is a file"):
+        make_shards()
+
+
+def test_a_folder_of_work_that_is_removed_is_named(corpus: Path, tmp_path: Path) -> None:
+    class Cleaned(ByteTokenizer):
+        name = "byte"  # by which it is found again
+
+        def encode_batch(self, texts):
+            shutil.rmtree(tmp_path / "shards")
+            return super().encode_batch(texts)
+
+    settings = {"shards_dir": tmp_path / "shards", "validation_fraction": 0.2, "processes": 1}
+    with pytest.raises(ValueError, match=r"\.preparing was removed meanwhile"):
+        prepare({"text": LocalText(path=str(corpus))}, Cleaned(), **settings)
+    assert prepare({"text": LocalText(path=str(corpus))}, ByteTokenizer(), **settings)
 
 
 @pytest.mark.parametrize("on_error", ["fail", "skip"])

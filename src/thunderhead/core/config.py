@@ -173,9 +173,15 @@ def misshapen(content: Any, shape: Any) -> str | None:
     try:
         pydantic.TypeAdapter(shape).validate_python(content, strict=True)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        return first_fault(error)
     return None
+
+
+def first_fault(error: Any) -> str:
+    """The first of what a ValidationError of pydantic refuses, and where: all of it would be pages."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: " * bool(where) + f"{first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def options(group: str) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from thunderhead.core.data.manifest import FORMAT, Manifest
+from thunderhead.core.data.manifest import FORMAT, Manifest, ShardError
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.corpus.curation import Filter
 from thunderhead.corpus.sources import Source, named
@@ -60,4 +60,14 @@ class Preparation:
 
 
 def load(folder: Path) -> Manifest | None:
-    return Manifest.load(folder) if folder.exists() and any(folder.iterdir()) else None
+    """The shards in the folder of their name; None if there are none. ShardError for others, or where a file lies."""
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise ShardError(f"{folder} is a file, where a folder of shards would be: move it away")
+    if not any(folder.iterdir()):
+        return None
+    manifest = Manifest.load(folder)
+    if manifest.key != folder.name:
+        raise ShardError(f"{folder} holds {manifest.key}, shards of something else: give the folder its own name back")
+    return manifest

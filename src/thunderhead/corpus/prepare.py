@@ -54,6 +54,9 @@ def run(preparation: Preparation, engine: Engine | None = None) -> Manifest | No
         try:
             done = engine.carry(Stages(preparation, key, fingerprints, work, engine.tasks))
         except BaseException as error:
+            if isinstance(error, OSError) and not (work / "begun.json").exists():
+                shutil.rmtree(work, ignore_errors=True)  # what was written since
+                raise ValueError(f"{work} was removed meanwhile: the same command begins anew") from error
             if isinstance(error, UselessError) or not _has_begun(work):  # nothing there is of use to the next call
                 shutil.rmtree(work, ignore_errors=True)
             elif isinstance(error, KeyboardInterrupt):

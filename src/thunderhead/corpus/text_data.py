@@ -12,7 +12,7 @@ from thunderhead.core.data.manifest import Manifest
 from thunderhead.core.types import FolderName, PathText
 from thunderhead.corpus import prepare
 from thunderhead.corpus.engines import Engine
-from thunderhead.corpus.preparation import Preparation
+from thunderhead.corpus.preparation import Preparation, load
 from thunderhead.corpus.shard_data import ShardData, refusals
 from thunderhead.corpus.sources import Source, check_sources
 from thunderhead.processes import global_rank
@@ -55,7 +55,7 @@ class TextData(ShardData):
         if self.tokenizer is None or not self.sources:  # `problems` tells
             return None
         if self.shards_key is not None and (folder := Path(self.shards_dir, self.shards_key)).is_dir():
-            return Manifest.load(folder)
+            return load(folder)
         return self._preparation().find()
 
     def _preparation(self) -> Preparation:

@@ -1,11 +1,14 @@
 """What a folder of shards holds, as the manifest beside them says.
 
-<shards_dir>/<key>/manifest.json            written last
-/tokenizer.json
-/reading.json             which files were read, passed over or skipped, and near duplicates across the split
-/curation.json            what filters removed, if there were any
-/<source>/train/index.json, chunk-0-0.bin, chunk-0-1.bin …
-/<source>/val/…                      the same, and documents.npy: bytes of text and tokens of each document
+In <shards_dir>/<key>/:
+
+manifest.json                                           written last
+tokenizer.json
+reading.json                                            which files were read, passed over or skipped, and near
+                                                        duplicates across the split
+curation.json                                           what filters removed, if there were any
+<source>/train/index.json, chunk-0-0.bin, chunk-0-1.bin …
+<source>/val/…                                          the same, and documents.npy: bytes of text and tokens of each
 """
 
 import hashlib
@@ -20,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
+from thunderhead.core.config import first_fault
 from thunderhead.core.tokenizer import MAX_VOCAB_SIZE, Tokenizer, dtype_for, load_tokenizer
 
 FORMAT = 2  # raise when the same text would give other shards
@@ -123,7 +127,8 @@ class Manifest:
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError, ValidationError) as error:
             beginning = content[:40].decode("utf-8", "replace")
             is_json = beginning.lstrip().startswith("{")
-            reason = str(error).replace("\n", " ") if is_json else f"it begins with {beginning!r}, not with '{{'"
+            why = first_fault(error) if isinstance(error, ValidationError) else str(error)
+            reason = why if is_json else f"it begins with {beginning!r}, not with '{{'"
             raise ShardError(f"{file} is damaged ({reason}): {REMEDY}") from None
         if manifest.format != FORMAT:
             message = f"has format {manifest.format}, and this version of Thunderhead reads {FORMAT}: prepare anew"
