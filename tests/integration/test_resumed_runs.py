@@ -517,6 +517,20 @@ def test_shards_suffice_to_go_on(
         go_on(str(folder), "budget.steps=9", "data.validation_fraction=0.3")  # asks for other shards
 
 
+@pytest.mark.parametrize("content", ["step,tokens,tokens\n", None], ids=["edited", "removed"])
+def test_who_touches_metrics_csv_meanwhile_costs_no_results(
+    content: str | None, text_corpus: Path, shards_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit = f"+callbacks.edit={{_target_: crash.Edit, after: 4, content: '{content or ''}'}}"
+    train_here(tiny(text_corpus, shards_dir, *SETTINGS, edit), tmp_path)
+    assert read_mapping(tmp_path / "summary.json")["steps"] == 8
+    assert (tmp_path / "checkpoints" / "last.ckpt").exists()
+    if content is None:
+        assert [step for step, _ in rows_of(tmp_path)] == ["4", "5", "6", "7", "8"]
+    else:
+        assert "metrics.csv is damaged (line 1: two columns are called tokens)" in capsys.readouterr().err
+
+
 def test_changed_settings_outside_of_the_model_are_told(run: Callable[..., Path]) -> None:
     folder = run(*SETTINGS)
     (folder / "summary.json").unlink()

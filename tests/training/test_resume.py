@@ -112,6 +112,17 @@ def test_what_a_refused_run_leaves(error: BaseException, recorded: bool, is_remo
     with pytest.raises(type(error)):
         end(new)
     assert new.parent.exists() is new.exists() is not is_removed
+    trained = tmp_path / "trained"
+
+    def train(folder: Path) -> None:
+        with held(folder):
+            (folder / "checkpoints").mkdir()
+            (folder / "checkpoints" / "last.ckpt").touch()
+            raise error
+
+    with pytest.raises(type(error)):
+        train(trained)
+    assert (trained / "checkpoints" / "last.ckpt").exists()
     before = tmp_path / "before"
     before.mkdir()
     (before / "notes.txt").touch()  # not ours

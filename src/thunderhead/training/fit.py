@@ -85,9 +85,7 @@ def _fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
                 if trainer.is_global_zero:
                     back.unlink()
 
-    summary = _summary(run, plan, trainer, log_metrics) | {"attention_kernel": attention_kernel}
-    if spikes := record.loss_spikes(run.folder):
-        summary["loss_spikes"] = spikes
+    summary = _summary(run, plan, trainer, log_metrics) | {"attention_kernel": attention_kernel} | _spikes(run.folder)
     if watch.rollbacks:
         summary["rollbacks"] = watch.rollbacks
     if watch.skipped:
@@ -271,6 +269,16 @@ def _next_commands(run: Run) -> dict[str, str]:
         longer = f"budget.{name}={2 * value}"
         found["train longer"] = command_line.shown("train.py", f"resume={place}", longer, *trusting)
     return found | {"compare": command_line.shown("compare.py", f"runs={quoted(folder.parent)}")}
+
+
+def _spikes(folder: Path) -> dict[str, list[int]]:
+    """For the summary, which has results without them, if somebody has edited metrics.csv meanwhile."""
+    try:
+        spikes = record.loss_spikes(folder)
+    except ConfigError as error:
+        display.complain(str(error))
+        return {}
+    return {"loss_spikes": spikes} if spikes else {}
 
 
 def _summary(run: Run, plan: Plan, trainer: Trainer, log_metrics: LogMetrics) -> dict[str, Any]:

@@ -225,9 +225,9 @@ class MetricsCsv(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append a row; a new column rewrites the file."""
         row = {"step": step, **metrics}
-        if not row.keys() <= {*self._columns}:
+        if not row.keys() <= {*self._columns} or not self.path.exists():  # removed meanwhile
             columns = columns_of(self.path) if self.path.exists() else []
-            self._columns = list(dict.fromkeys([*columns, *row]))
+            self._columns = list(dict.fromkeys([*columns, *self._columns, *row]))
             if self._columns != columns:
                 write_rows(self.path, self._columns, rows_of(self.path) if columns else [])
         with disk.naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:

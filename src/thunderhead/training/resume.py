@@ -334,8 +334,8 @@ def shared(run_dir: Path, *, at_first: int = fcntl.LOCK_SH) -> Iterator[None]:
 def held(run_dir: Path) -> Iterator[None]:
     """Hold a run's folder for this process, until it ends, however it ends; and remove half-written checkpoints.
 
-    The folder of a new run is removed again if the run is refused, or ends before its configuration is recorded.
-    Raises ConfigError if another process trains this run.
+    The folder of a new run is removed again if the run is refused, or ends before its configuration is recorded; never
+    what it was trained. Raises ConfigError if another process trains this run.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     before = {*run_dir.iterdir()}
@@ -349,7 +349,8 @@ def held(run_dir: Path) -> Iterator[None]:
         except BaseException as error:
             # of processes that were launched, the exit status tells
             refused = isinstance(error, ConfigError) or (isinstance(error, SystemExit) and error.code == 2)
-            if is_new and (refused or not (run_dir / "config.yaml").exists()):
+            trained = (run_dir / "metrics.csv").exists() or any((run_dir / CHECKPOINTS).glob("*.ckpt"))
+            if is_new and not trained and (refused or not (run_dir / "config.yaml").exists()):
                 shutil.rmtree(run_dir, ignore_errors=True)
                 command_line.remove_if_empty(run_dir)
             elif refused:  # Lightning has let TensorBoard begin a file before

@@ -40,7 +40,7 @@ def _is_number(value: Any) -> bool:
 
 def _forgiving(method: Callable[..., Any]) -> Callable[..., None]:
     """What a logger fails at costs no results, and is told once; of what the disk refuses others tell."""
-    told = set[str]()
+    told = list[Exception]()
 
     @wraps(method)
     def call(*given: Any, **named: Any) -> None:
@@ -50,10 +50,9 @@ def _forgiving(method: Callable[..., Any]) -> Callable[..., None]:
             if disk.problem(error) is not None:
                 raise
             owner = type(getattr(method, "__self__", method)).__name__
-            line = f"{owner} failed at {method.__name__}: {type(error).__name__}: {first_line(error)}"
-            if line not in told:
-                complain(line)
-            told.add(line)
+            if not told:  # what it says next time may differ by a number only
+                complain(f"{owner} failed at {method.__name__}: {type(error).__name__}: {first_line(error)}")
+            told.append(error)
 
     call.forgiven = method  # type: ignore[attr-defined]
     return call
