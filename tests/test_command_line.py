@@ -208,6 +208,15 @@ def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path: Path) -> 
     assert len(done.stderr.splitlines()) == 2
 
 
+@pytest.mark.parametrize("typed", ["train.py name=", "train.py resume=", "generate.py run=", "evaluate.py run="])
+def test_a_name_that_is_too_long_is_refused_in_one_line(typed: str, tmp_path: Path) -> None:
+    program, setting = typed.split()
+    done = programs.run(program, setting + 300 * "a", *["dry_run=true"] * (program == "train.py"), cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "File name too long" in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+
+
 @pytest.mark.parametrize("name", ["{elsewhere}", "q/../../../../{elsewhere}"])
 def test_a_refused_name_leaves_no_folder(name: str, tmp_path: Path) -> None:
     elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"

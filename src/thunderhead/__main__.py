@@ -85,13 +85,13 @@ def _completion(spelled: str, asked: list[str]) -> tuple[str, list[str]]:
 
 
 def _new(arguments: list[str]) -> None:
-    from thunderhead import new
+    from thunderhead import disk, new
     from thunderhead.core.config import ConfigError
 
     try:
         folder = new.new(arguments)
     except (ConfigError, OSError) as error:
-        complain(" ".join(str(error).split()))
+        complain(disk.problem(error) or " ".join(str(error).split()))
         sys.exit(2)
     print(f"{folder} is a project of your own: see its README.md")
 

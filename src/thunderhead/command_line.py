@@ -273,7 +273,7 @@ def repeated_sweep(arguments: list[str]) -> list[str]:
         folder = Path(str(OverridesParser.create().parse_override(resumed).value())).absolute()
     except HydraException:  # which Hydra will say
         return arguments
-    if not (folder / "sweep.json").is_file():
+    if not os.path.isfile(folder / "sweep.json"):  # Path's raises for a long name
         return arguments
     given = joined(a for a in arguments if a not in (resumed, "-m", "--multirun"))
     keys = {a.partition("=")[0] for a in given if "=" in a} | {"hydra.sweep.dir"}

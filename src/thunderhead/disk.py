@@ -20,6 +20,7 @@ _REMEDIES = {
     errno.ENOTDIR: "a file is in its way: choose another place",
     errno.EEXIST: "something else is in its way: choose another place",
     errno.EISDIR: "a folder is in the place of a file: move it away, or choose another place",
+    errno.ENAMETOOLONG: "a name of it is too long: choose a shorter one",
     errno.ELOOP: "links there lead in a circle: choose another place",
     errno.EROFS: "have it mounted for writing, or write elsewhere",
     errno.EACCES: "change its owner or mode, or write elsewhere",
@@ -59,7 +60,7 @@ def problem(error: BaseException | None) -> str | None:
     if name is None:  # what is printed goes to a file, say
         return f"the output, or a file that is not known, could not be written: {why}: {remedy}"
     path = Path(os.fsdecode(name)).absolute()
-    there = next(place for place in (path, *path.parents) if place.exists())
+    there = next(place for place in (path, *path.parents) if os.path.exists(place))  # Path's raises for a long name
     what = "written" if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else "read or written"
     return f"{path} could not be {what}: {why} ({shutil.disk_usage(there).free:,} bytes free there): {remedy}"
 
@@ -98,7 +99,7 @@ def told(then: Callable[[], str] = lambda: "") -> Iterator[None]:
             raise
         with contextlib.suppress(OSError):  # where this goes may be full, too
             complain(why + then())
-        raise SystemExit(1) from None
+        raise SystemExit(2 if error.errno == errno.ENAMETOOLONG else 1) from None  # of what was typed
 
 
 @contextlib.contextmanager
