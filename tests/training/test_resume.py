@@ -8,6 +8,7 @@ import torch
 from filelock import FileLock
 
 from thunderhead.core.config import ConfigError
+from thunderhead.core.module import GROUPS
 from thunderhead.training.callbacks.state import AtomicCheckpointIO
 from thunderhead.training.resume import damage, find, held
 
@@ -48,7 +49,7 @@ def test_a_truncated_file_is_damaged(kept: float, tmp_path: Path) -> None:
 
 def run_folder(folder: Path, *steps: int) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.yaml").write_text("seed: 1")
+    (folder / "config.yaml").write_text("".join(f"{group}: {{}}\n" for group in (*GROUPS, "data", "trainer")))
     for step in steps:
         save(folder / "checkpoints" / f"step-{step}.ckpt", step)
     return folder

@@ -18,7 +18,7 @@ from thunderhead.core import config as configuration
 from thunderhead.core.components import build, factory
 from thunderhead.core.config import Config, ConfigError, Problem, first_line, read_mapping
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import GROUPS, LanguageModel, NoAverageError
+from thunderhead.core.module import LanguageModel, NoAverageError
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.core.tokenizer import load_tokenizer as load_kind
 from thunderhead.core.trust import trust_typed
@@ -26,7 +26,7 @@ from thunderhead.core.types import PathText
 from thunderhead.release.exported import ExportedModel, is_exported, load_exported
 from thunderhead.release.sample import Outcome, sample_text, sample_texts
 from thunderhead.terminal import complain
-from thunderhead.training import hardware
+from thunderhead.training import hardware, record
 from thunderhead.training.resume import damage, recorded_config
 
 
@@ -209,8 +209,6 @@ def read_record(place: Path, checkpoint: str) -> tuple[Path, Config, Path]:
     folder = place.parent.parent if place.is_file() else place
     recorded, weights = recorded_config(folder, "run"), folder / "checkpoints" / f"{checkpoint}.ckpt"
     weights = place if place.is_file() else weights
-    if not recorded.keys() >= {*GROUPS}:
-        raise ConfigError([Problem("run", f"{folder / 'config.yaml'} is not the configuration of a training run")])
     if not weights.is_file():
         there = sorted(path.stem for path in weights.parent.glob("*.ckpt"))
         has = f"it has {', '.join(there)}" if there else "it has none: it did not get that far, or had callbacks=none"
@@ -222,7 +220,7 @@ def read_record(place: Path, checkpoint: str) -> tuple[Path, Config, Path]:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a run, of the kind that data.json names; raises ConfigError if it cannot be read."""
-    file, data = folder / "tokenizer.json", read_mapping(folder / "data.json", "run")
+    file, data = folder / "tokenizer.json", read_mapping(folder / "data.json", "run", record.Data)
     if "tokenizer" not in data:
         raise ConfigError([Problem("run", f"{folder} has no tokenizer: its data are not of text")])
     try:

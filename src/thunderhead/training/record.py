@@ -56,6 +56,17 @@ class _Git(TypedDict, total=False):
     changed_files: list[str]
 
 
+class _Kind(TypedDict):
+    name: str
+
+
+class Data(TypedDict, total=False):
+    """What is read of data.json, if the data have it."""
+
+    key: str
+    tokenizer: _Kind
+
+
 class Surroundings(TypedDict, total=False):
     """What is read of environment.json."""
 
@@ -158,7 +169,7 @@ def with_its_shards(config: Config, run_dir: Path, where: str = "resume") -> Con
     """
     if "shards_key" not in config["data"]:
         return config
-    return set_value(config, "data.shards_key", read_mapping(run_dir / "data.json", where).get("key"))
+    return set_value(config, "data.shards_key", read_mapping(run_dir / "data.json", where, Data).get("key"))
 
 
 CHANGES = "changes.json"

@@ -21,6 +21,7 @@ from thunderhead.core.config import (
     Config,
     ConfigError,
     Problem,
+    damaged,
     differences,
     first_line,
     plain,
@@ -30,7 +31,7 @@ from thunderhead.core.config import (
 )
 from thunderhead.core.data.datamodule import TokenDataModule
 from thunderhead.core.environment import of_record, recorded
-from thunderhead.core.module import COMPONENTS, LanguageModel, ModelSpec
+from thunderhead.core.module import COMPONENTS, GROUPS, LanguageModel, ModelSpec
 from thunderhead.core.run import Run
 from thunderhead.core.trust import refuse_unknown_variables, refuse_untrusted
 from thunderhead.training import record
@@ -301,6 +302,9 @@ def recorded_config(run_dir: Path, where: str = "resume") -> Config:
         message = f"{run_dir} is no run folder (it has no config.yaml): give one of logs/runs/<name>/<time>"
         raise ConfigError([Problem(where, message)])
     config = read_mapping(file, where)
+    if lacking := [group for group in (*GROUPS, "data", "trainer") if group not in config]:
+        lacks = f"it has no {', no '.join(lacking[:3])}{' …' * (len(lacking) > 3)}"
+        raise damaged(file, f"as the configuration of a run {lacks}", where)
     refuse_untrusted(config, run_dir / CODE)
     return {**config, "trust": []}
 
