@@ -30,7 +30,7 @@ from results_folder import RESULTS
 
 from thunderhead.core import config as configuration
 from thunderhead.core.components import build
-from thunderhead.core.module import build_decoder, build_optimizer
+from thunderhead.core.model_spec import build_decoder, build_optimizer
 from thunderhead.training import hardware
 from thunderhead.training.record import read_rows
 

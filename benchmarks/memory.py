@@ -23,7 +23,7 @@ from results_folder import RESULTS
 
 from thunderhead.core import components
 from thunderhead.core import config as configuration
-from thunderhead.core.module import build_decoder, build_optimizer
+from thunderhead.core.model_spec import build_decoder, build_optimizer
 from thunderhead.parallel.strategies import single
 from thunderhead.training import hardware, memory
 

@@ -137,7 +137,7 @@ def bare(batches: torch.Tensor, compile_: str = "model", keep_freed_memory: bool
     """Our decoder and optimizer in a plain loop: what train.py could reach at best."""
     from thunderhead.core import config as configuration
     from thunderhead.core.components import build
-    from thunderhead.core.module import build_decoder, build_optimizer
+    from thunderhead.core.model_spec import build_decoder, build_optimizer
     from thunderhead.training import hardware
 
     config = configuration.plain(configuration.compose([*TRAIN_PY, f"compile={'none' if EAGER else compile_}"]))

@@ -41,7 +41,7 @@ from results_folder import RESULTS
 
 from thunderhead.core import config as configuration
 from thunderhead.core.components import build
-from thunderhead.core.module import build_decoder
+from thunderhead.core.model_spec import build_decoder
 from thunderhead.training import hardware
 
 ROOT = Path(__file__).resolve().parents[1]

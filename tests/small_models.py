@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 
 from thunderhead.core import config
 from thunderhead.core.components import build
-from thunderhead.core.module import LanguageModel, ModelSpec
+from thunderhead.core.model_spec import ModelSpec
+from thunderhead.core.module import LanguageModel
 from thunderhead.options.precision import Precision
 from tiny import tiny
 

@@ -15,7 +15,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from small_models import batches, fit, language_model
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
-from thunderhead.core.module import LanguageModel, build_decoder, build_optimizer
+from thunderhead.core.model_spec import build_decoder, build_optimizer
+from thunderhead.core.module import LanguageModel
 
 # These runs validate nothing.
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")

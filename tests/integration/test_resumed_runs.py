@@ -15,7 +15,7 @@ from ranks import Case, train_in_processes
 from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import read_mapping
-from thunderhead.core.module import GROUPS
+from thunderhead.core.model_spec import GROUPS
 from thunderhead.lab.analysis import analyse
 from thunderhead.lab.runs import read_runs
 from thunderhead.training import record

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from thunderhead.core import config
-from thunderhead.core.module import build_decoder
+from thunderhead.core.model_spec import build_decoder
 from thunderhead.lab.match import EqualFlops, EqualParameters, EqualTime, measuring_run, odd, speed
 from thunderhead.lab.runs import Match
 from thunderhead.training.run import find_problems

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from thunderhead.core import config
 from thunderhead.core.config import read_mapping
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import ModelSpec
+from thunderhead.core.model_spec import ModelSpec
 from thunderhead.options.compile import CPU_FLOPS_PER_THREAD, Compile
 from thunderhead.parallel.strategies import fsdp, single
 from tiny import tiny

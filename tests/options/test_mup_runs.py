@@ -13,7 +13,8 @@ from thunderhead import command_line
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError, read_mapping
 from thunderhead.core.model.attention import Attention
-from thunderhead.core.module import LanguageModel, build_decoder
+from thunderhead.core.model_spec import build_decoder
+from thunderhead.core.module import LanguageModel
 from thunderhead.lab.match import EqualParameters
 from thunderhead.options.mup import MaximalUpdate
 from thunderhead.training.record import read_rows, read_summary

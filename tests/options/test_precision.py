@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from small_models import VOCAB, batches, fit, language_model
 from thunderhead.core import config
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import ModelSpec
+from thunderhead.core.model_spec import ModelSpec
 from thunderhead.options import precision as precision_module
 from thunderhead.options.precision import Precision, compute_in, multiply_in_fp8
 from tiny import tiny

@@ -15,7 +15,8 @@ from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.core.metrics import as_metric
 from thunderhead.core.model.loss import IGNORED_TARGET
-from thunderhead.core.module import LanguageModel, ModelSpec, inputs_and_targets
+from thunderhead.core.model_spec import ModelSpec
+from thunderhead.core.module import LanguageModel, inputs_and_targets
 from thunderhead.corpus.command import prepare_corpus
 from thunderhead.options.synthetic_tasks import Induction
 from thunderhead.options.task_data import TaskSequences, is_most_probable, sample_answers

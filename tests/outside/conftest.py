@@ -8,7 +8,7 @@ import pytest
 
 from thunderhead.core import components, config
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import build_decoder
+from thunderhead.core.model_spec import build_decoder
 
 SIZES = ("model.n_layers=4", "model.d_model=32", "model.n_heads=4", "model.context_length=16")
 

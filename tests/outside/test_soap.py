@@ -11,7 +11,7 @@ from torch import nn
 from oracles import storages
 from outside.soap import SOAP
 from thunderhead.core import config
-from thunderhead.core.module import ModelSpec
+from thunderhead.core.model_spec import ModelSpec
 from thunderhead.options.precision import Precision
 from thunderhead.parallel.strategies import single
 from thunderhead.training import memory

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from thunderhead.core import config
 from thunderhead.core.config import ConfigError
-from thunderhead.core.module import build_decoder, build_optimizer
+from thunderhead.core.model_spec import build_decoder, build_optimizer
 from thunderhead.parallel import strategies as parallel
 from thunderhead.parallel.strategies import MeshStrategy, auto, ddp, fsdp, single, tensor_parallel
 from thunderhead.parallel.zero1 import owners

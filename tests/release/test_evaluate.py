@@ -14,7 +14,7 @@ from thunderhead.core import config
 from thunderhead.core.config import ConfigError
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.loss import IGNORED_TARGET
-from thunderhead.core.module import build_decoder
+from thunderhead.core.model_spec import build_decoder
 from thunderhead.corpus.sources import LocalText
 from thunderhead.corpus.trained_tokenizers import ByteTokenizer
 from thunderhead.release.evaluate import evaluate

@@ -14,7 +14,7 @@ import yaml
 from thunderhead.core import config
 from thunderhead.core.config import Config
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import build_decoder
+from thunderhead.core.model_spec import build_decoder
 from thunderhead.release.architectures import ARCHITECTURES
 from thunderhead.release.exported import ExportedModel
 from thunderhead.release.facts import Misfit

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
 from thunderhead.core import config
-from thunderhead.core.module import build_decoder
+from thunderhead.core.model_spec import build_decoder
 from thunderhead.corpus.trained_tokenizers import ByteTokenizer
 from thunderhead.release.sample import Outcome, generate, sample_text, sample_texts
 from tiny import tiny

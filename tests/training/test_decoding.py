@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from thunderhead.core import config
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import build_decoder
+from thunderhead.core.model_spec import build_decoder
 from thunderhead.parallel.strategies import fsdp
 from thunderhead.training import decoding_speed, fit
 from thunderhead.training.decoding_speed import decode_tokens_per_second

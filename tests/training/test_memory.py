@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from oracles import storages
 from thunderhead.core import config
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import ModelSpec
+from thunderhead.core.model_spec import ModelSpec
 from thunderhead.options.precision import Precision
 from thunderhead.parallel.strategies import Parallelism, fsdp, single, tensor_parallel
 from thunderhead.training import memory

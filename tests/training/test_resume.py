@@ -8,7 +8,7 @@ import torch
 from filelock import FileLock
 
 from thunderhead.core.config import ConfigError
-from thunderhead.core.module import GROUPS
+from thunderhead.core.model_spec import GROUPS
 from thunderhead.training.callbacks.state import AtomicCheckpointIO
 from thunderhead.training.resume import damage, find, held
 

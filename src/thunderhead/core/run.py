@@ -35,7 +35,7 @@ from thunderhead.core.data.datamodule import asked
 from thunderhead.core.metrics import as_metric, refuse_unknown, try_out
 from thunderhead.core.model import init
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import ModelSpec
+from thunderhead.core.model_spec import ModelSpec
 from thunderhead.core.tokenizer import Tokenizer
 
 REFUSALS = (MisconfigurationException, ModuleNotFoundError)

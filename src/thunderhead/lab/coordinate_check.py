@@ -29,7 +29,7 @@ from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, first_line
 from thunderhead.core.model.decoder import Decoder
 from thunderhead.core.model.loss import with_terms
-from thunderhead.core.module import COMPONENTS, build_decoder, build_optimizer
+from thunderhead.core.model_spec import COMPONENTS, build_decoder, build_optimizer
 from thunderhead.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from thunderhead.lab.arms import option_of
 from thunderhead.lab.looks import STYLE, look, panels

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from thunderhead.core.config import Config, Problem, values_of
-from thunderhead.core.module import build_decoder
+from thunderhead.core.model_spec import build_decoder
 from thunderhead.core.types import Count, PositiveInt, counted
 from thunderhead.lab.jobs import Plan
 from thunderhead.lab.runs import Match

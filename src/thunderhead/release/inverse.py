@@ -13,7 +13,7 @@ from thunderhead.core import choices
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem, first_line, set_value, show, values_of
 from thunderhead.core.model.decoder import Decoder
-from thunderhead.core.module import COMPONENTS, build_decoder
+from thunderhead.core.model_spec import COMPONENTS, build_decoder
 from thunderhead.release.architectures import ARCHITECTURES, Architecture
 from thunderhead.release.exported import SAFE
 from thunderhead.release.facts import PLAIN, facts_of, misfits

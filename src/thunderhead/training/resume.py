@@ -31,7 +31,8 @@ from thunderhead.core.config import (
 )
 from thunderhead.core.data.datamodule import TokenDataModule
 from thunderhead.core.environment import of_record, recorded
-from thunderhead.core.module import COMPONENTS, GROUPS, LanguageModel, ModelSpec
+from thunderhead.core.model_spec import COMPONENTS, GROUPS, ModelSpec
+from thunderhead.core.module import LanguageModel
 from thunderhead.core.run import Run
 from thunderhead.core.trust import refuse_unknown_variables, refuse_untrusted
 from thunderhead.training import record

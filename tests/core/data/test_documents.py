@@ -18,7 +18,8 @@ from torch import Tensor
 from thunderhead.core import config
 from thunderhead.core.data.documents import Selection, choose
 from thunderhead.core.model.loss import IGNORED_TARGET, LossTerms
-from thunderhead.core.module import LanguageModel, ModelSpec, inputs_and_targets
+from thunderhead.core.model_spec import ModelSpec
+from thunderhead.core.module import LanguageModel, inputs_and_targets
 from thunderhead.core.tokenizer import Tokenizer
 from thunderhead.corpus.prepare import prepare
 from thunderhead.corpus.published_tokenizers import HuggingFaceTokenizer
