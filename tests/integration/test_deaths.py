@@ -15,7 +15,7 @@ import torch
 from programs import NEEDS_PROC, processes_of, ranks_of, train_py, wait_until
 from thunderhead import command_line
 from thunderhead.core.config import ConfigError
-from thunderhead.training import resume
+from thunderhead.training import resume, run_folder
 from thunderhead.training.record import read_rows, read_summary
 from tiny import tiny, train_here
 
@@ -124,7 +124,7 @@ def test_all_end_and_the_next_start_goes_on(
         since, who = time.monotonic(), victim(role, process, run_dir)
         os.kill(who, signal.SIGKILL)
         if role == "launcher" and launched:  # who writes holds the folder
-            with pytest.raises(ConfigError, match="still being trained by another process"), resume.held(run_dir):
+            with pytest.raises(ConfigError, match="still being trained by another process"), run_folder.held(run_dir):
                 pass
         longest = max(longest, wait_for_the_end(run_dir, since))
         output, _ = process.communicate()

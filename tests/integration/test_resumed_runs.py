@@ -18,7 +18,7 @@ from thunderhead.core.config import read_mapping
 from thunderhead.core.model_spec import GROUPS
 from thunderhead.lab.analysis import analyse
 from thunderhead.lab.runs import read_runs
-from thunderhead.training import record
+from thunderhead.training import record, run_folder
 from thunderhead.training import resume as resuming
 from thunderhead.training.record import read_rows, write_rows
 from thunderhead.training.run import train
@@ -260,7 +260,10 @@ def test_auto_is_the_last_unfinished_run(
     assert rows_of(runs / "2026-01-04") == rows_of(runs / "2026-01-01")
 
     (runs / "2026-01-04" / "summary.json").unlink()
-    with resuming.held(runs / "2026-01-04"), pytest.raises(config.ConfigError, match="still being trained by another"):
+    with (
+        run_folder.held(runs / "2026-01-04"),
+        pytest.raises(config.ConfigError, match="still being trained by another"),
+    ):
         start("2026-01-05")
     with pytest.raises(config.ConfigError, match="optimizer: a resumed run keeps its recorded optimizer"):
         start("2026-01-06", "optimizer=adamw")

@@ -10,7 +10,8 @@ from filelock import FileLock
 from thunderhead.core.config import ConfigError
 from thunderhead.core.model_spec import GROUPS
 from thunderhead.training.callbacks.state import AtomicCheckpointIO
-from thunderhead.training.resume import damage, find, held
+from thunderhead.training.resume import damage, find
+from thunderhead.training.run_folder import held
 
 
 def save(file: Path, step: int) -> None:

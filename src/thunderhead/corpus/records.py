@@ -4,7 +4,9 @@ import csv
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -131,3 +133,16 @@ def text_of(record: object, field: str, where: str) -> str | None:
         raise ValueError(f"{where}: {field} is {type(text).__name__}, not text")
     refuse_long(len(text or ""), where)
     return text
+
+
+RECORDS: dict[str, Any] = {
+    ".jsonl": json_lines,
+    ".ndjson": json_lines,
+    ".json": whole_json,
+    ".csv": partial(table, delimiter=","),
+    ".tsv": partial(table, delimiter="\t"),
+    ".html": html,
+    ".htm": html,
+    ".parquet": parquet,
+}
+"""How the records of files with other suffixes than plain text's are found."""

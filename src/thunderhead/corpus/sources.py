@@ -1,7 +1,5 @@
 """Where text comes from: a source yields documents one by one, says what it is cheaply, and refuses bad input early."""
 
-import codecs
-import difflib
 import itertools
 import re
 from abc import ABC, abstractmethod
@@ -9,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
-from encodings.aliases import aliases
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -20,10 +17,11 @@ from annotated_types import Ge
 from thunderhead.core.components import placed
 from thunderhead.core.types import NonNegativeFloat, PathText, PositiveFloat
 from thunderhead.corpus.content import listing
-from thunderhead.corpus.records import check_field, html, json_lines, parquet, table, whole_json
+from thunderhead.corpus.records import RECORDS, check_field, parquet
 from thunderhead.corpus.text_files import (
     ARCHIVES,
     blocks,
+    check_encoding,
     contents,
     cut,
     decoded,
@@ -37,27 +35,8 @@ from thunderhead.corpus.text_files import (
 )
 
 SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".jsonl", ".ndjson", ".parquet")
-_RECORDS: dict[str, Any] = {
-    ".jsonl": json_lines,
-    ".ndjson": json_lines,
-    ".json": whole_json,
-    ".csv": partial(table, delimiter=","),
-    ".tsv": partial(table, delimiter="\t"),
-    ".html": html,
-    ".htm": html,
-    ".parquet": parquet,
-}
-_OF_MANY = (*_RECORDS.keys() - {".html", ".htm"}, *ARCHIVES)  # files that hold many documents
+_OF_MANY = (*RECORDS.keys() - {".html", ".htm"}, *ARCHIVES)  # files that hold many documents
 _ON_ERROR = {"fail": "strict", "skip": "surrogateescape", "replace": "replace"}
-
-
-def _is_of_text(encoding: str) -> bool:
-    try:
-        return bool(codecs.lookup(encoding)._is_text_encoding)
-    except LookupError:
-        return False
-
-
 INSIDE = "in an archive, and "  # begins why a member of one is passed over
 _FEW_FILES = 40  # by which 5 % are two
 _SHOWN = 5  # of the files that something is wrong with
@@ -177,11 +156,7 @@ class LocalText(FilesSource):
     stays whole, but for fewer than 40 files of plain text, of which validation would get none."""
 
     def __post_init__(self) -> None:
-        if not _is_of_text(self.encoding):
-            known = {name.replace("_", "-") for name in {*aliases, *aliases.values()} if _is_of_text(name)}
-            near = difflib.get_close_matches(self.encoding.lower().replace("_", "-"), sorted(known), n=1)
-            other = f"did you mean {near[0]}?" if near else "there are utf-8, utf-16, latin-1 …"
-            raise ValueError(f"encoding={self.encoding} is no encoding of text; {other}")
+        check_encoding(self.encoding)
         self.suffixes = tuple(kind_of(f"x.{suffix.lstrip('.')}")[1] if suffix else "" for suffix in self.suffixes)
         self._passed: Counter[tuple[str, str]] = Counter()  # suffix and reason
         self._inside: Counter[tuple[str, str]] = Counter()  # the same of what archives hold
@@ -303,7 +278,7 @@ class LocalText(FilesSource):
                 where = f"{file}/{inside}" if inside else str(file)
                 texts = decoded(blocks(stream), where, self.encoding, _ON_ERROR[self.on_error])
                 place = f"/{inside}" if inside else ""
-                if (records := _RECORDS.get(suffix)) is None:
+                if (records := RECORDS.get(suffix)) is None:
                     yield place, texts
                     continue
                 for record, text in records(texts, self.text_field, where, partial(self._fault, name)):

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from encodings.aliases import aliases
 from pathlib import Path
 from typing import IO, Any
 
@@ -108,6 +109,22 @@ def _seems(head: bytes, encoding: str) -> str:
     if other is None and (best := from_bytes(head).best()) is not None and best.coherence:
         other = "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding.replace("_", "-")
     return f": perhaps it is {_spelled(other)}, then say encoding={other}" if other not in (None, encoding) else ""
+
+
+def _is_of_text(encoding: str) -> bool:
+    try:
+        return bool(codecs.lookup(encoding)._is_text_encoding)
+    except LookupError:
+        return False
+
+
+def check_encoding(encoding: str) -> None:
+    """Refuse what is no encoding of text, by a ValueError that names the nearest."""
+    if not _is_of_text(encoding):
+        known = {name.replace("_", "-") for name in {*aliases, *aliases.values()} if _is_of_text(name)}
+        near = difflib.get_close_matches(encoding.lower().replace("_", "-"), sorted(known), n=1)
+        other = f"did you mean {near[0]}?" if near else "there are utf-8, utf-16, latin-1 …"
+        raise ValueError(f"encoding={encoding} is no encoding of text; {other}")
 
 
 def is_readable(text: str) -> bool:

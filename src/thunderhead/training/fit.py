@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import shlex
 import traceback
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,17 @@ from typing import Any
 import torch
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-from thunderhead import command_line, disk
+from thunderhead import disk
 from thunderhead.core.components import placed
-from thunderhead.core.config import ConfigError, Problem, quoted, read_mapping
-from thunderhead.core.data.datamodule import RunData, asked
+from thunderhead.core.config import ConfigError, Problem
+from thunderhead.core.data.datamodule import asked
 from thunderhead.core.data.manifest import ShardError
 from thunderhead.core.environment import hidden
 from thunderhead.core.module import LanguageModel
 from thunderhead.core.run import REFUSALS, Run, validation_metrics
-from thunderhead.core.trust import foreign
 from thunderhead.parallel.launch import is_launched
 from thunderhead.processes import WHEN_KILLED
 from thunderhead.training import display, hardware, record
@@ -36,6 +33,7 @@ from thunderhead.training.callbacks.state import CheckpointError, ExactResume
 from thunderhead.training.callbacks.stop import FAILED, StopOnSignal, StoppedError
 from thunderhead.training.decoding_speed import decode_tokens_per_second
 from thunderhead.training.loggers import finish, log_text
+from thunderhead.training.next_commands import from_here, go_on, next_commands
 from thunderhead.training.plan import Plan
 from thunderhead.training.trainer import CheckBatches, make_trainer, quiet_lightning, reason
 
@@ -105,7 +103,7 @@ def _fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
         _ornaments(run, plan, trainer, model, summary)
     if trainer.is_global_zero:
         finish(trainer.loggers, "success")
-        display.show_where(_from_here(run.folder), _watch(run) | _next_commands(run))
+        display.show_where(from_here(run.folder), next_commands(run))
     return summary
 
 
@@ -222,53 +220,6 @@ def _from_outside(error: Exception) -> str | None:
 def _stopped(trainer: Trainer, run_dir: Path) -> str:
     """Say where a run ended before its time, and how to go on with it."""
     return f"stopped at step {trainer.global_step:,} of {trainer.max_steps:,}; {go_on(run_dir)}"
-
-
-def go_on(run_dir: Path, *changes: str) -> str:
-    """Say how to go on with a run that has ended before its time."""
-    if not any((run_dir / resuming.CHECKPOINTS).glob("*.ckpt")):
-        return "no checkpoint was kept"
-    return f"go on with: {command_line.shown('train.py', f'resume={quoted(run_dir)}', *changes, *_trusting(run_dir))}"
-
-
-def _trusting(run_dir: Path) -> list[str]:
-    """What lets a program call the components of one's own that a run's record names."""
-    file = run_dir / "config.yaml"
-    modules = foreign(read_mapping(file)) if file.is_file() else []
-    return [f"trust=[{','.join(modules)}]"] if modules else []
-
-
-def _watch(run: Run) -> dict[str, str]:
-    """How to look at the run's charts, beside its neighbours'."""
-    if not any(isinstance(logger, TensorBoardLogger) for logger in run.loggers.values()):
-        return {}
-    logs = next((folder for folder in run.folder.parents if folder.name == "logs"), run.folder.parent)
-    return {"watch": f"tensorboard --logdir {shlex.quote(str(_from_here(logs)))}"}
-
-
-def _from_here(folder: Path) -> Path:
-    """What is typed for a folder where we are."""
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-
-
-def _next_commands(run: Run) -> dict[str, str]:
-    """What to do with a finished run, as commands; nothing without a checkpoint."""
-    if not any((run.folder / resuming.CHECKPOINTS).glob("*.ckpt")):
-        return {}
-    folder, found, trusting = _from_here(run.folder), {}, _trusting(run.folder)
-    place = quoted(folder)
-    is_text = getattr(run.data, "tokenizer", None) and getattr(type(run.data), "sample", None) is RunData.sample
-    if is_text:
-        found["write text"] = command_line.shown("generate.py", f"run={place}", *trusting)
-        found["export"] = command_line.shown("export.py", f"run={place}", *trusting)
-    elif "shards_key" not in run.config["data"]:
-        found["evaluate"] = command_line.shown("evaluate.py", f"run={place}", *trusting)
-    amounts = {name: value for name, value in run.config["budget"].items() if isinstance(value, int | float)}
-    if len(amounts) == 1:
-        ((name, value),) = amounts.items()
-        longer = f"budget.{name}={2 * value}"
-        found["train longer"] = command_line.shown("train.py", f"resume={place}", longer, *trusting)
-    return found | {"compare": command_line.shown("compare.py", f"runs={quoted(folder.parent)}")}
 
 
 def _spikes(folder: Path) -> dict[str, list[int]]:

@@ -20,11 +20,12 @@ from thunderhead.core.trust import trust_typed
 from thunderhead.core.types import FolderName, NonNegativeInt, PathText
 from thunderhead.parallel import launch
 from thunderhead.processes import global_rank, is_rank
-from thunderhead.training import display, hardware, record
+from thunderhead.training import display, hardware, record, run_folder
 from thunderhead.training import resume as resuming
 from thunderhead.training.batch import AUTO
 from thunderhead.training.callbacks import divergence
-from thunderhead.training.fit import fit, go_on
+from thunderhead.training.fit import fit
+from thunderhead.training.next_commands import go_on
 from thunderhead.training.own_code import own_sources
 from thunderhead.training.plan import Plan, plan_run
 from thunderhead.training.trainer import DERIVED, decided_elsewhere, reason, try_settings
@@ -75,7 +76,7 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
         raise
     is_first = global_rank() == 0
     if launch.is_launched():
-        with resuming.shared(folder) if is_first else contextlib.nullcontext():  # who launched it may be killed
+        with run_folder.shared(folder) if is_first else contextlib.nullcontext():  # who launched it may be killed
             return float(fit(run, plan, checkpoint)["val_loss"])
     if is_first:
         display.show_plan(plan)
@@ -86,7 +87,7 @@ def train(config: DictConfig, run_dir: Path | None = None) -> float | None:
 
     if checkpoint is None and is_first:
         _refuse_to_overwrite(folder)
-    with disk.refusing(), resuming.held(folder) if is_first else contextlib.nullcontext():
+    with disk.refusing(), run_folder.held(folder) if is_first else contextlib.nullcontext():
         plan = prepare(run, plan)
         changes = [] if checkpoint is None else resuming.check(checkpoint, run, plan)
         if is_first:
