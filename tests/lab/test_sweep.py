@@ -89,6 +89,14 @@ def test_failing_arms_do_not_stop_a_sweep_and_are_retried(
     assert "a wire broke" not in (folder / "report.html").read_text()
     states = {job["name"]: job["state"] for job in json.loads((folder / "sweep.json").read_text())["jobs"].values()}
     assert set(states.values()) == {"finished"}
+    for part in ("config.yaml", "plan.json"):
+        (file,) = folder.glob(f"attention_mla-seed_1-*/{part}")
+        content = file.read_bytes()
+        file.unlink()
+        assert grid(attention=["mla", "gqa"], seed=["1", "2"]) == 1
+        assert f"{part} of its record is gone: move {file.parent} away" in capsys.readouterr().out
+        assert f"{part} of its record is gone" in (folder / "report.html").read_text()
+        file.write_bytes(content)
 
 
 # without SIGHUP where nohup has it ignored

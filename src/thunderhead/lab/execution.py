@@ -181,10 +181,13 @@ def run_jobs(
     watch = _Watch(executor, board, outcomes)
     waiting: deque[Job] = deque()
     for job in {job.folder: job for job in jobs}.values():
-        if state(job.folder) == "finished":
-            watch.end(job, Outcome("finished", already=True), "finished before")
-        else:
+        if state(job.folder) != "finished":
             waiting.append(job)
+        elif lost := [name for name in ("config.yaml", "plan.json") if not (job.folder / name).is_file()]:
+            remedy = f"move {job.folder} away to have it trained again"
+            watch.end(job, Outcome("failed", f"{lost[0]} of its record is gone: {remedy}"), "failed")
+        else:
+            watch.end(job, Outcome("finished", already=True), "finished before")
     handler = listen(stop, stop)
     before: dict[int, Any] = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
