@@ -133,9 +133,10 @@ class CheckBatches(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A loss of nothing is no number."""
-        if trainer.world_size > 1 or trainer.sanity_checking:  # a rank, or a few batches, may have none
+        if trainer.sanity_checking:  # a few batches may have none
             return
-        if any(not mean.weight for mean in getattr(pl_module, "val_loss", ())):
+        weights = torch.stack([mean.weight for mean in pl_module.val_loss])  # type: ignore[union-attr]
+        if not trainer.strategy.reduce(weights, reduce_op="sum").all():  # of all ranks: one may have none
             raise MisconfigurationException("data: a source of validation has no target, and so no loss")
 
 
