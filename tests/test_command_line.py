@@ -262,3 +262,19 @@ def test_what_is_no_override_is_told_what_one_is(override: str) -> None:
     refused = programs.run("train.py", override)
     assert refused.returncode == 2
     assert f"{override!r} cannot be read: an override is key=value" in refused.stderr
+
+
+def test_a_folder_whose_name_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    os.mkdir(os.fsencode(tmp_path) + b"/\xff\xfe")
+    (folder,) = tmp_path.iterdir()
+    done = programs.run("train.py", "dry_run=true", cwd=folder)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert r"\udcff\udcfe' is no UTF-8" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("dry_run=true",), ("attention=…",)])
+def test_output_may_be_ascii(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    done = programs.run("train.py", *arguments, cwd=tmp_path, **ascii_only)
+    assert done.returncode == (2 if "…" in arguments[0] else 0), done.stderr
+    assert "Traceback" not in done.stderr

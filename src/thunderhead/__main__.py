@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Any
 
-from thunderhead.terminal import complain
+from thunderhead.terminal import complain, take_any_text
 
 PROGRAMS = {
     "train": "pretrain a model, or many: a sweep that ends in a report",
@@ -28,6 +28,7 @@ def main(spelled: str = "thunderhead") -> None:
     `spelled` is what the command is called, where another package has one of its own.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported: no traceback
+    take_any_text()
     name, rest = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if name in ("--help", "-h"):
         shown, usage = {**PROGRAMS, "new": "a project of your own: <folder> name=<package>"}, _USAGE

@@ -34,6 +34,7 @@ from thunderhead.core import config as configuration
 from thunderhead.core.config import Config, ConfigError, Problem, quoted, unknown
 from thunderhead.core.environment import escaped
 from thunderhead.processes import SIGNALS, Stopped, end_with_launcher, global_rank, listen, stop
+from thunderhead.terminal import take_any_text
 
 
 def invocation_overrides() -> list[str]:
@@ -198,8 +199,11 @@ def run(main: Callable[[], Any], config_name: str = "train", expand: Mapping[str
 
 
 def _run(main: Callable[[], Any], config_name: str, expand: Mapping[str, str]) -> None:
+    take_any_text()
     if "${" in os.getcwd():
         _refuse([Problem("", f"{os.getcwd()}: Hydra takes the ${{ in this path for a variable: start from another")])
+    if os.getcwd().encode("utf-8", "replace") != os.getcwdb():  # no record can hold it
+        _refuse([Problem("", f"{os.getcwd()!r} is no UTF-8: start from another folder, or rename it")])
     try:
         env_file.load()
     except ConfigError as error:

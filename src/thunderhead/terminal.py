@@ -15,6 +15,13 @@ class Console(RichConsole):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def take_any_text() -> None:
+    """Have what the output's encoding lacks printed as ?, where Python would end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
 _console = Console(highlight=False)
 TELL_SECONDS = 30.0
 """Between lines about the progress of long work, where there is no terminal."""
