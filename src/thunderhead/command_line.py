@@ -27,10 +27,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from thunderhead import disk, env_file, lean, suggestions
+from thunderhead import choices, disk, env_file, lean, suggestions
 from thunderhead.composing import groups_composed_once
-from thunderhead.core import choices, resolvers
 from thunderhead.core import config as configuration
+from thunderhead.core import resolvers
 from thunderhead.core.config import Config, ConfigError, Problem, quoted, unknown
 from thunderhead.core.environment import escaped
 from thunderhead.processes import SIGNALS, Stopped, end_with_launcher, global_rank, listen, stop

@@ -10,8 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import programs
+from thunderhead.choices import defaults
 from thunderhead.core import config
-from thunderhead.core.choices import defaults
 from thunderhead.core.config import ConfigError
 from thunderhead.corpus.command import prepare_corpus
 from thunderhead.training.run import OPTIONAL, find_problems

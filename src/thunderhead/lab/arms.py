@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thunderhead.core.choices import nearest
+from thunderhead.choices import nearest
 from thunderhead.core.config import Config, ConfigError, Problem, leaves, show
 from thunderhead.lab.runs import Run, tuned_settings
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from thunderhead import disk
+from thunderhead.choices import names
 from thunderhead.command_line import from_job
-from thunderhead.core.choices import names
 from thunderhead.core.config import Config, quoted, read_mapping, to_yaml
 from thunderhead.core.environment import escaped
 from thunderhead.lab.runs import last_metrics

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from thunderhead import extras
-from thunderhead.core import choices
+from thunderhead import choices, extras
 from thunderhead.core import config as configuration
 from thunderhead.core.config import ConfigError, Problem, first_line, set_value, show, values_of
 from thunderhead.core.model.decoder import Decoder

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from thunderhead import disk
-from thunderhead.core.choices import choices, defaults
+from thunderhead.choices import choices, defaults
 from thunderhead.core.config import read_mapping, show
 from thunderhead.core.environment import hidden, recorded
 from thunderhead.core.run import Run

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from thunderhead import command_line, disk
-from thunderhead.core import choices, components
+from thunderhead import choices, command_line, disk
+from thunderhead.core import components
 from thunderhead.core import config as configuration
 from thunderhead.core.components import build
 from thunderhead.core.config import Config, ConfigError, Problem, read_mapping

@@ -2,7 +2,8 @@
 
 import pytest
 
-from thunderhead.core import choices, config
+from thunderhead import choices
+from thunderhead.core import config
 
 
 def test_the_options_of_a_composed_run() -> None:
