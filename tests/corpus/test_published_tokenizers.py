@@ -248,6 +248,15 @@ def test_words_without_spaces_between(tmp_path: Path) -> None:
     assert loaded.decode(loaded.encode("a unable")) == "a unable"
 
 
+def test_a_pattern_that_gives_up_is_refused(tmp_path: Path) -> None:
+    tokenizer = tokenizers.Tokenizer(models.BPE({"a": 0, "!": 1, EOS: 2}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex("(a+)+$"), "isolated")
+    tokenizer.add_special_tokens([EOS])
+    loaded = HuggingFaceTokenizer(path=str(save(tokenizer, tmp_path)))
+    with pytest.raises(ValueError, match=r"^tokenizer\.path: this tokenizer gives up on a text: .*retry-limit"):
+        loaded.encode_batch([40 * "a" + "!"])
+
+
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tokenizer\.path=.*nowhere cannot be read \(No such file"):
         HuggingFaceTokenizer(path=str(tmp_path / "nowhere"))

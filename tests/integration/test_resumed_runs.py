@@ -448,6 +448,8 @@ def test_going_on_from_an_earlier_checkpoint_leaves_the_branch(run: Callable[...
     assert [int(row["step"]) for row in read_rows(folder / "metrics.csv")[1]] == [*range(1, 10)]
     assert read_mapping(folder / "summary.json")["steps"] == 9
 
+    with pytest.raises(config.ConfigError, match=r"is of a branch that was left: move it to .*checkpoints, and go on"):
+        go_on(str(aside / "last.ckpt"))
     go_on(str(folder / "checkpoints" / "step-6.ckpt"))  # a third branch: the first is still there
     assert left.items() <= {file.name: file.read_bytes() for file in aside.iterdir()}.items()
     assert torch.load(aside / "last-2.ckpt", weights_only=True)["global_step"] == 9

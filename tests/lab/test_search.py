@@ -231,9 +231,17 @@ def test_what_acts_on_a_grid_is_refused_and_a_dry_run_says_what_would_run(
 def test_a_damaged_study_is_told(search: Search, tmp_path: Path) -> None:
     assert search(2) == 0
     journal = tmp_path / "sweep" / "study.log"
-    journal.write_text(journal.read_text().replace('{"op_code":4', '{"op_cod', 1))
-    with pytest.raises(ConfigError, match=r"study.log is damaged .*delete it"):
-        search(3)
+    whole = journal.read_text()
+    damages = [
+        whole.replace('{"op_code":4', '{"op_cod', 1),
+        whole.replace('{"op_code":4', '{"op_code":99', 1),
+        re.sub(r'"values":\[[^]]*\]', '"values":["a"]', whole, count=1),
+    ]
+    for damaged in damages:
+        assert damaged != whole
+        journal.write_text(damaged)
+        with pytest.raises(ConfigError, match=r"study.log is damaged .*delete it"):
+            search(3)
     journal.unlink()
     assert search(3) == 0
     assert len(list((tmp_path / "sweep").glob("*/starts.txt"))) == 3

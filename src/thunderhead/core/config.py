@@ -142,10 +142,10 @@ def read_yaml(file: Path) -> Any:
     return yaml.load(text, Loader=loader)
 
 
-def damaged(file: Path, why: object, where: str = "") -> ConfigError:
+def damaged(file: Path, why: object, where: str = "", remedy: str = "begin anew") -> ConfigError:
     """To be raised, for the setting `where`, where a file of a record is not as it was written."""
     said = " ".join(str(why).split())[:200]
-    return ConfigError([Problem(where, f"{file} is damaged ({said}): copy it from a backup, or begin anew")])
+    return ConfigError([Problem(where, f"{file} is damaged ({said}): copy it from a backup, or {remedy}")])
 
 
 def read_mapping(file: Path, where: str = "", shape: Any = None) -> Config:

@@ -56,7 +56,12 @@ class LibraryTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         # np.array refuses an id that the type cannot hold, where astype would wrap around.
-        encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        except BaseException as error:  # a panic in Rust, which is no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ValueError(f"tokenizer.path: this tokenizer gives up on a text: {error}") from None
         return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:

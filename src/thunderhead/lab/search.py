@@ -129,8 +129,12 @@ def open_study(file: Path, **options: Any) -> optuna.Study:
         os.truncate(file, text.rfind(b"\n") + 1)  # a line cut off by a crash; Optuna would write behind it
     try:
         storage = JournalStorage(JournalFileBackend(str(file)))
-        return optuna.create_study(storage=storage, load_if_exists=True, **options)
-    except (ValueError, KeyError) as error:
+        study = optuna.create_study(storage=storage, load_if_exists=True, **options)
+        for trial in study.trials:
+            if any(not isinstance(value, int | float) for value in trial.values or ()):
+                raise ValueError(f"trial {trial.number} has the values {trial.values}")
+        return study
+    except Exception as error:  # Optuna believes what it reads: whatever follows from it
         message = f"{file} is damaged ({first_line(error)}): delete it, and the trials are found by their folders"
         raise ConfigError([Problem("resume", message)]) from error
 

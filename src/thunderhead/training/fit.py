@@ -51,7 +51,12 @@ def fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     Raises ConfigError if something was refused before the first step, and SystemExit if the run was stopped, diverged
     or could not go on; it has said so.
     """
-    with disk.told(lambda: f"; {go_on(run.folder)}"):
+
+    def then() -> str:
+        results = run.folder / "summary.json"
+        return f"; the results are in {results}" if results.exists() else f"; {go_on(run.folder)}"
+
+    with disk.told(then):
         return _fit(run, plan, checkpoint)
 
 

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import TypedDict
 
 from thunderhead import disk
-from thunderhead.core.config import Config, damaged, read_mapping, set_value
+from thunderhead.core.config import Config, ConfigError, damaged, read_mapping, set_value
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STAGED = ".resuming"  # in a run's folder
@@ -262,6 +262,10 @@ class MetricsCsv(Logger):
         return measured
 
 
+def _without_rows(path: Path, why: str) -> ConfigError:
+    return damaged(path, why, remedy="move it away to go on without its rows")
+
+
 def columns_of(path: Path) -> list[str]:
     """Columns of a metrics.csv; ConfigError if they cannot be read, or two have one name."""
     with path.open(newline="", encoding="utf-8") as file:
@@ -272,9 +276,9 @@ def _columns(path: Path, reader: "csv.DictReader[str]") -> list[str]:
     try:
         columns = list(reader.fieldnames or [])
     except (csv.Error, UnicodeDecodeError) as error:
-        raise damaged(path, f"line 1: {error}") from None
+        raise _without_rows(path, f"line 1: {error}") from None
     if twice := [name for name in columns if columns.count(name) > 1]:
-        raise damaged(path, f"line 1: two columns are called {twice[0]}")
+        raise _without_rows(path, f"line 1: two columns are called {twice[0]}")
     return columns
 
 
@@ -290,7 +294,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 if None not in row.values():
                     yield reader.line_num, row
         except (csv.Error, UnicodeDecodeError) as error:
-            raise damaged(path, f"line {reader.reader.line_num}, or after it: {error}") from None
+            raise _without_rows(path, f"line {reader.reader.line_num}, or after it: {error}") from None
 
 
 def rows_of(path: Path) -> Iterator[dict[str, str]]:
@@ -307,7 +311,7 @@ def _number(path: Path, line: int, text: str, kind: Callable[[str], float] = flo
         return kind(text)
     except ValueError:
         what = "number" if kind is float else "step"
-        raise damaged(path, f"line {line}: {text!r} is no {what}") from None
+        raise _without_rows(path, f"line {line}: {text!r} is no {what}") from None
 
 
 def points_of(path: Path, *columns: str) -> Iterator[list[float]]:

@@ -36,7 +36,7 @@ from thunderhead.training import record
 from thunderhead.training.own_code import CODE
 from thunderhead.training.plan import Plan
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, ABANDONED = "checkpoints", "abandoned"
 MOST_ROLLBACKS = 10
 SWITCHABLE = ("strategy", "compile", "activation_checkpointing")
 """Groups that say how a run is computed and not what: a resumed run may choose others."""
@@ -71,6 +71,9 @@ def find(resume: str, run_dir: Path) -> Found:
     if resume == "auto":
         return _last_unfinished(run_dir)
     path = Path(resume).absolute()  # the record holds no path that depends on where a run was resumed
+    if path.is_file() and path.parent.name == ABANDONED:
+        message = f"{path} is of a branch that was left: move it to {path.parents[1]}, and go on from it there"
+        raise ConfigError([Problem("resume", message)])
     recorded_config(path.parents[1] if path.is_file() else path)
     if path.is_file():
         if problem := damage(path):
@@ -157,9 +160,9 @@ def set_aside(run_dir: Path, steps: int) -> None:
     for file in (run_dir / CHECKPOINTS).glob("*.ckpt"):
         with contextlib.suppress(Exception):  # a damaged one is of no branch
             if _steps(file) > steps:
-                (file.parent / "abandoned").mkdir(exist_ok=True)
+                (file.parent / ABANDONED).mkdir(exist_ok=True)
                 names = itertools.chain([file.name], (f"{file.stem}-{n}.ckpt" for n in itertools.count(2)))
-                asides = (file.parent / "abandoned" / name for name in names)
+                asides = (file.parent / ABANDONED / name for name in names)
                 os.replace(file, next(aside for aside in asides if not aside.exists()))
 
 
