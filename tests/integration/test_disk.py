@@ -234,3 +234,14 @@ def test_a_sweep_says_what_the_disk_refused(disk: Callable[..., Path], text_corp
         (folder / "filled").touch()
     mount("-o", "remount,size=30m", sweep.parent)
     program("train.py", f"resume={sweep}", FILLS, "trust=[fills]", status=0)
+
+
+def test_a_read_only_folder_can_be_planned_in(disk: Callable[..., Path], tmp_path: Path) -> None:
+    small, elsewhere = disk("small", "200k"), tmp_path / "tmp"
+    elsewhere.mkdir()
+    mount("-o", "remount,ro", small)
+    for line in (["dry_run=true"], ["-m", "seed=1,2", "dry_run=true"]):
+        planned = run("train.py", *line, "tokenizer=byte", cwd=small, TMPDIR=str(elsewhere))
+        assert planned.returncode == 0, planned.stderr
+        assert [*elsewhere.iterdir()] == []
+    assert run("train.py", "budget.steps=1", cwd=small).returncode == 2

@@ -1,8 +1,9 @@
 """What `${…}` in YAML may call beside OmegaConf's own and Hydra's."""
 
-import contextlib
+import errno
 import functools
 import itertools
+import tempfile
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -20,15 +21,25 @@ made: list[Path] = []
 
 
 @functools.cache  # Hydra asks more than once
-def new_folder(path: str) -> str:
-    """`${new_folder:logs/runs/…}`: this folder, or -2, -3 …; made at once, as another start may ask, too."""
+def new_folder(path: str, is_dry: bool = False) -> str:
+    """`${new_folder:logs/runs/…}`: this folder, or -2, -3 …; made at once, as another start may ask, too.
+
+    Who only plans (`is_dry`) gets a temporary one where this cannot be written.
+    """
     for folder in itertools.chain([path], (f"{path}-{number}" for number in itertools.count(2))):
         new = [place for place in (Path(folder), *Path(folder).parents) if not place.exists()]
-        with contextlib.suppress(FileExistsError):
+        try:
             Path(folder).mkdir(parents=True)
-            made.extend(place.absolute() for place in new)
-            break
-    return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            if not is_dry or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            made.append(Path(temporary := tempfile.mkdtemp()))
+            return temporary
+        made.extend(place.absolute() for place in new)
+        return folder
+    raise AssertionError
 
 
 OmegaConf.register_new_resolver("divide", divide, replace=True)
