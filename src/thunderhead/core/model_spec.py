@@ -1,5 +1,6 @@
 """ModelSpec: what a LanguageModel is made of, as factories with the settings of their groups."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -32,9 +33,18 @@ class ModelSpec:
     def of(cls, config: Config) -> Self:
         """Build the factories of a resolved configuration. Raises ValueError, which names the config paths."""
         config = {group: texts(config[group], str) for group in GROUPS}
-        return cls(
-            config, decoder_factory(config), optimizer_factory(config), factory(config["scheduler"], "scheduler")
-        )
+        return cls(config, decoder_factory(config), optimizer_factory(config), _schedule(config["scheduler"]))
+
+
+def _schedule(node: Config) -> Callable[[int, int], float]:
+    """A function with its settings, or an object of a class, which is called."""
+    made = factory(node, "scheduler")
+    schedule = made() if inspect.isclass(made.func) else made
+    try:
+        inspect.signature(schedule).bind(0, 1)
+    except TypeError as error:
+        raise ValueError(f"scheduler: is called with step and total_steps, and takes others ({error})") from None
+    return schedule
 
 
 def decoder_factory(config: Config) -> Callable[[int, int | None], Decoder]:
