@@ -13,12 +13,14 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from thunderhead import disk
 from thunderhead.core.components import of_kind
 from thunderhead.core.config import Problem, first_line
+from thunderhead.core.data.datamodule import RunData
 from thunderhead.core.run import Run
 from thunderhead.processes import is_rank
 from thunderhead.training import hardware
@@ -75,6 +77,9 @@ class CheckBatches(Callback):
         """Refuse epochs that end within a step, and a validation of nothing."""
         if not any(trainer.num_val_batches):
             raise ValueError("data: val_dataloader gives no batch, and its loss is the result of a run")
+        if not isinstance(getattr(trainer, "datamodule", None), RunData):  # now rather than after some hours
+            for each in CombinedLoader(trainer.val_dataloaders).flattened:
+                self.on_validation_batch_start(trainer, pl_module, next(iter(each), None), 0)
         n_batches, accumulated = trainer.num_training_batches, self.plan.accumulation
         if n_batches > self.plan.steps * accumulated:  # the run ends before
             return
