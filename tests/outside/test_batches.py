@@ -107,3 +107,24 @@ def test_a_validation_that_gives_no_loss_is_refused(
 def test_epochs_of_whole_steps_are_not(trained: Callable[..., Path]) -> None:
     folder = trained("budget.steps=3", sequences=8)
     assert len(read_rows(folder / "metrics.csv")[1]) == 3
+
+
+class Unseeded(Several):
+    """Divides its data as many tutorials do, by the global generator."""
+
+    def setup(self, stage: str) -> None:
+        self.drawn = torch.rand(())
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        loader = super().train_dataloader()
+        order = torch.randperm(len(loader.dataset)) if self.drawn >= 0 else None  # type: ignore[arg-type]
+        subset = torch.utils.data.Subset(loader.dataset, order.tolist())  # type: ignore[union-attr]
+        return DataLoader(subset, batch_size=self.micro_batch_size, shuffle=True)
+
+
+def test_data_that_draws_from_the_global_generator_follows_the_seed(
+    run: Callable[..., Path], with_nodes: Callable[[dict[str, Any]], None]
+) -> None:
+    with_nodes({"data": {"_target_": f"{__name__}.Unseeded"}, "tokenizer": None})
+    losses = [read_mapping(run(f"seed={seed}") / "summary.json")["val_loss"] for seed in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]

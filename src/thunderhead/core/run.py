@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import random
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import torch
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -187,11 +189,20 @@ def build_all(nodes: Config, path: str, kind: type[Result], **supplied: Any) -> 
     return built
 
 
+def seed_generators(seed: int) -> None:
+    """Seed what has no generator of its own: Python's, NumPy's and PyTorch's."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def build_data(config: Config, *, micro_batch_size: int = 1, **sizes: int) -> LightningDataModule:
     """The data module, with those of the sizes that its signature names; the plan sets micro_batch_size again.
 
+    Others' may draw from the global generators, as `random_split` does: they are seeded first, alike on all ranks.
     Raises ConfigError, which names all that it, its parts, the tokenizer and the filters refuse.
     """
+    seed_generators(config["seed"])
     problems, kinds = Problems(), _kinds_of_parts(config["data"])
     tokenizer, filters = None, dict[str, Any]()
     with problems.collect("curation"):

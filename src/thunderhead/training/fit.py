@@ -20,7 +20,7 @@ from thunderhead.core.data.datamodule import asked
 from thunderhead.core.data.manifest import ShardError
 from thunderhead.core.environment import hidden
 from thunderhead.core.module import LanguageModel
-from thunderhead.core.run import REFUSALS, Run, validation_metrics
+from thunderhead.core.run import REFUSALS, Run, seed_generators, validation_metrics
 from thunderhead.parallel.launch import is_launched
 from thunderhead.processes import WHEN_KILLED
 from thunderhead.training import display, hardware, record
@@ -72,6 +72,7 @@ def _fit(run: Run, plan: Plan, checkpoint: Path | None) -> dict[str, Any]:
     if trainer.is_global_zero:  # others would ask rank 0's GPU
         attention_kernel = _attention_kernel(run, plan)
         display.say(f"Attention kernel: {attention_kernel}")
+    seed_generators(run.seed)  # for what others' data make when it is set up
     with quiet_lightning():
         diverged = _fit_or_stop(model, trainer, log_metrics, stop, checkpoint)
         while diverged is not None and run.config["on_divergence"] == "rollback":

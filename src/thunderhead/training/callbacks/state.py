@@ -17,6 +17,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 
 from thunderhead import disk
 from thunderhead.core.config import first_line
+from thunderhead.core.run import seed_generators
 
 
 class ExactResume(Callback):
@@ -44,10 +45,7 @@ class ExactResume(Callback):
         if saved_ranks == ranks:
             _set_state(states[trainer.global_rank])
         else:
-            seed = seed_of_rank(self.seed, ranks[trainer.global_rank])
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            seed_generators(seed_of_rank(self.seed, ranks[trainer.global_rank]))
         self._restored = [], []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
